@@ -1,0 +1,62 @@
+-- cli_filter.lua: images named in HPCIMG_CONTAINER go into the job's comment.
+--
+--     CliFilterPlugins=lua        in slurm.conf on the hosts where jobs are submitted
+--
+-- For sbatch, srun and salloc. Put this file and hpcimg.lua beside slurm.conf, or
+-- hpcimg.lua in /etc/hpcimg where Slurm hands out its own files only ("configless").
+
+local CONSEQUENCE = "the job goes on, its container images were not checked or not asked for"
+
+-- Loaded for the jobs that ask for images only: without hpcimg.lua the others work on.
+local function load_hpcimg()
+    local here = debug.getinfo(1, "S").source:match("^@(.*)/[^/]*$")
+    for _, folder in ipairs({ here or "/etc/slurm", "/etc/slurm", "/etc/hpcimg" }) do
+        local path = folder .. "/hpcimg.lua"
+        local file = io.open(path)
+        if file then
+            file:close()
+            return dofile(path)
+        end
+    end
+    error("hpcimg.lua is not in " .. (here or "/etc/slurm") .. " nor in /etc/hpcimg", 0)
+end
+
+local function pre_submit(options)
+    local comment, references = options["comment"], os.getenv("HPCIMG_CONTAINER")
+    if not references and not (comment and comment:find("container:", 1, true)) then
+        return slurm.SUCCESS
+    end
+    -- srun within a job starts a step of it: what was to be staged has been.
+    if options["type"] == "srun" and tonumber(options["jobid"] or nil) then
+        return slurm.SUCCESS
+    end
+    local merged, problem = load_hpcimg().merge(comment, references)
+    if not merged then
+        -- log_user is missing in some releases, and broken in others.
+        slurm.log_error("%s", problem)
+        return slurm.ERROR
+    end
+    if merged ~= (comment or "") then
+        options["comment"] = merged
+    end
+    return slurm.SUCCESS
+end
+
+function slurm_cli_pre_submit(options, _offset)
+    -- A mistake in here or in hpcimg.lua must not refuse the jobs of the whole site.
+    local ok, result = pcall(pre_submit, options)
+    if ok then
+        return result
+    end
+    slurm.log_error("hpcimg: %s: %s", tostring(result), CONSEQUENCE)
+    return slurm.SUCCESS
+end
+
+-- Slurm refuses a script that lacks any of the three functions.
+function slurm_cli_setup_defaults(_options, _early)
+    return slurm.SUCCESS
+end
+
+function slurm_cli_post_submit(_offset, _job_id, _step_id)
+    return slurm.SUCCESS
+end

@@ -1,0 +1,66 @@
+-- job_submit.lua: images named in HPCIMG_CONTAINER go into the job's comment.
+--
+--     JobSubmitPlugins=lua        in slurm.conf on the slurmctld host
+--
+-- For sbatch only: srun and salloc do not send their environment. What is written in
+-- --comment, or later by scontrol update, is checked for all of them. Put this file and
+-- hpcimg.lua beside slurm.conf. It runs within slurmctld, under its locks.
+
+local CONSEQUENCE = "the job goes on, its container images were not checked or not asked for"
+
+-- Loaded for the jobs that ask for images only, and anew for each of them: a change is in
+-- force at once, and it takes less than a millisecond.
+local function load_hpcimg()
+    local here = debug.getinfo(1, "S").source:match("^@(.*)/[^/]*$")
+    for _, folder in ipairs({ here or "/etc/slurm", "/etc/slurm", "/etc/hpcimg" }) do
+        local path = folder .. "/hpcimg.lua"
+        local file = io.open(path)
+        if file then
+            file:close()
+            return dofile(path)
+        end
+    end
+    error("hpcimg.lua is not in " .. (here or "/etc/slurm") .. " nor in /etc/hpcimg", 0)
+end
+
+-- Bring the comment of job_desc in order. references may be nil.
+local function check(job_desc, references)
+    local comment = job_desc.comment
+    if not references and not (comment and comment:find("container:", 1, true)) then
+        return slurm.SUCCESS
+    end
+    local merged, problem = load_hpcimg().merge(comment, references)
+    if not merged then
+        slurm.log_user("%s", problem)
+        return slurm.ERROR
+    end
+    if merged ~= (comment or "") then
+        job_desc.comment = merged
+    end
+    return slurm.SUCCESS
+end
+
+local function submit(job_desc)
+    -- To look into the environment that srun and salloc do not send costs a line of log each.
+    local environment = job_desc.script and job_desc.environment
+    return check(job_desc, environment and environment["HPCIMG_CONTAINER"])
+end
+
+-- An error in here or in hpcimg.lua must not refuse the jobs of the whole site.
+local function guarded(hook, job_desc)
+    local ok, result = pcall(hook, job_desc)
+    if ok then
+        return result
+    end
+    slurm.log_error("hpcimg: %s: %s", tostring(result), CONSEQUENCE)
+    return slurm.SUCCESS
+end
+
+function slurm_job_submit(job_desc, _part_list, _submit_uid)
+    return guarded(submit, job_desc)
+end
+
+-- Slurm 22.05 keeps the message for slurmctld's log, and scontrol says "Unspecified error".
+function slurm_job_modify(job_desc, _job_rec, _part_list, _modify_uid)
+    return guarded(check, job_desc)
+end

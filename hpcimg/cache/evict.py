@@ -1,0 +1,216 @@
+"""Eviction: which images go when room is needed, and their going."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from hpcimg import events
+from hpcimg.cache import inflight, lease, store
+from hpcimg.cache.layout import Layout
+from hpcimg.errors import DeadlinePassed, NoRoom, TooLarge
+from hpcimg.locks import held
+from hpcimg.units import format_size
+
+
+class Limits(NamedTuple):
+    """How large the cache may be, in bytes; ages in seconds."""
+
+    max_size: int
+    high: int
+    low: int
+    min_free: int
+    min_age_s: float
+
+
+class Candidate(NamedTuple):
+    """An image as eviction sees it. `jobs` hold leases on it."""
+
+    key: str
+    size_bytes: int
+    last_used: float
+    jobs: tuple[str, ...] = ()
+
+
+class Plan(NamedTuple):
+    """What to free and in which order; what cannot go, and why."""
+
+    wanted_bytes: int
+    victims: tuple[Candidate, ...]
+    in_use: tuple[Candidate, ...]
+    too_young: tuple[Candidate, ...]
+
+    def describe(self) -> str:
+        """Say what there is to free and what there is not."""
+        eligible = sum(c.size_bytes for c in self.victims)
+        parts = [f"{format_size(eligible)} eligible" if eligible else "0 eligible"]
+        if self.in_use:
+            jobs = {job for c in self.in_use for job in c.jobs}
+            size = format_size(sum(c.size_bytes for c in self.in_use))
+            parts.append(f"{size} in use by {len(jobs)} job{'s' * (len(jobs) != 1)}")
+        if self.too_young:
+            size = format_size(sum(c.size_bytes for c in self.too_young))
+            parts.append(f"{size} used a moment ago")
+        return ", ".join(parts)
+
+
+class Report(NamedTuple):
+    """What an eviction did."""
+
+    plan: Plan
+    evicted: tuple[Candidate, ...]
+
+    @property
+    def freed_bytes(self) -> int:
+        return sum(c.size_bytes for c in self.evicted)
+
+
+def plan_trim(
+    candidates: Iterable[Candidate], *, free_bytes: int, limits: Limits, now: float
+) -> Plan:
+    """Plan the way down to the low watermark, once the high one is passed or the floor touched."""
+    candidates = list(candidates)
+    used = sum(c.size_bytes for c in candidates)
+    wanted = used - limits.low if used > limits.high else 0
+    wanted = max(wanted, limits.min_free - free_bytes, 0)
+    return _plan(candidates, wanted, min_age_s=limits.min_age_s, now=now)
+
+
+def plan_room(
+    candidates: Iterable[Candidate],
+    *,
+    free_bytes: int,
+    reserved_bytes: int,
+    incoming_bytes: int,
+    limits: Limits,
+    now: float,
+) -> Plan:
+    """Plan just enough room for an image that a job waits for.
+
+    `reserved_bytes` is what other fetches will still write. Age protects no
+    image here: the job at hand is worth more than one that may come.
+    """
+    candidates = list(candidates)
+    used = sum(c.size_bytes for c in candidates)
+    coming = reserved_bytes + incoming_bytes
+    wanted = max(used + coming - limits.max_size, limits.min_free + coming - free_bytes, 0)
+    return _plan(candidates, wanted, min_age_s=0.0, now=now)
+
+
+def _plan(candidates: list[Candidate], wanted: int, *, min_age_s: float, now: float) -> Plan:
+    in_use = tuple(c for c in candidates if c.jobs)
+    idle = [c for c in candidates if not c.jobs]
+    too_young = tuple(c for c in idle if now - c.last_used < min_age_s)
+    old = sorted(set(idle) - set(too_young), key=lambda c: (c.last_used, c.key))
+    return Plan(wanted, tuple(old), in_use, too_young)
+
+
+def candidates(layout: Layout, now: float) -> list[Candidate]:
+    """Return all finished images as eviction sees them.
+
+    A last use in the future, from a clock that was wrong, becomes one now: it
+    would otherwise keep its image until that time comes.
+    """
+    found = []
+    for entry in store.entries(layout):
+        used = store.last_used(layout, entry.key)
+        if used > now:
+            store.mark_used(layout, entry.key)
+            used = now
+        jobs = tuple(lease.holders(layout, entry.key))
+        found.append(Candidate(entry.key, entry.size_bytes, used, jobs))
+    return found
+
+
+def trim(layout: Layout, limits: Limits, *, time_s: float, dry_run: bool = False) -> Report:
+    """Bring the cache down to the low watermark where it is above the high one.
+
+    Ends after about `time_s` seconds, with less freed.
+    """
+    now = time.time()
+    plan = plan_trim(candidates(layout, now), free_bytes=_free(layout), limits=limits, now=now)
+    if dry_run:
+        return Report(plan, _enough(plan))
+    return _execute(layout, plan, until=time.monotonic() + time_s)
+
+
+def make_room(
+    layout: Layout, limits: Limits, incoming_bytes: int, *, what: str, deadline: float
+) -> Report:
+    """Free what an image of `incoming_bytes` needs.
+
+    Hold the lock "room" until the image is announced in `inflight`, so that two
+    fetches do not count on the same bytes. Raises TooLarge where the image
+    could never fit, NoRoom where it does not fit now.
+    """
+    if incoming_bytes > limits.max_size:
+        raise TooLarge(
+            f"{what} is too large for this cache",
+            why=f"it has {format_size(incoming_bytes)}, "
+            f"the cache holds {format_size(limits.max_size)}",
+        )
+    now = time.time()
+    reserved = sum(
+        max(0, (work["total"] or work["bytes"]) - work["bytes"])
+        for work in inflight.under_way(layout)
+    )
+    plan = plan_room(
+        candidates(layout, now),
+        free_bytes=_free(layout),
+        reserved_bytes=reserved,
+        incoming_bytes=incoming_bytes,
+        limits=limits,
+        now=now,
+    )
+    report = _execute(layout, plan, until=deadline)
+    if report.freed_bytes < plan.wanted_bytes:
+        raise NoRoom(
+            f"there is no room on this node for {what}",
+            why=f"it needs {format_size(incoming_bytes)}, "
+            f"{format_size(plan.wanted_bytes)} would have to be freed: {plan.describe()}",
+        )
+    return report
+
+
+def evict(layout: Layout, key: str) -> bool:
+    """Remove one image unless a job uses it or somebody is at work on it."""
+    try:
+        with held(layout.lock(key), deadline=time.monotonic(), waiting=lambda _: None):
+            if not lease.close_to_hits(layout, key):
+                return False
+            entry = store.load_entry(layout, key)
+            if entry is None:
+                return False
+            store.forget(layout, entry)
+    except DeadlinePassed:
+        return False
+    events.record(layout.events, "evict", key=key, bytes=entry.size_bytes)
+    return True
+
+
+def _execute(layout: Layout, plan: Plan, *, until: float) -> Report:
+    evicted: list[Candidate] = []
+    freed = 0
+    for candidate in plan.victims:
+        if freed >= plan.wanted_bytes or time.monotonic() > until:
+            break
+        if evict(layout, candidate.key):
+            evicted.append(candidate)
+            freed += candidate.size_bytes
+    return Report(plan, tuple(evicted))
+
+
+def _enough(plan: Plan) -> tuple[Candidate, ...]:
+    chosen: list[Candidate] = []
+    for candidate in plan.victims:
+        if sum(c.size_bytes for c in chosen) >= plan.wanted_bytes:
+            break
+        chosen.append(candidate)
+    return tuple(chosen)
+
+
+def _free(layout: Layout) -> int:
+    seen = os.statvfs(layout.cache)
+    return seen.f_bavail * seen.f_frsize

@@ -1,0 +1,87 @@
+"""Hot records: all that a warm hit needs to know, in one small file.
+
+`hot/<uid or all>/<reference as written>` is made when an image was staged, and
+says what came of the reference under one configuration, until when that may be
+believed, and what the image file looked like. It lives on the state's tmpfs,
+holds nothing that cannot be worked out again, and where anything about it does
+not fit, the long way is taken.
+
+Imports only os and time: the way to a warm hit reads it.
+"""
+
+import os
+import time
+
+from hpcimg import atomic
+from hpcimg.cache import lease
+from hpcimg.cache.layout import Layout
+
+_NAME_MAX = 250  # file systems allow 255
+
+
+class Hit:
+    """A finished image that a job now holds a lease on."""
+
+    __slots__ = ("key", "path", "uri")
+
+    def __init__(self, key: str, path: str, uri: str) -> None:
+        self.key = key
+        self.path = path
+        self.uri = uri
+
+
+def remember(
+    layout: Layout, text: str, hit: Hit, *, owner: int | None, fingerprint: str, fresh_until: float
+) -> None:
+    """Write the hot record for a reference as a user wrote it (`text`).
+
+    `fresh_until` is a Unix time. A text too long for a file name has none.
+    """
+    name = _file_name(text)
+    if len(name) > _NAME_MAX:
+        return
+    seen = os.stat(hit.path)
+    folder = layout.hot_folder(owner)
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    lines = (
+        fingerprint,
+        repr(time.time()),
+        repr(fresh_until),
+        hit.key,
+        hit.path,
+        hit.uri,
+        _look(seen),
+    )
+    atomic.write_file(f"{folder}/{name}", "\n".join(lines), mode=0o600)
+
+
+def lookup(layout: Layout, text: str, *, job: str, uid: int, fingerprint: str) -> Hit | None:
+    """Return a hit, leased to the job and marked as used now, or None.
+
+    None says only that the long way has to be taken. No lock is taken and
+    nobody is waited for.
+    """
+    name = _file_name(text)
+    for folder in (layout.hot_folder(uid), layout.hot_folder(None)):
+        try:
+            with open(f"{folder}/{name}", encoding="utf-8") as file:
+                made_under, made, fresh_until, key, path, uri, look = file.read().split("\n")
+            # A clock that was set back makes the record one from the future.
+            if made_under != fingerprint or not float(made) <= time.time() < float(fresh_until):
+                continue
+            # The lease comes before the look: an evictor that begins between
+            # the two sees it.
+            if lease.take(layout, key, job) and _look(os.lstat(path)) == look:
+                os.utime(layout.meta(key))
+                return Hit(key, path, uri)
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def _look(seen: os.stat_result) -> str:
+    return f"{seen.st_ino} {seen.st_size} {seen.st_mtime_ns} {seen.st_mode}"
+
+
+def _file_name(text: str) -> str:
+    return text.replace("%", "%25").replace("/", "%2F")

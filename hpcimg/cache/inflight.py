@@ -1,0 +1,84 @@
+"""Work under way, for those who look: `inflight/<id>.json` in the state folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from typing import Any
+
+from hpcimg import atomic, processes
+from hpcimg.cache.layout import Layout
+
+_RENEW_EVERY_S = 1.0
+
+
+class Inflight:
+    """One image on its way. As a context manager it removes its file at the end."""
+
+    def __init__(self, layout: Layout, name: str, *, uri: str, job: str, private: bool) -> None:
+        self._layout = layout
+        self._path = f"{layout.inflight}/{name}.json"
+        self._mode = 0o600 if private else 0o644
+        self._next = 0.0
+        self._fields: dict[str, object] = {
+            "version": 1, "uri": uri, "job": job, "process": processes.tag(),
+            "since": time.time(), "phase": "", "bytes": 0, "total": None,
+        }  # fmt: skip
+
+    def __enter__(self) -> Inflight:
+        self.update("asking")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        atomic.remove(self._path)
+
+    def update(self, phase: str, done: int = 0, total: int | None = None) -> bool:
+        """Say how far it is; written when the phase changes, else at most once a second.
+
+        Returns whether it was written. A full tmpfs costs the view, not the image.
+        """
+        now = time.monotonic()
+        if phase == self._fields["phase"] and now < self._next:
+            return False
+        self._next = now + _RENEW_EVERY_S
+        self._fields.update(phase=phase, bytes=done, total=total, renewed=time.time())
+        temp = f"{self._layout.state_tmp}/{processes.tag()}.{os.path.basename(self._path)}"
+        with contextlib.suppress(OSError):
+            text = json.dumps(self._fields) + "\n"
+            atomic.write_file(self._path, text, temp=temp, mode=self._mode)
+        return True
+
+
+def under_way(layout: Layout) -> list[dict[str, Any]]:
+    """Return what `Inflight` says of work whose process still runs, oldest first."""
+    found = []
+    for name, fields in _read_all(layout):
+        if processes.alive(str(fields.get("process", ""))):
+            found.append({"id": name.removesuffix(".json"), **fields})
+    return sorted(found, key=lambda fields: float(fields["since"]))
+
+
+def sweep(layout: Layout) -> int:
+    """Remove the files of processes that are gone; return how many."""
+    return sum(
+        atomic.remove(f"{layout.inflight}/{name}")
+        for name, fields in _read_all(layout)
+        if not processes.alive(str(fields.get("process", "")))
+    )
+
+
+def _read_all(layout: Layout) -> list[tuple[str, dict[str, Any]]]:
+    found = []
+    try:
+        names = os.listdir(layout.inflight)
+    except FileNotFoundError:
+        return []
+    for name in names:
+        try:
+            with open(f"{layout.inflight}/{name}", encoding="utf-8") as file:
+                found.append((name, json.load(file)))
+        except (OSError, ValueError):  # gone, or private and we are not root
+            continue
+    return found

@@ -1,0 +1,53 @@
+"""Where everything is. Names only, no file is touched here.
+
+Imports nothing: the way to a warm hit uses it.
+"""
+
+
+class Layout:
+    """The paths below the cache folder (on disk) and the state folder (tmpfs).
+
+    A `key` names content: `sha256-<hex>`, for a private image with `u<uid>-`
+    before it. An `owner` is the uid of a private image's user, None for shared.
+    """
+
+    def __init__(self, cache: str, state: str) -> None:
+        self.cache = cache
+        self.state = state
+        self.images = f"{cache}/images"
+        self.users = f"{cache}/users"
+        self.metas = f"{cache}/meta"
+        self.refs = f"{cache}/refs"
+        self.locks = f"{cache}/locks"
+        self.tmp = f"{cache}/tmp"
+        self.jobs = f"{state}/jobs"
+        self.leases = f"{state}/leases"
+        self.inflight = f"{state}/inflight"
+        self.hot = f"{state}/hot"
+        self.state_tmp = f"{state}/tmp"
+        self.events = f"{state}/events.jsonl"
+
+    def image(self, key: str, extension: str, owner: int | None) -> str:
+        folder = self.images if owner is None else f"{self.users}/{owner}"
+        return f"{folder}/{key}.{extension}"
+
+    def meta(self, key: str) -> str:
+        return f"{self.metas}/{key}.json"
+
+    def ref(self, ref_id: str) -> str:
+        return f"{self.refs}/{ref_id}.json"
+
+    def lock(self, name: str) -> str:
+        return f"{self.locks}/{name}.lock"
+
+    def lease_folder(self, key: str) -> str:
+        return f"{self.leases}/{key}"
+
+    def lease(self, key: str, job: str) -> str:
+        return f"{self.leases}/{key}/{job}"
+
+    def job(self, job: str) -> str:
+        return f"{self.jobs}/{job}"
+
+    def hot_folder(self, owner: int | None) -> str:
+        return f"{self.hot}/{'all' if owner is None else owner}"

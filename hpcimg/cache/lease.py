@@ -1,0 +1,69 @@
+"""Leases: an image that a job uses is not evicted.
+
+`leases/<key>/<job>` is one job's lease. The folder `leases/<key>/` is what
+makes hits and eviction exclude each other without a lock: a lease can only be
+made while the folder is there, and the evictor's rmdir succeeds only while no
+lease is in it. One of the two system calls comes first, and the other fails.
+Whoever holds the key's lock may make the folder again.
+
+Imports only os: the way to a warm hit uses it.
+"""
+
+import os
+
+from hpcimg.cache.layout import Layout
+
+
+def take(layout: Layout, key: str, job: str) -> bool:
+    """Make the job's lease; return False where the image is not open to hits."""
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW
+        os.close(os.open(layout.lease(key, job), flags, 0o644))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def open_to_hits(layout: Layout, key: str) -> None:
+    """Make the folder that lets hits take leases. Hold the key's lock."""
+    os.makedirs(layout.lease_folder(key), mode=0o755, exist_ok=True)
+
+
+def close_to_hits(layout: Layout, key: str) -> bool:
+    """Keep new leases out; return False while there is one. Hold the key's lock."""
+    try:
+        os.rmdir(layout.lease_folder(key))
+    except FileNotFoundError:
+        return True
+    except OSError:  # ENOTEMPTY: in use
+        return False
+    return True
+
+
+def holders(layout: Layout, key: str) -> list[str]:
+    """Return the jobs that hold a lease on an image."""
+    return _names(layout.lease_folder(key))
+
+
+def drop(layout: Layout, job: str) -> list[str]:
+    """Remove all leases of a job; return the keys that it held."""
+    held = []
+    for key in _names(layout.leases):
+        try:
+            os.unlink(layout.lease(key, job))
+        except FileNotFoundError:
+            continue
+        held.append(key)
+    return held
+
+
+def all_jobs(layout: Layout) -> set[str]:
+    """Return every job that holds a lease."""
+    return {job for key in _names(layout.leases) for job in holders(layout, key)}
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []

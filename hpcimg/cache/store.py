@@ -1,0 +1,321 @@
+"""The cache on disk: its folders, its finished images, and what is known of them.
+
+An image is published by a rename within one file system after its file was
+flushed; its meta file is there before it, so whoever finds an image can also
+find out what it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from hpcimg import atomic, processes
+from hpcimg.cache.layout import Layout
+from hpcimg.errors import CacheUnusable
+
+log = logging.getLogger(__name__)
+VERSION = 1
+_ORPHAN_AGE_S = 3600.0
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One finished image. Times are Unix times, `owner` the uid of a private image's user."""
+
+    key: str
+    extension: str
+    sha256: str
+    size_bytes: int
+    architecture: str
+    uris: tuple[str, ...]
+    fetched: float
+    owner: int | None = None
+
+    @property
+    def private(self) -> bool:
+        return self.owner is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class Ref:
+    """What a reference resolved to, and when.
+
+    `validator` is what the source wants to hear at the next look: an ETag, a
+    digest, a modification time. Until `grace` the server is not asked again
+    after it did not answer.
+    """
+
+    uri: str
+    key: str
+    validator: str
+    resolved: float
+    pinned: bool = False
+    grace: float = 0.0
+
+    def fresh_until(self, ttl_s: float) -> float:
+        """Return the Unix time until which this may be taken at its word."""
+        return float("inf") if self.pinned else max(self.resolved + ttl_s, self.grace)
+
+    def fresh(self, ttl_s: float, now: float) -> bool:
+        """Tell whether it is. A clock that was set back makes it stale, not eternal."""
+        return self.pinned or self.resolved <= now < self.fresh_until(ttl_s)
+
+
+def prepare(layout: Layout) -> None:
+    """Make the folders that are missing and check that they can do their work.
+
+    Raises CacheUnusable: not a folder, not writable, of another owner, open for
+    others to write, or `tmp/` on another file system than the images.
+    """
+    shared, private = 0o755, 0o700
+    folders = {
+        layout.cache: shared, layout.state: shared,
+        layout.images: shared, layout.users: 0o711, layout.metas: shared, layout.refs: shared,
+        layout.locks: private, layout.tmp: private,
+        layout.jobs: 0o711, layout.leases: shared, layout.inflight: shared,
+        layout.hot: private, layout.state_tmp: private,
+    }  # fmt: skip
+    for path, mode in folders.items():
+        _prepare_folder(path, mode, root=path in (layout.cache, layout.state))
+    if os.stat(layout.tmp).st_dev != os.stat(layout.images).st_dev:
+        raise CacheUnusable(
+            f"{layout.tmp} is on another file system than {layout.images}",
+            why="an image cannot be renamed from one to the other",
+            do="Put all of the cache folder on one file system.",
+        )
+
+
+def _prepare_folder(path: str, mode: int, *, root: bool) -> None:
+    try:
+        if root:
+            os.makedirs(path, mode=mode, exist_ok=True)
+        else:
+            try:
+                os.mkdir(path, mode)
+                os.chmod(path, mode)
+            except FileExistsError:
+                pass
+        seen = os.stat(path, follow_symlinks=root)
+        if not stat.S_ISDIR(seen.st_mode):
+            raise CacheUnusable(f"{path} is not a folder", do="Move it out of the way.")
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(None, "not writable", path)
+    except OSError as error:
+        raise CacheUnusable(f"{path} cannot be used", why=error.strerror or str(error)) from error
+    if seen.st_uid != os.geteuid() or seen.st_mode & stat.S_IWOTH:
+        raise CacheUnusable(
+            f"{path} is not safe",
+            why=f"its owner is uid {seen.st_uid}, its mode {stat.S_IMODE(seen.st_mode):04o}",
+            do=f"It must belong to uid {os.geteuid()} and be writable for nobody else.",
+        )
+
+
+def load_entry(layout: Layout, key: str) -> Entry | None:
+    """Return a finished image, or None where it or what is known of it is not there."""
+    entry = _load(layout.meta(key), Entry)
+    if entry is None or entry.key != key:
+        return None
+    try:
+        seen = os.lstat(path_of(layout, entry))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unusable(error) from error
+    if not stat.S_ISREG(seen.st_mode) or seen.st_size != entry.size_bytes:
+        log.warning("%s is not what was stored (%d bytes now)", key, seen.st_size)
+        return None
+    return entry
+
+
+def entries(layout: Layout) -> Iterator[Entry]:
+    """Return all finished images, in no order."""
+    for name in _listdir(layout.metas):
+        if name.endswith(".json"):
+            entry = load_entry(layout, name.removesuffix(".json"))
+            if entry is not None:
+                yield entry
+
+
+def save_entry(layout: Layout, entry: Entry) -> None:
+    """Store what is known of an image; readable for all, or for root where it is private."""
+    fields = {"version": VERSION, **dataclasses.asdict(entry)}
+    mode = 0o600 if entry.private else 0o644
+    _save(layout, layout.meta(entry.key), fields, mode)
+
+
+def ref_id(uri: str, owner: int | None) -> str:
+    """Return the name of a reference's file and lock; a private one is its user's own."""
+    digest = hashlib.sha256(uri.encode()).hexdigest()
+    return digest if owner is None else f"u{owner}-{digest}"
+
+
+def load_ref(layout: Layout, ref_id: str) -> Ref | None:
+    """Return what a reference resolved to last time, or None."""
+    return _load(layout.ref(ref_id), Ref)
+
+
+def save_ref(layout: Layout, ref_id: str, ref: Ref) -> None:
+    """Store what a reference resolved to; readable for all, or for root for a private image."""
+    mode = 0o600 if ref.key.startswith("u") else 0o644
+    _save(layout, layout.ref(ref_id), {"version": VERSION, **dataclasses.asdict(ref)}, mode)
+
+
+def path_of(layout: Layout, entry: Entry) -> str:
+    """Return the path of the image file."""
+    return layout.image(entry.key, entry.extension, entry.owner)
+
+
+def last_used(layout: Layout, key: str) -> float:
+    """Return when the image was last handed to a job, as a Unix time.
+
+    Kept as the meta file's modification time: one system call on a hit, and
+    nothing that a reader of the image or a mount option changes.
+    """
+    try:
+        return os.stat(layout.meta(key)).st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def mark_used(layout: Layout, key: str) -> None:
+    """Record that the image is handed to a job now."""
+    os.utime(layout.meta(key))
+
+
+@contextmanager
+def unfinished(layout: Layout, name: str) -> Iterator[tuple[str, int]]:
+    """Give (path, descriptor) of a new empty file in tmp/, gone at the end if still there.
+
+    The file's name says which process made it, so that others can tell it from
+    a leftover of killed work.
+    """
+    path = f"{layout.tmp}/{processes.tag()}.{os.urandom(4).hex()}.{name}"
+    try:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        descriptor = os.open(path, flags, 0o600)
+    except OSError as error:
+        raise _unusable(error) from error
+    try:
+        yield path, descriptor
+    finally:
+        os.close(descriptor)
+        atomic.remove(path)
+
+
+def publish(layout: Layout, entry: Entry, temp: str, descriptor: int) -> None:
+    """Make a verified file in tmp/ the finished image of `entry`.
+
+    After this returns, image and meta are on the disk under their names. Before
+    the rename nobody finds an image; a crash at any point leaves none or all of
+    it. Raises CacheUnusable.
+    """
+    target = path_of(layout, entry)
+    try:
+        if entry.owner is not None:
+            folder = os.path.dirname(target)
+            os.makedirs(folder, mode=0o711, exist_ok=True)
+            if os.geteuid() == 0:
+                os.fchown(descriptor, entry.owner, -1)
+        os.fchmod(descriptor, 0o400 if entry.private else 0o444)
+        os.fsync(descriptor)
+        save_entry(layout, entry)
+        os.rename(temp, target)
+        atomic.sync_folder(os.path.dirname(target))
+    except OSError as error:
+        raise _unusable(error) from error
+
+
+def forget(layout: Layout, entry: Entry) -> None:
+    """Remove an image and what is known of it. Hold its lock, with no lease on it.
+
+    The image goes first: a meta file without one is no finished image.
+    """
+    atomic.remove(path_of(layout, entry))
+    atomic.remove(layout.meta(entry.key))
+
+
+def sweep(layout: Layout) -> int:
+    """Remove what killed processes left in the tmp folders; return how many files.
+
+    Needs no lock: a leftover is known by its maker's being gone.
+    """
+    swept = 0
+    for folder in (layout.tmp, layout.state_tmp):
+        for name in _listdir(folder):
+            if not processes.alive(name):
+                swept += atomic.remove(f"{folder}/{name}")
+    return swept
+
+
+def sweep_orphans(layout: Layout) -> int:
+    """Remove meta files that have no image, and refs to images that are gone.
+
+    Young ones stay: their image may be about to be renamed into place.
+    """
+    swept = 0
+    for folder, key_of in ((layout.metas, _key_of_meta), (layout.refs, _key_of_ref)):
+        for name in _listdir(folder):
+            path = f"{folder}/{name}"
+            old = time.time() - os.stat(path).st_mtime > _ORPHAN_AGE_S
+            if old and load_entry(layout, key_of(path)) is None:
+                swept += atomic.remove(path)
+    return swept
+
+
+def _key_of_meta(path: str) -> str:
+    return os.path.basename(path).removesuffix(".json")
+
+
+def _key_of_ref(path: str) -> str:
+    ref = _load(path, Ref)
+    return ref.key if ref else ""
+
+
+def _save(layout: Layout, path: str, fields: dict[str, object], mode: int) -> None:
+    temp = f"{layout.tmp}/{processes.tag()}.{os.path.basename(path)}"
+    try:
+        atomic.write_file(
+            path, json.dumps(fields, indent=1) + "\n", temp=temp, mode=mode, durable=True
+        )
+    except OSError as error:
+        raise _unusable(error) from error
+
+
+def _load(path: str, make: Callable[..., T]) -> T | None:
+    """Read what `_save` wrote; what is missing or cannot be understood is None."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            fields = json.load(file)
+        if fields.pop("version") != VERSION:
+            return None
+        return make(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    except (FileNotFoundError, PermissionError):  # others' private images are not there for us
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        log.warning("%s cannot be understood and is left aside: %s", path, error)
+        return None
+    except OSError as error:
+        raise _unusable(error) from error
+
+
+def _listdir(path: str) -> list[str]:
+    try:
+        return os.listdir(path)
+    except FileNotFoundError:
+        return []
+
+
+def _unusable(error: OSError) -> CacheUnusable:
+    return CacheUnusable(
+        f"{error.filename or 'the cache'} cannot be used", why=error.strerror or str(error)
+    )

@@ -1,0 +1,32 @@
+"""hpcimg config: every key, its value, and where it was set."""
+
+from __future__ import annotations
+
+import argparse
+
+from hpcimg import config
+from hpcimg.cli import output
+
+HELP = """check the configuration and print each value and where it was set
+
+Exit code 31, with file, section and key, where something in it is wrong."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--about", action="store_true", help="say what each key is for")
+
+
+def run(args: argparse.Namespace) -> int:
+    config.load()
+    settings = config.settings()
+    if args.json:
+        output.print_json({"settings": [setting._asdict() for setting in settings]})
+        return 0
+    heads = ["SECTION", "KEY", "VALUE", "FROM"]
+    rows = [[s.section, s.name, s.value or "-", s.origin] for s in settings]
+    if args.about:
+        heads.append("ABOUT")
+        for row, setting in zip(rows, settings, strict=True):
+            row.append(setting.about)
+    output.print_table(heads, rows)
+    return 0

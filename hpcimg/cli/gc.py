@@ -1,0 +1,75 @@
+"""hpcimg gc: what Epilog does, and what only a look around can find."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+
+from hpcimg import config, history, logs, stage
+from hpcimg.cache import evict, lease, store
+from hpcimg.cache.layout import Layout
+from hpcimg.cli import output
+from hpcimg.errors import HpcimgError
+from hpcimg.slurm import jobfiles, query
+from hpcimg.units import format_size
+
+HELP = """evict down to the low watermark and clear away what ended jobs left
+
+Drops the leases of jobs that Slurm does not know (any more), sweeps what killed
+work left behind, and evicts least recently used images where the cache is above
+its high watermark or the disk below its floor."""
+
+log = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="say what would go, change nothing")
+
+
+def run(args: argparse.Namespace) -> int:
+    conf = config.load()
+    logs.set_up("stderr", name="gc")
+    cache = stage.open_cache(conf)
+    layout = cache.layout
+    ended = _ended_jobs(layout)
+    orphans = 0
+    if not args.dry_run:
+        for job in ended:
+            lease.drop(layout, job)
+            jobfiles.remove(layout, job)
+        orphans = store.sweep_orphans(layout)
+        history.rotate(layout)
+    report = evict.trim(layout, cache.limits, time_s=float("inf"), dry_run=args.dry_run)
+    if args.json:
+        output.print_json({
+            "dry_run": args.dry_run,
+            "ended_jobs": ended,
+            "orphans": orphans,
+            "wanted_bytes": report.plan.wanted_bytes,
+            "freed_bytes": report.freed_bytes,
+            "evicted": [candidate.key for candidate in report.evicted],
+        })  # fmt: skip
+        return 0
+    would = "would be " if args.dry_run else ""
+    for candidate in report.evicted:
+        print(f"{candidate.key}: {would}evicted, {format_size(candidate.size_bytes)}")
+    for job in ended:
+        print(f"job {job}: ended, its leases {would}dropped")
+    print(
+        f"{format_size(report.freed_bytes)} {would}freed"
+        f" of {format_size(report.plan.wanted_bytes)} wanted: {report.plan.describe()}"
+    )
+    return 0
+
+
+def _ended_jobs(layout: Layout) -> list[str]:
+    """Return the jobs with leases that no Epilog dropped, none where Slurm cannot be asked."""
+    jobs = sorted(lease.all_jobs(layout))
+    if not jobs:
+        return []
+    slurm = query.open_slurm()
+    try:
+        return [job for job in jobs if not slurm.alive(job)]
+    except HpcimgError as error:
+        log.warning("leases are left alone: %s", error)
+        return []

@@ -1,0 +1,55 @@
+"""hpcimg ls: the images on this node."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+
+from hpcimg import config
+from hpcimg.cache import lease, store
+from hpcimg.cache.layout import Layout
+from hpcimg.cli import output
+from hpcimg.units import format_duration, format_size
+
+HELP = """list the images on this node, the most recently used first
+
+JOBS is the number of jobs that use an image now; such an image is never
+evicted. OWNER is the uid of a private image, which only root sees."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    del parser
+
+
+def run(args: argparse.Namespace) -> int:
+    conf = config.load()
+    layout = Layout(conf.cache_path, conf.state_path)
+    found = [
+        (store.last_used(layout, entry.key), entry, sorted(lease.holders(layout, entry.key)))
+        for entry in store.entries(layout)
+    ]
+    found.sort(key=lambda row: row[0], reverse=True)
+    if args.json:
+        images = [
+            {**dataclasses.asdict(entry), "last_used": used, "jobs": jobs,
+             "path": store.path_of(layout, entry)}
+            for used, entry, jobs in found
+        ]  # fmt: skip
+        output.print_json({"images": images})
+        return 0
+    now = time.time()
+    rows = [
+        (
+            entry.sha256[:12],
+            format_size(entry.size_bytes),
+            entry.extension,
+            "shared" if entry.owner is None else entry.owner,
+            f"{format_duration(now - used)} ago",
+            len(jobs),
+            " ".join(entry.uris),
+        )
+        for used, entry, jobs in found
+    ]
+    output.print_table(("SHA256", ">SIZE", "FORMAT", "OWNER", "USED", ">JOBS", "FROM"), rows)
+    return 0

@@ -1,0 +1,68 @@
+"""Parse the command line, run the subcommand, turn errors into exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from hpcimg import __version__
+from hpcimg.cli import config, gc, ls, output, path, stage, status
+from hpcimg.errors import Bug, HpcimgError
+
+_COMMANDS = {
+    "stage": stage, "path": path, "status": status, "ls": ls, "gc": gc, "config": config,
+}  # fmt: skip
+_EPILOG = """\
+exit codes: 0 done, 1 a problem was found (status), 2 wrong usage, 10-19 the
+request cannot be met, 20-29 it failed now and may succeed later, 30-39 this
+node needs an administrator, 70 a bug. The configuration is read from
+/etc/hpcimg/hpcimg.conf and conf.d/*.conf beside it; HPCIMG_CONF names another.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `hpcimg` with these arguments and return its exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        return int(_COMMANDS[args.command].run(args))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output went away; Python must not complain of it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except HpcimgError as error:
+        return _fail(args, error)
+    except Exception as error:
+        import traceback
+
+        traceback.print_exc()
+        return _fail(args, Bug("hpcimg failed", why=f"{type(error).__name__}: {error}"))
+
+
+def _parser() -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="hpcimg",
+        description="Container images on this node, staged before Slurm jobs start.",
+        epilog=_EPILOG,
+        formatter_class=formatter,
+    )
+    parser.add_argument("--version", action="version", version=f"hpcimg {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in _COMMANDS.items():
+        text = module.HELP
+        sub = commands.add_parser(
+            name, help=text.partition("\n")[0], description=text, formatter_class=formatter
+        )
+        sub.add_argument("--json", action="store_true", help="print JSON for programs")
+        module.add_arguments(sub)
+    return parser
+
+
+def _fail(args: argparse.Namespace, error: HpcimgError) -> int:
+    if args.json:
+        output.print_json({**error.to_dict(), "class": error.kind, "exit_code": error.exit_code})
+    print(f"hpcimg: {error}", file=sys.stderr)
+    return error.exit_code

@@ -1,0 +1,40 @@
+"""hpcimg path: where an image is, without any network."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from hpcimg import config, stage
+from hpcimg.cache import store
+from hpcimg.cache.layout import Layout
+from hpcimg.cli import output
+from hpcimg.errors import NotFound
+
+HELP = """print where an image is on this node, without asking any server
+
+Exit code 12 where it is not in the cache."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("uri", metavar="URI", help="a reference, a path or an alias")
+
+
+def run(args: argparse.Namespace) -> int:
+    conf = config.load()
+    layout = Layout(conf.cache_path, conf.state_path)
+    uri = stage.parse(conf, args.uri).uri
+    for owner in (None, os.getuid()):
+        ref = store.load_ref(layout, store.ref_id(uri, owner))
+        entry = store.load_entry(layout, ref.key) if ref else None
+        if entry:
+            path = store.path_of(layout, entry)
+            if args.json:
+                output.print_json({"uri": uri, "path": path, "key": entry.key})
+            else:
+                print(path)
+            return 0
+    raise NotFound(
+        f"{uri} is not in the cache of this node",
+        do="A job that names it brings it, and so does `hpcimg stage`.",
+    )

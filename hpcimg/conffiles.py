@@ -1,0 +1,78 @@
+"""The configuration files as text: which there are, and one value out of them.
+
+This is what the way to a warm hit needs of the configuration, so it imports
+nothing but os and binascii. Everything else goes through `hpcimg.config`, which
+parses the same text in full.
+"""
+
+import binascii
+import os
+
+DEFAULT_FILE = "/etc/hpcimg/hpcimg.conf"
+DEFAULT_CACHE = "/var/cache/hpcimg"
+DEFAULT_STATE = "/run/hpcimg"
+
+
+def main_file() -> str:
+    """Return the path of the main file: HPCIMG_CONF, or the default."""
+    return os.environ.get("HPCIMG_CONF") or DEFAULT_FILE
+
+
+def read_files(main: str) -> list[tuple[str, str]]:
+    """Return (path, text) of the main file and of conf.d/*.conf beside it, in order.
+
+    Later files win. A default main file that is not there is an empty one: an
+    unconfigured node works. Raises OSError for a file that HPCIMG_CONF names
+    and that is missing, and for any that cannot be read.
+    """
+    folder = os.path.join(os.path.dirname(main), "conf.d")
+    try:
+        names = sorted(n for n in os.listdir(folder) if n.endswith(".conf") and n[0] != ".")
+    except FileNotFoundError:
+        names = []
+    paths = [main, *(os.path.join(folder, name) for name in names)]
+    if main == DEFAULT_FILE and not os.path.exists(main):
+        del paths[0]
+    files = []
+    for path in paths:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            files.append((path, file.read()))
+    return files
+
+
+def raw_value(files: list[tuple[str, str]], section: str, key: str) -> str:
+    """Return the last value of a key, or "".
+
+    It reads only `key = value` lines that begin at the margin, as the task
+    prolog does; `hpcimg.config` refuses files in which the two ways of reading
+    would differ for a key that is read here.
+    """
+    value = ""
+    for _, text in files:
+        here = False
+        for line in text.splitlines():
+            if line.startswith("["):
+                here = line.rstrip() == f"[{section}]"
+            elif here:
+                name, equals, rest = line.partition("=")
+                if equals and name.rstrip() == key:
+                    value = rest.strip()
+    return value
+
+
+def fingerprint(files: list[tuple[str, str]]) -> str:
+    """Return a short text that changes when a file does."""
+    whole = "\0".join(part for file in files for part in file)
+    return f"{binascii.crc32(whole.encode('utf-8', 'surrogateescape')):08x}-{len(whole)}"
+
+
+def node_name() -> str:
+    """Return the name that %n stands for: Slurm's for this node, else the short host name."""
+    return os.environ.get("SLURMD_NODENAME") or os.uname().nodename.partition(".")[0]
+
+
+def folders(files: list[tuple[str, str]]) -> tuple[str, str]:
+    """Return the cache and the state folder, with %n filled in."""
+    cache = raw_value(files, "cache", "path") or DEFAULT_CACHE
+    state = raw_value(files, "state", "path") or DEFAULT_STATE
+    return cache.replace("%n", node_name()), state.replace("%n", node_name())

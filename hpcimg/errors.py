@@ -1,0 +1,174 @@
+"""What can go wrong, whose fault it is, and the exit code that says so.
+
+Every error carries three texts: `what` happened and to what, `why`, and what
+to `do`. `str()` makes the one sentence that logs, terminals and job outputs
+show. Exit codes come in ranges, one per class of failure:
+
+| exit code | class     | what follows                                        |
+|-----------|-----------|-----------------------------------------------------|
+| 10 - 19   | user      | the job fails with the sentence, the node stays     |
+| 20 - 29   | transient | the job fails, a later try may succeed              |
+| 30 - 39   | node      | the job fails, an administrator has to look at it   |
+| 70        | bug       | the job fails, the traceback is in the log          |
+"""
+
+
+def printable(text: str) -> str:
+    """Escape what must not reach a terminal, a log or a task prolog's line."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
+
+
+class HpcimgError(Exception):
+    """Base of all errors that hpcimg explains. What is not one of these is a bug."""
+
+    kind = "bug"
+    exit_code = 70
+    default_do = "Tell the administrators: the log on this node has the details."
+
+    def __init__(self, what: str, *, why: str = "", do: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.why = why
+        self.do = do or self.default_do
+
+    @property
+    def brief(self) -> str:
+        """What happened and why, without what to do."""
+        return printable(f"{self.what}: {self.why}" if self.why else self.what).rstrip(".")
+
+    def __str__(self) -> str:
+        return f"{self.brief}. {printable(self.do)}".rstrip()
+
+    def to_dict(self) -> dict[str, object]:
+        """Return what `from_dict` needs to make this error again in another process."""
+        return {"error": type(self).__name__, "what": self.what, "why": self.why, "do": self.do}
+
+
+class UserError(HpcimgError):
+    """The request cannot be met as it stands; asking again does not help."""
+
+    kind = "user"
+    exit_code = 10
+
+
+class BadReference(UserError):
+    """Not a reference to an image, or a malformed `container:` token."""
+
+    default_do = "Write container:URI, for example container:oras://ghcr.io/org/image:1.0."
+
+
+class NotAllowed(UserError):
+    """The site's policy refuses this reference."""
+
+    exit_code = 11
+    default_do = "`hpcimg config` on a node shows what this site allows."
+
+
+class NotFound(UserError):
+    """There is nothing at the place that the reference names."""
+
+    exit_code = 12
+    default_do = "Check the spelling, and that the image was not removed."
+
+
+class Forbidden(UserError):
+    """The place exists and refuses to be read without (other) permission."""
+
+    exit_code = 13
+    default_do = "Check who may read it."
+
+
+class NotAnImage(UserError):
+    """What arrived is no image that hpcimg knows."""
+
+    exit_code = 14
+    default_do = "hpcimg takes SIF and squashfs images; check what is at that address."
+
+
+class WrongArchitecture(UserError):
+    """An image for another processor."""
+
+    exit_code = 15
+    default_do = "Name an image that was built for this machine."
+
+
+class TooLarge(UserError):
+    """Larger than the site's limit, or than the whole cache."""
+
+    exit_code = 16
+    default_do = "Use a smaller image, or ask the administrators to raise the limit."
+
+
+class TransientError(HpcimgError):
+    """It failed now and may succeed later."""
+
+    kind = "transient"
+    exit_code = 20
+    retry_after_s: float | None = None  # when the server says when to ask again
+    default_do = "Submit the job again later; if it goes on, tell the administrators."
+
+
+class Unreachable(TransientError):
+    """A server did not answer, or answered that it cannot serve now."""
+
+
+class DeadlinePassed(TransientError):
+    """The time for staging is over."""
+
+    exit_code = 21
+
+
+class Damaged(TransientError):
+    """What arrived is not what was announced: cut short, or with another digest."""
+
+    exit_code = 22
+
+
+class NoRoom(TransientError):
+    """The cache has no room now: what is there is in use."""
+
+    exit_code = 23
+
+
+class NodeError(HpcimgError):
+    """This node, or how it is set up, is at fault."""
+
+    kind = "node"
+    exit_code = 30
+    default_do = "Tell the administrators: this node needs attention."
+
+
+class CacheUnusable(NodeError):
+    """The cache or state folder cannot be used."""
+
+
+class ConfigError(NodeError):
+    """The configuration cannot be read or says what hpcimg does not know."""
+
+    exit_code = 31
+    default_do = "`hpcimg config` checks the files and shows every key."
+
+
+class MissingTool(NodeError):
+    """A program or package that this needs is not installed."""
+
+    exit_code = 32
+
+
+class Bug(HpcimgError):
+    """Anything unforeseen. The traceback is in the log."""
+
+
+def from_dict(fields: dict[str, object]) -> HpcimgError:
+    """Make the error again that `HpcimgError.to_dict` described in another process."""
+    known = {cls.__name__: cls for cls in _subclasses(HpcimgError)}
+    make = known.get(str(fields.get("error")), Bug)
+    return make(
+        str(fields.get("what", "")), why=str(fields.get("why", "")), do=str(fields.get("do", ""))
+    )
+
+
+def _subclasses(cls: type[HpcimgError]) -> list[type[HpcimgError]]:
+    return [cls] + [deeper for sub in cls.__subclasses__() for deeper in _subclasses(sub)]

@@ -1,0 +1,25 @@
+"""What happened on this node, a line each, for status and metrics.
+
+`events.jsonl` in the state folder; one write of one line with O_APPEND, so
+writers never mix. Imports only os and time: a warm hit writes one.
+"""
+
+import os
+import time
+
+from hpcimg.plainjson import dumps
+
+
+def record(path: str, event: str, **fields: object) -> None:
+    """Append one event. A node that cannot write it goes on without."""
+    line = dumps({"time": round(time.time(), 3), "event": event, **fields}) + "\n"
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    except OSError:
+        return
+    try:
+        os.write(descriptor, line.encode("utf-8", "replace"))
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,66 @@
+"""What the cache and a fetch say to each other.
+
+The cache knows no source and a source knows no cache: `hpcimg.stage` hands the
+cache a function of the type `Fetch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+
+class Offer(NamedTuple):
+    """What the source is about to send, said before the first byte of it.
+
+    `validator` is opaque; the cache hands it back at the next look. `sha256` is
+    the hexadecimal digest of the file, where the source knows it beforehand.
+    """
+
+    validator: str
+    size_bytes: int | None = None
+    sha256: str = ""
+
+
+class Unchanged(NamedTuple):
+    """The reference still stands for what the given validator was about."""
+
+
+class Declined(NamedTuple):
+    """The offer was not taken up."""
+
+
+class Fetched(NamedTuple):
+    """The file is in the descriptor: this many bytes, with this digest, as counted here."""
+
+    size_bytes: int
+    sha256: str
+
+
+Outcome = Unchanged | Declined | Fetched
+
+
+Offered = Callable[[Offer], bool]
+Progress = Callable[[str, int, int | None], None]
+
+
+class Fetch(Protocol):
+    """Bring what a reference stands for into an empty file."""
+
+    def __call__(
+        self,
+        descriptor: int,
+        *,
+        validator: str,
+        offered: Offered,
+        progress: Progress,
+    ) -> Outcome:
+        """Return what came of it.
+
+        `validator` is "" or what an earlier Offer held and the cache still has:
+        then one request is to settle whether it changed, and a server that does
+        not answer is not waited for long. `offered` is called once, before the
+        content; where it returns False the content is left. `progress` takes a
+        phase, the bytes so far and the total where it is known. Both may raise,
+        which ends the fetch. Raises HpcimgError.
+        """

@@ -1,0 +1,130 @@
+"""Telling an image by its bytes: SIF and squashfs.
+
+SIF: github.com/apptainer/sif, pkg/sif (global header of 128 bytes, descriptors
+of 585 bytes, all little-endian). Squashfs: superblock of version 4.0 (Linux,
+Documentation/filesystems/squashfs.rst). The bytes are hostile: every number in
+them is bounded before it is used.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import struct
+from typing import NamedTuple
+
+from hpcimg.errors import Damaged, NotAnImage, WrongArchitecture
+
+_SIF_HEADER = struct.Struct("<32s10s3s3s16sqqqqqqqq")
+_SIF_DESCRIPTOR = struct.Struct("<i?IIIqqqqqqq128s384s")
+_SIF_MAGIC = b"SIF_MAGIC\0"
+_SIF_MAX_DESCRIPTORS = 4096
+_SIF_PARTITION = 0x4004
+_SIF_PRIMARY = 2
+_ARCHITECTURES = {
+    b"01\0": "i386", b"02\0": "x86_64", b"03\0": "arm", b"04\0": "aarch64", b"05\0": "ppc64",
+    b"06\0": "ppc64le", b"07\0": "mips", b"08\0": "mipsle", b"09\0": "mips64",
+    b"10\0": "mips64le", b"11\0": "s390x", b"12\0": "riscv64",
+}  # fmt: skip
+
+_SQUASHFS_MAGIC = b"hsqs"
+_SQUASHFS_SUPERBLOCK = 96
+_LAUNCH_LINE = 31  # the oldest Singularity images: a launch line, then squashfs
+
+
+class Image(NamedTuple):
+    """What an image file is. `architecture` is "" where the format does not say."""
+
+    extension: str
+    architecture: str
+
+
+def identify(descriptor: int, what: str, *, machine: str = "") -> Image:
+    """Return what the open file is, after checking that all of it is there.
+
+    `what` names it in errors; `machine` is the processor it has to be for,
+    by default this one, as uname says it. Raises NotAnImage, Damaged (cut
+    short), WrongArchitecture.
+    """
+    size = os.fstat(descriptor).st_size
+    head = os.pread(descriptor, _SIF_HEADER.size, 0)
+    if head[32:42] == _SIF_MAGIC:
+        image = _sif(descriptor, head, size, what)
+    elif head[:4] == _SQUASHFS_MAGIC:
+        image = _squashfs(descriptor, 0, size, what)
+    elif head[_LAUNCH_LINE : _LAUNCH_LINE + 4] == _SQUASHFS_MAGIC:
+        image = _squashfs(descriptor, _LAUNCH_LINE, size, what)
+    else:
+        raise NotAnImage(f"{what} is not an image", why=_guess(head, size))
+    machine = machine or platform.machine()
+    if image.architecture not in ("", machine):
+        raise WrongArchitecture(
+            f"{what} is an image for another processor",
+            why=f"it was built for {image.architecture}, this machine is {machine}",
+        )
+    return image
+
+
+def _sif(descriptor: int, head: bytes, size: int, what: str) -> Image:
+    if len(head) < _SIF_HEADER.size:
+        raise _cut_short(what, _SIF_HEADER.size, size)
+    fields = _SIF_HEADER.unpack(head)
+    architecture = _ARCHITECTURES.get(fields[3], "")
+    total, offset = fields[8], fields[9]
+    if not 0 < total <= _SIF_MAX_DESCRIPTORS or not _SIF_HEADER.size <= offset:
+        raise NotAnImage(f"{what} is a SIF file with a wrong header")
+    table = total * _SIF_DESCRIPTOR.size
+    if offset + table > size:
+        raise _cut_short(what, offset + table, size)
+    raw = os.pread(descriptor, table, offset)
+    needed, primary = 0, False
+    for number in range(total):
+        entry = _SIF_DESCRIPTOR.unpack_from(raw, number * _SIF_DESCRIPTOR.size)
+        if not entry[1]:
+            continue
+        begin, length = entry[5], entry[6]
+        if begin < 0 or length < 0:
+            raise NotAnImage(f"{what} is a SIF file with a wrong descriptor")
+        needed = max(needed, begin + length)
+        if entry[0] == _SIF_PARTITION:
+            part_type, part_arch = struct.unpack_from("<i3s", entry[13], 4)
+            if part_type == _SIF_PRIMARY:
+                primary = True
+                architecture = _ARCHITECTURES.get(part_arch, architecture)
+    if size < needed:
+        raise _cut_short(what, needed, size)
+    if not primary:
+        raise NotAnImage(f"{what} is a SIF file without a root file system")
+    return Image("sif", architecture)
+
+
+def _squashfs(descriptor: int, offset: int, size: int, what: str) -> Image:
+    block = os.pread(descriptor, _SQUASHFS_SUPERBLOCK, offset)
+    if len(block) < _SQUASHFS_SUPERBLOCK:
+        raise _cut_short(what, offset + _SQUASHFS_SUPERBLOCK, size)
+    major, minor = struct.unpack_from("<HH", block, 28)
+    (bytes_used,) = struct.unpack_from("<Q", block, 40)
+    if (major, minor) != (4, 0):
+        raise NotAnImage(f"{what} is squashfs {major}.{minor}", why="4.0 is what Linux mounts")
+    if offset + bytes_used > size:
+        raise _cut_short(what, offset + bytes_used, size)
+    return Image("squashfs", "")
+
+
+def _cut_short(what: str, needed: int, size: int) -> Damaged:
+    return Damaged(
+        f"{what} is cut short", why=f"its header promises {needed} bytes, {size} arrived"
+    )
+
+
+def _guess(head: bytes, size: int) -> str:
+    text = head.lstrip().lower()
+    if not size:
+        return "the file is empty"
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "it is a web page"
+    if text.startswith((b"{", b"[")):
+        return "it is JSON text"
+    if head.startswith(b"\x1f\x8b"):
+        return "it is a gzip archive"
+    return "it begins with neither SIF's nor squashfs's mark"

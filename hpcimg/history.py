@@ -1,0 +1,77 @@
+"""Reading the events of this node, and keeping their file short.
+
+The events of the current file and of the one before are counted as they are;
+what was in older files lives on as sums in `counters.json`.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from hpcimg import atomic, processes
+from hpcimg.cache.layout import Layout
+
+_ROTATE_AT = 1 << 20
+
+
+def totals(layout: Layout) -> dict[str, int]:
+    """Return how often each event happened since the node's state was made."""
+    sums = collections.Counter(_load_sums(layout))
+    sums.update(event["event"] for event in recent(layout))
+    return dict(sums)
+
+
+def recent(layout: Layout) -> Iterator[dict[str, Any]]:
+    """Return the events that are still there one by one, oldest first."""
+    for path in (_before(layout), layout.events):
+        yield from _read(path)
+
+
+def rotate(layout: Layout) -> None:
+    """Begin a new file when the current one is long.
+
+    A writer may still have the file open that was current; so what is summed up
+    and dropped is the one before.
+    """
+    try:
+        if os.stat(layout.events).st_size < _ROTATE_AT:
+            return
+    except FileNotFoundError:
+        return
+    sums = collections.Counter(_load_sums(layout))
+    sums.update(event["event"] for event in _read(_before(layout)))
+    temp = f"{layout.state_tmp}/{processes.tag()}.counters"
+    atomic.write_file(_counters(layout), json.dumps(dict(sums)) + "\n", temp=temp)
+    os.rename(layout.events, _before(layout))
+
+
+def _read(path: str) -> Iterator[dict[str, Any]]:
+    with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8") as file:
+        for line in file:
+            # The last line of a process that was killed may be half a line.
+            with contextlib.suppress(ValueError):
+                event = json.loads(line)
+                if isinstance(event, dict) and "event" in event:
+                    yield event
+
+
+def _load_sums(layout: Layout) -> dict[str, int]:
+    try:
+        with open(_counters(layout), encoding="utf-8") as file:
+            sums = json.load(file)
+    except (FileNotFoundError, ValueError):
+        return {}
+    return {str(name): int(count) for name, count in sums.items()}
+
+
+def _before(layout: Layout) -> str:
+    return f"{layout.state}/events.1.jsonl"
+
+
+def _counters(layout: Layout) -> str:
+    return f"{layout.state}/counters.json"

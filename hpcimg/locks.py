@@ -1,0 +1,54 @@
+"""Cross-process locks with a deadline, by filelock.
+
+The kernel frees a lock when its holder dies, however it dies. Lock files are
+never unlinked: a waiter that has the old file open and a newcomer that makes a
+new one would both hold "the" lock. Nothing rests on these locks but that work
+is done once; on a file system where they do nothing, images are still whole.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from filelock import FileLock, Timeout
+
+from hpcimg.errors import CacheUnusable, DeadlinePassed
+
+_TELL_EVERY_S = 5.0
+
+
+@contextmanager
+def held(path: str, *, deadline: float, waiting: Callable[[float], None]) -> Iterator[bool]:
+    """Hold the lock; give whether it had to be waited for.
+
+    `deadline` is a time.monotonic() value; when it passes, DeadlinePassed is
+    raised. While waiting, `waiting` is called now and then with the seconds
+    waited so far.
+    """
+    # The soft fallback would leave a marker behind when its holder is killed.
+    lock = FileLock(path, mode=0o600, fallback_to_soft=False)
+    began = time.monotonic()
+    waited = False
+    try:
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                lock.acquire(timeout=max(0.0, min(left, _TELL_EVERY_S if waited else 0.0)))
+                break
+            except Timeout:
+                waited = True
+                if left <= 0:
+                    raise DeadlinePassed(
+                        "the time for staging is over",
+                        why="another job on this node was still at work on the same image after "
+                        f"{time.monotonic() - began:.0f} s",
+                    ) from None
+                waiting(time.monotonic() - began)
+    except (OSError, NotImplementedError) as error:
+        raise CacheUnusable(f"{path} cannot be locked", why=str(error)) from error
+    try:
+        yield waited
+    finally:
+        lock.release()

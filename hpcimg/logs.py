@@ -1,0 +1,42 @@
+"""Where log lines go: syslog, standard error, or a file, as the site says."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import os
+import sys
+
+
+def set_up(to: str, *, name: str, job: str = "") -> None:
+    """Send log lines to `to`: syslog, stderr, or a path. Lines name the hook and the job.
+
+    A target that cannot be opened gives way to standard error: a node whose
+    log is full still stages images.
+    """
+    who = f"{name} job {job}" if job else name
+    handler = _open(to)
+    # A line of a hostile reference stays one line.
+    handler.setFormatter(_OneLine(f"%(asctime)s hpcimg {who}: %(levelname)s: %(message)s"))
+    if isinstance(handler, logging.handlers.SysLogHandler):
+        handler.setFormatter(_OneLine(f"hpcimg[{os.getpid()}]: {who}: %(levelname)s: %(message)s"))
+    root = logging.getLogger("hpcimg")
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+    root.propagate = False
+
+
+class _OneLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(record).replace("\n", " | ")
+
+
+def _open(to: str) -> logging.Handler:
+    try:
+        if to == "syslog":
+            return logging.handlers.SysLogHandler("/dev/log", facility="daemon")
+        if to != "stderr":
+            return logging.FileHandler(to)
+    except OSError:
+        pass
+    return logging.StreamHandler(sys.stderr)

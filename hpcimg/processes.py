@@ -1,0 +1,43 @@
+"""Telling a running process from one that is gone, across pid reuse and reboots."""
+
+from __future__ import annotations
+
+import functools
+import os
+
+
+def tag() -> str:
+    """Return a text that names this process: boot, pid and start time.
+
+    It holds no dot, so that `TAG.rest` can be taken apart by `alive`.
+    """
+    return f"{_boot()}-{os.getpid()}-{_start_time(os.getpid())}"
+
+
+def alive(name: str) -> bool:
+    """Tell whether the process whose tag begins the file name `name` still runs.
+
+    A name without a tag belongs to nobody.
+    """
+    parts = name.partition(".")[0].split("-")
+    if len(parts) != 3 or not parts[1].isdigit():
+        return False
+    boot, pid, started = parts
+    return boot == _boot() and _start_time(int(pid)) == started
+
+
+@functools.cache
+def _boot() -> str:
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read(8)
+
+
+def _start_time(pid: int) -> str:
+    """Return the process's start in clock ticks since boot, "" where there is none or it ended."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            # The command may hold blanks and brackets; the fields follow the last one.
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]

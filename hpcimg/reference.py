@@ -1,0 +1,189 @@
+"""References: what a user may write to name an image, and what it stands for.
+
+Pure: no file, no network, no configuration but what is passed in.
+"""
+
+from __future__ import annotations
+
+import difflib
+import string
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from hpcimg.errors import BadReference, printable
+
+MAX_LENGTH = 1024
+# What would need quoting in a shell, in JSON or in a task prolog's line has no
+# place in an address, and its absence keeps every later quoting trivial.
+ALLOWED = frozenset(string.ascii_letters + string.digits + "-._~:/?#[]@!&()*+,;=%")
+# How the schemes are spelled, for hints; what can be fetched is said by the sources.
+SCHEMES = (
+    "https", "http", "file", "oras", "docker", "library", "shub", "s3", "swift",
+    "oci", "oci-archive", "docker-archive",
+)  # fmt: skip
+_PATH_SCHEMES = ("oci", "oci-archive", "docker-archive")
+
+
+class Reference(NamedTuple):
+    """An image as it was asked for.
+
+    `uri` is the canonical spelling and identifies the reference in the cache;
+    `rest` is what follows `scheme://`, for `file` an absolute path.
+    """
+
+    scheme: str
+    rest: str
+
+    @property
+    def uri(self) -> str:
+        return f"{self.scheme}:{'' if self.scheme in _PATH_SCHEMES else '//'}{self.rest}"
+
+    @property
+    def pinned(self) -> bool:
+        """Whether a digest in the reference names one content for ever."""
+        return self.scheme in ("oras", "docker") and "@sha256:" in self.rest
+
+    @property
+    def host(self) -> str:
+        """The host, with its port if there is one; "" for paths."""
+        return self.rest.partition("/")[0]
+
+
+def parse(text: str, aliases: Mapping[str, str] | None = None) -> Reference:
+    """Read a reference: a URI, an absolute path, or an alias of the site.
+
+    `aliases` maps a name to a URI, or `PREFIX/*` to `URI/*`. Exact names come
+    first, then the longest prefix. Raises BadReference, with the nearest right
+    spelling where there is one.
+    """
+    _check_characters(text)
+    expanded = _expand(text, aliases or {})
+    if expanded is None:
+        return _parse_uri(text)
+    _check_characters(expanded)
+    return _parse_uri(expanded)
+
+
+def _check_characters(text: str) -> None:
+    if not text:
+        raise BadReference(
+            "container: is followed by nothing", do="Write container:URI without a space."
+        )
+    if len(text) > MAX_LENGTH:
+        raise BadReference(
+            f"a reference of {len(text)} characters is too long",
+            why=f"{MAX_LENGTH} is the limit; it begins {printable(text[:60])!r}",
+        )
+    wrong = sorted(set(text) - ALLOWED)
+    if wrong:
+        shown = " ".join(printable(c) for c in wrong[:8])
+        raise BadReference(
+            f"'{printable(text[:200])}' is not a reference to an image",
+            why=f"it holds characters that no address has: {shown}",
+            do="Variables are not replaced in a comment; write them out." if "$" in wrong else "",
+        )
+
+
+def _expand(text: str, aliases: Mapping[str, str]) -> str | None:
+    if text in aliases and not text.endswith("/*"):
+        return aliases[text]
+    prefixes = [name[:-1] for name in aliases if name.endswith("/*") and text.startswith(name[:-1])]
+    if not prefixes:
+        return None
+    longest = max(prefixes, key=len)
+    return aliases[longest + "*"].removesuffix("*") + text[len(longest) :]
+
+
+def _parse_uri(text: str) -> Reference:
+    if text.startswith("/"):
+        return _path(text, text)
+    scheme, colon, rest = text.partition(":")
+    lowered = scheme.lower()
+    if "=" in scheme:
+        name, _, named = text.partition("=")
+        right = "".join(c if c.isalnum() else "_" for c in name)
+        right = f"_{right}" if right[:1].isdigit() else right
+        raise _bad(text, f"{name!r} cannot be a name", f"{right}={named}" if right else "")
+    if colon and lowered in _PATH_SCHEMES and rest and not rest.startswith("//"):
+        if not rest.startswith("/"):
+            raise _bad(text, "the path is not absolute", f"{lowered}:/{rest.lstrip('./')}")
+        return Reference(lowered, rest)
+    if not colon or not rest.startswith("//"):
+        raise _not_a_uri(text, lowered if colon else "", rest)
+    if lowered in _PATH_SCHEMES:
+        raise _bad(text, "this scheme takes no //", f"{lowered}:/{rest.lstrip('/')}")
+    if lowered not in SCHEMES:
+        near = difflib.get_close_matches(lowered, SCHEMES, n=1)
+        raise _bad(
+            text,
+            f"{scheme}:// is not known",
+            f"{near[0]}:{rest}" if near else "",
+            do=f"Known are {', '.join(f'{s}://' for s in SCHEMES if s not in _PATH_SCHEMES)}.",
+        )
+    rest = rest[2:]
+    if lowered == "file":
+        return _path(text, rest)
+    return _address(text, lowered, rest)
+
+
+def _path(text: str, path: str) -> Reference:
+    if not path.startswith("/"):
+        raise _bad(text, "the path is not absolute", f"file:///{path}")
+    if path.endswith("/"):
+        raise BadReference(f"{text!r} names a folder", do="Name the image file in it.")
+    if any(part in (".", "..") for part in path.split("/")):
+        raise BadReference(
+            f"{text!r} is not a plain path", why="it has . or .. in it", do="Write the path out."
+        )
+    return Reference("file", path)
+
+
+def _address(text: str, scheme: str, rest: str) -> Reference:
+    host, _, path = rest.partition("/")
+    if _has_userinfo(scheme, host):
+        # Comments are readable by everybody: who puts a password there has published it.
+        raise BadReference(
+            f"a {scheme}:// address with user:password@ in it is refused",
+            why="comments are public, and so is a password in one",
+            do="Leave the credentials out; change the password, since others may have read it.",
+        )
+    if not host or (scheme in ("http", "https") and not path):
+        raise BadReference(f"{text!r} names no image", why="something is missing after the //")
+    if "#" in rest and scheme in ("http", "https"):
+        rest = rest.partition("#")[0]
+    return Reference(scheme, rest)
+
+
+def _has_userinfo(scheme: str, host: str) -> bool:
+    before, at, after = host.partition("@")
+    if not at:
+        return False
+    if scheme == "docker" and after.startswith("sha256:"):
+        return False  # docker://ubuntu@sha256:...
+    # Enroot's docker://USER@REGISTRY#IMAGE has a name and no password.
+    return not (scheme == "docker" and "#" in after and ":" not in before)
+
+
+def _not_a_uri(text: str, scheme: str, rest: str) -> BadReference:
+    relative = not scheme and text.endswith((".sif", ".simg", ".squashfs", ".sqfs"))
+    if relative or text.startswith(("./", "../", "~")):
+        return BadReference(
+            f"{text!r} is a relative path",
+            why="each node would look for it in another folder",
+            do="Write the absolute path.",
+        )
+    if scheme in SCHEMES:
+        slashes = ":///" if scheme == "file" else "://"
+        return _bad(text, "the // is missing", f"{scheme}{slashes}{rest.lstrip('/')}")
+    return _bad(text, "it has no scheme and is no alias of this site", f"docker://{text}")
+
+
+def _bad(text: str, why: str, meant: str = "", *, do: str = "") -> BadReference:
+    hint = f"; did you mean {meant}" if meant else ""
+    return BadReference(f"{text!r} is not a reference to an image", why=why + hint, do=do)
+
+
+def matches_any(uri: str, patterns: Iterable[str]) -> bool:
+    """Tell whether a canonical URI matches one of the shell-style patterns."""
+    return any(fnmatchcase(uri, pattern) for pattern in patterns)

@@ -1,0 +1,48 @@
+"""Trying again: what may change, at growing random intervals, as the server wishes."""
+
+from __future__ import annotations
+
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_before_delay,
+    wait_random_exponential,
+)
+
+from hpcimg.errors import TransientError
+from hpcimg.sink import Sink
+from hpcimg.sources import Settings
+
+_backoff = wait_random_exponential(multiplier=1, max=30)
+
+
+def attempts(sink: Sink, settings: Settings) -> Retrying:
+    """Return an iterator of attempts, each a context manager, as tenacity has it.
+
+    Only a TransientError is tried again. A `Retry-After` is obeyed; where it
+    does not fit into what is left of the deadline, the error stands.
+    """
+
+    def tell(state: RetryCallState) -> None:
+        assert state.outcome
+        assert state.next_action
+        error = state.outcome.exception()
+        assert isinstance(error, TransientError)
+        sink.retry(error.brief, state.next_action.sleep)
+
+    return Retrying(
+        retry=retry_if_exception_type(TransientError),
+        stop=stop_after_attempt(settings.tries) | stop_before_delay(settings.deadline_s),
+        wait=_wait,
+        before_sleep=tell,
+        reraise=True,
+    )
+
+
+def _wait(state: RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    asked = error.retry_after_s if isinstance(error, TransientError) else None
+    # Jitter on top, so that a thousand nodes told "60" do not all come at 60.
+    return _backoff(state) if asked is None else asked + _backoff(state) / 10

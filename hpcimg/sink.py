@@ -1,0 +1,73 @@
+"""Where a source puts an image: the file it was handed, with word to the parent.
+
+A source calls `offer` once, then `write` until all is there; when a transfer
+has to begin again it calls `rewind`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+from hpcimg.fetching import Offer
+
+_TELL_EVERY_S = 0.2
+
+
+class DeclinedOffer(Exception):
+    """The parent has the image already. Not an error; it ends the fetch."""
+
+
+class Sink:
+    """One image on its way into an open, empty file.
+
+    `say` tells the parent something; `answer` waits for its yes or no to an
+    offer. `position` is the number of bytes that are good so far.
+    """
+
+    def __init__(
+        self, descriptor: int, say: Callable[..., None], answer: Callable[[], bool]
+    ) -> None:
+        self._descriptor = descriptor
+        self._say = say
+        self._answer = answer
+        self._told = 0.0
+        self._total: int | None = None
+        self._offered = False
+        self.position = 0
+
+    def offer(self, offer: Offer) -> None:
+        """Say what is coming, once. Raises DeclinedOffer where it is not wanted."""
+        self._total = offer.size_bytes
+        if self._offered:
+            return
+        self._offered = True
+        self._say("offer", **offer._asdict())
+        if not self._answer():
+            raise DeclinedOffer
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append to the file. Raises OSError."""
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self._descriptor, view, self.position)
+            self.position += written
+            view = view[written:]
+        if time.monotonic() - self._told > _TELL_EVERY_S:
+            self.tell()
+
+    def tell(self) -> None:
+        """Let the parent know how far it is."""
+        self._told = time.monotonic()
+        self._say("progress", bytes=self.position, total=self._total)
+
+    def rewind(self) -> None:
+        """Begin again with an empty file."""
+        os.ftruncate(self._descriptor, 0)
+        self.position = 0
+        self._say("rewind")
+
+    def retry(self, why: str, wait_s: float) -> None:
+        """Say that an attempt failed and when the next one begins."""
+        self._say("retry", why=why, wait_s=wait_s)

@@ -1,0 +1,1 @@
+"""What slurmd calls: prolog and epilog, and what they know of Slurm."""

@@ -1,0 +1,49 @@
+"""Epilog's long way: after the job's leases are dropped, make room if it is needed.
+
+It returns 0 whatever happens, since any other exit code makes Slurm drain the
+node.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from hpcimg import config, history, logs, stage
+from hpcimg.cache import evict, lease
+from hpcimg.errors import HpcimgError
+from hpcimg.slurm import jobfiles
+from hpcimg.units import format_size
+
+log = logging.getLogger(__name__)
+_TIME_S = 20.0  # the node is kept from its next job for so long at most
+
+
+def main() -> int:
+    """Sweep and evict; always return 0."""
+    job = os.environ.get("SLURM_JOB_ID", "")
+    logs.set_up("syslog", name="epilog", job=job)
+    if not job.isdigit():
+        log.error("SLURM_JOB_ID is not set: this is called by slurmd as Epilog")
+        return 0
+    try:
+        conf = config.load()
+        logs.set_up(conf.log_to, name="epilog", job=job)
+        cache = stage.open_cache(conf)
+        # The short way did this, unless something was wrong with it.
+        lease.drop(cache.layout, job)
+        jobfiles.remove(cache.layout, job)
+        history.rotate(cache.layout)
+        report = evict.trim(cache.layout, cache.limits, time_s=_TIME_S)
+        if report.plan.wanted_bytes:
+            log.info(
+                "freed %s of %s (%s)",
+                format_size(report.freed_bytes),
+                format_size(report.plan.wanted_bytes),
+                report.plan.describe(),
+            )
+    except HpcimgError as error:
+        log.error("%s", error)
+    except Exception as error:
+        log.error("unforeseen", exc_info=error)
+    return 0

@@ -1,0 +1,98 @@
+"""The files of one job: its record, and the lines its task prolog prints.
+
+Imports only os: the way to a warm hit writes them.
+"""
+
+import os
+
+from hpcimg import atomic
+from hpcimg.cache.layout import Layout
+from hpcimg.plainjson import dumps
+
+
+class Image:
+    """One image that a job asked for: the name it gave, and what came of it."""
+
+    __slots__ = ("key", "name", "path", "source", "text", "uri")
+
+    def __init__(
+        self,
+        name: str,
+        text: str,
+        *,
+        uri: str = "",
+        key: str = "",
+        path: str = "",
+        source: str = "",
+    ) -> None:
+        self.name = name
+        self.text = text
+        self.uri = uri
+        self.key = key
+        self.path = path
+        self.source = source
+
+
+def prepare(layout: Layout, job: str) -> None:
+    """Make the job's folder; what an earlier run of a requeued job left there goes."""
+    try:
+        os.mkdir(layout.job(job), 0o755)
+    except FileExistsError:
+        pass
+    atomic.remove(f"{layout.job(job)}/task")
+
+
+def write_ready(layout: Layout, job: str, uid: int, images: list[Image], *, started: float) -> None:
+    """Tell the job where its images are."""
+    lines = [f"export HPCIMG_IMAGE={images[0].path}"]
+    lines += [f"export HPCIMG_IMAGE_{image.name}={image.path}" for image in images if image.name]
+    lines.append("export HPCIMG_IMAGES=" + ":".join(image.path for image in images))
+    _write(layout, job, uid, lines, {"state": "ready", **_common(images, started)})
+
+
+def write_failed(
+    layout: Layout,
+    job: str,
+    uid: int,
+    images: list[Image],
+    *,
+    started: float,
+    message: str,
+    error: str,
+    kind: str,
+) -> None:
+    """Tell the job why it cannot run; its tasks print the message and end with 1."""
+    lines = [f"print hpcimg: {message}", "exit 1"]
+    failure = {"error": error, "class": kind, "message": message}
+    _write(layout, job, uid, lines, {"state": "failed", **failure, **_common(images, started)})
+
+
+def remove(layout: Layout, job: str) -> bool:
+    """Remove the job's folder; return whether there was one."""
+    folder = layout.job(job)
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return False
+    for name in names:
+        atomic.remove(f"{folder}/{name}")
+    os.rmdir(folder)
+    return True
+
+
+def _common(images: list[Image], started: float) -> dict[str, object]:
+    fields = ("name", "text", "uri", "key", "path", "source")
+    return {
+        "started": round(started, 3),
+        "images": [{field: getattr(image, field) for field in fields} for image in images],
+    }
+
+
+def _write(layout: Layout, job: str, uid: int, lines: list[str], record: dict[str, object]) -> None:
+    folder = layout.job(job)
+    owner = uid if os.geteuid() == 0 else None
+    # Only the job's user and root read them: references can be private.
+    record = {"version": 1, "job": job, "uid": uid, **record}
+    atomic.write_file(f"{folder}/record.json", dumps(record) + "\n", mode=0o400, owner=owner)
+    # The task file comes last: once it is there, all is said.
+    atomic.write_file(f"{folder}/task", "\n".join(lines) + "\n", mode=0o400, owner=owner)

@@ -1,0 +1,93 @@
+"""Asking Slurm about a job, by pyslurm where it is installed, else by its commands.
+
+Never on the way to a hit, and not in Prolog or Epilog unless the site says so:
+a thousand nodes asking slurmctld at once are a storm.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from typing import Any, Protocol
+
+from hpcimg.errors import MissingTool, Unreachable
+
+_TIMEOUT_S = 30
+_ENDED = frozenset(
+    (
+        "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED",
+        "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT",
+    )
+)  # fmt: skip
+
+
+class Slurm(Protocol):
+    """What hpcimg asks Slurm. Both raise Unreachable where Slurm does not answer."""
+
+    def alive(self, job: str) -> bool:
+        """Tell whether the job still has, or may get, an allocation."""
+
+    def comment(self, job: str) -> str:
+        """Return the job's comment, "" where it has none."""
+
+
+def open_slurm() -> Slurm:
+    """Return pyslurm's view where pyslurm works here, else that of Slurm's commands."""
+    try:
+        import pyslurm
+    except Exception:  # it also fails on a missing slurm.conf or another Slurm release
+        return Commands()
+    return PySlurm(pyslurm)
+
+
+class Commands:
+    """Slurm's own squeue."""
+
+    def alive(self, job: str) -> bool:
+        return any(state not in _ENDED for state in self._ask(job, "%T").split())
+
+    def comment(self, job: str) -> str:
+        comment = self._ask(job, "%k").strip()
+        return "" if comment == "(null)" else comment
+
+    def _ask(self, job: str, field: str) -> str:
+        """Return one field of the job, "" where Slurm knows no such job."""
+        command = ["squeue", "--noheader", "--states=all", f"--jobs={job}", f"--format={field}"]
+        try:
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_TIMEOUT_S,
+                check=False,
+            )
+        except FileNotFoundError:
+            raise MissingTool("squeue is not installed, or not in PATH") from None
+        except subprocess.TimeoutExpired:
+            raise Unreachable("slurmctld does not answer") from None
+        if done.returncode and "Invalid job id" not in done.stderr:
+            raise Unreachable("slurmctld cannot be asked", why=done.stderr.strip())
+        return done.stdout
+
+
+class PySlurm:
+    """The pyslurm package (extra `slurm`), release 25.11 and its kin."""
+
+    def __init__(self, pyslurm: Any) -> None:
+        self._pyslurm = pyslurm
+
+    def alive(self, job: str) -> bool:
+        found = self._load(job)
+        return found is not None and str(found.state) not in _ENDED
+
+    def comment(self, job: str) -> str:
+        found = self._load(job)
+        return "" if found is None else found.comment or ""
+
+    def _load(self, job: str) -> Any:
+        try:
+            return self._pyslurm.Job.load(int(job))
+        except self._pyslurm.RPCError as error:
+            if "Invalid job id" in str(error):
+                return None
+            raise Unreachable("slurmctld cannot be asked", why=str(error)) from None

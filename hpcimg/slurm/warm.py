@@ -1,0 +1,68 @@
+"""The short way through Prolog and Epilog, before anything heavy is loaded.
+
+A job without an image, and one whose images are all warm, are done here. All
+else is left to `hpcimg.slurm.prolog` and `hpcimg.slurm.epilog`, in a process of
+their own. A test names the modules that may be loaded here.
+"""
+
+import os
+import time
+
+from hpcimg import conffiles, events
+from hpcimg.cache import hot, lease
+from hpcimg.cache.layout import Layout
+from hpcimg.slurm import comment, jobfiles
+
+LONG_WAY = 10  # exit code: the hook goes on with the full program
+
+
+def main(hook: str) -> int:
+    """Run the short way of a hook, "prolog" or "epilog"; return 0 or LONG_WAY.
+
+    Whatever goes wrong here is left to the long way, which knows how to say it.
+    """
+    try:
+        return {"prolog": prolog, "epilog": epilog}[hook](dict(os.environ))
+    except Exception:
+        return LONG_WAY
+
+
+def prolog(environ: dict[str, str]) -> int:
+    """Return 0 when the job can start, LONG_WAY when there is work to do."""
+    started = time.time()
+    written = environ.get("SLURM_JOB_COMMENT", "")
+    wanted = comment.wanted(written)
+    if not wanted and written:
+        return 0
+    files = conffiles.read_files(conffiles.main_file())
+    if not wanted:
+        return LONG_WAY if conffiles.raw_value(files, "slurm", "comment") == "query" else 0
+    job, uid = environ["SLURM_JOB_ID"], int(environ["SLURM_JOB_UID"])
+    if not job.isdigit() or comment.problem(wanted):
+        return LONG_WAY
+    layout = Layout(*conffiles.folders(files))
+    fingerprint = conffiles.fingerprint(files)
+    jobfiles.prepare(layout, job)
+    images = []
+    for name, text in wanted:
+        hit = hot.lookup(layout, text, job=job, uid=uid, fingerprint=fingerprint)
+        if hit is None:
+            return LONG_WAY
+        images.append(
+            jobfiles.Image(name, text, uri=hit.uri, key=hit.key, path=hit.path, source="hit")
+        )
+    jobfiles.write_ready(layout, job, uid, images, started=started)
+    for image in images:
+        events.record(layout.events, "hit", job=job, key=image.key)
+    return 0
+
+
+def epilog(environ: dict[str, str]) -> int:
+    """Drop the job's leases; return LONG_WAY when it had images, so that room may be made."""
+    job = environ["SLURM_JOB_ID"]
+    layout = Layout(*conffiles.folders(conffiles.read_files(conffiles.main_file())))
+    if not job.isdigit() or not os.path.isdir(layout.job(job)):
+        return 0
+    lease.drop(layout, job)
+    jobfiles.remove(layout, job)
+    return LONG_WAY

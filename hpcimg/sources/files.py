@@ -1,0 +1,66 @@
+"""Absolute paths and file:// : a parallel file system, or any other that is mounted."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from hpcimg.errors import Damaged, Forbidden, HpcimgError, NotAnImage, NotFound, Unreachable
+from hpcimg.fetching import Offer
+from hpcimg.reference import Reference
+from hpcimg.sink import Sink
+from hpcimg.sources import Settings
+
+_CHUNK = 4 << 20  # parallel file systems like large reads
+
+
+def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Settings) -> bool:
+    """Copy a file that this process' account may read; see `hpcimg.sources`."""
+    path = reference.rest
+    try:
+        # O_NONBLOCK: opening a FIFO must not wait for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        raise _explain(path, error) from error
+    try:
+        before = os.fstat(descriptor)
+        if not stat.S_ISREG(before.st_mode):
+            raise NotAnImage(f"{path} is not a file", why="it is a folder, a device or a pipe")
+        if _look(before) == validator:
+            return True
+        sink.offer(Offer(_look(before), before.st_size))
+        while data := _read(descriptor, path):
+            sink.write(data)
+        sink.tell()
+        if _look(os.fstat(descriptor)) != _look(before):
+            raise Damaged(f"{path} changed while it was copied")
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _read(descriptor: int, path: str) -> bytes:
+    try:
+        return os.read(descriptor, _CHUNK)
+    except OSError as error:
+        raise _explain(path, error) from error
+
+
+def _look(seen: os.stat_result) -> str:
+    return f"{seen.st_dev}-{seen.st_ino}-{seen.st_size}-{seen.st_mtime_ns}"
+
+
+def _explain(path: str, error: OSError) -> HpcimgError:
+    match error.errno:
+        case errno.ENOENT | errno.ENOTDIR:
+            return NotFound(
+                f"there is no file {path} on this node",
+                do="Check the spelling, and that its file system is mounted on the nodes.",
+            )
+        case errno.EACCES | errno.EPERM:
+            return Forbidden(f"{path} may not be read", why="permission denied")
+        case errno.ELOOP | errno.ENAMETOOLONG:
+            return NotFound(f"{path} cannot be followed", why=error.strerror or "")
+        case _:
+            return Unreachable(f"{path} cannot be read now", why=error.strerror or "")

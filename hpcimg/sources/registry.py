@@ -1,0 +1,160 @@
+"""An OCI registry, as far as reading goes (OCI Distribution Specification 1.1)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import requests
+
+from hpcimg.errors import BadReference, Damaged, Forbidden, NotAnImage, Unreachable
+from hpcimg.retry import attempts
+from hpcimg.sink import Sink
+from hpcimg.sources import Settings
+from hpcimg.transfer import check_status, request
+
+_ACCEPT = ", ".join(
+    (
+        "application/vnd.oci.image.index.v1+json",
+        "application/vnd.oci.image.manifest.v1+json",
+        "application/vnd.docker.distribution.manifest.list.v2+json",
+        "application/vnd.docker.distribution.manifest.v2+json",
+    )
+)
+_MANIFEST_MAX = 4 << 20  # the specification's own limit
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_COMPONENT = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
+_REPOSITORY = re.compile(f"{_COMPONENT}(?:/{_COMPONENT})*")
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_PARAMETER = re.compile(r'([a-z_]+)="([^"]*)"')
+
+
+class Name(NamedTuple):
+    """Where an image is: a registry, a repository in it, a tag, and a digest where one is given."""
+
+    host: str
+    repository: str
+    tag: str
+    digest: str
+
+    @property
+    def version(self) -> str:
+        """What to ask for: the digest goes before the tag."""
+        return self.digest or self.tag
+
+
+class Manifest(NamedTuple):
+    """A manifest with the digest of its bytes."""
+
+    digest: str
+    content: dict[str, Any]
+
+
+def parse_name(text: str) -> Name:
+    """Read `host[:port]/repository[:tag][@sha256:...]`. Raises BadReference."""
+    host, _, rest = text.partition("/")
+    rest, at, digest = rest.partition("@")
+    repository, _, tag = rest.partition(":")
+    if not _REPOSITORY.fullmatch(repository):
+        raise BadReference(
+            f"{text!r} names no repository", why="write HOST/REPOSITORY:TAG, in lower case"
+        )
+    if tag and not _TAG.fullmatch(tag):
+        raise BadReference(f"{tag!r} in {text!r} is not a tag")
+    if at and not _DIGEST.fullmatch(digest):
+        raise BadReference(
+            f"{digest!r} in {text!r} is not a digest", why="write @sha256: and 64 digits"
+        )
+    return Name(host, repository, tag or "latest", digest)
+
+
+def is_digest(value: object) -> bool:
+    """Tell whether this is a sha256 digest as manifests spell it."""
+    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
+
+
+class Registry:
+    """One repository of one registry, spoken to with the token that it wants."""
+
+    def __init__(
+        self, session: requests.Session, name: Name, sink: Sink, settings: Settings
+    ) -> None:
+        self._session = session
+        self._name = name
+        self._sink = sink
+        self._settings = settings
+        self._base = f"{'http' if settings.insecure else 'https'}://{name.host}"
+        self._token = ""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What every request to the registry carries; requests drops it for another host."""
+        return {"Authorization": f"Bearer {self._token}"} if self._token else {}
+
+    def blob_url(self, digest: str) -> str:
+        return f"{self._base}/v2/{self._name.repository}/blobs/{digest}"
+
+    def manifest(self, known: str = "") -> Manifest | None:
+        """Return the manifest, its digest checked; None where it still is the one `known` names."""
+        url = f"{self._base}/v2/{self._name.repository}/manifests/{self._name.version}"
+        condition = {"If-None-Match": f'"{known}"'} if known else {}
+        for attempt in attempts(self._sink, self._settings):
+            with attempt:
+                body = self._read(url, {"Accept": _ACCEPT, **condition})
+        if body is None:
+            return None
+        digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
+        if digest == known:
+            return None
+        if self._name.digest and digest != self._name.digest:
+            raise Damaged(f"{url} is not the manifest that was asked for", why=f"it is {digest}")
+        return Manifest(digest, _parse_json(body, url))
+
+    def _read(self, url: str, headers: Mapping[str, str]) -> bytes | None:
+        for _ in range(2):
+            with request(
+                self._session, url, self._settings, headers={**headers, **self.headers}
+            ) as response:
+                if response.status_code == 304:
+                    return None
+                if response.status_code == 401 and not self._token:
+                    self._token = self._authenticate(response)
+                    continue
+                check_status(response)
+                body = response.raw.read(_MANIFEST_MAX + 1, decode_content=False)
+                if len(body) > _MANIFEST_MAX:
+                    raise NotAnImage(f"the manifest at {url} is too large")
+                return bytes(body)
+        raise Forbidden(f"{url} may not be read", why="the registry refuses its own token")
+
+    def _authenticate(self, response: requests.Response) -> str:
+        """Get the token that a 401 asks for (Distribution's token authentication)."""
+        challenge = response.headers.get("WWW-Authenticate", "")
+        parameters = dict(_PARAMETER.findall(challenge))
+        realm = parameters.get("realm", "")
+        if not challenge.lower().startswith("bearer ") or not realm.startswith(("https:", "http:")):
+            check_status(response)
+        query = {"scope": f"repository:{self._name.repository}:pull"}
+        if "service" in parameters:
+            query["service"] = parameters["service"]
+        url = requests.Request("GET", realm, params=query).prepare().url or realm
+        with request(self._session, url, self._settings) as answer:
+            check_status(answer)
+            fields = _parse_json(answer.raw.read(_MANIFEST_MAX, decode_content=False), realm)
+        token = fields.get("token") or fields.get("access_token")
+        if not isinstance(token, str) or not token.isprintable():
+            raise Unreachable(f"{realm} gave no token")
+        return token
+
+
+def _parse_json(body: bytes, where: str) -> dict[str, Any]:
+    try:
+        content = json.loads(body)
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise NotAnImage(f"{where} did not answer as a registry does")
+    return content

@@ -1,0 +1,157 @@
+"""Staging one image: where references, policy, sources and the cache meet.
+
+Nothing here knows Slurm; a job is a name to lease an image to, and a uid.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+
+from hpcimg import accounts, events, parent, reference, sources
+from hpcimg.accounts import Account
+from hpcimg.cache import hot, inflight, store
+from hpcimg.cache.ensure import Cache, Staged, ensure
+from hpcimg.cache.evict import Limits
+from hpcimg.cache.layout import Layout
+from hpcimg.config import Config
+from hpcimg.errors import BadReference, CacheUnusable, Forbidden, HpcimgError, NotAllowed
+from hpcimg.fetching import Offered, Outcome, Progress
+from hpcimg.reference import Reference
+
+_TRIES = 8
+_TRIES_WITH_A_CACHED_IMAGE = 2
+
+
+def open_cache(config: Config) -> Cache:
+    """Return the cache, its folders made and what killed work left behind swept away.
+
+    Raises CacheUnusable.
+    """
+    layout = Layout(config.cache_path, config.state_path)
+    store.prepare(layout)
+    swept = store.sweep(layout) + inflight.sweep(layout)
+    if swept:
+        events.record(layout.events, "sweep", files=swept)
+    return Cache(layout, limits(config), config.tag_ttl_s, config.max_image_size)
+
+
+def limits(config: Config) -> Limits:
+    """Return the cache's limits in bytes, on the file system that it is on."""
+    try:
+        seen = os.statvfs(config.cache_path)
+    except OSError as error:
+        raise CacheUnusable(
+            f"{config.cache_path} cannot be used", why=error.strerror or ""
+        ) from error
+    total = seen.f_blocks * seen.f_frsize
+    max_size = config.max_size.of(total)
+    return Limits(
+        max_size=max_size,
+        high=int(max_size * config.high_watermark / 100),
+        low=int(max_size * config.low_watermark / 100),
+        min_free=config.min_free.of(total),
+        min_age_s=config.min_age_s,
+    )
+
+
+def parse(config: Config, text: str) -> Reference:
+    """Read a reference as this site allows it. Raises BadReference, NotAllowed."""
+    wanted = reference.parse(text, config.aliases)
+    if wanted.scheme not in sources.MODULES:
+        known = ", ".join(f"{scheme}://" for scheme in sources.MODULES)
+        raise BadReference(
+            f"{wanted.uri} cannot be fetched",
+            why=f"this version of hpcimg has no source for {wanted.scheme}:",
+            do=f"It has {known} and absolute paths.",
+        )
+    if reference.matches_any(wanted.uri, config.deny) or not reference.matches_any(
+        wanted.uri, config.allow
+    ):
+        raise NotAllowed(f"{wanted.uri} is not allowed at this site")
+    return wanted
+
+
+def stage(
+    config: Config,
+    cache: Cache,
+    text: str,
+    *,
+    deadline: float,
+    job: str = "",
+    uid: int = 0,
+    progress: Progress = lambda *_: None,
+) -> Staged:
+    """Bring the image that `text` names onto this node; return it when it is whole.
+
+    `job` gets a lease on it ("" gets none). What the unprivileged account may
+    read is shared by all; what only the user `uid` may read stays that user's.
+    `deadline` is a time.monotonic() value. Raises HpcimgError.
+    """
+    began = time.monotonic()
+    wanted = parse(config, text)
+    bring = functools.partial(
+        _ensure, config, cache, wanted, job=job, deadline=deadline, progress=progress
+    )
+    try:
+        try:
+            staged = bring(accounts.unprivileged(config.account), owner=None)
+        except Forbidden:
+            as_user = wanted.scheme in sources.READS_AS_USER and os.geteuid() == 0 and uid != 0
+            if not as_user:
+                raise
+            staged = bring(accounts.of_user(uid), owner=uid)
+    except HpcimgError as error:
+        _record(cache, "failed", began, job=job, uri=wanted.uri, message=str(error))
+        raise
+    _record(cache, staged.how, began, job=job, key=staged.entry.key, bytes=staged.entry.size_bytes)
+    hot.remember(
+        cache.layout,
+        text,
+        hot.Hit(staged.entry.key, staged.path, wanted.uri),
+        owner=staged.entry.owner,
+        fingerprint=config.fingerprint,
+        fresh_until=staged.fresh_until,
+    )
+    return staged
+
+
+def _ensure(
+    config: Config,
+    cache: Cache,
+    wanted: Reference,
+    account: Account | None,
+    *,
+    owner: int | None,
+    job: str,
+    deadline: float,
+    progress: Progress,
+) -> Staged:
+    def fetch(descriptor: int, *, validator: str, offered: Offered, progress: Progress) -> Outcome:
+        settings = sources.Settings(
+            tries=_TRIES_WITH_A_CACHED_IMAGE if validator else _TRIES,
+            deadline_s=deadline - time.monotonic(),
+            connect_timeout_s=config.connect_timeout_s,
+            stall_timeout_s=config.stall_timeout_s,
+            insecure=config.registry(wanted.host).insecure,
+        )
+        return parent.fetch(
+            wanted,
+            descriptor,
+            account=account,
+            settings=settings,
+            deadline=deadline,
+            validator=validator,
+            offered=offered,
+            progress=progress,
+        )
+
+    return ensure(
+        cache, wanted, job=job, owner=owner, deadline=deadline, fetch=fetch, progress=progress
+    )
+
+
+def _record(cache: Cache, event: str, began: float, **fields: object) -> None:
+    took = round(time.monotonic() - began, 3)
+    events.record(cache.layout.events, event, took_s=took, **fields)

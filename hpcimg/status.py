@@ -1,0 +1,60 @@
+"""What is going on on this node, gathered for operators."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from hpcimg import conffiles, history, stage
+from hpcimg.cache import inflight, lease, store
+from hpcimg.cache.layout import Layout
+from hpcimg.config import Config
+from hpcimg.errors import HpcimgError
+from hpcimg.units import format_size
+
+_FAILURES_SHOWN = 5
+
+
+def gather(config: Config) -> dict[str, Any]:
+    """Return cache, downloads under way, jobs, counts, last failures and problems.
+
+    Reads only, so anybody may call it; what is private is seen by root alone.
+    """
+    layout = Layout(config.cache_path, config.state_path)
+    entries = list(store.entries(layout))
+    holders = {entry.key: lease.holders(layout, entry.key) for entry in entries}
+    used = sum(entry.size_bytes for entry in entries)
+    problems: list[str] = []
+    cache: dict[str, Any] = {
+        "path": layout.cache,
+        "images": len(entries),
+        "bytes": used,
+        "in_use_images": sum(1 for jobs in holders.values() if jobs),
+        "in_use_bytes": sum(entry.size_bytes for entry in entries if holders[entry.key]),
+    }
+    try:
+        limits = stage.limits(config)
+        seen = os.statvfs(layout.cache)
+        free = seen.f_bavail * seen.f_frsize
+        cache.update(free_bytes=free, **limits._asdict())
+        if used > limits.max_size:
+            problems.append(f"the cache holds {format_size(used)}, more than its max_size")
+        if free < limits.min_free:
+            floor = format_size(limits.min_free)
+            problems.append(f"{format_size(free)} are free on its disk, {floor} should be")
+    except HpcimgError as error:
+        problems.append(str(error))
+    failures = [event for event in history.recent(layout) if event["event"] == "failed"]
+    return {
+        "node": conffiles.node_name(),
+        "cache": cache,
+        "staging": inflight.under_way(layout),
+        "jobs": {job: _images_of(job, holders) for job in sorted(lease.all_jobs(layout), key=int)},
+        "counts": history.totals(layout),
+        "failures": failures[-_FAILURES_SHOWN:],
+        "problems": problems,
+    }
+
+
+def _images_of(job: str, holders: dict[str, list[str]]) -> list[str]:
+    return [key for key, jobs in holders.items() if job in jobs]

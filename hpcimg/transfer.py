@@ -1,0 +1,198 @@
+"""HTTP: one session's manners, what a status means, and a download that resumes.
+
+RFC 9110 for ranges, conditional requests and Retry-After.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import requests
+import urllib3
+
+from hpcimg import __version__
+from hpcimg.errors import BadReference, Forbidden, HpcimgError, NotFound, Unreachable, UserError
+from hpcimg.fetching import Offer
+from hpcimg.retry import attempts
+from hpcimg.sink import Sink
+from hpcimg.sources import Settings
+
+_CHUNK = 1 << 20
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_TRY_AGAIN = frozenset({408, 425, 429})
+
+
+def open_session() -> requests.Session:
+    """Return a session with hpcimg's manners: few redirects, bytes as they are stored."""
+    session = requests.Session()
+    session.max_redirects = 5
+    session.headers["User-Agent"] = f"hpcimg/{__version__}"
+    session.headers["Accept-Encoding"] = "identity"
+    return session
+
+
+@contextmanager
+def request(
+    session: requests.Session,
+    url: str,
+    settings: Settings,
+    *,
+    headers: Mapping[str, str] | None = None,
+) -> Iterator[requests.Response]:
+    """GET a URL, its body not yet read. Raises Unreachable and kin for what the network does.
+
+    The status is the caller's to judge, with `check_status`.
+    """
+    where = _shown(url)
+    try:
+        with session.get(
+            url,
+            headers=dict(headers or {}),
+            stream=True,
+            timeout=(settings.connect_timeout_s, settings.stall_timeout_s),
+        ) as response:
+            yield response
+    except HpcimgError:
+        raise
+    except requests.exceptions.SSLError as error:
+        raise Forbidden(
+            f"{where} cannot be trusted",
+            why=_reason(error),
+            do="Its certificate must be one that this node's CA bundle knows.",
+        ) from error
+    except requests.exceptions.TooManyRedirects as error:
+        raise NotFound(
+            f"{where} leads nowhere", why="its redirects go round in a circle"
+        ) from error
+    except (
+        requests.exceptions.InvalidURL,
+        requests.exceptions.InvalidSchema,
+        requests.exceptions.MissingSchema,
+        urllib3.exceptions.LocationValueError,
+        UnicodeError,
+    ) as error:
+        raise BadReference(f"{where} is not an address", why=_reason(error)) from error
+    except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
+        raise Unreachable(f"{where} could not be read", why=_reason(error)) from error
+
+
+def check_status(response: requests.Response) -> None:
+    """Raise what a status of 400 and above means, in words a user understands."""
+    status = response.status_code
+    where, why = _shown(response.url), f"the server answered {status} {response.reason or ''}"
+    why = why.strip()
+    if status < 400:
+        return
+    if status in (401, 403):
+        raise Forbidden(f"{where} may not be read without permission", why=why)
+    if status in (404, 410):
+        raise NotFound(f"there is nothing at {where}", why=why)
+    if status in _TRY_AGAIN or status >= 500:
+        error = Unreachable(f"{where} cannot be served now", why=why)
+        error.retry_after_s = _retry_after(response.headers.get("Retry-After", ""))
+        raise error
+    raise UserError(f"{where} could not be read", why=why)
+
+
+def download(
+    session: requests.Session,
+    url: str,
+    sink: Sink,
+    settings: Settings,
+    *,
+    headers: Mapping[str, str] | None = None,
+    offer: Callable[[requests.Response, int | None], Offer] | None = None,
+) -> bool:
+    """Bring the body of a URL into the sink, in as many attempts as it takes.
+
+    An attempt goes on where the last one ended if the server can do that and
+    still has the same file; otherwise it begins again. `offer` makes the offer
+    from the first response and its length; without it one was made before.
+    Returns True where the server answered 304 to a condition in `headers`.
+    """
+    same: dict[str, str] = {}
+    for attempt in attempts(sink, settings):
+        with attempt:
+            asked = dict(headers or {})
+            if sink.position and same:
+                asked.update(same, Range=f"bytes={sink.position}-")
+            with request(session, url, settings, headers=asked) as response:
+                if response.status_code == 304:
+                    return True
+                if response.status_code == 416 and sink.position:
+                    same = {}
+                    sink.rewind()
+                    raise Unreachable(f"{_shown(url)} changed while it was read")
+                check_status(response)
+                total = _begin(response, sink, url)
+                same = _same(response)
+                if offer:
+                    sink.offer(offer(response, total))
+                for chunk in response.raw.stream(_CHUNK, decode_content=False):
+                    sink.write(chunk)
+            sink.tell()
+            if total is not None and sink.position != total:
+                raise Unreachable(
+                    f"{_shown(url)} was cut off", why=f"after {sink.position} of {total} bytes"
+                )
+    return False
+
+
+def _begin(response: requests.Response, sink: Sink, url: str) -> int | None:
+    """Set the sink to where this body begins; return the length of the whole."""
+    length = response.headers.get("Content-Length", "")
+    if response.status_code == 206:
+        match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        if not match or int(match[1]) != sink.position:
+            sink.rewind()
+            raise Unreachable(
+                f"{_shown(url)} sent another part than was asked for",
+                why=response.headers.get("Content-Range", "no Content-Range"),
+            )
+        return None if match[3] == "*" else int(match[3])
+    if sink.position:
+        sink.rewind()
+    return int(length) if length.isdigit() else None
+
+
+def _same(response: requests.Response) -> dict[str, str]:
+    """Return the header for a safe resume: the rest of the same file, or all of the new one."""
+    etag = response.headers.get("ETag", "")
+    if etag and not etag.startswith("W/"):
+        return {"If-Range": etag}
+    date = response.headers.get("Last-Modified", "")
+    return {"If-Range": date} if date else {}
+
+
+def _retry_after(text: str) -> float | None:
+    if text.strip().isdigit():
+        return float(text)
+    try:
+        when = email.utils.parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return max(0.0, when.timestamp() - time.time())
+
+
+def _shown(url: str) -> str:
+    """Return an address without its query, which may hold a signature."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _reason(error: BaseException) -> str:
+    """Return the innermost cause of what requests and urllib3 wrap several times."""
+    inner: BaseException = error
+    while True:
+        cause = getattr(inner, "reason", None) or (inner.args[0] if inner.args else None)
+        if not isinstance(cause, BaseException):
+            break
+        inner = cause
+    text = str(inner)
+    # urllib3 puts "<object at 0x...>: " before what a reader wants to know.
+    return text.rpartition(">: ")[2] or type(inner).__name__

@@ -1,0 +1,306 @@
+"""The Lua files of the submit side, under each Lua that is installed here, without Slurm."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.reference_cases import INVALID, VALID
+
+ETC = Path(__file__).parents[2] / "etc"
+# Slurm embeds the one that it was built with: 5.1 in Debian 12, 5.4 in others.
+INTERPRETERS = [name for name in ("lua5.1", "lua5.3", "lua5.4", "lua") if shutil.which(name)]
+
+# As much of Slurm as the files use. Every answer is printed in hex, one a line.
+STUB = """
+slurm = { SUCCESS = 0, ERROR = -1 }
+local said = {}
+local function say(...) table.insert(said, string.format(...)) end
+slurm.log_error = say
+slurm.log_user = say
+local function answer(value)
+    print((tostring(value):gsub(".", function(c) return ("%02x"):format(c:byte()) end)))
+end
+-- The host's own /etc/slurm and /etc/hpcimg are none of a test's business.
+local open = io.open
+io.open = function(path) return path:sub(1, #FOLDER) == FOLDER and open(path) or nil end
+"""
+
+JOB_HOOKS = {
+    "submit": "slurm_job_submit(job, {}, 1000)",
+    "modify": "slurm_job_modify(job, {}, {}, 1000)",
+}
+
+
+def quoted(text: str | None) -> str:
+    """Return a Lua literal for any text."""
+    if text is None:
+        return "nil"
+    return '"' + "".join(f"\\{byte:03d}" for byte in text.encode()) + '"'
+
+
+class Lua:
+    """One interpreter, and a folder with the files as a site has them beside slurm.conf."""
+
+    def __init__(self, command: str, folder: Path) -> None:
+        self.command = command
+        self.folder = folder
+        for name in ("hpcimg.lua", "cli_filter.lua", "job_submit.lua"):
+            shutil.copy(ETC / name, folder)
+
+    def run(self, code: str, env: Mapping[str, str] | None = None) -> list[str]:
+        """Run code after the stub; return what it passed to answer()."""
+        code = f"FOLDER = {quoted(str(self.folder))}\n{STUB}\n{code}"
+        result = subprocess.run(
+            [self.command, "-"],
+            input=code.encode(),
+            env=dict(env or {}),
+            capture_output=True,
+            timeout=10,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr.decode()
+        return [bytes.fromhex(line).decode() for line in result.stdout.decode().splitlines()]
+
+    def load(self, name: str) -> str:
+        return f"dofile({quoted(str(self.folder / name))})\n"
+
+    def merge(self, *pairs: tuple[str | None, str | None]) -> list[str]:
+        """Return the merged comment or the message for each comment and references."""
+        code = f"local hpcimg = {self.load('hpcimg.lua')}"
+        for comment, references in pairs:
+            code += "do local merged, problem = "
+            code += f"hpcimg.merge({quoted(comment)}, {quoted(references)})\n"
+            code += "answer(merged or problem) end\n"
+        return self.run(code)
+
+    def cli(self, references: str | None = None, **options: str | None) -> tuple[int, str, str]:
+        """Call the cli_filter; return its status, the comment after it and the messages."""
+        env = {} if references is None else {"HPCIMG_CONTAINER": references}
+        fields = ", ".join(f"{name} = {quoted(value)}" for name, value in options.items())
+        code = self.load("cli_filter.lua")
+        code += f"local options = {{ {fields} }}\n"
+        code += "answer(slurm_cli_pre_submit(options, 0)) answer(options.comment)\n"
+        status, comment, said = self.run(code + "answer(table.concat(said, '|'))", env)
+        return int(status), comment, said
+
+    def job(
+        self,
+        references: str | None = None,
+        *,
+        comment: str | None = None,
+        batch: bool = True,
+        hook: str = "submit",
+    ) -> tuple[int, str, str]:
+        """Call the job_submit plugin likewise."""
+        fields = f"comment = {quoted(comment)}"
+        if batch:
+            fields += f", script = '', environment = {{ HPCIMG_CONTAINER = {quoted(references)} }}"
+        code = self.load("job_submit.lua") + f"local job = {{ {fields} }}\n"
+        code += f"answer({JOB_HOOKS[hook]}) answer(job.comment)\n"
+        status, after, said = self.run(code + "answer(table.concat(said, '|'))")
+        return int(status), after, said
+
+
+@pytest.fixture(params=INTERPRETERS or ["lua"])
+def lua(request: pytest.FixtureRequest, tmp_path: Path) -> Lua:
+    if not INTERPRETERS:
+        pytest.skip("no lua here: install lua5.4")
+    return Lua(request.param, tmp_path)
+
+
+# The grammar
+
+
+def test_valid_references_pass_unchanged(lua: Lua) -> None:
+    comments = [f"container:{text}" for text in VALID]
+    assert lua.merge(*((comment, None) for comment in comments)) == comments
+
+
+@pytest.mark.parametrize("place", ["comment", "environment"])
+def test_invalid_references_are_refused_with_a_hint(lua: Lua, place: str) -> None:
+    texts = [f"container:{text}" for text, _ in INVALID]
+    pairs = [(text, None) if place == "comment" else (None, text) for text in texts]
+    wrong = {
+        text: message
+        for (text, hint), message in zip(INVALID, lua.merge(*pairs), strict=True)
+        if hint.lower() not in message.lower()
+    }
+    assert wrong == {}
+
+
+def test_messages_are_one_printable_line_and_tell_no_password(lua: Lua) -> None:
+    messages = lua.merge(*((f"container:{text}", None) for text, _ in INVALID))
+    assert [m for m in messages if not m.isascii() or not m.isprintable() or len(m) > 2500] == []
+    assert [m for m in messages if "user:password" in m and "example" in m] == []
+
+
+def test_bare_file_names_are_no_forgotten_docker_images(lua: Lua) -> None:
+    for message in lua.merge(("container:image.sif", None), ("container:dir/image.SIF", None)):
+        assert "write the absolute path" in message
+
+
+def test_a_variable_is_not_replaced_in_a_comment(lua: Lua) -> None:
+    [message] = lua.merge(("container:$HOME/image.sif", None))
+    assert "a variable is not replaced there" in message
+
+
+def test_aliases_of_the_site(lua: Lua) -> None:
+    path = lua.folder / "hpcimg.lua"
+    head = "local ALIASES = {"
+    assert head in path.read_text()
+    path.write_text(path.read_text().replace(head, head + '"samtools", "bio/*",'))
+    comments = ["container:samtools", "container:x=samtools", "container:bio/samtools:1.19"]
+    assert lua.merge(*((comment, None) for comment in comments)) == comments
+    for text in ("bio", "bio/", "bio/*", "samtools:1", "biology/x"):
+        [message] = lua.merge((f"container:{text}", None))
+        assert f"did you mean docker://{text}" in message
+
+
+# Comments
+
+
+@pytest.mark.parametrize(
+    ("comment", "references", "merged"),
+    [
+        (None, "docker://a", "container:docker://a"),
+        ("", "docker://a", "container:docker://a"),
+        ("two words", "docker://a", "two words container:docker://a"),
+        ("two words", "", "two words"),
+        ("two words", " ; ", "two words"),
+        (None, None, ""),
+        ("trailing ", "docker://a", "trailing container:docker://a"),
+        ("site=1;user=2", "docker://a", "site=1;user=2;container:docker://a"),
+        ("site=1;", "/a x=/b", "site=1;container:/a;container:x=/b"),
+        ("site=1; words", "/a", "site=1; words container:/a"),
+        (None, "/a /b;x=/c\n\t/d", "container:/a container:/b container:x=/c container:/d"),
+        (None, "container:/a", "container:/a"),
+        # already asked for: srun in a job, sbatch in a job, both plugins
+        ("container:/a", "/a", "container:/a"),
+        ("w;container:x=/a;w", "x=/a /b", "w;container:x=/a;w;container:/b"),
+        (None, "/a /a", "container:/a"),
+        ("container:/a container:/a", None, "container:/a container:/a"),
+        # no business of ours
+        ("  odd   spacing\x0b;;", None, "  odd   spacing\x0b;;"),
+        ("Container:x acontainer:x containers: x:container:x", None, None),
+        ("ctrl\x01\x1b[2J ünïcode $HOME `id`", "/a", "{} container:/a"),
+    ],
+)
+def test_merge(lua: Lua, comment: str | None, references: str | None, merged: str | None) -> None:
+    expected = comment if merged is None else merged.replace("{}", comment or "")
+    assert lua.merge((comment, references)) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("comment", "references", "message"),
+    [
+        ("container: docker://a", None, "write container:URI without a space"),
+        ("words container:ubuntu:22.04", None, "did you mean docker://ubuntu:22.04"),
+        ("x;container:ubuntu;y", None, "did you mean docker://ubuntu"),
+        ("container:x=/a container:x=/b", None, "two images have the name 'x'"),
+        ("container:x=/a", "x=/b", "two images have the name 'x'"),
+        (None, "/a ubuntu", "in HPCIMG_CONTAINER: 'ubuntu' is not a reference"),
+        ("container:ubuntu", "/a", "in the job's comment: 'ubuntu' is not a reference"),
+        ("w" * 1000, "docker://ubuntu", "1026 characters, and 1024 is Slurm's limit"),
+        (" ".join(f"container:/{n}" for n in range(33)), None, "more than 32 images"),
+        (" ".join(f"container:/{n}" for n in range(32)), "/32", "more than 32 images"),
+    ],
+)
+def test_refused(lua: Lua, comment: str | None, references: str | None, message: str) -> None:
+    [answer] = lua.merge((comment, references))
+    assert message in answer
+
+
+def test_thirty_two_images_are_not_too_many(lua: Lua) -> None:
+    comment = " ".join(f"container:/{n}" for n in range(32))
+    assert lua.merge((comment, "/0 /31")) == [comment]
+
+
+def test_a_comment_of_the_greatest_length_passes(lua: Lua) -> None:
+    words = "w" * 998
+    assert lua.merge((words, "docker://ubuntu")) == [f"{words} container:docker://ubuntu"]
+
+
+@pytest.mark.parametrize(
+    "piece", [";", " ", ";a", "container:", "container:;", "container:/a ", "a=", "/", "@:", "\x01"]
+)
+def test_long_hostile_comments_take_no_time(lua: Lua, piece: str) -> None:
+    """slurmctld answers nobody while a comment is being read: 10 s here are for slow hosts."""
+    long = piece * (65536 // len(piece))
+    pairs = [(long, None), (long + " x", "/a"), (None, long), ("container:" + long, "x=" + long)]
+    assert len(lua.merge(*pairs)) == 4
+
+
+# The plugins
+
+
+def test_cli_filter_adds_the_environment_to_the_comment(lua: Lua) -> None:
+    status = lua.cli("x=docker://a", type="sbatch", comment="words")
+    assert status == (0, "words container:x=docker://a", "")
+    assert lua.cli("/a", type="salloc") == (0, "container:/a", "")
+    assert lua.cli("/a", type="srun", jobid="unset") == (0, "container:/a", "")
+
+
+def test_cli_filter_refuses(lua: Lua) -> None:
+    status, comment, said = lua.cli("ubuntu:22.04", type="sbatch", comment="words")
+    assert (status, comment) == (-1, "words")
+    assert "did you mean docker://ubuntu:22.04" in said
+    status, _, said = lua.cli(type="sbatch", comment="100%d container:~/x.sif")
+    assert status == -1
+    assert "write the absolute path" in said
+
+
+def test_cli_filter_leaves_steps_of_a_job_alone(lua: Lua) -> None:
+    assert lua.cli("ubuntu", type="srun", jobid="17") == (0, "nil", "")
+
+
+def test_job_submit_adds_the_environment_to_the_comment(lua: Lua) -> None:
+    status = lua.job("x=docker://a", comment="words")
+    assert status == (0, "words container:x=docker://a", "")
+    assert lua.job("/a", comment="container:/a") == (0, "container:/a", "")
+    assert lua.job(batch=False, comment="container:/a") == (0, "container:/a", "")
+    assert lua.job() == (0, "nil", "")
+
+
+def test_job_submit_refuses(lua: Lua) -> None:
+    status, comment, said = lua.job("ubuntu:22.04", comment="words")
+    assert (status, comment) == (-1, "words")
+    assert "did you mean docker://ubuntu:22.04" in said
+
+
+def test_job_modify_checks_a_new_comment_and_adds_nothing(lua: Lua) -> None:
+    assert lua.job("/a", comment="words", hook="modify") == (0, "words", "")
+    assert lua.job("/a", hook="modify") == (0, "nil", "")
+    status, _, said = lua.job(comment="container:ubuntu", hook="modify")
+    assert status == -1
+    assert "did you mean docker://ubuntu" in said
+
+
+@pytest.mark.parametrize("content", [None, "", "syntax error", "error('x')", "return {}"])
+def test_without_the_grammar_jobs_go_on(lua: Lua, content: str | None) -> None:
+    path = lua.folder / "hpcimg.lua"
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    for status, comment, said in (
+        lua.cli("/a", type="sbatch", comment="w"),
+        lua.job("/a", comment="w"),
+        lua.job(comment="container:/a", hook="modify"),
+    ):
+        assert status == 0
+        assert comment in ("w", "container:/a")
+        assert said.startswith("hpcimg: ")
+        assert "the job goes on" in said
+    # Jobs without images do not even see a message.
+    assert lua.cli(type="sbatch", comment="w") == (0, "w", "")
+    assert lua.job(comment="w") == (0, "w", "")
+
+
+def test_all_functions_that_slurm_asks_for(lua: Lua) -> None:
+    code = lua.load("cli_filter.lua") + lua.load("job_submit.lua")
+    code += "answer(slurm_cli_setup_defaults({}, true)) answer(slurm_cli_post_submit(0, 1, 2))"
+    assert lua.run(code) == ["0", "0"]

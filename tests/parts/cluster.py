@@ -1,0 +1,227 @@
+"""A throwaway Slurm cluster on this host: real daemons, real jobs, nothing left behind."""
+
+from __future__ import annotations
+
+import functools
+import os
+import pwd
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Self
+
+from tests.parts.daemon import PATH, Daemon, free_ports, missing_commands, wait_until
+from tests.parts.processes import kill_processes
+from tests.parts.slurmclient import USERS, SlurmClient
+from tests.parts.slurmconf import SLURM_USER, slurm_conf
+
+MUNGE_USER = "munge"
+
+_COMMANDS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "salloc", "scontrol", "setpriv")
+_START_TIMEOUT_S = 60
+
+
+class Cluster(SlurmClient):
+    """One slurmctld, a munged of its own and nodes named n1, n2, ..., all below one folder.
+
+    A context manager. Attributes for tests: folder, conf (the slurm.conf), nodes, and work, the
+    folder where commands run, so that jobs' output files are there. Two clusters can run side by
+    side: ports are chosen at start, and nothing else is shared.
+
+    Hooks are run as they are given. slurmd builds Prolog's environment from empty, so a hook that
+    needs a variable is wrapped by write_hook.
+    """
+
+    def __init__(
+        self,
+        *,
+        nodes: int = 3,
+        prolog: Path | str = "",
+        task_prolog: Path | str = "",
+        epilog: Path | str = "",
+        prolog_flags: str = "Alloc",
+        cli_filter: Path | None = None,
+        job_submit: Path | None = None,
+        extra_conf: str = "",
+    ) -> None:
+        """Describe the cluster; nothing runs yet.
+
+        cli_filter, job_submit: Lua files. extra_conf: lines of slurm.conf; a setting there takes
+        the place of the cluster's own.
+        """
+        self.nodes = [f"n{number}" for number in range(1, nodes + 1)]
+        self._lua = {"cli_filter.lua": cli_filter, "job_submit.lua": job_submit}
+        self._settings = {
+            "Prolog": str(prolog),
+            "TaskProlog": str(task_prolog),
+            "Epilog": str(epilog),
+            "PrologFlags": prolog_flags,
+            "CliFilterPlugins": "lua" if cli_filter else "",
+            "JobSubmitPlugins": "lua" if job_submit else "",
+        }
+        self._extra_conf = extra_conf
+        self._daemons: dict[str, Daemon] = {}
+
+    @staticmethod
+    def missing() -> str:
+        """Return a sentence that says what this host lacks for a cluster, or an empty string."""
+        if os.geteuid() != 0:
+            return "a Slurm cluster needs root: slurmd runs Prolog as root and jobs as their users"
+        for account in (SLURM_USER, MUNGE_USER, *USERS):
+            try:
+                pwd.getpwnam(account)
+            except KeyError:
+                return f"no account {account} here (run tests/install-packages as root)"
+        return missing_commands(*_COMMANDS)
+
+    def __enter__(self) -> Self:
+        """Start; where that fails or is interrupted, end what was started."""
+        # A short path: the name of a unix socket has room for 107 bytes.
+        self.folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+        self.conf = self.folder / "slurm.conf"
+        self.work = self.folder / "work"
+        try:
+            self._start()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End all daemons, jobs and hooks of this cluster by pid, and remove its folder."""
+        self._stop()
+
+    def stop_node(self, node: str) -> None:
+        """Take a node away as a power cut does: slurmd, job steps and hooks are killed at once."""
+        self._daemons.pop(node).kill()
+        wait_until(lambda: not self._kill(node), timeout_s=10, what=f"the end of all on {node}")
+
+    def start_node(self, node: str, *, rebooted: bool = True) -> None:
+        """Start a stopped node, which reports a reboot, and wait until it answers."""
+        self._start_node(node, *(["-b"] if rebooted else []))
+        self._wait(lambda: not self.node_states()[node].startswith("down"), f"{node} to be back")
+
+    def log(self, name: str) -> str:
+        """Return the log of slurmctld, munged or a node."""
+        return (self.folder / "log" / f"{name}.log").read_text(errors="replace")
+
+    def _start(self) -> None:
+        self._make_folders()
+        self._write_conf()
+        munge = self.folder / "munge"
+        argv = ["munged", "--foreground", f"--log-file={self.folder}/log/munged.log"]
+        argv += [f"--{name}-file={munge}/{name}" for name in ("key", "pid", "seed")]
+        self._start_daemon("munged", [*argv, f"--socket={munge}/socket"], user=MUNGE_USER)
+        self._wait((munge / "socket").exists, "munged")
+        argv = ["slurmctld", "-D", "-f", str(self.conf)]
+        self._start_daemon("slurmctld", argv, user=SLURM_USER)
+        for node in self.nodes:
+            self._start_node(node)
+        idle = dict.fromkeys(self.nodes, "idle")
+        self._wait(lambda: self.node_states() == idle, "all nodes to be idle")
+
+    def _stop(self) -> None:
+        # slurmctld first, so that nothing new starts; then what runs on the nodes, because a
+        # slurmd that is told to end waits for its Prolog.
+        if "slurmctld" in self._daemons:
+            self._daemons.pop("slurmctld").stop()
+        self._kill()
+        for daemon in reversed(self._daemons.values()):
+            daemon.stop()
+        self._daemons.clear()
+        wait_until(
+            lambda: not self._kill(), timeout_s=10, what="the end of the cluster's processes"
+        )
+        shutil.rmtree(self.folder)
+
+    def _kill(self, node: str = "") -> int:
+        return kill_processes(
+            setting=f"SLURM_CONF={self.conf}",
+            mark=f"SLURMD_NODENAME={node}" if node else "",
+            log=self.folder / "log" / f"{node}.log" if node else None,
+            spare=[daemon.pid for daemon in self._daemons.values()],
+        )
+
+    def _make_folders(self) -> None:
+        self.folder.chmod(0o755)
+        for name, owner, mode in (
+            ("munge", MUNGE_USER, 0o755),
+            ("state", SLURM_USER, 0o700),
+            ("spool", "root", 0o755),
+            # Daemons of several accounts, and everybody's jobs, write here.
+            ("log", "root", 0o1777),
+            ("work", "root", 0o1777),
+        ):
+            path = self.folder / name
+            path.mkdir()
+            path.chmod(mode)
+            shutil.chown(path, owner)
+        for node in self.nodes:
+            (self.folder / "spool" / node).mkdir(mode=0o755)
+        key = self.folder / "munge" / "key"
+        key.touch(mode=0o400)
+        key.write_bytes(os.urandom(128))
+        shutil.chown(key, MUNGE_USER)
+
+    def _write_conf(self) -> None:
+        for name, source in self._lua.items():
+            if source is not None:
+                shutil.copyfile(source, self.folder / name)
+        if slurm_version() >= (24, 5):
+            # Without a cgroup tree of their own the daemons of newer releases refuse to start;
+            # older ones do not know this value, and do not look.
+            (self.folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
+        text = slurm_conf(
+            self.folder,
+            nodes=self.nodes,
+            ports=free_ports(1 + len(self.nodes)),
+            settings=self._settings,
+            extra=self._extra_conf,
+        )
+        self.conf.write_text(text)
+
+    def _start_node(self, node: str, *options: str) -> None:
+        self._start_daemon(node, ["slurmd", "-D", "-f", str(self.conf), "-N", node, *options])
+
+    def _start_daemon(self, name: str, argv: list[str], *, user: str = "root") -> None:
+        self._daemons[name] = Daemon(
+            argv,
+            output=self.folder / "log" / f"{name}.out",
+            user=user,
+            env={"SLURM_CONF": str(self.conf)},
+        )
+        self._daemons[name].start()
+
+    def _wait(self, condition: Callable[[], bool], what: str) -> None:
+        def ready() -> bool:
+            for daemon in self._daemons.values():
+                daemon.expect_running()
+            return condition()
+
+        wait_until(ready, timeout_s=_START_TIMEOUT_S, what=what)
+
+
+@functools.cache
+def slurm_version() -> tuple[int, int]:
+    """Return the installed release, such as (22, 5)."""
+    result = subprocess.run(
+        ["slurmctld", "-V"], env={"PATH": PATH}, capture_output=True, text=True, check=True
+    )
+    year, month = re.findall(r"\d+", result.stdout)[:2]
+    return int(year), int(month)
+
+
+def write_hook(folder: Path, name: str, target: Path | str, env: Mapping[str, str]) -> Path:
+    """Write a script that sets the variables and becomes the target; return its path.
+
+    It is root's and executable by all, as slurmd and the task prolog want it.
+    """
+    lines = [f"export {variable}={shlex.quote(value)}" for variable, value in env.items()]
+    path = folder / name
+    path.write_text("\n".join(["#!/bin/sh", *lines, f'exec {shlex.quote(str(target))} "$@"', ""]))
+    path.chmod(0o755)
+    return path

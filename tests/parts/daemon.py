@@ -1,0 +1,124 @@
+"""Run a real daemon for a while: started in the foreground, ended by its pid."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+# Daemons live in sbin, which is not on every user's PATH; nothing else of the caller's
+# environment reaches a daemon.
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+# Below the range from which the kernel hands out ports to outgoing connections, so that nobody
+# is given a port between our look and the daemon's bind.
+PORTS = range(12000, 32000)
+
+
+class PartError(RuntimeError):
+    """A part did not do what a test asked of it; the message holds what it said itself."""
+
+
+def missing_commands(*names: str) -> str:
+    """Return a sentence that names the commands not installed here, or an empty string."""
+    absent = [name for name in names if shutil.which(name, path=PATH) is None]
+    if not absent:
+        return ""
+    return f"not installed here: {', '.join(absent)} (run tests/install-packages as root)"
+
+
+def free_ports(count: int) -> list[int]:
+    """Return distinct TCP ports that nobody listens on, on any address."""
+    found: list[int] = []
+    for port in random.sample(PORTS, 200):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+        found.append(port)
+        if len(found) == count:
+            return found
+    raise PartError(f"found only {len(found)} of {count} free ports")
+
+
+def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str) -> None:
+    """Poll until the condition holds; at the deadline raise PartError, which says what for."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise PartError(f"waited {timeout_s:g} s for {what}")
+        time.sleep(0.05)
+
+
+class Daemon:
+    """A foreground process that ends when it is told to, or when the thread that started it ends.
+
+    The second is the kernel's doing (parent death signal): a test run that is killed leaves no
+    daemon behind. So start a daemon from a thread that lives as long as the daemon shall.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        output: Path,
+        user: str = "",
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        """Describe the daemon; nothing runs yet.
+
+        output: the file that stdout and stderr are appended to. user: an account to run under,
+        with the group of the same name. env: all that it gets beside PATH and LC_ALL.
+        """
+        self._argv = list(argv)
+        self._account = ["--reuid", user, "--regid", user, "--clear-groups"] if user else []
+        self._output = output
+        self._env = {"PATH": PATH, "LC_ALL": "C.UTF-8", **(env or {})}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the process, in a session of its own so that Ctrl-C reaches the test run alone."""
+        with self._output.open("ab") as output:
+            self._process = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "TERM", *self._account, *self._argv],
+                cwd="/",
+                env=self._env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        """Return the process id, 0 where it was not started."""
+        return self._process.pid if self._process else 0
+
+    def expect_running(self) -> None:
+        """Raise PartError with the end of its output where it has ended by itself."""
+        if self._process is None or self._process.poll() is not None:
+            output = self._output.read_text(errors="replace")[-3000:]
+            raise PartError(f"{self._argv[0]} ended by itself:\n{output}")
+
+    def stop(self, *, grace_s: float = 5.0) -> None:
+        """Send SIGTERM, after the grace SIGKILL, and reap. Nothing happens where nothing runs."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        self._process = None
+
+    def kill(self) -> None:
+        """Send SIGKILL and reap."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None

@@ -1,0 +1,49 @@
+"""Find and kill the processes that belong to a throwaway cluster, whoever their parent is."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+
+def kill_processes(
+    *, setting: str, mark: str = "", log: Path | None = None, spare: Collection[int] = ()
+) -> int:
+    """Send SIGKILL to every process that has NAME=VALUE in its environment; return how many.
+
+    Slurm's job steps leave the process group and the parent that slurmd gave them, but they, the
+    hooks and the jobs all carry SLURM_CONF. With a log or a mark only those are meant that hold
+    the log open (a job step's manager does) or have the mark in their environment as well (jobs
+    and hooks do). Processes in spare, and this one, are left alone.
+    """
+    count = 0
+    for pid, environment in _processes():
+        if pid in spare or pid == os.getpid() or setting not in environment:
+            continue
+        if (mark or log) and mark not in environment and not (log and _holds(pid, log)):
+            continue
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+        count += 1
+    return count
+
+
+def _processes() -> Iterator[tuple[int, list[str]]]:
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (folder / "environ").read_text(errors="replace")
+        except OSError:
+            # It ended in the meantime.
+            continue
+        yield int(folder.name), environment.split("\0")
+
+
+def _holds(pid: int, path: Path) -> bool:
+    try:
+        return any(fd.readlink() == path for fd in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return False

@@ -1,0 +1,188 @@
+"""A real OCI registry on loopback, with an access log that tests can count in."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple, Self
+from urllib.parse import urljoin
+
+from requests import Response, Session
+
+from tests.parts.daemon import Daemon, PartError, free_ports, missing_commands, wait_until
+
+SIF_LAYER = "application/vnd.sylabs.sif.layer.v1.sif"
+SIF_CONFIG = "application/vnd.sylabs.sif.config.v1+json"
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+
+_LOGGED = re.compile(r'"([A-Z]+) (\S+) HTTP/[\d.]+" (\d{3}) ')
+# Our own question, by which we know that the log is written up to here.
+_MARK = "/v2/?mark="
+_TIMEOUT_S = 30
+
+
+class Request(NamedTuple):
+    """One line of the access log."""
+
+    method: str
+    path: str
+    status: int
+
+
+class Registry:
+    """Debian's docker-registry on a port of its own with a storage folder of its own.
+
+    A context manager. Attributes: host ("127.0.0.1:PORT", as in docker://HOST/...), url, port.
+    stop and start simulate an outage: the port and what was pushed stay.
+    """
+
+    def __init__(self) -> None:
+        """Choose the port; nothing runs yet."""
+        self.port = free_ports(1)[0]
+        self.host = f"127.0.0.1:{self.port}"
+        self.url = f"http://{self.host}"
+        self._marks = 0
+        self._session = Session()
+        # Neither proxies nor credentials of whoever runs the tests.
+        self._session.trust_env = False
+
+    @staticmethod
+    def missing() -> str:
+        """Return a sentence that says what this host lacks for a registry, or an empty string."""
+        return missing_commands("docker-registry", "setpriv")
+
+    def __enter__(self) -> Self:
+        """Start with nothing stored."""
+        self.folder = Path(tempfile.mkdtemp(prefix="registry-"))
+        self._log = self.folder / "log"
+        config = self.folder / "config.yml"
+        config.write_text(_config(self.folder / "storage", self.host))
+        self._daemon = Daemon(["docker-registry", "serve", str(config)], output=self._log)
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop, and remove what was stored."""
+        self._daemon.stop()
+        self._session.close()
+        shutil.rmtree(self.folder)
+
+    def start(self) -> None:
+        """Start, and wait until it answers."""
+        self._daemon.start()
+
+        def answers() -> bool:
+            self._daemon.expect_running()
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+        wait_until(answers, timeout_s=_TIMEOUT_S, what="the registry")
+
+    def stop(self) -> None:
+        """Stop; connections are refused from now on."""
+        self._daemon.stop()
+
+    def requests(self) -> list[Request]:
+        """Return all requests answered so far, in the order of their ends."""
+        if self._daemon.pid:
+            self._settle()
+        found = _LOGGED.findall(self._log.read_text(errors="replace"))
+        lines = [Request(method, path, int(status)) for method, path, status in found]
+        return [line for line in lines if not line.path.startswith(_MARK)]
+
+    def blob_gets(self, digest: str = "") -> list[Request]:
+        """Return the requests that were answered with (part of) a blob, of one digest or of any."""
+        wanted = f"/blobs/{digest}"
+        return [
+            line
+            for line in self.requests()
+            if line.method == "GET" and wanted in line.path and line.status in {200, 206}
+        ]
+
+    def push_sif(self, path: Path, repository: str, tag: str) -> str:
+        """Push a file as an artifact of one SIF layer, as `apptainer push` does to oras://.
+
+        Return the manifest's digest, "sha256:...".
+        """
+        empty = b"{}"
+        config = {"mediaType": SIF_CONFIG, "size": len(empty)}
+        config["digest"] = self.push_blob(repository, io.BytesIO(empty))
+        layer = {"mediaType": SIF_LAYER, "size": path.stat().st_size}
+        with path.open("rb") as file:
+            layer["digest"] = self.push_blob(repository, file)
+        layer["annotations"] = {"org.opencontainers.image.title": path.name}
+        return self.push_manifest(
+            repository,
+            tag,
+            {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer]},
+        )
+
+    def push_blob(self, repository: str, content: io.BufferedIOBase) -> str:
+        """Upload what is left of a seekable file in one request, and return its digest."""
+        digest = f"sha256:{hashlib.file_digest(content, 'sha256').hexdigest()}"
+        content.seek(0)
+        begun = self._ask("POST", f"/v2/{repository}/blobs/uploads/")
+        place = urljoin(self.url, begun.headers["Location"])
+        separator = "&" if "?" in place else "?"
+        self._ask("PUT", f"{place}{separator}digest={digest}", data=content)
+        return digest
+
+    def push_manifest(self, repository: str, tag: str, manifest: Mapping[str, object]) -> str:
+        """Store a manifest, whose blobs are there already, under a tag; return its digest."""
+        answer = self._ask(
+            "PUT",
+            f"/v2/{repository}/manifests/{tag}",
+            data=json.dumps(manifest).encode(),
+            headers={"Content-Type": str(manifest["mediaType"])},
+        )
+        return str(answer.headers["Docker-Content-Digest"])
+
+    def _settle(self) -> None:
+        # The registry writes a line after the client has had its answer. Requests that ended
+        # before this one began are in the log when this one is.
+        self._marks += 1
+        mark = f"{_MARK}{self._marks}"
+        self._ask("GET", mark)
+        wait_until(
+            lambda: f"{mark} " in self._log.read_text(errors="replace"),
+            timeout_s=_TIMEOUT_S,
+            what="the registry's log",
+        )
+
+    def _ask(
+        self,
+        method: str,
+        where: str,
+        *,
+        data: bytes | io.BufferedIOBase | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Response:
+        url = urljoin(self.url, where)
+        answer = self._session.request(method, url, data=data, headers=headers, timeout=_TIMEOUT_S)
+        if not answer.ok:
+            raise PartError(f"{method} {url}: {answer.status_code} {answer.text}")
+        return answer
+
+
+def _config(storage: Path, address: str) -> str:
+    # JSON is YAML, and needs no library to write. The secret signs the state of uploads.
+    return json.dumps(
+        {
+            "version": "0.1",
+            "log": {"level": "warn", "accesslog": {"disabled": False}},
+            "storage": {"filesystem": {"rootdirectory": str(storage)}, "delete": {"enabled": True}},
+            "http": {"addr": address, "secret": secrets.token_hex()},
+        }
+    )

@@ -1,0 +1,82 @@
+"""The slurm.conf of a throwaway cluster, as text."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+SLURM_USER = "slurm"
+
+# Lines that may stand more than once or hold several settings: always added, never replaced.
+_REPEATABLE = {"include", "nodename", "partitionname", "nodeset", "downnodes"}
+_SETTING = re.compile(r"(\w+)\s*=\s*(.*)")
+
+
+def slurm_conf(
+    folder: Path,
+    *,
+    nodes: Sequence[str],
+    ports: Sequence[int],
+    settings: dict[str, str],
+    extra: str,
+) -> str:
+    """Return the file for nodes that all live on this host below one folder.
+
+    ports: one for slurmctld, then one for each node. settings: what the caller's parameters
+    ask for. extra: lines of slurm.conf; a setting there takes the place of ours, as a second
+    line of the same name makes every Slurm command complain. AuthInfo is the exception: ours
+    names the munge socket, so what extra has is joined to it.
+    """
+    host = socket.gethostname().split(".")[0]
+    merged = {**_defaults(folder, host, ports[0]), **settings}
+    names = {name.lower(): name for name in merged}
+    added = []
+    for line in extra.splitlines():
+        text = line.partition("#")[0].strip()
+        found = _SETTING.fullmatch(text)
+        if found is None or found[1].lower() in _REPEATABLE:
+            added.append(text)
+            continue
+        name, value = names.get(found[1].lower(), found[1]), found[2]
+        merged[name] = f"{merged[name]},{value}" if name == "AuthInfo" else value
+    lines = [f"{name}={value}" for name, value in merged.items() if value]
+    for node, port in zip(nodes, ports[1:], strict=True):
+        where = f"NodeHostname={host} NodeAddr=127.0.0.1 Port={port}"
+        lines.append(f"NodeName={node} {where} CPUs=4 RealMemory=2000")
+    lines.append(f"PartitionName=test Nodes={','.join(nodes)} Default=YES MaxTime=INFINITE")
+    return "\n".join([*lines, *added, ""])
+
+
+def _defaults(folder: Path, host: str, port: int) -> dict[str, str]:
+    return {
+        "ClusterName": "test",
+        "SlurmctldHost": f"{host}(127.0.0.1)",
+        "SlurmctldPort": str(port),
+        "SlurmUser": SLURM_USER,
+        "AuthType": "auth/munge",
+        "AuthInfo": f"socket={folder}/munge/socket",
+        "StateSaveLocation": f"{folder}/state",
+        "SlurmdSpoolDir": f"{folder}/spool/%n",
+        "SlurmctldPidFile": f"{folder}/state/slurmctld.pid",
+        "SlurmdPidFile": f"{folder}/spool/%n.pid",
+        "SlurmctldLogFile": f"{folder}/log/slurmctld.log",
+        "SlurmdLogFile": f"{folder}/log/%n.log",
+        "SlurmctldDebug": "debug",
+        "SlurmdDebug": "debug",
+        # The nodes claim more CPUs and memory than this host may have.
+        "SlurmdParameters": "config_overrides",
+        # No cgroups: they would have to be delegated to us.
+        "ProctrackType": "proctrack/linuxproc",
+        "TaskPlugin": "task/none",
+        "MpiDefault": "none",
+        "SelectType": "select/cons_tres",
+        "SelectTypeParameters": "CR_CPU",
+        # A node that was stopped and comes back is idle without an operator.
+        "ReturnToService": "2",
+        # Tests wait for every one of these.
+        "SchedulerParameters": "batch_sched_delay=0,sched_interval=1,sched_min_interval=0",
+        "KillWait": "2",
+        "EpilogMsgTime": "0",
+    }

@@ -1,0 +1,126 @@
+"""What may and what may not follow `container:` in a job's comment, as plain data.
+
+Two parsers answer to it: `hpcimg.reference` on the node and `etc/hpcimg.lua` at
+submission. No aliases are configured.
+"""
+
+_DIGEST = "sha256:" + "0123456789abcdef" * 4
+_LONGEST = "docker://" + "a" * (1024 - len("docker://"))
+
+VALID: list[str] = [
+    "docker://ubuntu",
+    "docker://ubuntu:22.04",
+    "docker://biocontainers/samtools:1.19",
+    "docker://ghcr.io/org/image:1.0",
+    "docker://localhost:5000/org/image:1.0",
+    f"docker://ubuntu@{_DIGEST}",
+    f"docker://ubuntu:22.04@{_DIGEST}",
+    f"docker://ghcr.io/org/image@{_DIGEST}",
+    "docker://nvcr.io#nvidia/pytorch:23.10-py3",
+    "docker://user@nvcr.io#nvidia/pytorch:23.10-py3",
+    "oras://ghcr.io/org/image:1.0",
+    "library://entity/collection/container:tag",
+    "library://host.example:8443/entity/collection/container:tag",
+    f"library://entity/collection/container:{_DIGEST.replace(':', '.')}",
+    "shub://user/name:tag@commit",
+    "https://example.org/image.sif",
+    "https://example.org/~user/image.sif?version=2&arch=amd64",
+    "https://example.org/a%20b/image.sif",
+    "https://[2001:db8::1]:8443/image.sif",
+    "https://example.org/mail@example.org/image.sif",
+    "HTTPS://example.org/image.sif",
+    "http://example.org/image.sif",
+    "file:///data/image.sif",
+    "s3://bucket/key/image.sif",
+    "swift://container/image.sif",
+    "/data/image.sif",
+    "/data/a=b/image.sif",
+    "/data/image:1@2.sif",
+    "/data/(1)/image!,*.sif",
+    "oci:/data/layout",
+    "oci:/data/layout:latest",
+    "oci-archive:/data/image.tar",
+    "docker-archive:/data/image.tar:name:tag",
+    "tool=docker://ubuntu",
+    "_x1=docker://ubuntu",
+    "Tool_2=/data/a=b/image.sif",
+    "docker=docker://ubuntu",
+    "n" * 64 + "=docker://ubuntu",
+    _LONGEST,
+    "tool=" + _LONGEST,
+]
+
+# The second text is part of the message, whatever its case.
+INVALID: list[tuple[str, str]] = [
+    # nothing there
+    ("", "write container:URI without a space"),
+    ("tool=", "without a space"),
+    ("=docker://ubuntu", "is not a reference to an image"),
+    ("docker://", "names no image"),
+    ("https://", "names no image"),
+    ("https://example.org", "names no image"),
+    ("https://example.org/", "names no image"),
+    ("s3:///key", "names no image"),
+    # as Docker and Enroot users write it
+    ("ubuntu", "did you mean docker://ubuntu"),
+    ("ubuntu:22.04", "did you mean docker://ubuntu:22.04"),
+    ("tool=ubuntu:22.04", "did you mean docker://ubuntu:22.04"),
+    ("ghcr.io/org/image:1", "did you mean docker://ghcr.io/org/image:1"),
+    ("localhost:5000/image", "did you mean docker://localhost:5000/image"),
+    ("nvcr.io#nvidia/pytorch:23.10", "did you mean docker://nvcr.io#nvidia/pytorch:23.10"),
+    (f"ubuntu@{_DIGEST}", f"did you mean docker://ubuntu@{_DIGEST}"),
+    # a slash is missing, or one too many
+    ("docker:ubuntu", "did you mean docker://ubuntu"),
+    ("docker:/ubuntu", "did you mean docker://ubuntu"),
+    ("Docker:ubuntu", "did you mean docker://ubuntu"),
+    ("https:/example.org/image.sif", "did you mean https://example.org/image.sif"),
+    ("file:/data/image.sif", "did you mean file:///data/image.sif"),
+    ("s3:bucket/key", "did you mean s3://bucket/key"),
+    ("oci://data/layout", "did you mean oci:/data/layout"),
+    ("oci:///data/layout", "did you mean oci:/data/layout"),
+    ("docker-archive:///data/image.tar", "did you mean docker-archive:/data/image.tar"),
+    # misspelled
+    ("htps://example.org/image.sif", "did you mean https://example.org/image.sif"),
+    ("htttps://example.org/image.sif", "did you mean https://example.org/image.sif"),
+    ("dokcer://ubuntu", "did you mean docker://ubuntu"),
+    ("ora://ghcr.io/org/image", "did you mean oras://ghcr.io/org/image"),
+    ("libary://a/b/c", "did you mean library://a/b/c"),
+    ("gopher://example.org/image.sif", "gopher:// is not known"),
+    # paths that mean something else on each node
+    ("./image.sif", "write the absolute path"),
+    ("../image.sif", "write the absolute path"),
+    ("~/image.sif", "write the absolute path"),
+    ("~user/image.sif", "write the absolute path"),
+    ("file://image.sif", "not absolute"),
+    ("oci:layout", "not absolute"),
+    ("oci:./layout", "not absolute"),
+    ("/data/images/", "names a folder"),
+    ("/data/../image.sif", "write the path out"),
+    ("/data/./image.sif", "write the path out"),
+    # what a comment is no place for
+    ("https://user:password@example.org/image.sif", "comments are public"),
+    ("https://token@example.org/image.sif", "comments are public"),
+    ("docker://user:password@registry.example/image", "comments are public"),
+    ("docker://user:password@nvcr.io#nvidia/pytorch", "comments are public"),
+    ("tool=docker://user:password@registry.example/image", "comments are public"),
+    # characters
+    ('"docker://ubuntu"', "characters that no address has"),
+    ("'docker://ubuntu'", "characters that no address has"),
+    ("$HOME/image.sif", "characters that no address has"),
+    ("docker://ubuntu`id`", "characters that no address has"),
+    ("docker://ubuntu|sh", "characters that no address has"),
+    ("docker://ubuntu>x", "characters that no address has"),
+    ("docker://{ubuntu}", "characters that no address has"),
+    ("docker://ubuntu^", "characters that no address has"),
+    ("\\\\host\\image.sif", "characters that no address has"),
+    ("docker://ubuntü", "characters that no address has"),
+    ("docker://ubuntu\x1b[2J", "characters that no address has"),
+    ("docker://ubuntu\x7f", "characters that no address has"),
+    # lengths
+    (_LONGEST + "a", "1024"),
+    ("x" * 65000, "1024"),
+    ("n" * 65 + "=docker://ubuntu", "64"),
+    # names become part of a variable's name
+    ("my-tool=docker://ubuntu", "did you mean my_tool=docker://ubuntu"),
+    ("2nd=docker://ubuntu", "did you mean _2nd=docker://ubuntu"),
+]

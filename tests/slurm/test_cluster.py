@@ -1,0 +1,245 @@
+"""The throwaway cluster itself, and the site settings that every job of hpcimg depends on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.parts.cluster import Cluster, write_hook
+from tests.parts.daemon import PartError, wait_until
+from tests.parts.slurmclient import USERS
+
+pytestmark = pytest.mark.skipif(Cluster.missing() != "", reason=Cluster.missing())
+
+EXAMPLE = Path(__file__).parents[2] / "etc" / "slurm.conf.example"
+
+# A Prolog that does what the job's comment says, and leaves its environment to look at.
+PROLOG = """\
+#!/bin/sh
+PATH=/usr/bin:/bin
+env >"$SEEN/prolog.$SLURM_JOB_ID.$SLURMD_NODENAME.part"
+mv "$SEEN/prolog.$SLURM_JOB_ID.$SLURMD_NODENAME.part" "$SEEN/prolog.$SLURM_JOB_ID.$SLURMD_NODENAME"
+case ${SLURM_JOB_COMMENT-} in
+    fail) exit 1 ;;
+    "wait on $SLURMD_NODENAME") read -r _ <"$SEEN/gate" ;;
+esac
+"""
+TASK_PROLOG = """\
+#!/bin/sh
+echo "export FROM_TASK_PROLOG=$SEEN"
+"""
+EPILOG = """\
+#!/bin/sh
+: >"$SEEN/epilog.$SLURM_JOB_ID.$SLURMD_NODENAME"
+"""
+CLI_FILTER = """\
+function slurm_cli_setup_defaults(options, early_pass) return slurm.SUCCESS end
+function slurm_cli_pre_submit(options, offset)
+    options["comment"] = os.getenv("WANTED")
+    return slurm.SUCCESS
+end
+function slurm_cli_post_submit(offset, job_id, step_id) return slurm.SUCCESS end
+"""
+JOB_SUBMIT = """\
+function slurm_job_submit(job, partitions, uid)
+    job.admin_comment = "seen by job_submit"
+    return slurm.SUCCESS
+end
+function slurm_job_modify(job, record, partitions, uid) return slurm.SUCCESS end
+"""
+
+
+class Hooks:
+    """The three scripts, in a folder that ordinary users can reach, and what they leave there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.chmod(0o755)
+        os.mkfifo(folder / "gate")
+        scripts = {"prolog": PROLOG, "task_prolog": TASK_PROLOG, "epilog": EPILOG}
+        self.paths: dict[str, Path] = {}
+        for name, text in scripts.items():
+            script = folder / f"{name}.sh"
+            script.write_text(text)
+            script.chmod(0o755)
+            self.paths[name] = write_hook(folder, name, script, {"SEEN": str(folder)})
+
+    def seen(self, hook: str, job: int, node: str = "n1") -> Path:
+        """Return the file that the hook leaves when it is run for the job on the node."""
+        return self.folder / f"{hook}.{job}.{node}"
+
+    def wait_for(self, hook: str, job: int, node: str = "n1") -> None:
+        wait_until(self.seen(hook, job, node).exists, timeout_s=30, what=f"{hook} on {node}")
+
+    def environment(self, job: int) -> dict[str, str]:
+        """Return the environment of the job's Prolog on n1."""
+        lines = self.seen("prolog", job).read_text().splitlines()
+        return dict(line.split("=", 1) for line in lines)
+
+    def open_gate(self) -> None:
+        """Let the Prolog go that waits; blocks until there is one."""
+        (self.folder / "gate").write_text("\n")
+
+
+@pytest.fixture(scope="module")
+def hooks() -> Iterator[Hooks]:
+    folder = Path(tempfile.mkdtemp(prefix="hooks-", dir="/tmp"))
+    yield Hooks(folder)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def cluster(hooks: Hooks) -> Iterator[Cluster]:
+    lua = {"cli_filter": CLI_FILTER, "job_submit": JOB_SUBMIT}
+    for name, text in lua.items():
+        (hooks.folder / f"{name}.lua").write_text(text)
+    with Cluster(
+        nodes=3,
+        **hooks.paths,
+        cli_filter=hooks.folder / "cli_filter.lua",
+        job_submit=hooks.folder / "job_submit.lua",
+    ) as cluster:
+        yield cluster
+
+
+def site_settings() -> str:
+    """Return the example's settings, without the hooks, which a test brings itself."""
+    hook_lines = ("Prolog=", "TaskProlog=", "Epilog=")
+    lines = EXAMPLE.read_text().splitlines()
+    return "\n".join(line for line in lines if not line.startswith(hook_lines))
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_a_job_runs_as_its_user(cluster: Cluster, user: str) -> None:
+    job = cluster.sbatch("id -un", user=user)
+    assert cluster.wait(job) == "COMPLETED"
+    assert cluster.output(job) == f"{user}\n"
+
+
+def test_srun_and_salloc_run_a_step_on_two_nodes(cluster: Cluster) -> None:
+    name = ["printenv", "SLURMD_NODENAME"]
+    direct = cluster.srun("--nodes=2", *name)
+    allocated = cluster.salloc("--nodes=2", "srun", *name)
+    assert sorted(direct.stdout.split()) == ["n1", "n2"], direct.stderr
+    assert sorted(allocated.stdout.split()) == ["n1", "n2"], allocated.stderr
+
+
+def test_the_prolog_sees_the_comment(cluster: Cluster, hooks: Hooks) -> None:
+    job = cluster.sbatch("true", "--comment=a word; container:A=b C=d")
+    cluster.wait(job)
+    assert hooks.environment(job)["SLURM_JOB_COMMENT"] == "a word; container:A=b C=d"
+    assert cluster.job(job)["Comment"] == "a word; container:A=b C=d"
+
+
+def test_without_a_comment_the_prolog_has_no_such_variable(cluster: Cluster, hooks: Hooks) -> None:
+    job = cluster.sbatch("true")
+    cluster.wait(job)
+    assert "SLURM_JOB_COMMENT" not in hooks.environment(job)
+
+
+def test_the_task_prolog_sets_variables_of_the_job(cluster: Cluster, hooks: Hooks) -> None:
+    job = cluster.sbatch('echo "$FROM_TASK_PROLOG"; srun printenv FROM_TASK_PROLOG')
+    cluster.wait(job)
+    assert cluster.output(job) == f"{hooks.folder}\n" * 2
+
+
+def test_the_lua_files_are_in_use(cluster: Cluster) -> None:
+    job = cluster.sbatch("true", env={"WANTED": "set by cli_filter"})
+    fields = cluster.job(job)
+    cluster.wait(job)
+    assert fields["Comment"] == "set by cli_filter"
+    assert fields["AdminComment"] == "seen by job_submit"
+
+
+def test_a_failing_prolog_drains_the_node_until_it_is_resumed(cluster: Cluster) -> None:
+    job = cluster.sbatch("true", "--comment=fail", "--nodelist=n3")
+    try:
+        wait_until(lambda: cluster.node_states()["n3"] == "drained", timeout_s=30, what="drain")
+        assert cluster.node_reasons()["n3"] == "Prolog error"
+        assert cluster.job(job)["JobState"] == "PENDING"
+    finally:
+        cluster.scancel(job)
+        cluster.resume("n3")
+    assert cluster.node_states()["n3"] == "idle"
+
+
+def test_the_epilog_of_a_cancelled_job_waits_for_its_prolog(cluster: Cluster, hooks: Hooks) -> None:
+    job = cluster.sbatch("true", "--comment=wait on n1", "--nodelist=n1")
+    hooks.wait_for("prolog", job)
+    cluster.scancel(job)
+    assert cluster.wait(job, until={"COMPLETING"}) == "COMPLETING"
+    assert not hooks.seen("epilog", job).exists()
+    hooks.open_gate()
+    assert cluster.wait(job) == "CANCELLED"
+    assert hooks.seen("epilog", job).exists()
+
+
+def test_a_node_that_is_lost_takes_its_job_along_and_comes_back(cluster: Cluster) -> None:
+    job = cluster.sbatch("sleep 300", "--nodelist=n3", "--no-requeue")
+    cluster.wait(job, until={"RUNNING"})
+    cluster.stop_node("n3")
+    cluster.start_node("n3")
+    assert cluster.wait(job) == "NODE_FAIL"
+    assert cluster.srun("--nodelist=n3", "true").returncode == 0
+
+
+def test_a_second_cluster_runs_beside_the_first(cluster: Cluster) -> None:
+    with Cluster(nodes=1) as second:
+        job = second.sbatch("true")
+        assert second.wait(job) == "COMPLETED"
+    assert set(cluster.node_states()) == {"n1", "n2", "n3"}
+
+
+def test_a_stopped_cluster_leaves_nothing() -> None:
+    with Cluster(nodes=1) as short:
+        short.wait(short.sbatch("sleep 300"), until={"RUNNING"})
+    assert not short.folder.exists()
+    assert processes_that_name(short.folder) == []
+
+
+def test_a_cluster_that_cannot_start_says_why_and_leaves_nothing() -> None:
+    broken = Cluster(nodes=1, extra_conf="SelectType=select/unknown")
+    with pytest.raises(PartError, match="select/unknown"), broken:
+        pass
+    assert not broken.folder.exists()
+    assert processes_that_name(broken.folder) == []
+
+
+def test_with_the_example_settings_a_job_waits_for_its_slowest_node(hooks: Hooks) -> None:
+    with Cluster(
+        nodes=2, prolog=hooks.paths["prolog"], prolog_flags="", extra_conf=site_settings()
+    ) as cluster:
+        job = cluster.sbatch(
+            "srun printenv SLURMD_NODENAME", "--nodes=2", "--comment=wait on n2"
+        )
+        hooks.wait_for("prolog", job, "n2")
+        # Longer than MessageTimeout and BatchStartTimeout together by default, 10 s each. Then
+        # the nodes report, and slurmctld asks itself where the batch script is.
+        time.sleep(24)
+        cluster.scontrol("reconfigure")
+        time.sleep(1)
+        assert cluster.output(job) == ""
+        hooks.open_gate()
+        assert cluster.wait(job) == "COMPLETED"
+        assert sorted(cluster.output(job).split()) == ["n1", "n2"]
+        assert cluster.job(job)["Restarts"] == "0"
+
+
+def processes_that_name(folder: Path) -> list[str]:
+    """Return the command lines of processes that have the folder in theirs or their environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes()
+            environment = (process / "environ").read_bytes()
+        except OSError:
+            continue
+        if os.fsencode(folder) in command + environment:
+            found.append(command.replace(b"\0", b" ").decode())
+    return found

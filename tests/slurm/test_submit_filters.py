@@ -1,0 +1,181 @@
+"""The submit side within real Slurm commands and a real slurmctld, up to what Prolog sees."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.parts.cluster import Cluster
+from tests.parts.slurmclient import USERS
+
+ETC = Path(__file__).parents[2] / "etc"
+# /usr/lib64/slurm on some distributions, /usr/lib/x86_64-linux-gnu/slurm-wlm on others.
+HAS_LUA = any(
+    [*Path("/usr").glob(f"{folders}/slurm*/cli_filter_lua.so")] for folders in ("lib*", "lib/*")
+)
+SUBMIT = [["sbatch", "--wrap=true"], ["srun", "true"], ["salloc", "true"]]
+IMAGE = {"HPCIMG_CONTAINER": "x=docker://ubuntu:22.04"}
+TOKEN = "container:x=docker://ubuntu:22.04"
+TYPO = {"HPCIMG_CONTAINER": "ubuntu:22.04"}
+HINT = "did you mean docker://ubuntu:22.04"
+
+pytestmark = pytest.mark.skipif(
+    bool(Cluster.missing()) or not HAS_LUA,
+    reason=Cluster.missing() or "Slurm's Lua plugins are missing (slurm-wlm-basic-plugins)",
+)
+
+
+class Site:
+    """A cluster whose Prolog writes down the comment that it is given."""
+
+    def __init__(self, folder: Path, *, job_submit: Path, cli_filter: Path | None = None) -> None:
+        self.comments = folder / "comments"
+        self.comments.mkdir()
+        prolog = folder / "prolog"
+        prolog.write_text(
+            f'#!/bin/sh\nprintf %s "$SLURM_JOB_COMMENT" > "{self.comments}/$SLURM_JOB_ID"\n'
+        )
+        prolog.chmod(0o755)
+        self.cluster = Cluster(nodes=1, prolog=prolog, cli_filter=cli_filter, job_submit=job_submit)
+
+    def start(self) -> None:
+        """Put the grammar beside slurm.conf, as a site does."""
+        self.grammar = self.cluster.folder / "hpcimg.lua"
+        shutil.copy(ETC / "hpcimg.lua", self.grammar)
+        self.grammar.chmod(0o644)
+
+    def comment(self, job_id: int | str) -> str:
+        return (self.comments / str(job_id)).read_text()
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Both plugins: what the first adds, the second finds."""
+    site = Site(
+        tmp_path_factory.mktemp("both"),
+        cli_filter=ETC / "cli_filter.lua",
+        job_submit=ETC / "job_submit.lua",
+    )
+    with site.cluster:
+        site.start()
+        yield site
+
+
+@pytest.fixture(scope="module")
+def ctld(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """The plugin in slurmctld alone."""
+    site = Site(tmp_path_factory.mktemp("ctld"), job_submit=ETC / "job_submit.lua")
+    with site.cluster:
+        site.start()
+        yield site
+
+
+@pytest.fixture(params=["both", "ctld"])
+def site(request: pytest.FixtureRequest) -> Site:
+    found: Site = request.getfixturevalue(request.param)
+    return found
+
+
+def test_sbatch(site: Site) -> None:
+    job_id = site.cluster.sbatch("true", env=IMAGE)
+    assert site.cluster.wait(job_id) == "COMPLETED"
+    assert site.comment(job_id) == TOKEN
+
+
+def test_sbatch_with_a_comment_in_the_script(site: Site) -> None:
+    script = f'#!/bin/sh\n#SBATCH --comment="two words {TOKEN}"\ntrue\n'
+    env = {"HPCIMG_CONTAINER": f"{IMAGE['HPCIMG_CONTAINER']};/data/image.sif"}
+    job_id = site.cluster.sbatch(script, env=env)
+    assert site.cluster.wait(job_id) == "COMPLETED"
+    assert site.comment(job_id) == f"two words {TOKEN} container:/data/image.sif"
+
+
+def test_srun(both: Site) -> None:
+    command = ["sh", "-c", "echo $SLURM_JOB_ID"]
+    result = both.cluster.srun("--comment=words", *command, env=IMAGE)
+    assert result.returncode == 0, result.stderr
+    assert both.comment(result.stdout.strip()) == f"words {TOKEN}"
+
+
+def test_salloc_and_a_step_in_it(both: Site) -> None:
+    """A step asks for nothing that could still be staged, so nothing in it is refused."""
+    command = ["sh", "-c", "echo $SLURM_JOB_ID; HPCIMG_CONTAINER=ubuntu srun echo step"]
+    result = both.cluster.salloc(*command, env=IMAGE)
+    assert result.returncode == 0, result.stderr
+    job_id, step = result.stdout.split()
+    assert both.comment(job_id) == TOKEN
+    assert step == "step"
+    assert "lua" not in result.stderr
+
+
+@pytest.mark.parametrize("command", SUBMIT)
+def test_a_mistake_in_the_environment_is_refused(both: Site, command: list[str]) -> None:
+    result = both.cluster.run(command, user=USERS[0], env=TYPO)
+    assert result.returncode != 0
+    assert "hpcimg: in HPCIMG_CONTAINER: 'ubuntu:22.04' is not a reference" in result.stderr
+    assert HINT in result.stderr
+
+
+@pytest.mark.parametrize("command", SUBMIT)
+def test_a_mistake_in_the_comment_is_refused(site: Site, command: list[str]) -> None:
+    comment = "--comment=100%d container:ubuntu:22.04"
+    result = site.cluster.run([command[0], comment, *command[1:]], user=USERS[0])
+    assert result.returncode != 0
+    assert "hpcimg: in the job's comment: 'ubuntu:22.04' is not a reference" in result.stderr
+    assert HINT in result.stderr
+
+
+def test_slurmctld_refuses_a_mistake_in_the_environment_of_sbatch(ctld: Site) -> None:
+    result = ctld.cluster.run(["sbatch", "--wrap=true"], user=USERS[0], env=TYPO)
+    assert result.returncode != 0
+    assert HINT in result.stderr
+
+
+def test_a_new_comment_is_checked(site: Site) -> None:
+    job_id = site.cluster.sbatch("true", "--hold")
+    update = ["scontrol", "update", f"job={job_id}"]
+    for comment, accepted in ((TOKEN, True), ("container:ubuntu", False)):
+        result = site.cluster.run([*update, f"comment={comment}"], user=USERS[0])
+        assert (result.returncode == 0) == accepted
+    assert site.cluster.job(job_id)["Comment"] == TOKEN
+    site.cluster.scancel(job_id)
+
+
+def test_a_comment_too_long_for_slurm_is_explained(site: Site) -> None:
+    env = {"HPCIMG_CONTAINER": f"/{'a' * 600} /{'b' * 600}"}
+    result = site.cluster.run(["sbatch", "--wrap=true"], user=USERS[0], env=env)
+    assert result.returncode != 0
+    assert "1024 is Slurm's limit" in result.stderr
+
+
+def test_slurm_takes_a_comment_of_the_length_that_we_let_through(site: Site) -> None:
+    image = "/" + "a" * (1024 - len("container:/"))
+    job_id = site.cluster.sbatch("true", env={"HPCIMG_CONTAINER": image})
+    assert site.cluster.wait(job_id) == "COMPLETED"
+    assert site.comment(job_id) == f"container:{image}"
+
+
+@pytest.mark.parametrize("content", [None, "no Lua at all !", "error('broken')"])
+def test_jobs_go_on_where_the_grammar_is_missing_or_broken(site: Site, content: str | None) -> None:
+    saved, before = site.grammar.read_text(), site.cluster.log("slurmctld")
+    site.grammar.unlink()
+    try:
+        if content is not None:
+            site.grammar.write_text(content)
+        for env in (TYPO, {}):
+            job_id = site.cluster.sbatch("true", env=env)
+            assert site.cluster.wait(job_id) == "COMPLETED"
+            assert site.comment(job_id) == ""
+    finally:
+        site.grammar.write_text(saved)
+    said = site.cluster.log("slurmctld").removeprefix(before)
+    assert "the job goes on, its container images were not" in said
+
+
+def test_no_lines_in_the_log_for_jobs_without_images(ctld: Site) -> None:
+    before = ctld.cluster.log("slurmctld")
+    assert ctld.cluster.srun("true").returncode == 0
+    assert "lua" not in ctld.cluster.log("slurmctld").removeprefix(before)

@@ -1,0 +1,65 @@
+"""References, by the table that the submit filters answer to as well."""
+
+from __future__ import annotations
+
+import pytest
+
+from hpcimg import reference
+from hpcimg.errors import BadReference
+from hpcimg.slurm import comment
+from tests.reference_cases import INVALID, VALID
+
+
+def parse_token(text: str) -> reference.Reference:
+    wanted = comment.wanted(f"some words container:{text} others")
+    if problem := comment.problem(wanted):
+        raise BadReference(problem)
+    [(_, found)] = wanted
+    return reference.parse(found)
+
+
+@pytest.mark.parametrize("text", VALID)
+def test_valid(text: str) -> None:
+    parsed = parse_token(text)
+    # The canonical spelling means the same again.
+    assert reference.parse(parsed.uri) == parsed
+
+
+@pytest.mark.parametrize(("text", "hint"), INVALID)
+def test_invalid_says_what_would_be_right(text: str, hint: str) -> None:
+    with pytest.raises(BadReference) as caught:
+        parse_token(text)
+    message = str(caught.value)
+    assert hint.lower() in message.lower()
+    assert message.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "uri"),
+    [
+        ("bwa", "docker://quay.io/biocontainers/bwa:0.7"),
+        ("genomics/star:2", "oras://registry.example/genomics/star:2"),
+        ("genomics/own/x", "file:///data/own/x"),
+        ("/data/image.sif", "file:///data/image.sif"),
+        ("HTTPS://Example.org/x#part", "https://Example.org/x"),
+    ],
+)
+def test_aliases_and_canonical_spelling(text: str, uri: str) -> None:
+    aliases = {
+        "bwa": "docker://quay.io/biocontainers/bwa:0.7",
+        "genomics/*": "oras://registry.example/genomics/*",
+        "genomics/own/*": "/data/own/*",
+    }
+    assert reference.parse(text, aliases).uri == uri
+
+
+def test_an_alias_cannot_lead_to_another() -> None:
+    with pytest.raises(BadReference):
+        reference.parse("a", {"a": "b", "b": "docker://ubuntu"})
+
+
+def test_pinned() -> None:
+    digest = "sha256:" + "0" * 64
+    assert reference.parse(f"oras://host/image@{digest}").pinned
+    assert not reference.parse("oras://host/image:1").pinned
+    assert not reference.parse(f"https://host/image@{digest}").pinned
