@@ -5,6 +5,7 @@ Nothing here knows Slurm; a job is a name to lease an image to, and a uid.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import time
@@ -106,14 +107,15 @@ def stage(
         _record(cache, "failed", began, job=job, uri=wanted.uri, message=str(error))
         raise
     _record(cache, staged.how, began, job=job, key=staged.entry.key, bytes=staged.entry.size_bytes)
-    hot.remember(
-        cache.layout,
-        text,
-        hot.Hit(staged.entry.key, staged.path, wanted.uri),
-        owner=staged.entry.owner,
-        fingerprint=config.fingerprint,
-        fresh_until=staged.fresh_until,
-    )
+    with contextlib.suppress(OSError):  # the next job then takes the long way
+        hot.remember(
+            cache.layout,
+            text,
+            hot.Hit(staged.entry.key, staged.path, wanted.uri),
+            owner=staged.entry.owner,
+            fingerprint=config.fingerprint,
+            fresh_until=staged.fresh_until,
+        )
     return staged
 
 

@@ -17,11 +17,11 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import NamedTuple
 
 from hpcimg import formats
-from hpcimg.cache import evict, lease, store
+from hpcimg.cache import evict, failures, lease, store
 from hpcimg.cache.inflight import Inflight
 from hpcimg.cache.layout import Layout
 from hpcimg.cache.store import Entry, Ref
-from hpcimg.errors import Damaged, NoRoom, TooLarge, TransientError
+from hpcimg.errors import Damaged, DeadlinePassed, HpcimgError, NoRoom, TooLarge, TransientError
 from hpcimg.fetching import Declined, Fetch, Fetched, Offer, Progress, Unchanged
 from hpcimg.locks import held
 from hpcimg.reference import Reference
@@ -95,13 +95,23 @@ class _Ensure:
         staged = self._fresh(ref, "hit")
         if staged:
             return staged
+        began = time.monotonic()
         with self._lock(self.ref_id) as waited:
             ref = store.load_ref(self.layout, self.ref_id)
             staged = self._fresh(ref, "waited" if waited else "hit")
             if staged:
                 return staged
+            failure = failures.since(self.layout, self.ref_id, began)
+            if failure:
+                raise failure
             cached = store.load_entry(self.layout, ref.key) if ref else None
-            return self._fetch(fetch, ref if cached else None)
+            try:
+                return self._fetch(fetch, ref if cached else None)
+            except DeadlinePassed:
+                raise  # ours; who waits may have more time
+            except HpcimgError as error:
+                failures.record(self.layout, self.ref_id, error)
+                raise
 
     def _fresh(self, ref: Ref | None, how: str) -> Staged | None:
         if ref is None or not ref.fresh(self.cache.tag_ttl_s, time.time()):

@@ -24,6 +24,7 @@ class Layout:
         self.leases = f"{state}/leases"
         self.inflight = f"{state}/inflight"
         self.hot = f"{state}/hot"
+        self.failures = f"{state}/failures"
         self.state_tmp = f"{state}/tmp"
         self.events = f"{state}/events.jsonl"
 
@@ -39,6 +40,9 @@ class Layout:
 
     def lock(self, name: str) -> str:
         return f"{self.locks}/{name}.lock"
+
+    def failure(self, ref_id: str) -> str:
+        return f"{self.failures}/{ref_id}.json"
 
     def lease_folder(self, key: str) -> str:
         return f"{self.leases}/{key}"

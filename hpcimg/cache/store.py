@@ -83,7 +83,7 @@ def prepare(layout: Layout) -> None:
         layout.images: shared, layout.users: 0o711, layout.metas: shared, layout.refs: shared,
         layout.locks: private, layout.tmp: private,
         layout.jobs: 0o711, layout.leases: shared, layout.inflight: shared,
-        layout.hot: private, layout.state_tmp: private,
+        layout.hot: private, layout.failures: private, layout.state_tmp: private,
     }  # fmt: skip
     for path, mode in folders.items():
         _prepare_folder(path, mode, root=path in (layout.cache, layout.state))
@@ -111,7 +111,10 @@ def _prepare_folder(path: str, mode: int, *, root: bool) -> None:
         if not os.access(path, os.W_OK | os.X_OK):
             raise PermissionError(None, "not writable", path)
     except OSError as error:
-        raise CacheUnusable(f"{path} cannot be used", why=error.strerror or str(error)) from error
+        do = "" if os.geteuid() == 0 else "If this is a node's own cache, be root."
+        raise CacheUnusable(
+            f"{path} cannot be used", why=error.strerror or str(error), do=do
+        ) from error
     if seen.st_uid != os.geteuid() or seen.st_mode & stat.S_IWOTH:
         raise CacheUnusable(
             f"{path} is not safe",

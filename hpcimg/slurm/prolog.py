@@ -14,10 +14,12 @@ import time
 from hpcimg import conffiles, config, logs, stage
 from hpcimg.cache.layout import Layout
 from hpcimg.config import Config
-from hpcimg.errors import BadReference, Bug, HpcimgError
+from hpcimg.errors import BadReference, Bug, CacheUnusable, HpcimgError
 from hpcimg.slurm import comment, jobfiles, query
+from hpcimg.units import format_size
 
 log = logging.getLogger(__name__)
+_TELL_EVERY_S = 10.0
 
 
 def main() -> int:
@@ -34,7 +36,7 @@ def main() -> int:
         logs.set_up(conf.log_to, name="prolog", job=job)
         _stage_all(conf, job, int(uid), images, started)
     except Exception as error:
-        explained = error if isinstance(error, HpcimgError) else _bug(error)
+        explained = error if isinstance(error, HpcimgError) else _unforeseen(error)
         log.error("%s", explained)
         _fail(job, int(uid), images, explained, started)
     return 0
@@ -59,14 +61,41 @@ def _stage_all(
     # The folder comes first: the epilog looks for leases where there is one.
     jobfiles.prepare(cache.layout, job)
     for image in images:
-        staged = stage.stage(conf, cache, image.text, deadline=deadline, job=job, uid=uid)
+        staged = stage.stage(
+            conf,
+            cache,
+            image.text,
+            deadline=deadline,
+            job=job,
+            uid=uid,
+            progress=_LoggedProgress(image.uri),
+        )
         image.key, image.path, image.source = staged.entry.key, staged.path, staged.how
         log.info("%s is at %s (%s)", image.uri, image.path, image.source)
     jobfiles.write_ready(cache.layout, job, uid, images, started=started)
 
 
-def _bug(error: Exception) -> Bug:
+class _LoggedProgress:
+    """Says in the log every few seconds how far a long fetch is."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._next = time.monotonic() + _TELL_EVERY_S
+
+    def __call__(self, phase: str, done: int, total: int | None) -> None:
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + _TELL_EVERY_S
+        of = f" of {format_size(total)}" if total else ""
+        log.info("%s: %s, %s%s", self._uri, phase, format_size(done), of)
+
+
+def _unforeseen(error: Exception) -> HpcimgError:
     log.error("unforeseen", exc_info=error)
+    if isinstance(error, OSError):
+        return CacheUnusable(
+            f"{error.filename or 'the cache'} cannot be used", why=error.strerror or ""
+        )
     return Bug("hpcimg failed on this node", why=f"{type(error).__name__}: {error}")
 
 

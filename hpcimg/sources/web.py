@@ -27,4 +27,4 @@ def _offer(response: requests.Response, total: int | None) -> Offer:
         return Offer(f"etag {etag}", total)
     if date := response.headers.get("Last-Modified"):
         return Offer(f"date {date}", total)
-    return Offer("", total)
+    return Offer("none", total)

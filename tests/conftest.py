@@ -1,0 +1,30 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.parts.node import Node
+from tests.parts.webserver import WebServer
+
+
+@pytest.fixture(autouse=True)
+def no_real_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Let no test touch the cache of the machine that it runs on."""
+    monkeypatch.setenv("HPCIMG_CONF", str(tmp_path / "no-such.conf"))
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    """A node of this test's own."""
+    return Node(tmp_path)
+
+
+@pytest.fixture
+def web() -> Iterator[WebServer]:
+    """A web server of this test's own."""
+    with WebServer() as server:
+        yield server
