@@ -35,10 +35,41 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	shellcheck prolog/* epilog/* tests/install-packages tests/parts/*.sh .ci/run
+	shellcheck prolog/* epilog/* bin/* tests/install-packages tests/parts/*.sh .ci/run
 
 bench: .venv/ready
 	$(BIN)/python -m bench.warm_hit
+
+# A tree that runs wherever it is moved to or mounted, read-only too: nothing in it names DESTDIR,
+# and byte code is compared with its source by content, since copies change times. What hooks may
+# be running from is replaced at the end, by renames: an installation that fails leaves it alone.
+TREE = $(DESTDIR)$(PREFIX)
+REQUIREMENTS = import configparser as c; p = c.ConfigParser(); p.read("setup.cfg"); \
+    print(p["options"]["install_requires"])
+# A link to python3 alone would find no library after the distribution's next Python.
+FULL_PYTHON = $$($(PYTHON) -c 'import os, sys; print(os.path.realpath(sys._base_executable))')
+COMPILE = .venv.new/bin/python -m compileall -q --invalidation-mode checked-hash
+
+install:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hpcimg needs Python 3.11 or newer: make install PYTHON=python3.11")'
+	install -d -m 755 "$(TREE)" "$(TREE)"/prolog "$(TREE)"/epilog "$(TREE)"/bin "$(TREE)"/etc
+	rm -rf "$(TREE)"/.venv.??? "$(TREE)"/hpcimg.???
+	umask 022; $(FULL_PYTHON) -m venv "$(TREE)/.venv.new"
+	umask 022; $(PYTHON) -c '$(REQUIREMENTS)' | "$(TREE)/.venv.new/bin/python" -m pip install --quiet --no-compile --requirement /dev/stdin
+	"$(TREE)/.venv.new/bin/python" -m pip uninstall --quiet --yes pip setuptools
+	find "$(TREE)/.venv.new/bin" -type f -delete
+	sed -i /^command/d "$(TREE)/.venv.new/pyvenv.cfg"
+	umask 022; for file in $$(find hpcimg -name '*.py'); do install -D -m 644 $$file "$(TREE)/hpcimg.new/$${file#*/}" || exit; done
+	umask 022; cd "$(TREE)" && $(COMPILE) -s hpcimg.new -p "$(PREFIX)/hpcimg" hpcimg.new
+	umask 022; cd "$(TREE)" && $(COMPILE) -s .venv.new -p "$(PREFIX)/.venv" .venv.new/lib
+	for page in man/man?/*; do install -D -m 644 $$page "$(TREE)/share/$$page" || exit; done
+	for file in README.md CHANGELOG.md LICENSE docs/*; do install -D -m 644 $$file "$(TREE)/share/doc/hpcimg/$$file" || exit; done
+	install -m 644 etc/* "$(TREE)/etc"
+	cd "$(TREE)" && for part in .venv hpcimg; do [ ! -e $$part ] || mv $$part $$part.old; mv $$part.new $$part || exit; done
+	rm -rf "$(TREE)"/.venv.old "$(TREE)"/hpcimg.old
+	install -m 755 prolog/* "$(TREE)/prolog"
+	install -m 755 epilog/* "$(TREE)/epilog"
+	install -m 755 bin/hpcimg "$(TREE)/bin"
 
 clean:
 	rm -rf .venv build ./*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from hpcimg import sources
 from hpcimg.errors import Bug, CacheUnusable, HpcimgError, NoRoom
+from hpcimg.fetching import Settings
 from hpcimg.reference import Reference
 from hpcimg.sink import DeclinedOffer, Sink
 
@@ -35,7 +36,7 @@ def main() -> NoReturn:
     try:
         _give_up_rights(request["account"], parent=request["parent"])
         sink = Sink(request["descriptor"], _say, _answer)
-        settings = sources.Settings(**request["settings"])
+        settings = Settings(**request["settings"])
         unchanged = source.fetch(reference, sink, validator=request["validator"], settings=settings)
         _say("done", unchanged=unchanged, bytes=sink.position)
     except DeclinedOffer:

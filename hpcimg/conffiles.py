@@ -11,6 +11,8 @@ import os
 DEFAULT_FILE = "/etc/hpcimg/hpcimg.conf"
 DEFAULT_CACHE = "/var/cache/hpcimg"
 DEFAULT_STATE = "/run/hpcimg"
+# What the shell calls [:space:]; Python's own idea of blanks is wider.
+_BLANKS = " \t\r\v\f"
 
 
 def main_file() -> str:
@@ -25,19 +27,39 @@ def read_files(main: str) -> list[tuple[str, str]]:
     unconfigured node works. Raises OSError for a file that HPCIMG_CONF names
     and that is missing, and for any that cannot be read.
     """
+    return [(path, _read(path)) for path in _paths(main)]
+
+
+def read_what_can_be(main: str) -> list[tuple[str, str]]:
+    """Return what `read_files` does, without the files that cannot be read.
+
+    The task prolog reads like this, so it is for telling a job what is wrong.
+    """
+    files = []
+    for path in _paths(main):
+        try:
+            files.append((path, _read(path)))
+        except OSError:
+            continue
+    return files
+
+
+def _paths(main: str) -> list[str]:
     folder = os.path.join(os.path.dirname(main), "conf.d")
     try:
         names = sorted(n for n in os.listdir(folder) if n.endswith(".conf") and n[0] != ".")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         names = []
     paths = [main, *(os.path.join(folder, name) for name in names)]
     if main == DEFAULT_FILE and not os.path.exists(main):
         del paths[0]
-    files = []
-    for path in paths:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            files.append((path, file.read()))
-    return files
+    return paths
+
+
+def _read(path: str) -> str:
+    # A line ends where it does for the shell, at a line feed alone.
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        return file.read()
 
 
 def raw_value(files: list[tuple[str, str]], section: str, key: str) -> str:
@@ -50,13 +72,13 @@ def raw_value(files: list[tuple[str, str]], section: str, key: str) -> str:
     value = ""
     for _, text in files:
         here = False
-        for line in text.splitlines():
+        for line in text.split("\n"):
             if line.startswith("["):
-                here = line.rstrip() == f"[{section}]"
+                here = line.rstrip(_BLANKS) == f"[{section}]"
             elif here:
                 name, equals, rest = line.partition("=")
-                if equals and name.rstrip() == key:
-                    value = rest.strip()
+                if equals and name.rstrip(_BLANKS) == key:
+                    value = rest.strip(_BLANKS)
     return value
 
 
@@ -72,7 +94,14 @@ def node_name() -> str:
 
 
 def folders(files: list[tuple[str, str]]) -> tuple[str, str]:
-    """Return the cache and the state folder, with %n filled in."""
-    cache = raw_value(files, "cache", "path") or DEFAULT_CACHE
-    state = raw_value(files, "state", "path") or DEFAULT_STATE
-    return cache.replace("%n", node_name()), state.replace("%n", node_name())
+    """Return the cache and the state folder, with %n filled in.
+
+    What is no absolute path is refused by `hpcimg.config`; the job hears of it
+    through the default folder.
+    """
+    return _folder(files, "cache", DEFAULT_CACHE), _folder(files, "state", DEFAULT_STATE)
+
+
+def _folder(files: list[tuple[str, str]], section: str, default: str) -> str:
+    path = raw_value(files, section, "path")
+    return (path if path.startswith("/") else default).replace("%n", node_name())

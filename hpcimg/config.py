@@ -156,7 +156,10 @@ def _collect(
     }
     registries: dict[str, Registry] = {}
     aliases: dict[str, str] = {}
-    for path, parser in _parse(files):
+    for (path, parser), file in zip(_parse(files), files, strict=True):
+        for at in _READ_RAW:
+            if parser.get(*at, fallback="") != conffiles.raw_value([file], *at):
+                raise _wrong(path, *at, "write the key at the beginning of one line of its own")
         for section in parser.sections():
             for name, value in parser[section].items():
                 if section == "alias":
@@ -170,12 +173,6 @@ def _collect(
                     raise _unknown(path, section, name)
             if section not in _SECTIONS and not section.startswith("registry "):
                 raise _unknown(path, section, "")
-    for at in _READ_RAW:
-        read = conffiles.raw_value(files, *at)
-        if found[at].origin != "default" and read != found[at].value:
-            raise _wrong(
-                found[at].origin, *at, "write the key at the beginning of one line of its own"
-            )
     return list(found.values()), registries, aliases
 
 

@@ -12,6 +12,8 @@ show. Exit codes come in ranges, one per class of failure:
 | 70        | bug       | the job fails, the traceback is in the log          |
 """
 
+import errno
+
 
 def printable(text: str) -> str:
     """Escape what must not reach a terminal, a log or a task prolog's line."""
@@ -120,6 +122,10 @@ class DeadlinePassed(TransientError):
     exit_code = 21
 
 
+class Interrupted(TransientError):
+    """The process that fetches was killed, by somebody or for want of memory."""
+
+
 class Damaged(TransientError):
     """What arrived is not what was announced: cut short, or with another digest."""
 
@@ -159,6 +165,18 @@ class MissingTool(NodeError):
 
 class Bug(HpcimgError):
     """Anything unforeseen. The traceback is in the log."""
+
+
+def from_os_error(error: OSError, what: str = "", *, do: str = "") -> HpcimgError:
+    """Explain why a file of the cache or of the state, `what` or the error's own, failed.
+
+    A full disk is as a rule others' doing and passes; the rest is the node's fault.
+    """
+    what = what or str(error.filename or "the cache")
+    why = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoRoom(f"{what} cannot be written", why=why, do=do)
+    return CacheUnusable(f"{what} cannot be used", why=why, do=do)
 
 
 def from_dict(fields: dict[str, object]) -> HpcimgError:

@@ -10,6 +10,20 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 
+class Settings(NamedTuple):
+    """What the site says about one fetch. Times are in seconds.
+
+    `tries` is how often a request is made before it is given up; `insecure`
+    that the host is spoken to in plain http.
+    """
+
+    tries: int
+    deadline_s: float
+    connect_timeout_s: float
+    stall_timeout_s: float
+    insecure: bool = False
+
+
 class Offer(NamedTuple):
     """What the source is about to send, said before the first byte of it.
 

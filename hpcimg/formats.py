@@ -106,6 +106,8 @@ def _squashfs(descriptor: int, offset: int, size: int, what: str) -> Image:
     (bytes_used,) = struct.unpack_from("<Q", block, 40)
     if (major, minor) != (4, 0):
         raise NotAnImage(f"{what} is squashfs {major}.{minor}", why="4.0 is what Linux mounts")
+    if bytes_used < _SQUASHFS_SUPERBLOCK:
+        raise NotAnImage(f"{what} is squashfs with a wrong header")
     if offset + bytes_used > size:
         raise _cut_short(what, offset + bytes_used, size)
     return Image("squashfs", "")

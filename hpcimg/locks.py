@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 from filelock import FileLock, Timeout
 
-from hpcimg.errors import CacheUnusable, DeadlinePassed
+from hpcimg.errors import CacheUnusable, DeadlinePassed, from_os_error
 
 _TELL_EVERY_S = 5.0
 
@@ -41,13 +41,15 @@ def held(path: str, *, deadline: float, waiting: Callable[[float], None]) -> Ite
                 waited = True
                 if left <= 0:
                     raise DeadlinePassed(
-                        "the time for staging is over",
+                        "the time for waiting is over",
                         why="another job on this node was still at work on the same image after "
                         f"{time.monotonic() - began:.0f} s",
                     ) from None
                 waiting(time.monotonic() - began)
-    except (OSError, NotImplementedError) as error:
+    except NotImplementedError as error:
         raise CacheUnusable(f"{path} cannot be locked", why=str(error)) from error
+    except OSError as error:
+        raise from_os_error(error, path) from error
     try:
         yield waited
     finally:

@@ -18,10 +18,18 @@ import time
 from typing import Any
 
 from hpcimg.accounts import Account
-from hpcimg.errors import Bug, DeadlinePassed, Unreachable, from_dict
-from hpcimg.fetching import Declined, Fetched, Offer, Offered, Outcome, Progress, Unchanged
+from hpcimg.errors import Bug, DeadlinePassed, Interrupted, from_dict
+from hpcimg.fetching import (
+    Declined,
+    Fetched,
+    Offer,
+    Offered,
+    Outcome,
+    Progress,
+    Settings,
+    Unchanged,
+)
 from hpcimg.reference import Reference
-from hpcimg.sources import Settings
 
 log = logging.getLogger(__name__)
 
@@ -61,23 +69,29 @@ def fetch(
         "validator": validator,
     }
     follower = _Follower(descriptor)
+    phase, total = "asking", None
     with _Child(reference.uri, descriptor, deadline) as child:
         child.tell(json.dumps(request))
         while True:
             said = child.hear()
+            if said is None:
+                progress(phase, follower.position, total)
+                continue
             match said.pop("say"):
                 case "offer":
                     child.tell("yes" if offered(Offer(**said)) else "no")
                 case "progress":
                     follower.follow(int(said["bytes"]))
-                    progress("fetching", follower.position, said["total"])
+                    phase, total = "fetching", said["total"]
+                    progress(phase, follower.position, total)
                 case "rewind":
                     follower.rewind()
                 case "retry":
                     log.warning(
                         "%s: next try in %.1f s: %s", child.uri, said["wait_s"], said["why"]
                     )
-                    progress("waiting", follower.position, None)
+                    phase = "waiting"
+                    progress(phase, follower.position, total)
                 case "done" if said.get("declined"):
                     return Declined()
                 case "done" if said["unchanged"]:
@@ -132,11 +146,16 @@ class _Child:
         with contextlib.suppress(BrokenPipeError):
             self._stdin.write(line.encode() + b"\n")
 
-    def hear(self) -> dict[str, Any]:
-        """Return the next thing it says. Raises DeadlinePassed, Unreachable."""
+    def hear(self) -> dict[str, Any] | None:
+        """Return the next thing it says, or None after a second of silence.
+
+        Raises DeadlinePassed, Interrupted.
+        """
         while (end := self._heard.find(b"\n")) < 0:
             left = self._deadline - time.monotonic()
-            if left <= 0 or not select.select([self._stdout], [], [], left)[0]:
+            if left > 0 and not select.select([self._stdout], [], [], min(left, 1.0))[0]:
+                return None
+            if left <= 0:
                 raise DeadlinePassed(
                     f"{self.uri} did not arrive in time",
                     why="the time that this site allows for staging is over",
@@ -153,10 +172,10 @@ class _Child:
         assert isinstance(said, dict)
         return said
 
-    def _ended(self) -> Unreachable:
+    def _ended(self) -> Interrupted:
         code = self._process.wait()
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        return Unreachable(
+        return Interrupted(
             f"{self.uri} could not be fetched", why=f"the process that fetches {how}"
         )
 

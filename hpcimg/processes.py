@@ -20,7 +20,7 @@ def alive(name: str) -> bool:
     A name without a tag belongs to nobody.
     """
     parts = name.partition(".")[0].split("-")
-    if len(parts) != 3 or not parts[1].isdigit():
+    if len(parts) != 3 or not parts[1].isdecimal():
         return False
     boot, pid, started = parts
     return boot == _boot() and _start_time(int(pid)) == started

@@ -22,6 +22,7 @@ SCHEMES = (
     "https", "http", "file", "oras", "docker", "library", "shub", "s3", "swift",
     "oci", "oci-archive", "docker-archive",
 )  # fmt: skip
+_HOST_SCHEMES = ("https", "http", "oras")
 _PATH_SCHEMES = ("oci", "oci-archive", "docker-archive")
 
 
@@ -150,8 +151,10 @@ def _address(text: str, scheme: str, rest: str) -> Reference:
         )
     if not host or (scheme in ("http", "https") and not path):
         raise BadReference(f"{text!r} names no image", why="something is missing after the //")
-    if "#" in rest and scheme in ("http", "https"):
+    if scheme in ("http", "https"):
         rest = rest.partition("#")[0]
+    if scheme in _HOST_SCHEMES:  # so that a site's patterns need only one spelling
+        rest = host.lower() + rest[len(host) :]
     return Reference(scheme, rest)
 
 

@@ -12,8 +12,8 @@ from tenacity import (
 )
 
 from hpcimg.errors import TransientError
+from hpcimg.fetching import Settings
 from hpcimg.sink import Sink
-from hpcimg.sources import Settings
 
 _backoff = wait_random_exponential(multiplier=1, max=30)
 

@@ -18,7 +18,7 @@ from hpcimg.cache.evict import Limits
 from hpcimg.cache.layout import Layout
 from hpcimg.config import Config
 from hpcimg.errors import BadReference, CacheUnusable, Forbidden, HpcimgError, NotAllowed
-from hpcimg.fetching import Offered, Outcome, Progress
+from hpcimg.fetching import Offered, Outcome, Progress, Settings
 from hpcimg.reference import Reference
 
 _TRIES = 8
@@ -35,6 +35,12 @@ def open_cache(config: Config) -> Cache:
     swept = store.sweep(layout) + inflight.sweep(layout)
     if swept:
         events.record(layout.events, "sweep", files=swept)
+    return cache_of(config)
+
+
+def cache_of(config: Config) -> Cache:
+    """Return the cache as it stands. Raises CacheUnusable where there is none."""
+    layout = Layout(config.cache_path, config.state_path)
     return Cache(layout, limits(config), config.tag_ttl_s, config.max_image_size)
 
 
@@ -131,7 +137,7 @@ def _ensure(
     progress: Progress,
 ) -> Staged:
     def fetch(descriptor: int, *, validator: str, offered: Offered, progress: Progress) -> Outcome:
-        settings = sources.Settings(
+        settings = Settings(
             tries=_TRIES_WITH_A_CACHED_IMAGE if validator else _TRIES,
             deadline_s=deadline - time.monotonic(),
             connect_timeout_s=config.connect_timeout_s,

@@ -23,27 +23,18 @@ def gather(config: Config) -> dict[str, Any]:
     layout = Layout(config.cache_path, config.state_path)
     entries = list(store.entries(layout))
     holders = {entry.key: lease.holders(layout, entry.key) for entry in entries}
-    used = sum(entry.size_bytes for entry in entries)
     problems: list[str] = []
     cache: dict[str, Any] = {
         "path": layout.cache,
         "images": len(entries),
-        "bytes": used,
+        "bytes": sum(entry.size_bytes for entry in entries),
         "in_use_images": sum(1 for jobs in holders.values() if jobs),
         "in_use_bytes": sum(entry.size_bytes for entry in entries if holders[entry.key]),
     }
-    try:
-        limits = stage.limits(config)
-        seen = os.statvfs(layout.cache)
-        free = seen.f_bavail * seen.f_frsize
-        cache.update(free_bytes=free, **limits._asdict())
-        if used > limits.max_size:
-            problems.append(f"the cache holds {format_size(used)}, more than its max_size")
-        if free < limits.min_free:
-            floor = format_size(limits.min_free)
-            problems.append(f"{format_size(free)} are free on its disk, {floor} should be")
-    except HpcimgError as error:
-        problems.append(str(error))
+    if not os.path.isdir(layout.cache):
+        cache["note"] = "no image was staged here yet"
+    else:
+        problems += _measure(config, layout, cache)
     failures = [event for event in history.recent(layout) if event["event"] == "failed"]
     return {
         "node": conffiles.node_name(),
@@ -54,6 +45,24 @@ def gather(config: Config) -> dict[str, Any]:
         "failures": failures[-_FAILURES_SHOWN:],
         "problems": problems,
     }
+
+
+def _measure(config: Config, layout: Layout, cache: dict[str, Any]) -> list[str]:
+    """Add to `cache` how much there may be and is; return what is wrong with that."""
+    try:
+        limits = stage.limits(config)
+    except HpcimgError as error:
+        return [str(error)]
+    seen = os.statvfs(layout.cache)
+    free = seen.f_bavail * seen.f_frsize
+    cache.update(free_bytes=free, **limits._asdict())
+    problems = []
+    if cache["bytes"] > limits.max_size:
+        problems.append(f"the cache holds {format_size(cache['bytes'])}, more than its max_size")
+    if free < limits.min_free:
+        floor = format_size(limits.min_free)
+        problems.append(f"{format_size(free)} are free on its disk, {floor} should be")
+    return problems
 
 
 def _images_of(job: str, holders: dict[str, list[str]]) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import email.utils
 import re
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,20 +17,35 @@ import requests
 import urllib3
 
 from hpcimg import __version__
-from hpcimg.errors import BadReference, Forbidden, HpcimgError, NotFound, Unreachable, UserError
-from hpcimg.fetching import Offer
+from hpcimg.errors import (
+    BadReference,
+    ConfigError,
+    Forbidden,
+    HpcimgError,
+    NotFound,
+    Unreachable,
+    UserError,
+)
+from hpcimg.fetching import Offer, Settings
 from hpcimg.retry import attempts
 from hpcimg.sink import Sink
-from hpcimg.sources import Settings
 
 _CHUNK = 1 << 20
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+# Digits of ASCII, and not so many that int() refuses them: headers can say anything.
+_NUMBER = re.compile(r"[0-9]{1,18}")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 _TRY_AGAIN = frozenset({408, 425, 429})
 
 
 def open_session() -> requests.Session:
-    """Return a session with hpcimg's manners: few redirects, bytes as they are stored."""
+    """Return a session with hpcimg's manners: few redirects, bytes as they are stored.
+
+    It trusts whom the node trusts, a site's own authority among them, rather
+    than the bundle that comes with requests.
+    """
     session = requests.Session()
+    known = ssl.get_default_verify_paths()
+    session.verify = known.cafile or known.capath or True
     session.max_redirects = 5
     session.headers["User-Agent"] = f"hpcimg/{__version__}"
     session.headers["Accept-Encoding"] = "identity"
@@ -79,6 +95,14 @@ def request(
         raise BadReference(f"{where} is not an address", why=_reason(error)) from error
     except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
         raise Unreachable(f"{where} could not be read", why=_reason(error)) from error
+    except OSError as error:
+        if error.errno is not None:
+            raise  # the sink's
+        raise ConfigError(
+            f"{where} cannot be trusted",
+            why=f"the node's CA bundle cannot be read: {error}",
+            do="Correct REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE in Prolog's environment.",
+        ) from error
 
 
 def check_status(response: requests.Response) -> None:
@@ -116,13 +140,14 @@ def download(
     Returns True where the server answered 304 to a condition in `headers`.
     """
     same: dict[str, str] = {}
+    conditional = any(name.startswith("If-") for name in headers or {})
     for attempt in attempts(sink, settings):
         with attempt:
             asked = dict(headers or {})
             if sink.position and same:
                 asked.update(same, Range=f"bytes={sink.position}-")
             with request(session, url, settings, headers=asked) as response:
-                if response.status_code == 304:
+                if response.status_code == 304 and conditional:
                     return True
                 if response.status_code == 416 and sink.position:
                     same = {}
@@ -157,7 +182,7 @@ def _begin(response: requests.Response, sink: Sink, url: str) -> int | None:
         return None if match[3] == "*" else int(match[3])
     if sink.position:
         sink.rewind()
-    return int(length) if length.isdigit() else None
+    return int(length) if _NUMBER.fullmatch(length) else None
 
 
 def _same(response: requests.Response) -> dict[str, str]:
@@ -170,13 +195,13 @@ def _same(response: requests.Response) -> dict[str, str]:
 
 
 def _retry_after(text: str) -> float | None:
-    if text.strip().isdigit():
+    if _NUMBER.fullmatch(text):
         return float(text)
     try:
-        when = email.utils.parsedate_to_datetime(text)
-    except ValueError:
+        when = email.utils.parsedate_to_datetime(text).timestamp()
+    except (ValueError, OverflowError):
         return None
-    return max(0.0, when.timestamp() - time.time())
+    return max(0.0, when - time.time())
 
 
 def _shown(url: str) -> str:

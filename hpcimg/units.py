@@ -13,7 +13,7 @@ def parse_size(text: str) -> int:
     """
     number, unit = _split(text)
     letter = unit.upper().removesuffix("IB").removesuffix("B") or "B"
-    if number is None or letter not in _BINARY:
+    if number is None or len(letter) != 1 or letter not in _BINARY:
         raise ValueError(f"{text!r} is not a size; write 500M, 200G or 1.5T")
     return int(number * 1024 ** _BINARY.index(letter))
 

@@ -21,7 +21,15 @@ from hpcimg.cache import evict, failures, lease, store
 from hpcimg.cache.inflight import Inflight
 from hpcimg.cache.layout import Layout
 from hpcimg.cache.store import Entry, Ref
-from hpcimg.errors import Damaged, DeadlinePassed, HpcimgError, NoRoom, TooLarge, TransientError
+from hpcimg.errors import (
+    Damaged,
+    DeadlinePassed,
+    HpcimgError,
+    Interrupted,
+    NoRoom,
+    TooLarge,
+    TransientError,
+)
 from hpcimg.fetching import Declined, Fetch, Fetched, Offer, Progress, Unchanged
 from hpcimg.locks import held
 from hpcimg.reference import Reference
@@ -104,11 +112,13 @@ class _Ensure:
             failure = failures.since(self.layout, self.ref_id, began)
             if failure:
                 raise failure
+            if waited:
+                store.sweep(self.layout)  # who held the lock may have been killed
             cached = store.load_entry(self.layout, ref.key) if ref else None
             try:
                 return self._fetch(fetch, ref if cached else None)
-            except DeadlinePassed:
-                raise  # ours; who waits may have more time
+            except (DeadlinePassed, Interrupted):
+                raise  # ours; who waits may have more time, and fetches in a process of its own
             except HpcimgError as error:
                 failures.record(self.layout, self.ref_id, error)
                 raise

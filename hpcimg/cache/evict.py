@@ -127,13 +127,17 @@ def candidates(layout: Layout, now: float) -> list[Candidate]:
 def trim(layout: Layout, limits: Limits, *, time_s: float, dry_run: bool = False) -> Report:
     """Bring the cache down to the low watermark where it is above the high one.
 
-    Ends after about `time_s` seconds, with less freed.
+    Ends after about `time_s` seconds, with less freed. Takes the lock "room", so
+    that two of these do not free the same bytes twice. Raises DeadlinePassed
+    where that is held all the time.
     """
-    now = time.time()
-    plan = plan_trim(candidates(layout, now), free_bytes=_free(layout), limits=limits, now=now)
-    if dry_run:
-        return Report(plan, _enough(plan))
-    return _execute(layout, plan, until=time.monotonic() + time_s)
+    until = time.monotonic() + time_s
+    with held(layout.lock("room"), deadline=until, waiting=lambda _: None):
+        now = time.time()
+        plan = plan_trim(candidates(layout, now), free_bytes=_free(layout), limits=limits, now=now)
+        if dry_run:
+            return Report(plan, _enough(plan))
+        return _execute(layout, plan, until=until)
 
 
 def make_room(

@@ -52,7 +52,10 @@ def remember(
         hit.uri,
         _look(seen),
     )
-    atomic.write_file(f"{folder}/{name}", "\n".join(lines), mode=0o600)
+    from hpcimg import processes  # not needed on the way to a hit
+
+    temp = f"{layout.state_tmp}/{processes.tag()}.hot"
+    atomic.write_file(f"{folder}/{name}", "\n".join(lines), temp=temp, mode=0o600)
 
 
 def lookup(layout: Layout, text: str, *, job: str, uid: int, fingerprint: str) -> Hit | None:

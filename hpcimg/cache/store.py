@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from hpcimg import atomic, processes
 from hpcimg.cache.layout import Layout
-from hpcimg.errors import CacheUnusable
+from hpcimg.errors import CacheUnusable, from_os_error
 
 log = logging.getLogger(__name__)
 VERSION = 1
@@ -98,13 +98,12 @@ def prepare(layout: Layout) -> None:
 def _prepare_folder(path: str, mode: int, *, root: bool) -> None:
     try:
         if root:
-            os.makedirs(path, mode=mode, exist_ok=True)
-        else:
-            try:
-                os.mkdir(path, mode)
-                os.chmod(path, mode)
-            except FileExistsError:
-                pass
+            os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        try:
+            os.mkdir(path, mode)
+            os.chmod(path, mode)  # whatever the umask is
+        except FileExistsError:
+            pass
         seen = os.stat(path, follow_symlinks=root)
         if not stat.S_ISDIR(seen.st_mode):
             raise CacheUnusable(f"{path} is not a folder", do="Move it out of the way.")
@@ -112,9 +111,7 @@ def _prepare_folder(path: str, mode: int, *, root: bool) -> None:
             raise PermissionError(None, "not writable", path)
     except OSError as error:
         do = "" if os.geteuid() == 0 else "If this is a node's own cache, be root."
-        raise CacheUnusable(
-            f"{path} cannot be used", why=error.strerror or str(error), do=do
-        ) from error
+        raise from_os_error(error, path, do=do) from error
     if seen.st_uid != os.geteuid() or seen.st_mode & stat.S_IWOTH:
         raise CacheUnusable(
             f"{path} is not safe",
@@ -133,7 +130,7 @@ def load_entry(layout: Layout, key: str) -> Entry | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise _unusable(error) from error
+        raise from_os_error(error) from error
     if not stat.S_ISREG(seen.st_mode) or seen.st_size != entry.size_bytes:
         log.warning("%s is not what was stored (%d bytes now)", key, seen.st_size)
         return None
@@ -207,7 +204,7 @@ def unfinished(layout: Layout, name: str) -> Iterator[tuple[str, int]]:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         descriptor = os.open(path, flags, 0o600)
     except OSError as error:
-        raise _unusable(error) from error
+        raise from_os_error(error) from error
     try:
         yield path, descriptor
     finally:
@@ -220,7 +217,7 @@ def publish(layout: Layout, entry: Entry, temp: str, descriptor: int) -> None:
 
     After this returns, image and meta are on the disk under their names. Before
     the rename nobody finds an image; a crash at any point leaves none or all of
-    it. Raises CacheUnusable.
+    it. Raises NoRoom, CacheUnusable.
     """
     target = path_of(layout, entry)
     try:
@@ -235,7 +232,7 @@ def publish(layout: Layout, entry: Entry, temp: str, descriptor: int) -> None:
         os.rename(temp, target)
         atomic.sync_folder(os.path.dirname(target))
     except OSError as error:
-        raise _unusable(error) from error
+        raise from_os_error(error) from error
 
 
 def forget(layout: Layout, entry: Entry) -> None:
@@ -291,7 +288,7 @@ def _save(layout: Layout, path: str, fields: dict[str, object], mode: int) -> No
             path, json.dumps(fields, indent=1) + "\n", temp=temp, mode=mode, durable=True
         )
     except OSError as error:
-        raise _unusable(error) from error
+        raise from_os_error(error) from error
 
 
 def _load(path: str, make: Callable[..., T]) -> T | None:
@@ -308,7 +305,7 @@ def _load(path: str, make: Callable[..., T]) -> T | None:
         log.warning("%s cannot be understood and is left aside: %s", path, error)
         return None
     except OSError as error:
-        raise _unusable(error) from error
+        raise from_os_error(error) from error
 
 
 def _listdir(path: str) -> list[str]:
@@ -316,9 +313,3 @@ def _listdir(path: str) -> list[str]:
         return os.listdir(path)
     except FileNotFoundError:
         return []
-
-
-def _unusable(error: OSError) -> CacheUnusable:
-    return CacheUnusable(
-        f"{error.filename or 'the cache'} cannot be used", why=error.strerror or str(error)
-    )

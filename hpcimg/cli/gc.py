@@ -20,6 +20,7 @@ work left behind, and evicts least recently used images where the cache is above
 its high watermark or the disk below its floor."""
 
 log = logging.getLogger(__name__)
+_TIME_S = 3600.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     conf = config.load()
     logs.set_up("stderr", name="gc")
-    cache = stage.open_cache(conf)
+    cache = stage.cache_of(conf) if args.dry_run else stage.open_cache(conf)
     layout = cache.layout
     ended = _ended_jobs(layout)
     orphans = 0
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
             jobfiles.remove(layout, job)
         orphans = store.sweep_orphans(layout)
         history.rotate(layout)
-    report = evict.trim(layout, cache.limits, time_s=float("inf"), dry_run=args.dry_run)
+    report = evict.trim(layout, cache.limits, time_s=_TIME_S, dry_run=args.dry_run)
     if args.json:
         output.print_json({
             "dry_run": args.dry_run,
@@ -63,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _ended_jobs(layout: Layout) -> list[str]:
-    """Return the jobs with leases that no Epilog dropped, none where Slurm cannot be asked."""
-    jobs = sorted(lease.all_jobs(layout))
+    """Return the jobs that no Epilog cleared away, none where Slurm cannot be asked."""
+    jobs = sorted(lease.all_jobs(layout) | jobfiles.all_jobs(layout))
     if not jobs:
         return []
     slurm = query.open_slurm()

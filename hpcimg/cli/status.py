@@ -54,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
 def _print(seen: dict[str, Any]) -> None:
     cache = seen["cache"]
     print(f"Node {seen['node']}, cache {cache['path']}")
+    if "note" in cache:
+        print(f"  {cache['note']}")
     if "max_size" in cache:
         print(
             f"  {output.bar(cache['bytes'], cache['max_size'])} {format_size(cache['bytes'])}"

@@ -14,15 +14,15 @@ def wanted(comment: str) -> list[tuple[str, str]]:
     """Return (name, reference) for each `container:` token, in order.
 
     Tokens are separated by ASCII white space or `;`; the name is "" where none was
-    given. Nothing is checked: what is malformed comes back as it is.
+    given. A token written twice counts once. Nothing is checked: what is malformed
+    comes back as it is.
     """
     if MARK not in comment:
         return []
     for separator in _SEPARATORS:
         comment = comment.replace(separator, " ")
-    return [
-        _split_name(token[len(MARK) :]) for token in comment.split(" ") if token.startswith(MARK)
-    ]
+    tokens = dict.fromkeys(token for token in comment.split(" ") if token.startswith(MARK))
+    return [_split_name(token[len(MARK) :]) for token in tokens]
 
 
 def problem(images: list[tuple[str, str]]) -> str:

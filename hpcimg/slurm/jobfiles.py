@@ -34,12 +34,19 @@ class Image:
 
 
 def prepare(layout: Layout, job: str) -> None:
-    """Make the job's folder; what an earlier run of a requeued job left there goes."""
+    """Make the job's folder; what an earlier run of a requeued job left there goes.
+
+    A job that has this folder and no task file was interrupted, and fails: so it
+    is made before all else, on a node that just booted too.
+    """
+    folder = layout.job(job)
     try:
-        os.mkdir(layout.job(job), 0o755)
+        os.mkdir(folder, 0o755)
+    except FileNotFoundError:
+        os.makedirs(layout.jobs, mode=0o711, exist_ok=True)
+        os.mkdir(folder, 0o755)
     except FileExistsError:
-        pass
-    atomic.remove(f"{layout.job(job)}/task")
+        _empty(folder)
 
 
 def write_ready(layout: Layout, job: str, uid: int, images: list[Image], *, started: float) -> None:
@@ -71,13 +78,24 @@ def remove(layout: Layout, job: str) -> bool:
     """Remove the job's folder; return whether there was one."""
     folder = layout.job(job)
     try:
-        names = os.listdir(folder)
+        _empty(folder)
+        os.rmdir(folder)
     except FileNotFoundError:
         return False
-    for name in names:
-        atomic.remove(f"{folder}/{name}")
-    os.rmdir(folder)
     return True
+
+
+def all_jobs(layout: Layout) -> set[str]:
+    """Return every job that has a folder."""
+    try:
+        return set(os.listdir(layout.jobs))
+    except FileNotFoundError:
+        return set()
+
+
+def _empty(folder: str) -> None:
+    for name in os.listdir(folder):
+        atomic.remove(f"{folder}/{name}")
 
 
 def _common(images: list[Image], started: float) -> dict[str, object]:

@@ -14,7 +14,7 @@ import time
 from hpcimg import conffiles, config, logs, stage
 from hpcimg.cache.layout import Layout
 from hpcimg.config import Config
-from hpcimg.errors import BadReference, Bug, CacheUnusable, HpcimgError
+from hpcimg.errors import BadReference, Bug, HpcimgError, from_os_error
 from hpcimg.slurm import comment, jobfiles, query
 from hpcimg.units import format_size
 
@@ -93,9 +93,7 @@ class _LoggedProgress:
 def _unforeseen(error: Exception) -> HpcimgError:
     log.error("unforeseen", exc_info=error)
     if isinstance(error, OSError):
-        return CacheUnusable(
-            f"{error.filename or 'the cache'} cannot be used", why=error.strerror or ""
-        )
+        return from_os_error(error)
     return Bug("hpcimg failed on this node", why=f"{type(error).__name__}: {error}")
 
 
@@ -105,7 +103,6 @@ def _fail(
     """Write why the job cannot run; where even that fails, the log has it."""
     try:
         layout = _layout_at_any_cost()
-        os.makedirs(layout.jobs, mode=0o711, exist_ok=True)
         jobfiles.prepare(layout, job)
         jobfiles.write_failed(
             layout,
@@ -124,7 +121,7 @@ def _fail(
 def _layout_at_any_cost() -> Layout:
     """Return where the task prolog will look, even where the configuration is wrong."""
     try:
-        files = conffiles.read_files(conffiles.main_file())
+        files = conffiles.read_what_can_be(conffiles.main_file())
     except OSError:
         files = []
     return Layout(*conffiles.folders(files))

@@ -8,10 +8,8 @@ It runs in a process of its own that has no rights but to read what it fetches.
 It makes one `Offer`, writes the file to the sink, and returns False; or it finds
 with one request that what `validator` was about still holds, and returns True.
 It raises `HpcimgError`. It imports no other part of hpcimg than what is below
-the sources: transfer, retry, sink, reference, errors.
+the sources: transfer, retry, sink, fetching, reference, errors.
 """
-
-from typing import NamedTuple
 
 MODULES = {
     "https": "hpcimg.sources.web",
@@ -21,17 +19,3 @@ MODULES = {
 }
 # Where the job's user may read what the unprivileged account may not.
 READS_AS_USER = frozenset({"file"})
-
-
-class Settings(NamedTuple):
-    """What the site says about one fetch. Times are in seconds.
-
-    `tries` is how often a request is made before it is given up; `insecure`
-    that the host is spoken to in plain http.
-    """
-
-    tries: int
-    deadline_s: float
-    connect_timeout_s: float
-    stall_timeout_s: float
-    insecure: bool = False

@@ -7,10 +7,9 @@ import os
 import stat
 
 from hpcimg.errors import Damaged, Forbidden, HpcimgError, NotAnImage, NotFound, Unreachable
-from hpcimg.fetching import Offer
+from hpcimg.fetching import Offer, Settings
 from hpcimg.reference import Reference
 from hpcimg.sink import Sink
-from hpcimg.sources import Settings
 
 _CHUNK = 4 << 20  # parallel file systems like large reads
 

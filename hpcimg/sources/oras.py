@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from hpcimg.errors import NotAnImage
-from hpcimg.fetching import Offer
+from hpcimg.fetching import Offer, Settings
 from hpcimg.reference import Reference
 from hpcimg.sink import Sink
-from hpcimg.sources import Settings
 from hpcimg.sources.registry import Manifest, Registry, is_digest, parse_name
 from hpcimg.transfer import download, open_session
 

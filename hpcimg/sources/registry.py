@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import requests
 
 from hpcimg.errors import BadReference, Damaged, Forbidden, NotAnImage, Unreachable
+from hpcimg.fetching import Settings
 from hpcimg.retry import attempts
 from hpcimg.sink import Sink
-from hpcimg.sources import Settings
 from hpcimg.transfer import check_status, request
 
 _ACCEPT = ", ".join(
@@ -118,7 +118,7 @@ class Registry:
             with request(
                 self._session, url, self._settings, headers={**headers, **self.headers}
             ) as response:
-                if response.status_code == 304:
+                if response.status_code == 304 and "If-None-Match" in headers:
                     return None
                 if response.status_code == 401 and not self._token:
                     self._token = self._authenticate(response)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import requests
 
-from hpcimg.fetching import Offer
+from hpcimg.fetching import Offer, Settings
 from hpcimg.reference import Reference
 from hpcimg.sink import Sink
-from hpcimg.sources import Settings
 from hpcimg.transfer import download, open_session
 
 # Which header goes with which kind of validator, in what we keep and what we ask.

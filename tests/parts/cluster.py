@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Self
 
-from tests.parts.daemon import PATH, Daemon, free_ports, missing_commands, wait_until
+from tests.parts.daemon import PATH, Daemon, free_ports, listens, missing_commands, wait_until
 from tests.parts.processes import kill_processes
 from tests.parts.slurmclient import USERS, SlurmClient
 from tests.parts.slurmconf import SLURM_USER, slurm_conf
@@ -96,14 +96,19 @@ class Cluster(SlurmClient):
         self._stop()
 
     def stop_node(self, node: str) -> None:
-        """Take a node away as a power cut does: slurmd, job steps and hooks are killed at once."""
+        """Take a node away as a power cut does: slurmd, job steps and hooks are killed at once.
+
+        slurmctld is told, which would find out after SlurmdTimeout: the node's jobs end as
+        NODE_FAIL or are requeued.
+        """
         self._daemons.pop(node).kill()
         wait_until(lambda: not self._kill(node), timeout_s=10, what=f"the end of all on {node}")
+        self.scontrol("update", f"nodename={node}", "state=down", "reason=Not responding")
 
     def start_node(self, node: str, *, rebooted: bool = True) -> None:
         """Start a stopped node, which reports a reboot, and wait until it answers."""
         self._start_node(node, *(["-b"] if rebooted else []))
-        self._wait(lambda: not self.node_states()[node].startswith("down"), f"{node} to be back")
+        self._wait(lambda: self.node_states()[node] in {"idle", "drained"}, f"{node} to be back")
 
     def log(self, name: str) -> str:
         """Return the log of slurmctld, munged or a node."""
@@ -119,6 +124,7 @@ class Cluster(SlurmClient):
         self._wait((munge / "socket").exists, "munged")
         argv = ["slurmctld", "-D", "-f", str(self.conf)]
         self._start_daemon("slurmctld", argv, user=SLURM_USER)
+        self._wait(lambda: listens(self._ports[0]), "slurmctld")
         for node in self.nodes:
             self._start_node(node)
         idle = dict.fromkeys(self.nodes, "idle")
@@ -175,10 +181,11 @@ class Cluster(SlurmClient):
             # Without a cgroup tree of their own the daemons of newer releases refuse to start;
             # older ones do not know this value, and do not look.
             (self.folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
+        self._ports = free_ports(1 + len(self.nodes))
         text = slurm_conf(
             self.folder,
             nodes=self.nodes,
-            ports=free_ports(1 + len(self.nodes)),
+            ports=self._ports,
             settings=self._settings,
             extra=self._extra_conf,
         )

@@ -46,6 +46,12 @@ def free_ports(count: int) -> list[int]:
     raise PartError(f"found only {len(found)} of {count} free ports")
 
 
+def listens(port: int) -> bool:
+    """Tell whether somebody accepts connections on a loopback port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str) -> None:
     """Poll until the condition holds; at the deadline raise PartError, which says what for."""
     deadline = time.monotonic() + timeout_s

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Collection, Iterator
@@ -11,25 +12,26 @@ from pathlib import Path
 def kill_processes(
     *, setting: str, mark: str = "", log: Path | None = None, spare: Collection[int] = ()
 ) -> int:
-    """Send SIGKILL to every process that has NAME=VALUE in its environment; return how many.
+    """Kill every process that has this NAME=VALUE in its environment; return how many.
 
     Slurm's job steps leave the process group and the parent that slurmd gave them, but they, the
     hooks and the jobs all carry SLURM_CONF. With a log or a mark only those are meant that hold
     the log open (a job step's manager does) or have the mark in their environment as well (jobs
     and hooks do). Processes in spare, and this one, are left alone.
     """
-    count = 0
+    found = []
     for pid, environment in _processes():
         if pid in spare or pid == os.getpid() or setting not in environment:
             continue
         if (mark or log) and mark not in environment and not (log and _holds(pid, log)):
             continue
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-        count += 1
-    return count
+        found.append(pid)
+    # All stand still before the first one ends, so that no job step's manager lives to report it.
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+    return len(found)
 
 
 def _processes() -> Iterator[tuple[int, list[str]]]:

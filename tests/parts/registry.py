@@ -8,7 +8,6 @@ import json
 import re
 import secrets
 import shutil
-import socket
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,14 @@ from urllib.parse import urljoin
 
 from requests import Response, Session
 
-from tests.parts.daemon import Daemon, PartError, free_ports, missing_commands, wait_until
+from tests.parts.daemon import (
+    Daemon,
+    PartError,
+    free_ports,
+    listens,
+    missing_commands,
+    wait_until,
+)
 
 SIF_LAYER = "application/vnd.sylabs.sif.layer.v1.sif"
 SIF_CONFIG = "application/vnd.sylabs.sif.config.v1+json"
@@ -85,8 +91,7 @@ class Registry:
 
         def answers() -> bool:
             self._daemon.expect_running()
-            with socket.socket() as probe:
-                return probe.connect_ex(("127.0.0.1", self.port)) == 0
+            return listens(self.port)
 
         wait_until(answers, timeout_s=_TIMEOUT_S, what="the registry")
 

@@ -27,7 +27,7 @@ def slurm_conf(
     ports: one for slurmctld, then one for each node. settings: what the caller's parameters
     ask for. extra: lines of slurm.conf; a setting there takes the place of ours, as a second
     line of the same name makes every Slurm command complain. AuthInfo is the exception: ours
-    names the munge socket, so what extra has is joined to it.
+    names the munge socket, so its options are replaced one by one.
     """
     host = socket.gethostname().split(".")[0]
     merged = {**_defaults(folder, host, ports[0]), **settings}
@@ -40,13 +40,19 @@ def slurm_conf(
             added.append(text)
             continue
         name, value = names.get(found[1].lower(), found[1]), found[2]
-        merged[name] = f"{merged[name]},{value}" if name == "AuthInfo" else value
+        merged[name] = _join(merged[name], value) if name == "AuthInfo" else value
     lines = [f"{name}={value}" for name, value in merged.items() if value]
     for node, port in zip(nodes, ports[1:], strict=True):
         where = f"NodeHostname={host} NodeAddr=127.0.0.1 Port={port}"
         lines.append(f"NodeName={node} {where} CPUs=4 RealMemory=2000")
     lines.append(f"PartitionName=test Nodes={','.join(nodes)} Default=YES MaxTime=INFINITE")
     return "\n".join([*lines, *added, ""])
+
+
+def _join(ours: str, theirs: str) -> str:
+    given = {option.partition("=")[0] for option in theirs.split(",")}
+    kept = [option for option in ours.split(",") if option.partition("=")[0] not in given]
+    return ",".join([*kept, theirs])
 
 
 def _defaults(folder: Path, host: str, port: int) -> dict[str, str]:
@@ -56,7 +62,8 @@ def _defaults(folder: Path, host: str, port: int) -> dict[str, str]:
         "SlurmctldPort": str(port),
         "SlurmUser": SLURM_USER,
         "AuthType": "auth/munge",
-        "AuthInfo": f"socket={folder}/munge/socket",
+        # A requeued job waits for cred_expire, 120 s by default, before it starts again.
+        "AuthInfo": f"socket={folder}/munge/socket,cred_expire=5",
         "StateSaveLocation": f"{folder}/state",
         "SlurmdSpoolDir": f"{folder}/spool/%n",
         "SlurmctldPidFile": f"{folder}/state/slurmctld.pid",

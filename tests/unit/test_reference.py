@@ -41,7 +41,7 @@ def test_invalid_says_what_would_be_right(text: str, hint: str) -> None:
         ("genomics/star:2", "oras://registry.example/genomics/star:2"),
         ("genomics/own/x", "file:///data/own/x"),
         ("/data/image.sif", "file:///data/image.sif"),
-        ("HTTPS://Example.org/x#part", "https://Example.org/x"),
+        ("HTTPS://Example.org/x#part", "https://example.org/x"),
     ],
 )
 def test_aliases_and_canonical_spelling(text: str, uri: str) -> None:

@@ -1,0 +1,68 @@
+"""Run a part of hpcimg with a fault at its n-th change of the file system.
+
+Started as a process of its own, by steps.py:
+
+    python driver.py FAULT N REPORT MODULE [ARGUMENT...]
+
+calls MODULE's main with the arguments. FAULT is `kill`, SIGKILL instead of the
+call, or the name of an errno that the call fails with, once. What was struck is
+written to the file REPORT; there is none where the part made fewer calls.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+ROOT = Path(__file__).resolve().parents[2]
+# What hpcimg and filelock change files with; of `open`, what may make one.
+CALLS = ("open", "write", "fsync", "rename", "unlink", "rmdir", "mkdir", "fchown", "utime")
+
+
+class Fault:
+    """Counts the calls of this process and strikes at one."""
+
+    def __init__(self, kind: str, number: int, report: Path) -> None:
+        self._kind = kind
+        self._left = number
+        self._report = report
+
+    def install(self) -> None:
+        """Stand between the os module and whoever uses it."""
+        for name in CALLS:
+            setattr(os, name, self._counted(name, getattr(os, name)))
+
+    def _counted(self, name: str, real: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            if name != "open" or args[1] & os.O_CREAT:
+                self._left -= 1
+                if self._left == 0:
+                    self._strike(name, args)
+            return real(*args, **options)
+
+        return call
+
+    def _strike(self, name: str, args: tuple[Any, ...]) -> NoReturn:
+        paths = [arg for arg in args if isinstance(arg, str)]
+        self._report.write_text(" ".join([name, *paths]))
+        if self._kind == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        code = getattr(errno, self._kind)
+        raise OSError(code, os.strerror(code), *paths[:1])
+
+
+def main() -> None:
+    fault, number, report, module, *arguments = sys.argv[1:]
+    sys.path.insert(0, str(ROOT))
+    part = importlib.import_module(module)
+    Fault(fault, int(number), Path(report)).install()
+    sys.exit(part.main(*arguments))
+
+
+if __name__ == "__main__":
+    main()

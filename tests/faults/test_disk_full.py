@@ -1,0 +1,192 @@
+"""The disk of the cache is small, full, read-only or broken: a real one, of some MiB."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.disk import CannotMount, Disk, small_disk
+from tests.faults.invariants import check_images, check_no_leftovers, check_staged
+from tests.parts.images import make_sif
+from tests.parts.node import Node, Task
+from tests.parts.webfaults import Chunked, Endless
+from tests.parts.webserver import WebServer
+
+MIB = 1 << 20
+# What else is on such a disk: the journal, meta files, locks.
+DISK = "24M"
+
+
+@pytest.fixture
+def disk(node: Node) -> Iterator[Disk]:
+    """The disk of the node's cache; its state is elsewhere, as on a tmpfs."""
+    try:
+        with small_disk(node.cache, size=DISK) as disk:
+            yield disk
+    except CannotMount as error:
+        pytest.skip(str(error))
+
+
+def put(web: WebServer, folder: Path, name: str, size_bytes: int) -> tuple[str, bytes]:
+    """Serve an image; return the comment that asks for it, and its bytes."""
+    data = make_sif(folder / name, {"n": b"x"}, size_bytes=size_bytes).read_bytes()
+    return f"container:{web.put(f'/{name}', data)}", data
+
+
+def check_failed(node: Node, job: int, kind: str, *words: str) -> None:
+    """The job is told why in these words, Prolog ended with 0, nothing half made is there."""
+    task = node.task(job)
+    assert task.code == 1
+    assert node.record(job)["class"] == kind, task.printed
+    for word in words:
+        assert word in task.printed
+    check_images(node)
+    check_no_leftovers(node)
+
+
+def check_works(node: Node, web: WebServer, folder: Path, job: int) -> Task:
+    """The next job gets its image."""
+    comment, data = put(web, folder, f"after-{job}.sif", MIB)
+    node.prolog(job, comment)
+    check_staged(node, job, data)
+    check_no_leftovers(node)
+    return node.task(job)
+
+
+def test_larger_than_the_whole_cache(
+    node: Node, disk: Disk, web: WebServer, tmp_path: Path
+) -> None:
+    comment, data = put(web, tmp_path, "x.sif", 30 * MIB)
+    node.prolog(1, comment)
+    check_failed(node, 1, "user", "too large for this cache")
+    # Only what was on the way when it was refused.
+    assert web.requests(path="/x.sif")[0].sent_bytes < len(data) / 2
+    check_works(node, web, tmp_path, 2)
+
+
+def test_larger_than_the_whole_cache_unannounced(
+    node: Node, disk: Disk, web: WebServer, tmp_path: Path
+) -> None:
+    comment, _ = put(web, tmp_path, "x.sif", 30 * MIB)
+    web.script("/x.sif", [Chunked()])
+    node.prolog(1, comment)
+    check_failed(node, 1, "transient", "the disk of this node filled up")
+    check_works(node, web, tmp_path, 2)
+
+
+def test_an_endless_download(node: Node, disk: Disk, web: WebServer, tmp_path: Path) -> None:
+    comment, _ = put(web, tmp_path, "x.sif", MIB)
+    web.script("/x.sif", [Endless()])
+    node.prolog(1, comment)
+    check_failed(node, 1, "transient", "the disk of this node filled up")
+    check_works(node, web, tmp_path, 2)
+
+
+def test_the_floor_is_kept_for_others(
+    node: Node, disk: Disk, web: WebServer, tmp_path: Path
+) -> None:
+    node.configure("[cache]\nmin_free = 14M\n")
+    assert disk.free_bytes() > 16 * MIB
+    comment, _ = put(web, tmp_path, "x.sif", 8 * MIB)
+    node.prolog(1, comment)
+    check_failed(node, 1, "transient", "no room", "0 eligible")
+    check_works(node, web, tmp_path, 2)
+    assert disk.free_bytes() > 14 * MIB
+
+
+def test_least_recently_used_images_make_room(
+    node: Node, disk: Disk, web: WebServer, tmp_path: Path
+) -> None:
+    for job in (1, 2, 3):
+        comment, _ = put(web, tmp_path, f"{job}.sif", 5 * MIB)
+        assert node.stage(job, comment).code == 0
+    kept = node.task(2).image
+    for job in (1, 3):
+        node.epilog(job)
+    comment, data = put(web, tmp_path, "x.sif", 7 * MIB)
+    node.prolog(4, comment)
+    image = check_staged(node, 4, data)
+    assert kept in node.images()
+    assert image in node.images()
+    assert len(node.images()) < 4
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_filled_by_others_half_way(
+    announced: bool, node: Node, disk: Disk, web: WebServer, tmp_path: Path
+) -> None:
+    comment, data = put(web, tmp_path, "x.sif", 8 * MIB)
+    web.script("/x.sif", [] if announced else [Chunked()])
+    with web.hold("/x.sif", after_bytes=2 * MIB) as hold:
+        hook = node.start_prolog(1, comment)
+        hold.wait_reached()
+        others = disk.fill()
+        hold.release()
+        assert hook.communicate(timeout=30)[0] == ""
+    assert hook.returncode == 0
+    check_failed(node, 1, "transient", "the disk of this node filled up")
+    others.unlink()
+    node.prolog(2, comment)
+    check_staged(node, 2, data)
+
+
+def test_full_before(node: Node, disk: Disk, web: WebServer, tmp_path: Path) -> None:
+    """A warm image still serves its jobs, another finds no room."""
+    check_works(node, web, tmp_path, 1)
+    others = disk.fill()
+    comment = f"container:{web.url('/after-1.sif')}"
+    node.prolog(2, comment)
+    check_staged(node, 2, (tmp_path / "after-1.sif").read_bytes())
+    cold, _ = put(web, tmp_path, "x.sif", 2 * MIB)
+    node.prolog(3, cold)
+    check_failed(node, 3, "transient", "no room", "in use by 2 jobs")
+    for job in (1, 2, 3):
+        node.epilog(job)
+    others.unlink()
+    check_works(node, web, tmp_path, 4)
+
+
+def test_out_of_inodes(node: Node, disk: Disk, web: WebServer, tmp_path: Path) -> None:
+    check_works(node, web, tmp_path, 1)
+    others = disk.use_up_inodes()
+    comment, data = put(web, tmp_path, "x.sif", MIB)
+    node.prolog(2, comment)
+    check_failed(node, 2, "transient", "No space left on device")
+    for path in others.iterdir():
+        path.unlink()
+    node.prolog(3, comment)
+    check_staged(node, 3, data)
+
+
+def test_read_only(node: Node, disk: Disk, web: WebServer, tmp_path: Path) -> None:
+    check_works(node, web, tmp_path, 1)
+    disk.remount("ro")
+    comment, _ = put(web, tmp_path, "x.sif", MIB)
+    node.prolog(2, comment)
+    check_failed(node, 2, "node", "not writable")
+    for job in (1, 2):
+        node.epilog(job)
+    disk.remount("rw")
+    check_works(node, web, tmp_path, 3)
+
+
+def test_broken_half_way(node: Node, disk: Disk, web: WebServer, tmp_path: Path) -> None:
+    """ext4 finds an error in itself during a download and becomes read-only."""
+    comment, data = put(web, tmp_path, "x.sif", 8 * MIB)
+    with web.hold("/x.sif", after_bytes=2 * MIB) as hold:
+        hook = node.start_prolog(1, comment)
+        hold.wait_reached()
+        disk.break_down()
+        hold.release()
+        assert hook.communicate(timeout=30)[0] == ""
+    assert hook.returncode == 0
+    assert node.task(1).code == 1
+    assert node.record(1)["class"] == "node"
+    node.epilog(1)
+    assert node.images() == []
+    disk.repair()
+    node.prolog(2, comment)
+    check_staged(node, 2, data)
+    check_no_leftovers(node)

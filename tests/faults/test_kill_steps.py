@@ -1,0 +1,104 @@
+"""Prolog and Epilog killed with SIGKILL before each of their changes of the file system."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+from tests.faults.invariants import (
+    check_images,
+    check_no_jobs,
+    check_no_leftovers,
+    check_not_misled,
+    check_staged,
+)
+from tests.faults.steps import strike_each
+from tests.parts.images import make_sif
+from tests.parts.node import Node
+
+KILL = ["kill"]
+KILLED = -signal.SIGKILL
+SIZE = 100_000
+# Room for two images of that size and not for three.
+SMALL = "[cache]\nmax_size = 250K\nmin_age = 0s\n"
+
+
+def make_images(folder: Path, count: int) -> list[Path]:
+    return [make_sif(folder / f"{n}.sif", {"n": b"x"}, size_bytes=SIZE) for n in range(count)]
+
+
+def test_a_cold_image(node: Node, open_folder: Path) -> None:
+    [image] = make_images(open_folder, 1)
+    comment = f"container:{image}"
+    for struck in strike_each(node, KILL, "hpcimg.slurm.prolog", job=1, comment=comment):
+        assert struck.code == KILLED
+        check_images(node)
+        check_not_misled(node, 1, image.read_bytes())
+        node.prolog(2, comment, timeout_s=20)
+        check_staged(node, 2, image.read_bytes())
+        check_images(node)
+        check_no_leftovers(node)
+
+
+def test_a_cold_image_that_others_have_to_make_room_for(node: Node, open_folder: Path) -> None:
+    node.configure(SMALL)
+    *old, image = make_images(open_folder, 3)
+    assert node.stage(8, f"container:{old[0]}").code == 0
+    node.epilog(8)
+    used = f"container:{old[1]}"
+    assert node.stage(9, used).code == 0
+    comment = f"container:{image}"
+    evicted = 0
+    for struck in strike_each(node, KILL, "hpcimg.slurm.prolog", job=1, comment=comment):
+        assert struck.code == KILLED
+        evicted += struck.call.startswith("rmdir")
+        check_images(node)
+        node.prolog(2, comment, timeout_s=20)
+        check_staged(node, 2, image.read_bytes())
+        check_staged(node, 9, old[1].read_bytes())
+        check_images(node)
+        check_no_leftovers(node)
+        assert len(node.images()) == 2
+    assert evicted
+
+
+def test_a_warm_hit(node: Node, open_folder: Path) -> None:
+    [image] = make_images(open_folder, 1)
+    comment = f"container:{image}"
+    assert node.stage(9, comment).code == 0
+    for struck in strike_each(node, KILL, "hpcimg.slurm.warm", "prolog", job=1, comment=comment):
+        assert struck.code == KILLED
+        check_not_misled(node, 1, image.read_bytes())
+        # The same job again, as Slurm runs it where it requeues.
+        node.prolog(1, comment, timeout_s=20)
+        check_staged(node, 1, image.read_bytes())
+        check_no_leftovers(node)
+        for job in (1, 9):
+            node.epilog(job)
+        check_no_jobs(node)
+
+
+def test_the_epilog(node: Node, open_folder: Path) -> None:
+    node.configure(SMALL.replace("250K", "500K"))
+    images = make_images(open_folder, 4)
+    comments = [f"container:{image}" for image in images]
+    assert node.stage(8, " ".join(comments[:3])).code == 0
+    assert node.stage(9, comments[3]).code == 0
+    node.configure(SMALL)
+    evicted = 0
+    for struck in strike_each(node, KILL, "hpcimg.slurm.epilog", job=8):
+        assert struck.code == KILLED
+        evicted += struck.call.startswith("rmdir") and "leases" in struck.call
+        check_images(node)
+        check_staged(node, 9, images[3].read_bytes())
+        # Another job wants one of those that may be half evicted.
+        node.prolog(2, comments[0], timeout_s=20)
+        check_staged(node, 2, images[0].read_bytes())
+        check_staged(node, 9, images[3].read_bytes())
+        for job in (2, 8, 9):
+            node.epilog(job)
+        check_images(node)
+        check_no_leftovers(node)
+        check_no_jobs(node)
+        assert len(node.images()) == 2
+    assert evicted >= 2

@@ -1,0 +1,63 @@
+"""What the tests of whole hooks share."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.parts import images
+from tests.parts.node import Node
+
+MakeSif = Callable[..., bytes]
+Start = Callable[[Node, int, str], subprocess.Popen[str]]
+
+
+@pytest.fixture
+def make_sif(tmp_path: Path) -> MakeSif:
+    """Make SIF images, each unlike all others: `make_sif(size_bytes=..., arch=...)`."""
+    if missing := images.missing():
+        pytest.skip(missing)
+    numbers = itertools.count()
+
+    def make(*, size_bytes: int = 400_000, arch: str = "") -> bytes:
+        path = tmp_path / f"made-{next(numbers)}.sif"
+        content = {"hello": b"world", "unique": os.urandom(16)}
+        return images.make_sif(path, content, size_bytes=size_bytes, arch=arch).read_bytes()
+
+    return make
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start Prologs: `start(node, job, comment)`. None outlives its test."""
+    with ExitStack() as stack:
+
+        def start(node: Node, job: int, comment: str) -> subprocess.Popen[str]:
+            process = stack.enter_context(node.start_prolog(job, comment))
+            stack.callback(end, process)
+            return process
+
+        yield start
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Kill a Prolog with all that it started, where it still runs."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every account may enter; pytest's own is for one alone."""
+    with tempfile.TemporaryDirectory(prefix="hpcimg-test-") as made:
+        folder = Path(made)
+        folder.chmod(0o755)
+        yield folder

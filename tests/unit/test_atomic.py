@@ -1,0 +1,125 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from hpcimg import atomic
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+@pytest.mark.parametrize("mode", [0o644, 0o600, 0o400])
+def test_content_and_mode_whatever_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        atomic.write_file(str(tmp_path / "x"), "ü\udcff\n", mode=mode)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x").read_bytes() == b"\xc3\xbc\xff\n"
+    assert (tmp_path / "x").stat().st_mode & 0o7777 == mode
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_reader_sees_the_old_text_or_the_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    texts = ["a" * 200_000, "b" * 200_000]
+    path.write_text(texts[0])
+    seen: list[str] = []
+
+    def read() -> None:
+        while len(seen) < 200:
+            seen.append(path.read_text())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    turn = 0
+    while reader.is_alive():
+        turn += 1
+        atomic.write_file(str(path), texts[turn % 2])
+    reader.join()
+    assert set(seen) <= set(texts)
+
+
+@pytest.mark.parametrize("call", ["write", "fchmod", "fsync", "rename"])
+def test_what_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    path = tmp_path / "x"
+    path.write_text("old")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        with pytest.raises(OSError, match="No space"):
+            atomic.write_file(str(path), "new", durable=True)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_short_writes_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:3]))
+    atomic.write_file(str(tmp_path / "x"), "0123456789")
+    assert (tmp_path / "x").read_text() == "0123456789"
+
+
+def test_durable_flushes_file_then_renames_then_flushes_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def note_fsync(descriptor: int) -> None:
+        done.append(f"fsync {os.readlink(f'/proc/self/fd/{descriptor}')}")
+        fsync(descriptor)
+
+    def note_rename(old: str, new: str) -> None:
+        done.append(f"rename {old} {new}")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "rename", note_rename)
+    temp, path = f"{tmp_path}/temp", f"{tmp_path}/x"
+    atomic.write_file(path, "text", temp=temp, durable=True)
+    assert done == [f"fsync {temp}", f"rename {temp} {path}", f"fsync {tmp_path}"]
+    del done[:]
+    atomic.write_file(path, "text", temp=temp)
+    assert done == [f"rename {temp} {path}"]
+
+
+def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "temp").symlink_to("victim")
+    with pytest.raises(OSError, match="Too many levels"):
+        atomic.write_file(str(tmp_path / "x"), "text", temp=str(tmp_path / "temp"))
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_a_killed_process_left_under_our_name_is_used_again(tmp_path: Path) -> None:
+    (tmp_path / "temp").write_text("a longer text than the next one")
+    atomic.write_file(str(tmp_path / "x"), "text", temp=str(tmp_path / "temp"))
+    assert (tmp_path / "x").read_text() == "text"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a file away")
+def test_owner(tmp_path: Path) -> None:
+    atomic.write_file(str(tmp_path / "x"), "text", mode=0o400, owner=1)
+    seen = (tmp_path / "x").stat()
+    assert (seen.st_uid, seen.st_gid, seen.st_mode & 0o777) == (1, os.getegid(), 0o400)
+
+
+def test_remove(tmp_path: Path) -> None:
+    (tmp_path / "x").touch()
+    assert atomic.remove(str(tmp_path / "x"))
+    assert not atomic.remove(str(tmp_path / "x"))
+    with pytest.raises(OSError, match="directory"):
+        atomic.remove(str(tmp_path))

@@ -1,0 +1,189 @@
+"""What goes when room is needed: decided without touching a file."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpcimg.cache.evict import Candidate, Limits, Plan, plan_room, plan_trim
+
+NOW = 1_000_000.0
+GIB = 1 << 30
+LIMITS = Limits(max_size=100, high=90, low=80, min_free=0, min_age_s=120)
+PLENTY = 1 << 40
+
+
+def image(key: str, size: int, *, age: float = 1000, jobs: tuple[str, ...] = ()) -> Candidate:
+    return Candidate(key, size, NOW - age, jobs)
+
+
+def trim(*candidates: Candidate, free: int = PLENTY, limits: Limits = LIMITS) -> Plan:
+    return plan_trim(candidates, free_bytes=free, limits=limits, now=NOW)
+
+
+def room(
+    *candidates: Candidate, incoming: int, reserved: int = 0, free: int = PLENTY, floor: int = 0
+) -> Plan:
+    return plan_room(
+        candidates,
+        free_bytes=free,
+        reserved_bytes=reserved,
+        incoming_bytes=incoming,
+        limits=LIMITS._replace(min_free=floor),
+        now=NOW,
+    )
+
+
+def keys(candidates: tuple[Candidate, ...]) -> str:
+    return "".join(candidate.key for candidate in candidates)
+
+
+# The epilog
+
+
+@pytest.mark.parametrize(
+    ("used", "wanted"),
+    [(0, 0), (80, 0), (85, 0), (90, 0), (91, 11), (100, 20), (150, 70)],
+)
+def test_from_above_the_high_watermark_down_to_the_low_one(used: int, wanted: int) -> None:
+    assert trim(image("a", used)).wanted_bytes == wanted
+
+
+@pytest.mark.parametrize(
+    ("free", "floor", "wanted"), [(50, 50, 0), (49, 50, 1), (0, 50, 50), (0, 0, 0)]
+)
+def test_down_to_the_floor_whatever_the_watermarks_say(free: int, floor: int, wanted: int) -> None:
+    plan = trim(image("a", 60), free=free, limits=LIMITS._replace(min_free=floor))
+    assert plan.wanted_bytes == wanted
+
+
+def test_the_greater_of_both_needs() -> None:
+    assert trim(image("a", 95), free=0, limits=LIMITS._replace(min_free=40)).wanted_bytes == 40
+    assert trim(image("a", 95), free=0, limits=LIMITS._replace(min_free=4)).wanted_bytes == 15
+
+
+def test_least_recently_used_goes_first() -> None:
+    plan = trim(image("b", 40, age=500), image("c", 40, age=400), image("a", 40, age=600))
+    assert keys(plan.victims) == "abc"
+    # Of the same age, in an order that does not change from run to run.
+    assert keys(trim(image("b", 1), image("a", 1)).victims) == "ab"
+
+
+def test_what_was_used_a_moment_ago_stays() -> None:
+    plan = trim(image("a", 60, age=119.9), image("b", 60, age=120))
+    assert (keys(plan.victims), keys(plan.too_young)) == ("b", "a")
+
+
+def test_what_a_job_uses_stays_whatever_its_age() -> None:
+    plan = trim(image("a", 60, jobs=("1",)), image("b", 60, age=1, jobs=("1", "2")))
+    assert (keys(plan.victims), keys(plan.in_use), keys(plan.too_young)) == ("", "ab", "")
+
+
+# A job that waits
+
+
+@pytest.mark.parametrize(
+    ("incoming", "reserved", "wanted"),
+    [(40, 0, 0), (41, 0, 1), (30, 10, 0), (30, 20, 10), (0, 0, 0), (100, 0, 60)],
+)
+def test_just_enough_room_below_max_size(incoming: int, reserved: int, wanted: int) -> None:
+    assert room(image("a", 60), incoming=incoming, reserved=reserved).wanted_bytes == wanted
+
+
+def test_room_above_the_floor_too() -> None:
+    plan = room(image("a", 60), incoming=20, reserved=5, free=30, floor=10)
+    assert plan.wanted_bytes == 5
+
+
+def test_a_job_at_hand_is_worth_more_than_an_image_used_a_moment_ago() -> None:
+    plan = room(image("a", 60, age=0), image("b", 30, age=5), incoming=20)
+    assert (keys(plan.victims), plan.too_young) == ("ba", ())
+
+
+# What is said
+
+
+@pytest.mark.parametrize(
+    ("candidates", "text"),
+    [
+        ([], "0 eligible"),
+        ([image("a", GIB)], "1.0 GiB eligible"),
+        (
+            [image("a", 20 * GIB, jobs=("1", "2")), image("b", 21 * GIB, jobs=("2", "3"))],
+            "0 eligible, 41.0 GiB in use by 3 jobs",
+        ),
+        ([image("a", GIB, jobs=("7",))], "0 eligible, 1.0 GiB in use by 1 job"),
+        ([image("a", GIB, age=1)], "0 eligible, 1.0 GiB used a moment ago"),
+        (
+            [image("a", GIB), image("b", GIB, jobs=("1",)), image("c", GIB, age=1)],
+            "1.0 GiB eligible, 1.0 GiB in use by 1 job, 1.0 GiB used a moment ago",
+        ),
+    ],
+)
+def test_what_can_be_freed_and_what_cannot(candidates: list[Candidate], text: str) -> None:
+    assert trim(*candidates).describe() == text
+
+
+# Whatever there is
+
+
+CANDIDATES = st.lists(
+    st.builds(
+        Candidate,
+        st.uuids().map(str),
+        st.integers(0, 1 << 40),
+        st.floats(0, NOW),
+        st.lists(st.sampled_from("12345"), max_size=2, unique=True).map(tuple),
+    ),
+    max_size=12,
+)
+SIZES = st.integers(0, 1 << 42)
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> tuple[list[Candidate], Limits, Plan]:
+    """Return what there is, the limits, and what is planned."""
+    candidates = draw(CANDIDATES)
+    low, high, most = sorted(draw(st.tuples(SIZES, SIZES, SIZES)))
+    limits = Limits(most, high, low, draw(SIZES), draw(st.floats(0, NOW)))
+    free = draw(SIZES)
+    if draw(st.booleans()):
+        return candidates, limits, plan_trim(candidates, free_bytes=free, limits=limits, now=NOW)
+    plan = plan_room(
+        candidates,
+        free_bytes=free,
+        reserved_bytes=draw(SIZES),
+        incoming_bytes=draw(SIZES),
+        limits=limits,
+        now=NOW,
+    )
+    return candidates, limits._replace(min_age_s=0.0), plan
+
+
+@given(plans())
+def test_no_victim_is_in_use_or_young_and_the_oldest_goes_first(
+    made: tuple[list[Candidate], Limits, Plan],
+) -> None:
+    candidates, limits, plan = made
+    assert all(not victim.jobs for victim in plan.victims)
+    assert all(NOW - victim.last_used >= limits.min_age_s for victim in plan.victims)
+    ages = [victim.last_used for victim in plan.victims]
+    assert ages == sorted(ages)
+    # Everything is in one of the three, once.
+    assert sorted(plan.victims + plan.in_use + plan.too_young) == sorted(candidates)
+    assert plan.wanted_bytes >= 0
+    assert plan.describe()
+
+
+@given(CANDIDATES, SIZES, SIZES)
+def test_with_all_victims_gone_nothing_more_is_wanted(
+    candidates: list[Candidate], free: int, floor: int
+) -> None:
+    limits = Limits(max_size=1 << 41, high=1 << 40, low=1 << 39, min_free=floor, min_age_s=0)
+    plan = plan_trim(candidates, free_bytes=free, limits=limits, now=NOW)
+    freed = sum(victim.size_bytes for victim in plan.victims)
+    left = [candidate for candidate in candidates if candidate not in plan.victims]
+    if freed >= plan.wanted_bytes:
+        after = plan_trim(left, free_bytes=free + freed, limits=limits, now=NOW)
+        assert after.wanted_bytes == 0

@@ -1,0 +1,171 @@
+"""Asking Slurm: its commands, pyslurm, and which of them is taken."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from hpcimg.errors import MissingTool, Unreachable
+from hpcimg.slurm import query
+from hpcimg.slurm.query import Commands, PySlurm, open_slurm
+
+
+class Squeue:
+    """A squeue in PATH that says what a test wants."""
+
+    def __init__(self, folder: Path) -> None:
+        self._program = folder / "squeue"
+        self._asked = folder / "asked"
+
+    def will(self, script: str) -> None:
+        self._program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >{self._asked}\n{script}\n')
+        self._program.chmod(0o755)
+
+    def say(self, output: str, *, error: str = "", code: int = 0) -> None:
+        self.will(f"cat <<'END'\n{output}\nEND\necho '{error}' >&2\nexit {code}")
+
+    @property
+    def asked(self) -> list[str]:
+        return self._asked.read_text().splitlines()
+
+
+@pytest.fixture
+def squeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Squeue:
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    return Squeue(tmp_path)
+
+
+# Slurm's commands
+
+
+@pytest.mark.parametrize(
+    ("states", "alive"),
+    [
+        ("RUNNING", True),
+        ("PENDING", True),
+        ("COMPLETING", True),
+        ("SUSPENDED", True),
+        ("REQUEUED", True),
+        ("A_STATE_OF_A_LATER_RELEASE", True),
+        ("COMPLETED", False),
+        ("CANCELLED", False),
+        ("NODE_FAIL", False),
+        ("OUT_OF_MEMORY", False),
+        ("COMPLETED\nRUNNING", True),  # an array, or the parts of a heterogeneous job
+        ("COMPLETED\nFAILED", False),
+        ("", False),
+    ],
+)
+def test_alive(squeue: Squeue, states: str, alive: bool) -> None:
+    squeue.say(states)
+    assert Commands().alive("12") is alive
+    assert "--jobs=12" in squeue.asked
+    assert "--states=all" in squeue.asked
+    assert "--noheader" in squeue.asked
+
+
+def test_a_job_that_slurm_has_forgotten(squeue: Squeue) -> None:
+    squeue.say("", error="slurm_load_jobs error: Invalid job id specified", code=1)
+    assert not Commands().alive("12")
+    assert Commands().comment("12") == ""
+
+
+@pytest.mark.parametrize(
+    ("said", "comment"),
+    [
+        ("container:oras://h/i:1 and more", "container:oras://h/i:1 and more"),
+        ("(null)", ""),
+        ("", ""),
+    ],
+)
+def test_comment(squeue: Squeue, said: str, comment: str) -> None:
+    squeue.say(said)
+    assert Commands().comment("12") == comment
+
+
+def test_a_comment_of_any_bytes(squeue: Squeue) -> None:
+    squeue.will("printf 'container:/a\\377.sif\\n'")
+    assert Commands().comment("12") == "container:/a\N{REPLACEMENT CHARACTER}.sif"
+
+
+def test_slurmctld_is_down(squeue: Squeue) -> None:
+    squeue.say("", error="Unable to contact slurm controller (connect failure)", code=1)
+    with pytest.raises(Unreachable, match="cannot be asked: Unable to contact slurm controller"):
+        Commands().alive("12")
+
+
+def test_slurmctld_hangs(squeue: Squeue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(query, "_TIMEOUT_S", 0.1)
+    squeue.will("exec sleep 60")
+    with pytest.raises(Unreachable, match="does not answer"):
+        Commands().alive("12")
+
+
+def test_no_squeue(squeue: Squeue, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingTool, match="squeue is not installed"):
+        Commands().alive("12")
+
+
+# pyslurm
+
+
+class Job(types.SimpleNamespace):
+    """What pyslurm says of a job, as far as it is used."""
+
+    known: dict[int, Job | str]
+
+    @classmethod
+    def load(cls, number: int) -> Job:
+        found = cls.known.get(number, "Invalid job id specified")
+        if isinstance(found, str):
+            raise RPCError(found)
+        return found
+
+
+class RPCError(Exception):
+    """pyslurm's own error."""
+
+
+@pytest.fixture
+def pyslurm(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """A module that answers as pyslurm 25.11 does."""
+    module = types.ModuleType("pyslurm")
+    vars(module).update(Job=Job, RPCError=RPCError)
+    Job.known = {
+        1: Job(state="RUNNING", comment="container:/a.sif"),
+        2: Job(state="COMPLETED", comment=None),
+        3: "Unable to contact slurm controller",
+    }
+    monkeypatch.setitem(sys.modules, "pyslurm", module)
+    return module
+
+
+def test_pyslurm(pyslurm: types.ModuleType) -> None:
+    slurm = open_slurm()
+    assert isinstance(slurm, PySlurm)
+    assert [slurm.alive(job) for job in ("1", "2", "9")] == [True, False, False]
+    assert [slurm.comment(job) for job in ("1", "2", "9")] == ["container:/a.sif", "", ""]
+    with pytest.raises(Unreachable, match="Unable to contact"):
+        slurm.alive("3")
+
+
+# Which of them
+
+
+def test_without_pyslurm_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyslurm", None)
+    assert isinstance(open_slurm(), Commands)
+
+
+def test_with_a_pyslurm_that_fails_here_the_commands(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # What it does without a slurm.conf, and beside another release of Slurm.
+    (tmp_path / "pyslurm.py").write_text("raise RuntimeError('no slurm.conf')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "pyslurm", raising=False)
+    assert isinstance(open_slurm(), Commands)

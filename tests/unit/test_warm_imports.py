@@ -1,0 +1,128 @@
+"""The short way of the hooks: which modules it may load, and that it needs no network.
+
+Each module costs a job time: json 8 ms, argparse 9, subprocess 12, requests 99.
+Who adds one here has measured it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.parts import images
+from tests.parts.node import EPILOG, PROLOG, ROOT, Node
+from tests.parts.webserver import WebServer
+
+pytestmark = pytest.mark.skipif(bool(images.missing()), reason=images.missing() or "-")
+
+# What `import os` brings, and two modules that are built in.
+STANDARD = {
+    "os", "os.path", "stat", "_stat", "abc", "_abc", "posixpath", "genericpath", "_collections_abc",
+    "binascii", "time", "errno",
+}  # fmt: skip
+OURS = {
+    "hpcimg", "hpcimg.atomic", "hpcimg.conffiles", "hpcimg.events", "hpcimg.plainjson",
+    "hpcimg.cache", "hpcimg.cache.hot", "hpcimg.cache.layout", "hpcimg.cache.lease",
+    "hpcimg.slurm", "hpcimg.slurm.comment", "hpcimg.slurm.jobfiles", "hpcimg.slurm.warm",
+}  # fmt: skip
+# As the hooks start it, with an eye on what it loads and on what it does.
+PROGRAM = """
+import sys
+at_start = set(sys.modules)
+done = []
+sys.addaudithook(lambda name, _: done.append(name))
+sys.path.insert(0, sys.argv[1])
+from hpcimg.slurm.warm import main
+code = main(sys.argv[2])
+loaded = sorted(set(sys.modules) - at_start)
+import json
+print(json.dumps({"code": code, "loaded": loaded, "done": sorted(set(done))}))
+"""
+FORBIDDEN_EVENTS = ("socket.", "subprocess.", "os.fork", "os.exec", "os.posix_spawn", "os.system")
+
+
+@pytest.fixture
+def warm(node: Node, web: WebServer, tmp_path: Path) -> str:
+    """The comment of a job whose two images are on the node already."""
+    words = []
+    for name in ("a", "b"):
+        sif = images.make_sif(tmp_path / name, {name: name.encode()})
+        words.append(f"container:{name}={web.put(f'/{name}.sif', sif.read_bytes())}")
+    assert node.stage(1, " ".join(words)).code == 0
+    return " ".join(words)
+
+
+def run(node: Node, hook: str, job: int, comment: str | None = None) -> dict[str, list[str] | int]:
+    """Run the short way; return its exit code, what it loaded and what it did."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", PROGRAM, str(ROOT), hook],
+        env=node.environment(job, comment),
+        text=True,
+        capture_output=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    seen = json.loads(done.stdout)
+    assert isinstance(seen, dict)
+    return seen
+
+
+def test_a_hit(node: Node, web: WebServer, warm: str) -> None:
+    asked = web.count()
+    seen = run(node, "prolog", 2, warm)
+    assert seen["code"] == 0
+    assert set(seen["loaded"]) <= STANDARD | OURS
+    assert [event for event in seen["done"] if event.startswith(FORBIDDEN_EVENTS)] == []
+    # It did the work.
+    assert [image["source"] for image in node.record(2)["images"]] == ["hit", "hit"]
+    assert {job for _, job in node.leases()} == {"1", "2"}
+    assert node.task(2).exports == node.task(1).exports
+    assert web.count() == asked
+
+
+@pytest.mark.parametrize("comment", [None, "", "just a note", "a long note " * 5000])
+def test_a_job_without_an_image(node: Node, comment: str | None) -> None:
+    seen = run(node, "prolog", 2, comment)
+    assert seen["code"] == 0
+    assert set(seen["loaded"]) <= STANDARD | OURS
+    assert not node.state.exists()
+    assert not node.cache.exists()
+
+
+def test_the_end_of_a_job_without_an_image(node: Node) -> None:
+    seen = run(node, "epilog", 2)
+    assert seen["code"] == 0
+    assert set(seen["loaded"]) <= STANDARD | OURS
+
+
+def test_what_is_not_warm_is_left_to_the_long_way(node: Node, warm: str) -> None:
+    other = f"{warm} container:http://127.0.0.1:1/other.sif"
+    seen = run(node, "prolog", 2, other)
+    assert seen["code"] == 10
+    assert set(seen["loaded"]) <= STANDARD | OURS
+
+
+@pytest.mark.parametrize("hook", [PROLOG, EPILOG])
+@pytest.mark.parametrize("comment", ["warm", "none"])
+def test_the_whole_hook_opens_no_socket(
+    node: Node, warm: str, tmp_path: Path, hook: Path, comment: str
+) -> None:
+    strace = shutil.which("strace")
+    if strace is None:
+        pytest.skip("not installed here: strace")
+    trace = tmp_path / "trace"
+    subprocess.run(
+        [strace, "-f", "-qq", "-e", "signal=none", "-e", "trace=network,execve", "-o", trace, hook],
+        env=node.environment(2, warm if comment == "warm" else None),
+        check=True,
+    )
+    if "execve(" not in trace.read_text():
+        pytest.skip("strace may not trace here")
+    calls = [line.split("(")[0].split()[-1] for line in trace.read_text().splitlines()]
+    # The shell and one Python, and nothing else at all.
+    assert calls == ["execve", "execve"]
