@@ -1,0 +1,1 @@
+"""`make demo`: see hpcimg at work on this host, in less than two minutes."""
