@@ -167,16 +167,17 @@ class Bug(HpcimgError):
     """Anything unforeseen. The traceback is in the log."""
 
 
-def from_os_error(error: OSError, what: str = "", *, do: str = "") -> HpcimgError:
-    """Explain why a file of the cache or of the state, `what` or the error's own, failed.
+def from_os_error(
+    error: OSError, path: str = "", *, cannot: str = "be used", do: str = ""
+) -> HpcimgError:
+    """Explain an error met at a file or folder of the cache or the state.
 
-    A full disk is as a rule others' doing and passes; the rest is the node's fault.
+    `path` is taken from the error where it is not given. A full disk is as a
+    rule others' doing and passes; all else is the node's fault.
     """
-    what = what or str(error.filename or "the cache")
-    why = error.strerror or str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoRoom(f"{what} cannot be written", why=why, do=do)
-    return CacheUnusable(f"{what} cannot be used", why=why, do=do)
+    make = NoRoom if error.errno in (errno.ENOSPC, errno.EDQUOT) else CacheUnusable
+    what = path or str(error.filename or "the cache")
+    return make(f"{what} cannot {cannot}", why=error.strerror or str(error), do=do)
 
 
 def from_dict(fields: dict[str, object]) -> HpcimgError:

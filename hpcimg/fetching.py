@@ -13,12 +13,13 @@ from typing import NamedTuple, Protocol
 class Settings(NamedTuple):
     """What the site says about one fetch. Times are in seconds.
 
+    `deadline` is a time.monotonic() value, which all processes of a node share;
     `tries` is how often a request is made before it is given up; `insecure`
     that the host is spoken to in plain http.
     """
 
     tries: int
-    deadline_s: float
+    deadline: float
     connect_timeout_s: float
     stall_timeout_s: float
     insecure: bool = False
@@ -73,8 +74,9 @@ class Fetch(Protocol):
 
         `validator` is "" or what an earlier Offer held and the cache still has:
         then one request is to settle whether it changed, and a server that does
-        not answer is not waited for long. `offered` is called once, before the
-        content; where it returns False the content is left. `progress` takes a
+        not answer is not waited for long. `offered` is called before the
+        content, and again before another one where a transfer has to begin anew;
+        where it returns False the content is left. `progress` takes a
         phase, the bytes so far and the total where it is known. Both may raise,
         which ends the fetch. Raises HpcimgError.
         """

@@ -49,7 +49,7 @@ def held(path: str, *, deadline: float, waiting: Callable[[float], None]) -> Ite
     except NotImplementedError as error:
         raise CacheUnusable(f"{path} cannot be locked", why=str(error)) from error
     except OSError as error:
-        raise from_os_error(error, path) from error
+        raise from_os_error(error, path, cannot="be locked") from error
     try:
         yield waited
     finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from tenacity import (
     RetryCallState,
     Retrying,
@@ -32,9 +34,10 @@ def attempts(sink: Sink, settings: Settings) -> Retrying:
         assert isinstance(error, TransientError)
         sink.retry(error.brief, state.next_action.sleep)
 
+    left = max(0.0, settings.deadline - time.monotonic())
     return Retrying(
         retry=retry_if_exception_type(TransientError),
-        stop=stop_after_attempt(settings.tries) | stop_before_delay(settings.deadline_s),
+        stop=stop_after_attempt(settings.tries) | stop_before_delay(left),
         wait=_wait,
         before_sleep=tell,
         reraise=True,

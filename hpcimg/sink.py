@@ -1,7 +1,7 @@
 """Where a source puts an image: the file it was handed, with word to the parent.
 
-A source calls `offer` once, then `write` until all is there; when a transfer
-has to begin again it calls `rewind`.
+A source calls `offer`, then `write` until all is there; when a transfer has to
+begin again it calls `rewind`, and `offer` once more where something else comes now.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ class Sink:
         self._answer = answer
         self._told = 0.0
         self._total: int | None = None
-        self._offered = False
+        self._offered: Offer | None = None
         self.position = 0
 
     def offer(self, offer: Offer) -> None:
-        """Say what is coming, once. Raises DeclinedOffer where it is not wanted."""
-        self._total = offer.size_bytes
-        if self._offered:
+        """Say what is coming. Raises DeclinedOffer where it is not wanted."""
+        if offer == self._offered:
             return
-        self._offered = True
+        self._offered = offer
+        self._total = offer.size_bytes
         self._say("offer", **offer._asdict())
         if not self._answer():
             raise DeclinedOffer

@@ -139,7 +139,7 @@ def _ensure(
     def fetch(descriptor: int, *, validator: str, offered: Offered, progress: Progress) -> Outcome:
         settings = Settings(
             tries=_TRIES_WITH_A_CACHED_IMAGE if validator else _TRIES,
-            deadline_s=deadline - time.monotonic(),
+            deadline=deadline,
             connect_timeout_s=config.connect_timeout_s,
             stall_timeout_s=config.stall_timeout_s,
             insecure=config.registry(wanted.host).insecure,

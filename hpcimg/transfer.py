@@ -30,7 +30,7 @@ from hpcimg.fetching import Offer, Settings
 from hpcimg.retry import attempts
 from hpcimg.sink import Sink
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18  # a connection that breaks takes what has come of a chunk with it
 # Digits of ASCII, and not so many that int() refuses them: headers can say anything.
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
@@ -66,12 +66,7 @@ def request(
     """
     where = _shown(url)
     try:
-        with session.get(
-            url,
-            headers=dict(headers or {}),
-            stream=True,
-            timeout=(settings.connect_timeout_s, settings.stall_timeout_s),
-        ) as response:
+        with _get(session, url, settings, headers=dict(headers or {})) as response:
             yield response
     except HpcimgError:
         raise
@@ -85,14 +80,6 @@ def request(
         raise NotFound(
             f"{where} leads nowhere", why="its redirects go round in a circle"
         ) from error
-    except (
-        requests.exceptions.InvalidURL,
-        requests.exceptions.InvalidSchema,
-        requests.exceptions.MissingSchema,
-        urllib3.exceptions.LocationValueError,
-        UnicodeError,
-    ) as error:
-        raise BadReference(f"{where} is not an address", why=_reason(error)) from error
     except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
         raise Unreachable(f"{where} could not be read", why=_reason(error)) from error
     except OSError as error:
@@ -105,11 +92,30 @@ def request(
         ) from error
 
 
-def check_status(response: requests.Response) -> None:
-    """Raise what a status of 400 and above means, in words a user understands."""
+def _get(
+    session: requests.Session, url: str, settings: Settings, *, headers: dict[str, str]
+) -> requests.Response:
+    try:
+        return session.get(
+            url,
+            headers=headers,
+            stream=True,
+            timeout=(settings.connect_timeout_s, settings.stall_timeout_s),
+        )
+    except ValueError as error:  # what requests raises for an address, a redirect's as well
+        raise BadReference(
+            f"{_shown(url)} leads to no address", why=_reason(error), do="Check the address."
+        ) from error
+
+
+def check_status(response: requests.Response, where: str = "") -> None:
+    """Raise what a status of 400 and above means, in words a user understands.
+
+    `where` is what the user wrote, where the address itself would tell little.
+    """
     status = response.status_code
-    where, why = _shown(response.url), f"the server answered {status} {response.reason or ''}"
-    why = why.strip()
+    where = where or _shown(response.url)
+    why = f"the server answered {status} {response.reason or ''}".strip()
     if status < 400:
         return
     if status in (401, 403):
@@ -136,7 +142,7 @@ def download(
 
     An attempt goes on where the last one ended if the server can do that and
     still has the same file; otherwise it begins again. `offer` makes the offer
-    from the first response and its length; without it one was made before.
+    from a response that begins and its length; without it one was made before.
     Returns True where the server answered 304 to a condition in `headers`.
     """
     same: dict[str, str] = {}
@@ -156,7 +162,7 @@ def download(
                 check_status(response)
                 total = _begin(response, sink, url)
                 same = _same(response)
-                if offer:
+                if offer and not sink.position:
                     sink.offer(offer(response, total))
                 for chunk in response.raw.stream(_CHUNK, decode_content=False):
                     sink.write(chunk)
@@ -206,7 +212,10 @@ def _retry_after(text: str) -> float | None:
 
 def _shown(url: str) -> str:
     """Return an address without its query, which may hold a signature."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return url.partition("?")[0]
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 

@@ -150,10 +150,13 @@ class _Ensure:
                 self._check_size(offer.size_bytes or 0)
                 if offer.sha256:
                     key = self._key(offer.sha256)
-                    stack.enter_context(self._lock(key))
+                    if key != locked_key:
+                        stack.enter_context(self._lock(key))
                     locked_key = key
                     if store.load_entry(self.layout, key):
                         return False
+                # An offer that takes the place of another is not to count them both.
+                inflight.update("asking")
                 self._make_room(offer.size_bytes or 0, inflight)
                 return True
 
@@ -163,8 +166,7 @@ class _Ensure:
                     raise Damaged(f"{self.reference.uri} does not end where it was announced to")
                 self.tell(phase, done, total)
                 if inflight.update(phase, done, total) and total is None:
-                    # Its size was not announced, so room is looked up as it grows.
-                    self._make_room(0, inflight)
+                    self._make_room_as_it_grows(done, inflight)
 
             try:
                 outcome = fetch(
@@ -185,6 +187,8 @@ class _Ensure:
                 return self._resolved(locked_key, offer.validator, "hit", locked=True)
             assert isinstance(outcome, Fetched)
             inflight.update("checking", outcome.size_bytes, outcome.size_bytes)
+            if offer.size_bytes is None:
+                self._make_room_as_it_grows(outcome.size_bytes, inflight)
             entry = self._verify(descriptor, offer, outcome)
             if not locked_key:
                 stack.enter_context(self._lock(entry.key))
@@ -287,6 +291,11 @@ class _Ensure:
                 f"{self.reference.uri} is too large",
                 why=f"this site takes images up to {format_size(limit)}",
             )
+
+    def _make_room_as_it_grows(self, size_bytes: int, inflight: Inflight) -> None:
+        """Look for room for an image whose size was not announced; so much is there by now."""
+        evict.check_fits(self.cache.limits, size_bytes, what=self.reference.uri)
+        self._make_room(0, inflight)
 
     def _make_room(self, size_bytes: int, inflight: Inflight) -> None:
         with self._lock("room"):

@@ -86,16 +86,19 @@ def plan_room(
     incoming_bytes: int,
     limits: Limits,
     now: float,
+    written_bytes: int = 0,
 ) -> Plan:
     """Plan just enough room for an image that a job waits for.
 
-    `reserved_bytes` is what other fetches will still write. Age protects no
-    image here: the job at hand is worth more than one that may come.
+    `written_bytes` is what fetches under way have on the disk, `reserved_bytes`
+    what they will still write. Age protects no image here: the job at hand is
+    worth more than one that may come.
     """
     candidates = list(candidates)
     used = sum(c.size_bytes for c in candidates)
     coming = reserved_bytes + incoming_bytes
-    wanted = max(used + coming - limits.max_size, limits.min_free + coming - free_bytes, 0)
+    over = used + written_bytes + coming - limits.max_size
+    wanted = max(over, limits.min_free + coming - free_bytes, 0)
     return _plan(candidates, wanted, min_age_s=0.0, now=now)
 
 
@@ -143,39 +146,42 @@ def trim(layout: Layout, limits: Limits, *, time_s: float, dry_run: bool = False
 def make_room(
     layout: Layout, limits: Limits, incoming_bytes: int, *, what: str, deadline: float
 ) -> Report:
-    """Free what an image of `incoming_bytes` needs.
+    """Free what an image of `incoming_bytes`, beyond what is written of it, needs.
 
     Hold the lock "room" until the image is announced in `inflight`, so that two
     fetches do not count on the same bytes. Raises TooLarge where the image
     could never fit, NoRoom where it does not fit now.
     """
-    if incoming_bytes > limits.max_size:
-        raise TooLarge(
-            f"{what} is too large for this cache",
-            why=f"it has {format_size(incoming_bytes)}, "
-            f"the cache holds {format_size(limits.max_size)}",
-        )
+    check_fits(limits, incoming_bytes, what=what)
     now = time.time()
-    reserved = sum(
-        max(0, (work["total"] or work["bytes"]) - work["bytes"])
-        for work in inflight.under_way(layout)
-    )
+    under_way = inflight.under_way(layout)
     plan = plan_room(
         candidates(layout, now),
         free_bytes=_free(layout),
-        reserved_bytes=reserved,
+        written_bytes=sum(work["bytes"] for work in under_way),
+        reserved_bytes=sum(max(0, (work["total"] or 0) - work["bytes"]) for work in under_way),
         incoming_bytes=incoming_bytes,
         limits=limits,
         now=now,
     )
     report = _execute(layout, plan, until=deadline)
     if report.freed_bytes < plan.wanted_bytes:
+        needs = f"it needs {format_size(incoming_bytes)}, " if incoming_bytes else ""
         raise NoRoom(
             f"there is no room on this node for {what}",
-            why=f"it needs {format_size(incoming_bytes)}, "
-            f"{format_size(plan.wanted_bytes)} would have to be freed: {plan.describe()}",
+            why=f"{needs}{format_size(plan.wanted_bytes)} would have to be freed: "
+            f"{plan.describe()}",
         )
     return report
+
+
+def check_fits(limits: Limits, size_bytes: int, *, what: str) -> None:
+    """Raise TooLarge for an image that has no room even in an empty cache."""
+    if size_bytes > limits.max_size:
+        raise TooLarge(
+            f"{what} is too large for this cache",
+            why=f"it has {format_size(size_bytes)}, the cache holds {format_size(limits.max_size)}",
+        )
 
 
 def evict(layout: Layout, key: str) -> bool:

@@ -22,7 +22,7 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
     """Fetch the one SIF layer of an artifact; see `hpcimg.sources`."""
     name = parse_name(reference.rest)
     with open_session() as session:
-        registry = Registry(session, name, sink, settings)
+        registry = Registry(session, name, sink, settings, uri=reference.uri)
         manifest = registry.manifest(validator)
         if manifest is None:
             return True

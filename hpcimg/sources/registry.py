@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+from urllib.parse import urlencode
 
 import requests
 
@@ -80,8 +81,10 @@ class Registry:
     """One repository of one registry, spoken to with the token that it wants."""
 
     def __init__(
-        self, session: requests.Session, name: Name, sink: Sink, settings: Settings
+        self, session: requests.Session, name: Name, sink: Sink, settings: Settings, *, uri: str
     ) -> None:
+        """Speak to the registry of `name`; `uri` is what the user wrote, for errors."""
+        self._uri = uri
         self._session = session
         self._name = name
         self._sink = sink
@@ -110,7 +113,7 @@ class Registry:
         if digest == known:
             return None
         if self._name.digest and digest != self._name.digest:
-            raise Damaged(f"{url} is not the manifest that was asked for", why=f"it is {digest}")
+            raise Damaged(f"{self._uri} is not what the registry sent", why=f"that is {digest}")
         return Manifest(digest, _parse_json(body, url))
 
     def _read(self, url: str, headers: Mapping[str, str]) -> bytes | None:
@@ -123,12 +126,12 @@ class Registry:
                 if response.status_code == 401 and not self._token:
                     self._token = self._authenticate(response)
                     continue
-                check_status(response)
+                check_status(response, self._uri)
                 body = response.raw.read(_MANIFEST_MAX + 1, decode_content=False)
                 if len(body) > _MANIFEST_MAX:
-                    raise NotAnImage(f"the manifest at {url} is too large")
+                    raise NotAnImage(f"the manifest of {self._uri} is too large")
                 return bytes(body)
-        raise Forbidden(f"{url} may not be read", why="the registry refuses its own token")
+        raise Forbidden(f"{self._uri} may not be read", why="the registry refuses its own token")
 
     def _authenticate(self, response: requests.Response) -> str:
         """Get the token that a 401 asks for (Distribution's token authentication)."""
@@ -136,11 +139,11 @@ class Registry:
         parameters = dict(_PARAMETER.findall(challenge))
         realm = parameters.get("realm", "")
         if not challenge.lower().startswith("bearer ") or not realm.startswith(("https:", "http:")):
-            check_status(response)
+            check_status(response, self._uri)
         query = {"scope": f"repository:{self._name.repository}:pull"}
         if "service" in parameters:
             query["service"] = parameters["service"]
-        url = requests.Request("GET", realm, params=query).prepare().url or realm
+        url = f"{realm}{'&' if '?' in realm else '?'}{urlencode(query)}"
         with request(self._session, url, self._settings) as answer:
             check_status(answer)
             fields = _parse_json(answer.raw.read(_MANIFEST_MAX, decode_content=False), realm)
@@ -153,7 +156,7 @@ class Registry:
 def _parse_json(body: bytes, where: str) -> dict[str, Any]:
     try:
         content = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         raise NotAnImage(f"{where} did not answer as a registry does")

@@ -9,9 +9,10 @@ import pytest
 
 from tests.faults.disk import CannotMount, Disk, small_disk
 from tests.faults.invariants import check_images, check_no_leftovers, check_staged
+from tests.parts.daemon import wait_until
 from tests.parts.images import make_sif
 from tests.parts.node import Node, Task
-from tests.parts.webfaults import Chunked, Endless
+from tests.parts.webfaults import Chunked, Endless, Slow, Status, Truncate
 from tests.parts.webserver import WebServer
 
 MIB = 1 << 20
@@ -74,6 +75,72 @@ def test_larger_than_the_whole_cache_unannounced(
     node.prolog(1, comment)
     check_failed(node, 1, "transient", "the disk of this node filled up")
     check_works(node, web, tmp_path, 2)
+
+
+def test_smaller_than_the_disk_but_not_than_the_cache(
+    node: Node, disk: Disk, web: WebServer, tmp_path: Path
+) -> None:
+    """It arrives whole before anybody looked, since no size was announced."""
+    node.configure("[cache]\nmax_size = 4M\n")
+    comment, _ = put(web, tmp_path, "x.sif", 6 * MIB)
+    web.script("/x.sif", [Chunked()])
+    node.prolog(1, comment)
+    check_failed(node, 1, "user", "too large for this cache")
+    check_works(node, web, tmp_path, 2)
+
+
+def test_two_at_once_do_not_count_on_the_same_room(
+    node: Node, disk: Disk, web: WebServer, tmp_path: Path
+) -> None:
+    node.configure("[cache]\nmax_size = 12M\n")
+    first, first_data = put(web, tmp_path, "first.sif", 7 * MIB)
+    second, second_data = put(web, tmp_path, "second.sif", 7 * MIB)
+    web.script("/first.sif", [Slow(3 * MIB)])
+    hook = node.start_prolog(1, first)
+    wait_until(lambda: arrived(node) > MIB, timeout_s=10, what="a part of the first image")
+    node.prolog(2, second)
+    assert hook.communicate(timeout=30)[0] == ""
+    check_staged(node, 1, first_data)
+    check_failed(node, 2, "transient", "there is no room on this node")
+    for job in (1, 2):
+        node.epilog(job)
+    node.prolog(3, second)
+    check_staged(node, 3, second_data)
+
+
+def test_room_stays_taken_while_the_next_try_is_waited_for(
+    node: Node, disk: Disk, web: WebServer, tmp_path: Path
+) -> None:
+    node.configure("[cache]\nmax_size = 12M\n")
+    first, first_data = put(web, tmp_path, "first.sif", 7 * MIB)
+    second, _ = put(web, tmp_path, "second.sif", 7 * MIB)
+    web.script("/first.sif", [Truncate(2 * MIB), Status(503, retry_after="2")])
+    hook = node.start_prolog(1, first)
+    web.wait_count(2)
+    node.prolog(2, second)
+    assert hook.communicate(timeout=30)[0] == ""
+    check_staged(node, 1, first_data)
+    check_failed(node, 2, "transient", "there is no room on this node")
+
+
+def test_what_begins_anew_does_not_stand_in_its_own_way(
+    node: Node, disk: Disk, web: WebServer, tmp_path: Path
+) -> None:
+    """It is cut off, and another file is there at the next try: there is room for one of them."""
+    node.configure("[cache]\nmax_size = 12M\n")
+    old, new = (make_sif(tmp_path / name, {name: b"x"}, size_bytes=7 * MIB) for name in "ab")
+    comment = f"container:{web.put('/x.sif', old.read_bytes(), etag='1')}"
+    web.script("/x.sif", [Truncate(6 * MIB)])
+    hook = node.start_prolog(1, comment)
+    web.wait_count(1)
+    web.put("/x.sif", new.read_bytes(), etag="2")
+    assert hook.communicate(timeout=30)[0] == ""
+    check_staged(node, 1, new.read_bytes())
+
+
+def arrived(node: Node) -> int:
+    """Return how many bytes of downloads under way are known to have arrived."""
+    return sum(work["bytes"] for work in node.hpcimg_json("status")["staging"])
 
 
 def test_an_endless_download(node: Node, disk: Disk, web: WebServer, tmp_path: Path) -> None:

@@ -102,23 +102,26 @@ SOURCES: dict[str, Callable[[Images, str, bytes], str]] = {
 }
 
 
-def kill_group(pid: int) -> None:
+def kill_group(pid: int) -> bool:
     os.killpg(pid, signal.SIGKILL)
+    return True
 
 
-def kill_hook(pid: int) -> None:
+def kill_hook(pid: int) -> bool:
     os.kill(pid, signal.SIGKILL)
+    return True
 
 
-def kill_fetch(pid: int) -> None:
-    _kill_member(pid, "hpcimg.child")
+def kill_fetch(pid: int) -> bool:
+    return _kill_member(pid, "hpcimg.child")
 
 
-def kill_program(pid: int) -> None:
-    _kill_member(pid, "hpcimg.slurm")
+def kill_program(pid: int) -> bool:
+    return _kill_member(pid, "hpcimg.slurm")
 
 
-VICTIMS: dict[str, Callable[[int], None]] = {
+# Each returns whether the hook itself was hit.
+VICTIMS: dict[str, Callable[[int], bool]] = {
     "the process group": kill_group,
     "the hook": kill_hook,
     "the process that fetches": kill_fetch,
@@ -126,25 +129,29 @@ VICTIMS: dict[str, Callable[[int], None]] = {
 }
 
 
-def _kill_member(group: int, mark: str) -> None:
+def _kill_member(group: int, mark: str) -> bool:
     """Kill the process of a group that has the mark in its arguments, else the whole group."""
     for folder in Path("/proc").glob("[0-9]*"):
         pid = int(folder.name)
         with contextlib.suppress(OSError):
             if os.getpgid(pid) == group and mark in (folder / "cmdline").read_text("latin-1"):
                 os.kill(pid, signal.SIGKILL)
-                return
-    kill_group(group)
+                return False
+    return kill_group(group)
 
 
-def kill(hook: subprocess.Popen[str], after_s: float, victims: str) -> None:
-    """Kill what belongs to a hook in so many seconds, if it still runs then."""
+def kill(hook: subprocess.Popen[str], after_s: float, victims: str) -> bool:
+    """Kill what belongs to a hook in so many seconds, if it still runs then.
+
+    Returns whether the hook itself was hit.
+    """
     with contextlib.suppress(subprocess.TimeoutExpired):
         hook.wait(after_s)
-        return
+        return False
     # Not reaped yet, so the pid is still its own.
     with contextlib.suppress(ProcessLookupError):
-        VICTIMS[victims](hook.pid)
+        return VICTIMS[victims](hook.pid)
+    return False
 
 
 @contextlib.contextmanager
@@ -185,7 +192,7 @@ def test_the_prolog(node: Node, web: WebServer, open_folder: Path) -> None:
             victim, after, waiter = (f"{3 * number + n}" for n in range(1, 4))
             hook = node.start_prolog(victim, comment)
             waiting = node.start_prolog(waiter, comment) if plan.waiter else None
-            kill(hook, plan.moment * took[plan.source], plan.victims)
+            hit = kill(hook, plan.moment * took[plan.source], plan.victims)
 
             check_images(node)
             with measured(took, plan.source):
@@ -195,6 +202,7 @@ def test_the_prolog(node: Node, web: WebServer, open_folder: Path) -> None:
                 assert wait_all_gone(waiting) == ""
                 check_staged(node, waiter, data)
             wait_all_gone(hook)
+            assert hit or hook.returncode == 0, "slurmd would drain the node"
             check_not_misled(node, victim, data)
             check_images(node)
             check_no_leftovers(node)
@@ -217,11 +225,12 @@ def test_the_epilog(node: Node, web: WebServer, open_folder: Path) -> None:
             assert node.stage(using, comments[0]).code == 0
             assert node.stage(ending, " ".join(comments[1:7])).code == 0
             hook = start_epilog(node, ending)
-            kill(hook, plan.moment * took["epilog"], plan.victims)
+            hit = kill(hook, plan.moment * took["epilog"], plan.victims)
 
             check_images(node)
             check_staged(node, using, offered[0][1])
             wait_all_gone(hook)
+            assert hit or hook.returncode == 0, "slurmd would drain the node"
             node.prolog(after, comments[7], timeout_s=NEXT_RUN_S)
             check_staged(node, after, offered[7][1])
             # The next job's epilog does what the killed one left undone.

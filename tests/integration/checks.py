@@ -7,6 +7,7 @@ import os
 import subprocess
 from typing import Any
 
+from tests.integration.conftest import Start
 from tests.parts.daemon import wait_until
 from tests.parts.node import Node, Task
 
@@ -60,11 +61,22 @@ def finish(process: subprocess.Popen[str]) -> None:
     assert (process.returncode, output) == (0, "")
 
 
-def wait_for_log(node: Node, *words: str) -> None:
-    """Wait until all of these are in the log."""
-    wait_until(
-        lambda: all(word in node.log() for word in words), timeout_s=30, what=f"{words} in the log"
-    )
+def together(start: Start, node: Node, *comments: str) -> dict[int, Task]:
+    """Run a Prolog for each comment at once, as jobs 1, 2 and so on; return their tasks."""
+    prologs = {job: start(node, job, comment) for job, comment in enumerate(comments, start=1)}
+    for prolog in prologs.values():
+        finish(prolog)
+    return {job: node.task(job) for job in prologs}
+
+
+def wait_for_log(node: Node, *words: str, but: int = 0, timeout_s: float = 30) -> None:
+    """Wait until all of these, or all but so many, are in the log."""
+
+    def logged() -> bool:
+        log = node.log()
+        return sum(word in log for word in words) >= len(words) - but
+
+    wait_until(logged, timeout_s=timeout_s, what=f"{words} in the log")
 
 
 def let_pass(node: Node, seconds: float) -> None:

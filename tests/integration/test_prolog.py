@@ -16,7 +16,16 @@ import pytest
 
 from hpcimg import stage
 from hpcimg.slurm import prolog
-from tests.integration.checks import failed, finish, got, let_pass, refused, staged, wait_for_log
+from tests.integration.checks import (
+    failed,
+    finish,
+    got,
+    let_pass,
+    refused,
+    staged,
+    together,
+    wait_for_log,
+)
 from tests.integration.conftest import MakeSif, Start
 from tests.parts.node import Node
 from tests.parts.webanswer import Answer, Request
@@ -94,13 +103,14 @@ def test_several_images_with_names(node: Node, web: WebServer, make_sif: MakeSif
     assert web.count() == 4
 
 
-def test_an_alias_and_a_long_reference(node: Node, web: WebServer, sif: bytes) -> None:
+def test_long_references_and_aliases(node: Node, web: WebServer, sif: bytes) -> None:
     # A reference becomes a file name, with something before and after it.
-    for length in (230, 240, 245, 250, 260, 1000):
-        path = "/" + "x" * (length - len(web.url("/")))
-        url = web.put(path, sif)
-        assert len(url) == length
-        staged(node, length, f"container:{url}", sif)
+    lengths = (230, 240, 245, 250, 260, 1000)
+    urls = [web.put("/" + "x" * (length - len(web.url("/"))), sif) for length in lengths]
+    assert tuple(map(len, urls)) == lengths
+    comment = " ".join(f"container:{url}" for url in urls)
+    staged(node, 1, comment, *[sif] * len(urls))
+    staged(node, 4, comment, *[sif] * len(urls), how="hit")
     node.configure(f"[alias]\nbase/* = {web.url('/')}*\n")
     web.put("/short.sif", sif)
     staged(node, 2, "container:base/short.sif", sif)
@@ -198,23 +208,22 @@ def test_nothing_is_fetched_where_one_of_several_is_wrong(
     assert web.count() == 0
 
 
-@pytest.mark.parametrize(
-    ("status", "error", "words"),
-    [
+def test_a_server_that_says_no_is_asked_once(start: Start, node: Node, web: WebServer) -> None:
+    cases = [
         (404, "NotFound", "there is nothing at"),
         (410, "NotFound", "there is nothing at"),
         (403, "Forbidden", "may not be read without permission"),
         (401, "Forbidden", "may not be read without permission"),
         (400, "UserError", "could not be read"),
-    ],
-)
-def test_a_server_that_says_no_is_asked_once(
-    node: Node, web: WebServer, url: str, status: int, error: str, words: str
-) -> None:
-    web.script("/x.sif", [Status(status)])
-    refused(node, 1, f"container:{url}", error, words, url, f"the server answered {status}")
-    assert node.record(1)["class"] == "user"
-    assert web.count() == 1
+    ]
+    urls = [web.url(f"/{status}.sif") for status, _, _ in cases]
+    for status, _, _ in cases:
+        web.script(f"/{status}.sif", [Status(status)])
+    tasks = together(start, node, *(f"container:{url}" for url in urls))
+    for (job, task), url, (status, error, words) in zip(tasks.items(), urls, cases, strict=True):
+        failed(node, job, task, error, words, url, f"the server answered {status}")
+        assert node.record(job)["class"] == "user"
+    assert web.count() == len(cases)
     assert node.images() == []
 
 
@@ -406,7 +415,7 @@ def test_a_wrong_configuration(start: Start, node: Node, settings: str, words: s
     hook = start(node, 1, "container:/x.sif")
     hook.communicate(timeout=60)
     assert hook.returncode == 0
-    failed(node, 1, node.task(1), "ConfigError", words, "`hpcimg config`")
+    failed(node, 1, node.task(1), "ConfigError", words)
     assert node.record(1)["class"] == "node"
     # Who wants no image is not bothered.
     assert node.stage(2, "just a note") == (0, {}, "")

@@ -167,7 +167,9 @@ class Cluster(SlurmClient):
             path.chmod(mode)
             shutil.chown(path, owner)
         for node in self.nodes:
-            (self.folder / "spool" / node).mkdir(mode=0o755)
+            spool = self.folder / "spool" / node
+            spool.mkdir()
+            spool.chmod(0o755)
         key = self.folder / "munge" / "key"
         key.touch(mode=0o400)
         key.write_bytes(os.urandom(128))
@@ -190,6 +192,9 @@ class Cluster(SlurmClient):
             extra=self._extra_conf,
         )
         self.conf.write_text(text)
+        for path in self.folder.glob("*.*"):
+            # Users' commands read them, whatever the umask of the test run.
+            path.chmod(0o644)
 
     def _start_node(self, node: str, *options: str) -> None:
         self._start_daemon(node, ["slurmd", "-D", "-f", str(self.conf), "-N", node, *options])

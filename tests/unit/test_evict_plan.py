@@ -23,12 +23,18 @@ def trim(*candidates: Candidate, free: int = PLENTY, limits: Limits = LIMITS) ->
 
 
 def room(
-    *candidates: Candidate, incoming: int, reserved: int = 0, free: int = PLENTY, floor: int = 0
+    *candidates: Candidate,
+    incoming: int,
+    reserved: int = 0,
+    written: int = 0,
+    free: int = PLENTY,
+    floor: int = 0,
 ) -> Plan:
     return plan_room(
         candidates,
         free_bytes=free,
         reserved_bytes=reserved,
+        written_bytes=written,
         incoming_bytes=incoming,
         limits=LIMITS._replace(min_free=floor),
         now=NOW,
@@ -89,6 +95,12 @@ def test_what_a_job_uses_stays_whatever_its_age() -> None:
 )
 def test_just_enough_room_below_max_size(incoming: int, reserved: int, wanted: int) -> None:
     assert room(image("a", 60), incoming=incoming, reserved=reserved).wanted_bytes == wanted
+
+
+def test_what_is_half_written_takes_room_too_and_is_not_free_any_more() -> None:
+    assert room(image("a", 60), incoming=20, reserved=10, written=15).wanted_bytes == 5
+    # The disk counts it by itself.
+    assert room(image("a", 6), incoming=2, reserved=1, written=9, free=3).wanted_bytes == 0
 
 
 def test_room_above_the_floor_too() -> None:
@@ -154,6 +166,7 @@ def plans(draw: st.DrawFn) -> tuple[list[Candidate], Limits, Plan]:
         candidates,
         free_bytes=free,
         reserved_bytes=draw(SIZES),
+        written_bytes=draw(SIZES),
         incoming_bytes=draw(SIZES),
         limits=limits,
         now=NOW,

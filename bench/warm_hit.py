@@ -1,0 +1,193 @@
+"""How long the hooks hold a job: whole processes, timed from spawn to exit.
+
+What is compared runs in turn, A B A B, in one run on one machine, so that a
+machine that is slower for a while is slower for all. The table shows medians;
+ratios are what can be compared between machines.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.parts import images
+from tests.parts.node import PROLOG, ROOT, TASK_PROLOG, Node
+
+TARGET = 2.0
+ROUNDS = 150
+COLD_ROUNDS = 9
+LARGE_ROUNDS = 5
+MIB = 1 << 20
+
+
+class Case(NamedTuple):
+    """A process to time. `prepare` runs before each time, untimed, and returns its environment."""
+
+    name: str
+    argv: Sequence[str]
+    prepare: Callable[[], dict[str, str]]
+
+
+class Row(NamedTuple):
+    """A line of the table: the median, and its ratio to that of the first case."""
+
+    name: str
+    median_ms: float
+    ratio: float
+
+
+def measure(cases: Sequence[Case], rounds: int) -> list[Row]:
+    """Time the cases in turn, after one round that does not count."""
+    times: dict[str, list[float]] = {case.name: [] for case in cases}
+    for number in range(rounds + 1):
+        for case in cases:
+            took = run(case.argv, case.prepare())
+            if number:
+                times[case.name].append(took)
+    medians = {name: statistics.median(taken) for name, taken in times.items()}
+    base = medians[cases[0].name]
+    return [Row(name, median * 1000, median / base) for name, median in medians.items()]
+
+
+def run(argv: Sequence[str], environment: dict[str, str]) -> float:
+    """Run a program to its end and return the seconds it took. It must end with 0."""
+    silence = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+    began = time.perf_counter()
+    pid = os.posix_spawn(argv[0], argv, environment, file_actions=silence)
+    _, status, _ = os.wait4(pid, 0)
+    took = time.perf_counter() - began
+    if status:
+        raise SystemExit(f"{' '.join(argv)} ended with status {status}")
+    return took
+
+
+def hooks_python() -> str:
+    """Return the interpreter that the hooks take."""
+    own = ROOT / ".venv" / "bin" / "python"
+    return str(own) if os.access(own, os.X_OK) else "/usr/bin/python3"
+
+
+class Bench:
+    """A node of its own, a web server, and the cases."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self.node = Node(folder)
+        self.folder = folder
+        self.url = url
+        self._jobs = 1
+
+    def warm(self) -> list[Row]:
+        """Time what a job meets whose image is there."""
+        hot = f"container:{self.url}/small.sif"
+        staged = self.node.stage(self._jobs, hot)
+        if staged.code:
+            raise SystemExit(staged.printed)
+        first = self._jobs
+        prolog = [str(PROLOG)]
+        cases = [
+            Case("python -I -S -c pass", [hooks_python(), "-I", "-S", "-c", "pass"], dict),
+            Case("prolog, warm hit", prolog, lambda: self._environment(hot)),
+            Case("prolog, comment without image", prolog, lambda: self._environment("a note")),
+            Case("prolog, no comment", prolog, lambda: self._environment(None)),
+            Case("task prolog", [str(TASK_PROLOG)], lambda: self.node.environment(first)),
+        ]
+        rows = measure(cases, ROUNDS)
+        sources = {
+            self.node.record(job)["images"][0]["source"] for job in self._staged_since(first)
+        }
+        if sources != {"hit"}:
+            raise SystemExit(f"not all were hits: {sources}")
+        return rows
+
+    def cold(self, name: str, rounds: int) -> list[Row]:
+        """Time a fetch against what an administrator would do by hand."""
+        url = f"{self.url}/{name}"
+        path = self.folder / "by-hand"
+        by_hand = f"curl -sSf -o '{path}' '{url}' && sync '{path}'"
+        cases = [
+            Case(f"prolog, cold, {name}", [str(PROLOG)], lambda: self._cold(f"container:{url}"))
+        ]
+        if shutil.which("curl"):
+            cases.insert(
+                0, Case(f"curl and sync, {name}", ["/bin/sh", "-c", by_hand], self._no_file)
+            )
+        return measure(cases, rounds)
+
+    def _environment(self, comment: str | None) -> dict[str, str]:
+        self._jobs += 1
+        return self.node.environment(self._jobs, comment)
+
+    def _staged_since(self, first: int) -> list[str]:
+        return [job.name for job in (self.node.state / "jobs").iterdir() if int(job.name) > first]
+
+    def _cold(self, comment: str) -> dict[str, str]:
+        shutil.rmtree(self.node.cache, ignore_errors=True)
+        self.node.reboot()
+        os.sync()
+        return self._environment(comment)
+
+    def _no_file(self) -> dict[str, str]:
+        (self.folder / "by-hand").unlink(missing_ok=True)
+        os.sync()
+        return {"PATH": os.environ["PATH"]}
+
+
+@contextmanager
+def web_server(folder: Path) -> Iterator[str]:
+    """Serve a folder from a process of its own; give the address."""
+    argv = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"]
+    with subprocess.Popen(
+        [*argv, "--directory", str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as server:
+        try:
+            assert server.stdout
+            words = server.stdout.readline().split()
+            yield f"http://127.0.0.1:{words[words.index('port') + 1]}"
+        finally:
+            server.kill()
+
+
+def show(rows: list[Row], of: str) -> None:
+    print(f"\n{'':34}{'median':>12}{'ratio':>8}  (to {of})")
+    for row in rows:
+        print(f"{row.name:34}{row.median_ms:9.1f} ms{row.ratio:8.2f}")
+
+
+def main() -> int:
+    """Measure and print; return 1 where the target is missed."""
+    if missing := images.missing():
+        print(missing)
+        return 1
+    with tempfile.TemporaryDirectory(prefix="hpcimg-bench-") as name:
+        folder = Path(name)
+        served = folder / "served"
+        served.mkdir()
+        images.make_sif(served / "small.sif", {"n": b"x"}, size_bytes=MIB)
+        images.make_sif(served / "large.sif", {"n": b"x"}, size_bytes=200 * MIB)
+        with web_server(served) as url:
+            bench = Bench(folder, url)
+            rows = bench.warm()
+            show(rows, rows[0].name)
+            met = rows[1].ratio <= TARGET
+            print(f"the target for a warm hit is {TARGET}: {'met' if met else 'missed'}")
+            small = bench.cold("small.sif", COLD_ROUNDS)
+            show(small, small[0].name)
+            large = bench.cold("large.sif", LARGE_ROUNDS)
+            show(large, large[0].name)
+    return 0 if met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

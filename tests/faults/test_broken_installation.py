@@ -1,0 +1,75 @@
+"""The program below the hooks cannot start, or dies: the job fails, the node stays."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.parts.node import ROOT, Node
+
+COMMENT = "container:/no/such/image.sif"
+KILLED_AT_ONCE = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n"
+MODULE_MISSING = "import no_such_module_anywhere\n"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of this checkout, to be broken, with the same interpreter."""
+    copy = tmp_path / "checkout"
+    for name in ("hpcimg", "prolog", "epilog"):
+        shutil.copytree(ROOT / name, copy / name)
+    if (ROOT / ".venv").exists():
+        (copy / ".venv").symlink_to(ROOT / ".venv")
+    return copy
+
+
+def run(node: Node, hook: Path, job: int) -> str:
+    """Run a hook, which must end with 0; return what it printed."""
+    done = subprocess.run(
+        [str(hook)],
+        env=node.environment(job, COMMENT),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, "slurmd would drain the node"
+    return done.stdout
+
+
+@pytest.mark.parametrize("text", [MODULE_MISSING, KILLED_AT_ONCE, "not Python\n"])
+def test_the_full_program(text: str, checkout: Path, node: Node) -> None:
+    (checkout / "hpcimg" / "stage.py").write_text(text)
+    run(node, checkout / "prolog" / "hpcimg-prolog", 1)
+    task = node.task(1)
+    assert task.code == 1
+    assert "Prolog was interrupted on node n1" in task.printed
+    run(node, checkout / "epilog" / "hpcimg-epilog", 1)
+    # What the short way does is done all the same.
+    assert list((node.state / "jobs").iterdir()) == []
+
+
+@pytest.mark.parametrize("text", [MODULE_MISSING, KILLED_AT_ONCE])
+def test_the_short_way(text: str, checkout: Path, node: Node) -> None:
+    """The full program does it all, and says what is wrong with the request."""
+    (checkout / "hpcimg" / "slurm" / "warm.py").write_text(text)
+    run(node, checkout / "prolog" / "hpcimg-prolog", 1)
+    task = node.task(1)
+    assert task.code == 1
+    assert "there is no file /no/such/image.sif" in task.printed
+    run(node, checkout / "epilog" / "hpcimg-epilog", 1)
+    assert list((node.state / "jobs").iterdir()) == []
+
+
+def test_no_interpreter_that_works(checkout: Path, node: Node) -> None:
+    (checkout / ".venv").unlink(missing_ok=True)
+    python = checkout / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/no/such/interpreter\n")
+    python.chmod(0o755)
+    assert "not found" in run(node, checkout / "prolog" / "hpcimg-prolog", 1)
+    run(node, checkout / "epilog" / "hpcimg-epilog", 1)

@@ -1,0 +1,266 @@
+"""Hits and evictions of one image, interleaved at every system call and at random."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpcimg import reference
+from hpcimg.cache import ensure, evict, hot, lease, store
+from hpcimg.cache.layout import Layout
+from hpcimg.fetching import Fetched, Offer, Offered, Outcome, Progress
+from tests.parts.images import make_sif
+
+TEXT = "https://example.org/x.sif"
+URI = reference.parse(TEXT)
+CALLS = ("open", "close", "stat", "lstat", "utime", "mkdir", "rmdir", "rename", "unlink", "fsync")
+LIMITS = evict.Limits(max_size=1 << 30, high=1 << 30, low=0, min_free=0, min_age_s=0)
+
+
+class Image:
+    """One image in a cache of its own: published, evicted, asked for."""
+
+    def __init__(self, folder: Path, data: bytes) -> None:
+        self.layout = Layout(str(folder / "cache"), str(folder / "state"))
+        store.prepare(self.layout)
+        self.data = data
+        self.key = f"sha256-{hashlib.sha256(data).hexdigest()}"
+        self.path = Path(self.layout.image(self.key, "sif", None))
+
+    def stage(self, job: str) -> ensure.Staged:
+        """Take the long way, which may fetch."""
+        cache = ensure.Cache(self.layout, LIMITS, tag_ttl_s=3600)
+        deadline = time.monotonic() + 20
+        staged = ensure.ensure(
+            cache, URI, job=job, owner=None, deadline=deadline, fetch=self._fetch
+        )
+        hit = hot.Hit(self.key, staged.path, URI.uri)
+        hot.remember(
+            self.layout, TEXT, hit, owner=None, fingerprint="f", fresh_until=staged.fresh_until
+        )
+        return staged
+
+    def hit(self, job: str) -> hot.Hit | None:
+        """Take the short way."""
+        return hot.lookup(self.layout, TEXT, job=job, uid=0, fingerprint="f")
+
+    def evict(self) -> bool:
+        return evict.evict(self.layout, self.key)
+
+    def ready(self, job: str) -> bool:
+        """Tell whether the job has what it was told: the image, whole, and a lease on it."""
+        return self.path.read_bytes() == self.data and job in lease.holders(self.layout, self.key)
+
+    def _fetch(
+        self, descriptor: int, *, validator: str, offered: Offered, progress: Progress
+    ) -> Outcome:
+        offered(Offer("", len(self.data)))
+        os.pwrite(descriptor, self.data, 0)
+        return Fetched(len(self.data), hashlib.sha256(self.data).hexdigest())
+
+
+class Pause:
+    """Runs a function in a thread and holds it before its n-th system call."""
+
+    def __init__(self, function: Callable[[], Any], number: int) -> None:
+        self._left = number
+        self._stopped = threading.Event()
+        self._resumed = threading.Event()
+        self._function = function
+        self._thread = threading.Thread(target=self._run)
+        self.reached = False
+        self.result: Any = None
+
+    def start(self) -> None:
+        """Return when it is held, or has ended."""
+        self._thread.start()
+        assert self._stopped.wait(20)
+
+    def resume(self) -> None:
+        self._resumed.set()
+
+    def finish(self) -> Any:
+        """Let it go on to its end and return its result."""
+        self.resume()
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+        if isinstance(self.result, BaseException):
+            raise self.result
+        return self.result
+
+    def _run(self) -> None:
+        try:
+            self.result = self._function()
+        except BaseException as error:
+            self.result = error
+        self._stopped.set()
+
+    def before_call(self) -> None:
+        """Called in whatever thread makes a system call."""
+        if threading.current_thread() is not self._thread:
+            return
+        self._left -= 1
+        if self._left == 0:
+            self.reached = True
+            self._stopped.set()
+            assert self._resumed.wait(20)
+
+
+def at_every_call(
+    monkeypatch: pytest.MonkeyPatch,
+    prepare: Callable[[], None],
+    held: Callable[[], Any],
+    meanwhile: Callable[[], Any],
+) -> Iterator[tuple[Any, Any]]:
+    """Give (what `held` returned, what `meanwhile` returned) for each call that it is held at.
+
+    Where `meanwhile` has to wait for the other, the other goes on.
+    """
+    sleep = time.sleep
+    for number in itertools.count(1):
+        prepare()
+        pause = Pause(held, number)
+        with monkeypatch.context() as patch:
+            for name in CALLS:
+                patch.setattr(os, name, _announced(pause, getattr(os, name)))
+            patch.setattr(time, "sleep", lambda s, pause=pause: (pause.resume(), sleep(s)))
+            pause.start()
+            between = meanwhile()
+            result = pause.finish()
+        if not pause.reached:
+            assert number > 3
+            return
+        yield result, between
+
+
+def _announced(pause: Pause, real: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **options: Any) -> Any:
+        pause.before_call()
+        return real(*args, **options)
+
+    return call
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Image:
+    sif = make_sif(tmp_path / "x.sif", {"n": b"x"}, size_bytes=50_000)
+    return Image(tmp_path, sif.read_bytes())
+
+
+@pytest.fixture
+def idle(image: Image) -> Callable[[], None]:
+    """Have the image in the cache, hot, and no job using it."""
+
+    def prepare() -> None:
+        for job in lease.holders(image.layout, image.key):
+            lease.drop(image.layout, job)
+        image.stage("0")
+        lease.drop(image.layout, "0")
+
+    return prepare
+
+
+def test_a_hit_held_while_it_is_evicted(
+    monkeypatch: pytest.MonkeyPatch, image: Image, idle: Callable[[], None]
+) -> None:
+    seen = set()
+    for hit, evicted in at_every_call(monkeypatch, idle, lambda: image.hit("1"), image.evict):
+        assert (hit is None) == evicted
+        assert evicted or image.ready("1")
+        seen.add(evicted)
+    assert seen == {True, False}
+
+
+def test_an_eviction_held_while_there_is_a_hit(
+    monkeypatch: pytest.MonkeyPatch, image: Image, idle: Callable[[], None]
+) -> None:
+    seen = set()
+    for evicted, hit in at_every_call(monkeypatch, idle, image.evict, lambda: image.hit("1")):
+        assert (hit is None) == evicted
+        assert evicted or image.ready("1")
+        seen.add(evicted)
+    assert seen == {True, False}
+
+
+def test_the_long_way_held_while_it_is_evicted(
+    monkeypatch: pytest.MonkeyPatch, image: Image, idle: Callable[[], None]
+) -> None:
+    seen = set()
+    for staged, evicted in at_every_call(monkeypatch, idle, lambda: image.stage("1"), image.evict):
+        assert staged.path == str(image.path)
+        assert image.ready("1")
+        seen.add((staged.how, evicted))
+    # Evicted before it was seen, and so fetched again; or leased first, and not evicted.
+    assert seen == {("fetched", True), ("hit", False)}
+
+
+def test_a_fetch_held_while_it_is_evicted(
+    monkeypatch: pytest.MonkeyPatch, image: Image, idle: Callable[[], None]
+) -> None:
+    def gone() -> None:
+        idle()
+        assert image.evict()
+
+    for staged, evicted in at_every_call(monkeypatch, gone, lambda: image.stage("1"), image.evict):
+        assert staged.how == "fetched"
+        assert not evicted
+        assert image.ready("1")
+
+
+def test_an_eviction_held_while_a_job_takes_the_long_way(
+    monkeypatch: pytest.MonkeyPatch, image: Image, idle: Callable[[], None]
+) -> None:
+    seen = set()
+    for evicted, staged in at_every_call(monkeypatch, idle, image.evict, lambda: image.stage("1")):
+        assert image.ready("1")
+        assert (staged.how == "fetched") == evicted
+        seen.add(evicted)
+    assert seen == {True, False}
+
+
+def test_two_evictors(
+    monkeypatch: pytest.MonkeyPatch, image: Image, idle: Callable[[], None]
+) -> None:
+    for one, other in at_every_call(monkeypatch, idle, image.evict, image.evict):
+        assert one != other
+        assert not image.path.exists()
+
+
+def test_hits_and_evictions_at_random(image: Image) -> None:
+    """Two threads take and drop leases as fast as they can, one evicts and fetches again."""
+    over = threading.Event()
+    hits: list[str] = []
+    wrong: list[str] = []
+
+    def take_and_drop(job: str) -> None:
+        while not over.is_set():
+            if image.hit(job):
+                hits.append(job)
+                if not (image.path.exists() and image.ready(job)):
+                    wrong.append(job)
+                lease.drop(image.layout, job)
+
+    threads = [threading.Thread(target=take_and_drop, args=(job,)) for job in "12"]
+    for thread in threads:
+        thread.start()
+    until = time.monotonic() + 60
+    try:
+        for _ in range(300):
+            image.stage("0")
+            lease.drop(image.layout, "0")
+            while not image.evict():
+                assert time.monotonic() < until
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+    assert len(hits) > 300

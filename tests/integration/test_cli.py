@@ -1,0 +1,414 @@
+"""The command line, as people and programs use it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hpcimg import __version__
+from tests.integration.checks import finish, let_pass, refused, staged
+from tests.integration.conftest import MakeSif, Start
+from tests.parts.node import ROOT, Node
+from tests.parts.webserver import WebServer
+
+MIB = 1 << 20
+COMMANDS = ("stage", "path", "status", "ls", "gc", "config")
+
+
+@pytest.fixture
+def sif(make_sif: MakeSif) -> bytes:
+    return make_sif(size_bytes=MIB)
+
+
+@pytest.fixture
+def url(web: WebServer, sif: bytes) -> str:
+    return web.put("/x.sif", sif, etag='"1"')
+
+
+def squeue(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a squeue into PATH; $job is the job that it is asked about."""
+    program = folder / "bin" / "squeue"
+    program.parent.mkdir()
+    find = 'for word in "$@"; do case $word in --jobs=*) job=${word#--jobs=};; esac; done'
+    program.write_text(f"#!/bin/sh\n{find}\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+
+
+# stage and path
+
+
+def test_stage(node: Node, web: WebServer, url: str, sif: bytes) -> None:
+    done = node.hpcimg("stage", url)
+    assert done.returncode == 0
+    path = Path(done.stdout.strip())
+    assert path.read_bytes() == sif
+    assert f"{url}: fetched, 1.0 MiB in " in done.stderr
+    # No job is leased it; a job then finds it warm.
+    assert node.leases() == set()
+    staged(node, 1, f"container:{url}", sif, how="hit")
+    [image] = node.hpcimg_json("stage", url)["images"]
+    assert image["path"] == str(path)
+    assert (image["uri"], image["bytes"], image["how"]) == (url, len(sif), "hit")
+    assert image["key"] == path.stem
+    assert web.count() == 1
+
+
+def test_path(node: Node, web: WebServer, url: str) -> None:
+    node.configure(f"[alias]\nx = {url}\n")
+    missing = node.hpcimg("path", "x")
+    assert (missing.returncode, missing.stdout) == (12, "")
+    assert f"{url} is not in the cache of this node" in missing.stderr
+    assert not node.cache.exists()
+    staged_path = node.hpcimg("stage", "x").stdout
+    web.remove("/x.sif")
+    let_pass(node, 86400)
+    done = node.hpcimg("path", url)
+    assert (done.returncode, done.stdout, done.stderr) == (0, staged_path, "")
+    fields = node.hpcimg_json("path", "x")
+    assert (fields["path"], fields["uri"]) == (staged_path.strip(), url)
+    assert web.count() == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "reference", "code", "error"),
+    [
+        ("", "ubuntu:22.04", 10, "BadReference"),
+        ("", "docker://ubuntu", 10, "BadReference"),
+        ("[policy]\ndeny = *\n", "/data/x.sif", 11, "NotAllowed"),
+        ("", "/no/such/x.sif", 12, "NotFound"),
+        ("", "/dev/null", 14, "NotAnImage"),
+        ("[stage]\ndeadline = 1s\n", "http://127.0.0.1:1/x", 20, "Unreachable"),
+        ("[cache]\nmax_sice = 1G\n", "/data/x.sif", 31, "ConfigError"),
+    ],
+)
+def test_exit_codes(node: Node, settings: str, reference: str, code: int, error: str) -> None:
+    node.configure(settings)
+    done = node.hpcimg("stage", reference, "--json")
+    assert done.returncode == code
+    fields = json.loads(done.stdout)
+    assert (fields["version"], fields["error"], fields["exit_code"]) == (1, error, code)
+    assert fields["class"] == {1: "user", 2: "transient", 3: "node"}[code // 10]
+    assert done.stderr.splitlines()[-1].startswith("hpcimg: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_cache_that_cannot_be_used(node: Node) -> None:
+    node.cache.touch()
+    done = node.hpcimg("stage", "/data/x.sif")
+    assert done.returncode == 30
+    assert str(node.cache) in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["stage"], ["path"], ["no-such"], ["ls", "--no-such"]])
+def test_wrong_usage(node: Node, arguments: list[str]) -> None:
+    done = node.hpcimg(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "usage: hpcimg" in done.stderr
+
+
+# status
+
+
+def test_status_of_a_node_that_did_nothing_yet(node: Node) -> None:
+    done = node.hpcimg("status")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "nothing yet" in done.stdout
+    assert not node.cache.exists()
+
+
+def test_status_while_an_image_is_on_its_way(
+    start: Start, node: Node, web: WebServer, make_sif: MakeSif
+) -> None:
+    sif = make_sif(size_bytes=2 * MIB)
+    url = web.put("/x.sif", sif)
+    with web.hold("/x.sif", after_bytes=MIB) as hold:
+        prolog = start(node, 7, f"container:{url}")
+        hold.wait_reached()
+        fields = node.hpcimg_json("status")
+        [work] = fields["staging"]
+        assert (work["uri"], work["job"]) == (url, "7")
+        assert work["phase"] in ("asking", "fetching")
+        assert 0 <= work["bytes"] <= MIB
+        assert work["total"] in (None, len(sif))
+        assert fields["cache"]["images"] == 0
+        text = node.hpcimg("status").stdout
+        assert "Under way" in text
+        assert re.search(rf"\b7\b +{url}$", text, re.MULTILINE)
+        hold.release()
+        finish(prolog)
+    assert node.hpcimg_json("status")["staging"] == []
+
+
+def test_status_counts(node: Node, web: WebServer, url: str, sif: bytes) -> None:
+    staged(node, 1, f"container:{url}", sif)
+    staged(node, 10, f"container:{url}", sif)
+    staged(node, 2, f"container:{url}", sif)
+    refused(node, 3, f"container:{web.url('/y.sif')}", "NotFound")
+    let_pass(node, 86400)
+    staged(node, 4, f"container:{url}", sif, how="unchanged")
+    fields = node.hpcimg_json("status")
+    assert fields["counts"] == {"fetched": 1, "hit": 2, "failed": 1, "unchanged": 1}
+    cache = fields["cache"]
+    assert (cache["path"], cache["images"], cache["bytes"]) == (str(node.cache), 1, len(sif))
+    assert (cache["in_use_images"], cache["in_use_bytes"]) == (1, len(sif))
+    key = node.images()[0].stem
+    assert fields["jobs"] == {job: [key] for job in ("1", "2", "4", "10")}
+    [failure] = fields["failures"]
+    assert failure["job"] == "3"
+    assert "there is nothing at" in failure["message"]
+    assert fields["problems"] == []
+    text = node.hpcimg("status").stdout
+    for words in ("images: 1", "1 (1.0 MiB) of them in use", "1 fetched", "2 hits", "job 3: "):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("max_size = 1000", "more than its max_size"),
+        ("max_size = 1G\nmin_free = 100%", "should be"),
+    ],
+)
+def test_status_finds_problems(node: Node, url: str, sif: bytes, settings: str, words: str) -> None:
+    staged(node, 1, f"container:{url}", sif)
+    (node.folder / "conf.d" / "z.conf").write_text(f"[cache]\n{settings}\n")
+    done = node.hpcimg("status")
+    assert done.returncode == 1
+    assert "PROBLEM: " in done.stdout
+    assert words in done.stdout
+    [problem] = node.hpcimg_json("status")["problems"]
+    assert words in problem
+
+
+def test_a_hostile_message_does_not_reach_the_terminal(node: Node) -> None:
+    node.state.mkdir()
+    event = {"time": 1, "event": "failed", "job": "\x1b[2J", "message": "\x1b]0;x\x07\nPROBLEM: y"}
+    (node.state / "events.jsonl").write_text(json.dumps(event) + "\n")
+    done = node.hpcimg("status")
+    assert done.returncode == 0
+    assert all(line.isprintable() for line in done.stdout.splitlines())
+    assert "\nPROBLEM" not in done.stdout
+
+
+# ls
+
+
+def test_ls(node: Node, web: WebServer, make_sif: MakeSif) -> None:
+    made = {name: make_sif() for name in "ab"}
+    for job, (name, data) in enumerate(made.items(), start=1):
+        staged(node, job, f"container:{web.put(f'/{name}.sif', data)}", data)
+        let_pass(node, 3600)
+    node.epilog(2)
+    listed = node.hpcimg_json("ls")["images"]
+    assert [image["uris"] for image in listed] == [[web.url("/b.sif")], [web.url("/a.sif")]]
+    assert [image["jobs"] for image in listed] == [[], ["1"]]
+    assert Path(listed[0]["path"]).read_bytes() == made["b"]
+    assert (listed[0]["size_bytes"], listed[0]["owner"]) == (len(made["b"]), None)
+    heads, first, second = node.hpcimg("ls").stdout.splitlines()
+    assert heads.split() == ["SHA256", "SIZE", "FORMAT", "OWNER", "USED", "JOBS", "FROM"]
+    assert first.startswith(listed[0]["sha256"][:12])
+    assert "1 h" in first
+    assert "2 h" in second
+    assert second.endswith(web.url("/a.sif"))
+
+
+def test_ls_of_nothing(node: Node) -> None:
+    assert node.hpcimg("ls").stdout.splitlines()[1:] == []
+    assert node.hpcimg_json("ls")["images"] == []
+
+
+def as_user(uid: int, node: Node, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line as another user.
+
+    All is loaded before, since that user may not read this Python.
+    """
+    program = (
+        "import gettext, locale, os, shutil, sys, traceback; from hpcimg.cli.main import main;"
+        "uid = int(sys.argv.pop(1));"
+        "os.setgroups([]); os.setgid(uid); os.setuid(uid); sys.exit(main())"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program, str(uid), *arguments],
+        env={**os.environ, "HPCIMG_CONF": str(node.conf), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user")
+def test_users_see_what_is_shared_and_their_own_path(
+    open_folder: Path, web: WebServer, url: str, make_sif: MakeSif
+) -> None:
+    node = Node(open_folder, uid=1)
+    shared, private = make_sif(), make_sif()
+    path = open_folder / "private.sif"
+    path.write_bytes(private)
+    os.chown(path, 1, 1)
+    path.chmod(0o400)
+    comment = f"container:{web.put('/shared.sif', shared)} container:{path}"
+    staged(node, 1, comment, shared, private)
+    for user in (1, 2):
+        [image] = json.loads(as_user(user, node, "ls", "--json").stdout)["images"]
+        assert image["uris"] == [web.url("/shared.sif")]
+        status = as_user(user, node, "status")
+        assert (status.returncode, status.stderr) == (0, "")
+    assert len(node.hpcimg_json("ls")["images"]) == 2
+    # They change nothing.
+    for arguments in (["gc"], ["stage", url]):
+        done = as_user(2, node, *arguments)
+        assert done.returncode == 30
+        assert "Traceback" not in done.stderr
+
+
+# gc
+
+
+def test_gc_drops_what_ended_jobs_hold(
+    node: Node, url: str, sif: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for job in (1, 2, 3):
+        staged(node, job, f"container:{url}", sif)
+    refused(node, 4, "container:ubuntu", "BadReference")
+    say = "1) echo RUNNING;; 2) echo COMPLETED;; *) echo 'Invalid job id specified' >&2; exit 1;;"
+    squeue(tmp_path, f"case $job in {say} esac", monkeypatch)
+    would = node.hpcimg_json("gc", "--dry-run")
+    assert (would["dry_run"], would["ended_jobs"]) == (True, ["2", "3", "4"])
+    assert {job for _, job in node.leases()} == {"1", "2", "3"}
+    done = node.hpcimg("gc")
+    assert done.returncode == 0
+    assert "job 2: ended, its leases dropped" in done.stdout
+    assert {job for _, job in node.leases()} == {"1"}
+    assert [path.name for path in node.state.glob("jobs/*")] == ["1"]
+
+
+@pytest.mark.parametrize("script", ["echo 'Unable to contact slurm controller' >&2; exit 1", ""])
+def test_gc_drops_nothing_where_slurm_does_not_answer(
+    node: Node, url: str, sif: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    staged(node, 1, f"container:{url}", sif)
+    if script:
+        squeue(tmp_path, script, monkeypatch)
+    else:
+        monkeypatch.setenv("PATH", str(tmp_path))  # no squeue at all
+    done = node.hpcimg("gc", "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["ended_jobs"] == []
+    assert "leases are left alone" in done.stderr
+    assert {job for _, job in node.leases()} == {"1"}
+
+
+def test_gc_evicts_down_to_the_low_watermark(node: Node, web: WebServer, make_sif: MakeSif) -> None:
+    made = [make_sif(size_bytes=MIB) for _ in range(4)]
+    for number, data in enumerate(made):
+        assert node.hpcimg("stage", web.put(f"/{number}.sif", data)).returncode == 0
+        let_pass(node, 600)
+    settings = "max_size = 4.2M\nhigh_watermark = 90%\nlow_watermark = 50%\nmin_age = 0"
+    (node.folder / "conf.d" / "z.conf").write_text(f"[cache]\n{settings}\n")
+    before = sorted(path.name for path in node.images())
+    would = node.hpcimg("gc", "--dry-run")
+    assert "2.0 MiB would be freed of 1.9 MiB wanted: 4.0 MiB eligible" in would.stdout
+    assert sorted(path.name for path in node.images()) == before
+    fields = node.hpcimg_json("gc")
+    assert fields["freed_bytes"] == 2 * len(made[0])
+    assert sorted(path.read_bytes() for path in node.images()) == sorted(made[2:])
+    assert set(fields["evicted"]) == {name.removesuffix(".sif") for name in before} - {
+        path.stem for path in node.images()
+    }
+
+
+def test_gc_clears_away_what_belongs_to_no_image(node: Node, url: str, sif: bytes) -> None:
+    staged(node, 1, f"container:{url}", sif)
+    node.epilog(1)
+    [path] = node.images()
+    path.unlink()
+    about = [*node.cache.glob("meta/*"), *node.cache.glob("refs/*")]
+    assert len(about) == 2
+    # Young ones may belong to an image that is about to appear.
+    assert node.hpcimg_json("gc")["orphans"] == 0
+    for file in about:
+        os.utime(file, (1, 1))
+    assert node.hpcimg_json("gc", "--dry-run")["orphans"] == 0
+    assert node.hpcimg_json("gc")["orphans"] == 2
+    assert not any(file.exists() for file in about)
+    staged(node, 2, f"container:{url}", sif, how="fetched")
+
+
+def test_gc_on_a_node_that_did_nothing_yet(node: Node) -> None:
+    would = node.hpcimg("gc", "--dry-run")
+    assert f"{node.cache} cannot be used: No such file" in would.stderr
+    assert not node.cache.exists()
+    assert node.hpcimg("gc").returncode == 0
+
+
+# config
+
+
+def test_config(node: Node) -> None:
+    other = node.folder / "conf.d" / "site.conf"
+    other.write_text("[stage]\ntag_ttl = 2h\n[alias]\nbase = oras://h/base:1\n")
+    listed = {(s["section"], s["name"]): s for s in node.hpcimg_json("config")["settings"]}
+    assert listed["stage", "tag_ttl"]["value"] == "2h"
+    assert listed["stage", "tag_ttl"]["origin"] == str(other)
+    assert listed["cache", "path"]["origin"] == str(node.conf)
+    assert listed["stage", "deadline"]["origin"] == "default"
+    assert listed["alias", "base"]["value"] == "oras://h/base:1"
+    text = node.hpcimg("config").stdout
+    assert re.search(rf"^stage +tag_ttl +2h +{other}$", text, re.MULTILINE)
+    assert re.search(r"^stage +deadline +540s +default$", text, re.MULTILINE)
+    about = node.hpcimg("config", "--about").stdout
+    assert "how long a tag is taken at its word" in about
+    assert "how long a tag is taken at its word" not in text
+
+
+def test_config_that_is_wrong(node: Node) -> None:
+    node.configure("[stage]\ndeadline = soon\n")
+    done = node.hpcimg("config")
+    assert done.returncode == 31
+    assert "test.conf: [stage] deadline: 'soon' is not a time; write 90s" in done.stderr
+    node.conf.unlink()
+    assert "HPCIMG_CONF" in node.hpcimg("config").stderr
+
+
+# Help, and the end of a pipe
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command(node: Node, command: str) -> None:
+    done = node.hpcimg(command, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"usage: hpcimg {command}" in done.stdout
+    assert "--json" in done.stdout
+
+
+def test_help(node: Node) -> None:
+    done = node.hpcimg("--help")
+    assert done.returncode == 0
+    assert all(re.search(rf"^ +{command} ", done.stdout, re.MULTILINE) for command in COMMANDS)
+    assert "exit codes:" in done.stdout
+    assert "HPCIMG_CONF" in done.stdout
+    assert node.hpcimg("--version").stdout == f"hpcimg {__version__}\n"
+
+
+def test_whoever_read_the_output_went_away(node: Node) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = "import sys; from hpcimg.cli.main import main; sys.exit(main())"
+    with os.fdopen(writer, "w") as closed:
+        done = subprocess.run(
+            [sys.executable, "-c", program, "config", "--json"],
+            env={**os.environ, "HPCIMG_CONF": str(node.conf), "PYTHONPATH": str(ROOT)},
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 141
+    assert done.stderr == ""

@@ -1,0 +1,429 @@
+"""Downloads from a web server that misbehaves in every way that web servers do."""
+
+from __future__ import annotations
+
+import time
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+
+from tests.integration.checks import failed, got, refused, staged, together
+from tests.integration.conftest import MakeSif, Start
+from tests.parts.node import Node
+from tests.parts.webanswer import Answer, Fault, Request, Resource
+from tests.parts.webfaults import (
+    Chunked,
+    Endless,
+    IgnoreRange,
+    NoLength,
+    Ok,
+    Redirect,
+    RedirectLoop,
+    Reset,
+    Slow,
+    Stall,
+    Status,
+    Truncate,
+    WrongLength,
+    WrongRange,
+)
+from tests.parts.webserver import WebServer
+
+PATH = "/x.sif"
+SIZE = 2_000_000
+HALF = 1_000_000
+
+
+@pytest.fixture
+def sif(make_sif: MakeSif) -> bytes:
+    return make_sif(size_bytes=SIZE)
+
+
+@pytest.fixture
+def comment(web: WebServer, sif: bytes) -> str:
+    return "container:" + web.put(PATH, sif, etag='"1"')
+
+
+def serve(
+    web: WebServer, data: bytes, *scripts: list[Fault], folder: str = "", etag: str = '"1"'
+) -> list[str]:
+    """Serve the data once for each script, as /0.sif and so on; return a comment for each."""
+    comments = []
+    for number, script in enumerate(scripts):
+        path = f"{folder}/{number}.sif"
+        comments.append("container:" + web.put(path, data, etag=etag))
+        web.script(path, script)
+    return comments
+
+
+def asked(web: WebServer) -> list[str]:
+    """Return what each request asked for: from which byte on, "" for all of it."""
+    return [request.headers.get("Range", "") for request in web.requests()]
+
+
+def both(first: Fault, second: Fault) -> Fault:
+    """Make one fault of two."""
+
+    def fault(answer: Answer, request: Request, resource: Resource | None) -> Answer:
+        return second(first(answer, request, resource), request, resource)
+
+    return fault
+
+
+class Noted:
+    """Notes when a request came, then does what another fault does."""
+
+    def __init__(self, fault: Fault) -> None:
+        self._fault = fault
+        self.at = 0.0
+
+    def __call__(self, answer: Answer, request: Request, resource: Resource | None) -> Answer:
+        self.at = time.monotonic()
+        return self._fault(answer, request, resource)
+
+
+# Going on where it ended
+
+
+def test_goes_on_where_it_ended(node: Node, web: WebServer, comment: str, sif: bytes) -> None:
+    web.script(PATH, [Truncate(HALF)])
+    staged(node, 1, comment, sif, how="fetched")
+    assert asked(web) == ["", f"bytes={HALF}-"]
+    assert web.requests()[1].headers["If-Range"] == '"1"'
+    assert web.requests()[1].status == 206
+    assert "next try in" in node.log()
+
+
+def test_goes_on_again_and_again(node: Node, web: WebServer, comment: str, sif: bytes) -> None:
+    web.script(PATH, [Truncate(100_000), Truncate(200_000)])
+    staged(node, 1, comment, sif)
+    assert asked(web) == ["", "bytes=100000-", "bytes=300000-"]
+
+
+def test_goes_on_by_date_where_there_is_no_etag(node: Node, web: WebServer, sif: bytes) -> None:
+    url = web.put(PATH, sif, last_modified=1_700_000_000)
+    web.script(PATH, [Truncate(HALF)])
+    staged(node, 1, f"container:{url}", sif)
+    assert asked(web) == ["", f"bytes={HALF}-"]
+    assert web.requests()[1].headers["If-Range"] == formatdate(1_700_000_000, usegmt=True)
+
+
+def test_begins_again_where_nothing_says_that_it_is_the_same(
+    start: Start, node: Node, web: WebServer, sif: bytes
+) -> None:
+    weak = serve(web, sif, [Truncate(HALF)], folder="/weak", etag='W/"1"')
+    none = serve(web, sif, [Truncate(HALF)], folder="/none", etag="")
+    for job, task in together(start, node, *weak, *none).items():
+        got(node, job, task, sif)
+    assert asked(web) == [""] * 4
+
+
+def test_begins_again_where_the_server_sends_all(
+    node: Node, web: WebServer, comment: str, sif: bytes
+) -> None:
+    web.script(PATH, [Truncate(HALF), IgnoreRange()])
+    staged(node, 1, comment, sif)
+    assert asked(web) == ["", f"bytes={HALF}-"]
+
+
+def test_begins_again_where_the_server_sends_another_part(
+    start: Start, node: Node, web: WebServer, sif: bytes
+) -> None:
+    scripts: list[list[Fault]] = [[Truncate(HALF), WrongRange(by)] for by in (-1, 1, -HALF)]
+    for job, task in together(start, node, *serve(web, sif, *scripts)).items():
+        got(node, job, task, sif)
+    assert sorted(asked(web)) == [""] * 6 + [f"bytes={HALF}-"] * 3
+    assert node.log().count("sent another part than was asked for") == 3
+
+
+def test_begins_again_where_the_connection_was_reset(
+    start: Start, node: Node, web: WebServer, sif: bytes
+) -> None:
+    # How much of what was on its way is lost then is the kernel's business.
+    comments = serve(web, sif, [Reset()], [Reset(1000)], [Reset(HALF)])
+    for job, task in together(start, node, *comments).items():
+        got(node, job, task, sif)
+    assert web.count() == 6
+
+
+def test_all_is_there_and_more_was_announced(
+    node: Node, web: WebServer, comment: str, sif: bytes
+) -> None:
+    web.script(PATH, [WrongLength(+7)])
+    staged(node, 1, comment, sif)
+    # There is no such part, so it begins again.
+    assert [request.status for request in web.requests()] == [200, 416, 200]
+
+
+@pytest.mark.parametrize("size", [SIZE, SIZE + HALF])
+def test_a_file_that_changed_in_between_is_fetched_anew(
+    node: Node, web: WebServer, comment: str, make_sif: MakeSif, size: int
+) -> None:
+    new = make_sif(size_bytes=size)
+
+    def replace(answer: Answer, request: Request, resource: Resource | None) -> Answer:
+        web.put(PATH, new, etag='"2"')
+        return Truncate(HALF)(answer, request, resource)
+
+    web.script(PATH, [replace])
+    staged(node, 1, comment, new)
+    assert asked(web) == ["", f"bytes={HALF}-"]
+    # And it is remembered by its own name.
+    node.configure("[stage]\ntag_ttl = 0\n")
+    staged(node, 2, comment, new, how="unchanged")
+
+
+def test_gives_up_at_last(node: Node, web: WebServer, comment: str) -> None:
+    node.configure("[stage]\ndeadline = 1s\n")
+    web.script(PATH, [Truncate(at) for at in range(1000, 9000, 1000)])
+    refused(node, 1, comment, "Unreachable", "could not be read")
+    assert node.record(1)["class"] == "transient"
+    assert node.images() == []
+
+
+# A server that is busy
+
+
+def test_waits_as_many_seconds_as_the_server_wishes(
+    node: Node, web: WebServer, comment: str, sif: bytes
+) -> None:
+    first, second = Noted(Status(429, retry_after="1")), Noted(Ok())
+    web.script(PATH, [first, second])
+    staged(node, 1, comment, sif)
+    assert 1 <= second.at - first.at < 10
+    assert "the server answered 429" in node.log()
+
+
+def test_waits_until_the_date_that_the_server_names(
+    node: Node, web: WebServer, comment: str, sif: bytes
+) -> None:
+    # A date has whole seconds: this one is one to two of them away.
+    when = int(time.time()) + 2
+    first, second = Noted(Status(503, retry_after=formatdate(when, usegmt=True))), Noted(Ok())
+    web.script(PATH, [first, second])
+    staged(node, 1, comment, sif)
+    assert time.time() >= when
+    assert second.at - first.at < 10
+
+
+def test_does_not_wait_beyond_its_deadline(node: Node, web: WebServer, comment: str) -> None:
+    node.configure("[stage]\ndeadline = 10s\n")
+    web.script(PATH, [Status(503, retry_after="60")])
+    began = time.monotonic()
+    refused(node, 1, comment, "Unreachable", "cannot be served now", "the server answered 503")
+    assert time.monotonic() - began < 10
+    assert web.count() == 1
+
+
+def test_tries_again_what_may_pass(start: Start, node: Node, web: WebServer, sif: bytes) -> None:
+    statuses = (408, 425, 429, 500, 502, 503, 504)
+    scripts: list[list[Fault]] = [[Status(status, retry_after="0")] * 2 for status in statuses]
+    for job, task in together(start, node, *serve(web, sif, *scripts)).items():
+        got(node, job, task, sif)
+    assert web.count() == 3 * len(statuses)
+    assert all(f"the server answered {status} " in node.log() for status in statuses)
+
+
+def test_does_not_try_for_ever(node: Node, web: WebServer, comment: str) -> None:
+    node.configure("[stage]\ndeadline = 1s\n")
+    web.script(PATH, [Status(503, retry_after="0")] * 100)
+    refused(node, 1, comment, "Unreachable", "the server answered 503")
+    assert node.record(1)["class"] == "transient"
+    assert 2 < web.count() <= 8
+
+
+def test_a_wish_that_makes_no_sense_is_none(
+    start: Start, node: Node, web: WebServer, sif: bytes
+) -> None:
+    wishes = ["\N{SUPERSCRIPT TWO}", "Mon, 01 Jan 99999999999999999999 00:00:00 GMT", "soon"]
+    scripts: list[list[Fault]] = [[Status(503, retry_after=wish)] for wish in wishes]
+    for job, task in together(start, node, *serve(web, sif, *scripts)).items():
+        got(node, job, task, sif)
+
+
+# A server that is slow
+
+
+def test_a_silence_is_waited_for_no_longer_than_the_site_says(
+    start: Start, node: Node, web: WebServer, sif: bytes
+) -> None:
+    node.configure("[stage]\nstall_timeout = 0.3s\n")
+    comments = serve(web, sif, [Stall(60)], [Stall(60, HALF)])
+    for job, task in together(start, node, *comments).items():
+        got(node, job, task, sif)
+    assert web.count() == 4
+    # What had come before the silence is kept.
+    assert any("Range" in request.headers for request in web.requests(path="/1.sif"))
+    assert "timed out" in node.log()
+
+
+def test_a_server_that_is_too_slow_for_the_deadline(
+    node: Node, web: WebServer, comment: str
+) -> None:
+    node.configure("[stage]\ndeadline = 1s\n")
+    web.script(PATH, [Slow(100_000)])
+    began = time.monotonic()
+    refused(node, 1, comment, "DeadlinePassed", "did not arrive in time", "allows for staging")
+    assert 1 <= time.monotonic() - began < 10
+    assert node.record(1)["class"] == "transient"
+    assert node.images() == []
+
+
+# Lengths
+
+
+def test_a_length_is_not_needed(start: Start, node: Node, web: WebServer, sif: bytes) -> None:
+    for job, task in together(start, node, *serve(web, sif, [Chunked()], [NoLength()])).items():
+        got(node, job, task, sif)
+    assert web.count() == 2
+
+
+def test_a_length_that_makes_no_sense_is_no_surprise(
+    start: Start, node: Node, web: WebServer, sif: bytes
+) -> None:
+    node.configure("[stage]\ndeadline = 2s\n")
+    lengths = ["\N{SUPERSCRIPT TWO}", "-1", "many", "9" * 5000, "1, 2"]
+    for number, length in enumerate(lengths):
+        headers = {"Content-Length": length, "Connection": "close"}
+        web.put(f"/{number}.sif", sif, headers=headers)
+    comments = [f"container:{web.url(f'/{number}.sif')}" for number in range(len(lengths))]
+    for job in together(start, node, *comments):
+        # Taken or not, but never a mistake of ours.
+        assert node.record(job).get("class") in (None, "transient", "user")
+    assert "Traceback" not in node.log()
+
+
+def test_fewer_bytes_announced_than_the_image_has(
+    node: Node, web: WebServer, comment: str, sif: bytes
+) -> None:
+    web.script(PATH, [WrongLength(-7)])
+    refused(node, 1, comment, "Damaged", "is cut short", f"{len(sif) - 7} arrived")
+    assert node.record(1)["class"] == "transient"
+    assert node.images() == []
+
+
+def test_cut_off_where_nobody_can_tell_but_the_image_itself(
+    start: Start, node: Node, web: WebServer, sif: bytes
+) -> None:
+    cases = [
+        (HALF, "Damaged", "is cut short"),
+        (100, "Damaged", "is cut short"),
+        (20, "NotAnImage", "is not an image"),
+        (0, "NotAnImage", "the file is empty"),
+    ]
+    scripts = [[both(NoLength(), Truncate(at))] for at, _, _ in cases]
+    tasks = together(start, node, *serve(web, sif, *scripts))
+    for (job, task), (_, error, words) in zip(tasks.items(), cases, strict=True):
+        failed(node, job, task, error, words)
+    assert node.images() == []
+
+
+def test_a_body_without_an_end_meets_the_limit(node: Node, web: WebServer, comment: str) -> None:
+    node.configure("[policy]\nmax_image_size = 20M\n")
+    web.script(PATH, [Endless()])
+    refused(node, 1, comment, "TooLarge", "is too large", "takes images up to 20.0 MiB")
+    assert node.record(1)["class"] == "user"
+    assert node.images() == []
+
+
+def test_what_is_announced_as_too_large_is_not_fetched(
+    node: Node, web: WebServer, comment: str
+) -> None:
+    node.configure("[policy]\nmax_image_size = 1M\n")
+    with web.hold(PATH):
+        # No byte of it is waited for.
+        refused(node, 1, comment, "TooLarge", "takes images up to 1.0 MiB")
+
+
+def test_what_is_larger_than_the_whole_cache_is_not_fetched(
+    node: Node, web: WebServer, comment: str
+) -> None:
+    node.configure("[cache]\nmax_size = 1M\n")
+    with web.hold(PATH):
+        refused(node, 1, comment, "TooLarge", "1.9 MiB", "the cache holds 1.0 MiB")
+
+
+# Addresses
+
+
+def test_redirects_are_followed(node: Node, web: WebServer, comment: str, sif: bytes) -> None:
+    web.script("/from", [Redirect("/on", 301)])
+    web.script("/on", [Redirect(web.url(PATH), 307)])
+    staged(node, 1, f"container:{web.url('/from')}", sif)
+
+
+def test_redirects_in_a_circle(node: Node, web: WebServer, comment: str) -> None:
+    web.script(PATH, [RedirectLoop()])
+    refused(node, 1, comment, "NotFound", "leads nowhere", "go round in a circle")
+    assert web.count() == 6
+
+
+def test_redirects_to_no_address(start: Start, node: Node, web: WebServer, sif: bytes) -> None:
+    places = ["gopher://h/x", "file:///etc/passwd", "http://h:99999/x", "http://[::1"]
+    scripts: list[list[Fault]] = [[Redirect(place)] for place in places]
+    for job, task in together(start, node, *serve(web, sif, *scripts)).items():
+        failed(node, job, task, "BadReference", "leads to no address")
+        assert node.record(job)["class"] == "user"
+
+
+def test_no_address(start: Start, node: Node) -> None:
+    hosts = ["[::1", "h:99999", "a..b", "x" * 64, ":80"]
+    comments = [f"container:http://{host}/x.sif" for host in hosts]
+    for job, task in together(start, node, *comments).items():
+        failed(node, job, task, "BadReference", "leads to no address")
+
+
+def test_no_server_there(node: Node) -> None:
+    node.configure("[stage]\ndeadline = 1s\n")
+    refused(node, 1, "container:http://127.0.0.1:1/x.sif", "Unreachable", "Connection refused")
+
+
+def test_the_query_is_part_of_the_address_and_kept_out_of_messages(
+    node: Node, web: WebServer, comment: str, sif: bytes
+) -> None:
+    staged(node, 1, f"{comment}?signature=s3cret", sif)
+    assert web.requests()[0].query == "signature=s3cret"
+    web.remove(PATH)
+    refused(node, 2, f"{comment}?signature=s4cret", "NotFound", "there is nothing at")
+    assert "s4cret" not in node.task(2).printed
+
+
+def test_bytes_are_taken_as_they_are(node: Node, web: WebServer, sif: bytes) -> None:
+    # Some servers mark everything as compressed.
+    url = web.put(PATH, sif, headers={"Content-Encoding": "gzip"})
+    staged(node, 1, f"container:{url}", sif)
+    assert web.requests()[0].headers["Accept-Encoding"] == "identity"
+
+
+# Certificates
+
+
+class NodeWithVariables(Node):
+    """A node whose hooks have some more in their environment."""
+
+    variables: dict[str, str]
+
+    def environment(self, job: int | str, comment: str | None = None) -> dict[str, str]:
+        return {**super().environment(job, comment), **self.variables}
+
+
+def test_a_certificate_that_nobody_vouches_for(node: Node, sif: bytes) -> None:
+    with WebServer(tls=True) as web:
+        url = web.put(PATH, sif)
+        refused(node, 1, f"container:{url}", "Forbidden", "cannot be trusted", "certificate")
+        assert node.record(1)["class"] == "user"
+        assert web.count() == 0
+
+
+@pytest.mark.parametrize("name", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"])
+def test_a_certificate_that_the_node_trusts(tmp_path: Path, sif: bytes, name: str) -> None:
+    with WebServer(tls=True) as web:
+        # The account that fetches has to read it.
+        web.certificate.parent.chmod(0o755)
+        node = NodeWithVariables(tmp_path)
+        node.variables = {name: str(web.certificate)}
+        staged(node, 1, f"container:{web.put(PATH, sif)}", sif)
+        # The same address, spelled in a way that the certificate does not name.
+        other = web.url(PATH).replace("127.0.0.1", "127.1")
+        refused(node, 2, f"container:{other}", "Forbidden", "cannot be trusted", "127.1")
