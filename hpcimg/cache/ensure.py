@@ -147,6 +147,7 @@ class _Ensure:
             def offered(offer: Offer) -> bool:
                 nonlocal locked_key
                 offers.append(offer)
+                inflight.update("asking")  # an earlier offer needs no room any more
                 self._check_size(offer.size_bytes or 0)
                 if offer.sha256:
                     key = self._key(offer.sha256)

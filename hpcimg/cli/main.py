@@ -25,7 +25,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run `hpcimg` with these arguments and return its exit code."""
     args = _parser().parse_args(argv)
     try:
-        return int(_COMMANDS[args.command].run(args))
+        code = int(_COMMANDS[args.command].run(args))
+        sys.stdout.flush()  # here, where a reader that went away can be answered
+        return code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

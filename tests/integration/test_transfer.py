@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from email.utils import formatdate
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -45,21 +46,19 @@ def comment(web: WebServer, sif: bytes) -> str:
     return "container:" + web.put(PATH, sif, etag='"1"')
 
 
-def serve(
-    web: WebServer, data: bytes, *scripts: list[Fault], folder: str = "", etag: str = '"1"'
-) -> list[str]:
+def serve(web: WebServer, data: bytes, *scripts: list[Fault]) -> list[str]:
     """Serve the data once for each script, as /0.sif and so on; return a comment for each."""
     comments = []
     for number, script in enumerate(scripts):
-        path = f"{folder}/{number}.sif"
-        comments.append("container:" + web.put(path, data, etag=etag))
+        path = f"/{number}.sif"
+        comments.append("container:" + web.put(path, data, etag='"1"'))
         web.script(path, script)
     return comments
 
 
-def asked(web: WebServer) -> list[str]:
-    """Return what each request asked for: from which byte on, "" for all of it."""
-    return [request.headers.get("Range", "") for request in web.requests()]
+def asked(web: WebServer, path: str) -> list[str]:
+    """Return what each request for a path asked for: from which byte on, "" for all of it."""
+    return [request.headers.get("Range", "") for request in web.requests(path=path)]
 
 
 def both(first: Fault, second: Fault) -> Fault:
@@ -86,55 +85,53 @@ class Noted:
 # Going on where it ended
 
 
-def test_goes_on_where_it_ended(node: Node, web: WebServer, comment: str, sif: bytes) -> None:
-    web.script(PATH, [Truncate(HALF)])
-    staged(node, 1, comment, sif, how="fetched")
-    assert asked(web) == ["", f"bytes={HALF}-"]
-    assert web.requests()[1].headers["If-Range"] == '"1"'
-    assert web.requests()[1].status == 206
-    assert "next try in" in node.log()
+class Case(NamedTuple):
+    """What a server does wrong, and from which byte on it is asked each time; "" is from all."""
+
+    name: str
+    faults: list[Fault]
+    asked: list[str]
+    etag: str = '"1"'
+    date: float | None = None
 
 
-def test_goes_on_again_and_again(node: Node, web: WebServer, comment: str, sif: bytes) -> None:
-    web.script(PATH, [Truncate(100_000), Truncate(200_000)])
-    staged(node, 1, comment, sif)
-    assert asked(web) == ["", "bytes=100000-", "bytes=300000-"]
+CASES = [
+    Case("goes on where it ended", [Truncate(HALF)], ["", f"bytes={HALF}-"]),
+    Case(
+        "again and again",
+        [Truncate(100_000), Truncate(200_000)],
+        ["", "bytes=100000-", "bytes=300000-"],
+    ),
+    Case("by date", [Truncate(HALF)], ["", f"bytes={HALF}-"], etag="", date=1_700_000_000),
+    # Nothing says that it is the same file.
+    Case("weak", [Truncate(HALF)], ["", ""], etag='W/"1"'),
+    Case("none", [Truncate(HALF)], ["", ""], etag=""),
+    # The server does not do as it is asked.
+    Case("all", [Truncate(HALF), IgnoreRange()], ["", f"bytes={HALF}-"]),
+    Case("a byte early", [Truncate(HALF), WrongRange(-1)], ["", f"bytes={HALF}-", ""]),
+    Case("a byte late", [Truncate(HALF), WrongRange(1)], ["", f"bytes={HALF}-", ""]),
+    Case("from the start", [Truncate(HALF), WrongRange(-HALF)], ["", f"bytes={HALF}-", ""]),
+]
 
 
-def test_goes_on_by_date_where_there_is_no_etag(node: Node, web: WebServer, sif: bytes) -> None:
-    url = web.put(PATH, sif, last_modified=1_700_000_000)
-    web.script(PATH, [Truncate(HALF)])
-    staged(node, 1, f"container:{url}", sif)
-    assert asked(web) == ["", f"bytes={HALF}-"]
-    assert web.requests()[1].headers["If-Range"] == formatdate(1_700_000_000, usegmt=True)
-
-
-def test_begins_again_where_nothing_says_that_it_is_the_same(
+def test_goes_on_where_it_ended_if_that_is_safe(
     start: Start, node: Node, web: WebServer, sif: bytes
 ) -> None:
-    weak = serve(web, sif, [Truncate(HALF)], folder="/weak", etag='W/"1"')
-    none = serve(web, sif, [Truncate(HALF)], folder="/none", etag="")
-    for job, task in together(start, node, *weak, *none).items():
+    comments = []
+    for number, case in enumerate(CASES):
+        url = web.put(f"/{number}", sif, etag=case.etag, last_modified=case.date)
+        web.script(f"/{number}", case.faults)
+        comments.append(f"container:{url}")
+    tasks = together(start, node, *comments)
+    for number, (case, (job, task)) in enumerate(zip(CASES, tasks.items(), strict=True)):
         got(node, job, task, sif)
-    assert asked(web) == [""] * 4
-
-
-def test_begins_again_where_the_server_sends_all(
-    node: Node, web: WebServer, comment: str, sif: bytes
-) -> None:
-    web.script(PATH, [Truncate(HALF), IgnoreRange()])
-    staged(node, 1, comment, sif)
-    assert asked(web) == ["", f"bytes={HALF}-"]
-
-
-def test_begins_again_where_the_server_sends_another_part(
-    start: Start, node: Node, web: WebServer, sif: bytes
-) -> None:
-    scripts: list[list[Fault]] = [[Truncate(HALF), WrongRange(by)] for by in (-1, 1, -HALF)]
-    for job, task in together(start, node, *serve(web, sif, *scripts)).items():
-        got(node, job, task, sif)
-    assert sorted(asked(web)) == [""] * 6 + [f"bytes={HALF}-"] * 3
+        assert (case.name, asked(web, f"/{number}")) == (case.name, case.asked)
+    conditions = {
+        request.headers["If-Range"] for request in web.requests() if "Range" in request.headers
+    }
+    assert conditions == {'"1"', formatdate(1_700_000_000, usegmt=True)}
     assert node.log().count("sent another part than was asked for") == 3
+    assert node.log().count("next try in") == sum(len(case.faults) for case in CASES) - 1
 
 
 def test_begins_again_where_the_connection_was_reset(
@@ -156,22 +153,26 @@ def test_all_is_there_and_more_was_announced(
     assert [request.status for request in web.requests()] == [200, 416, 200]
 
 
-@pytest.mark.parametrize("size", [SIZE, SIZE + HALF])
 def test_a_file_that_changed_in_between_is_fetched_anew(
-    node: Node, web: WebServer, comment: str, make_sif: MakeSif, size: int
+    start: Start, node: Node, web: WebServer, sif: bytes, make_sif: MakeSif
 ) -> None:
-    new = make_sif(size_bytes=size)
+    changed = {"/same-size": make_sif(size_bytes=SIZE), "/larger": make_sif(size_bytes=2 * SIZE)}
 
     def replace(answer: Answer, request: Request, resource: Resource | None) -> Answer:
-        web.put(PATH, new, etag='"2"')
+        web.put(request.path, changed[request.path], etag='"2"')
         return Truncate(HALF)(answer, request, resource)
 
-    web.script(PATH, [replace])
-    staged(node, 1, comment, new)
-    assert asked(web) == ["", f"bytes={HALF}-"]
+    comments = []
+    for path in changed:
+        comments.append("container:" + web.put(path, sif, etag='"1"'))
+        web.script(path, [replace])
+    tasks = together(start, node, *comments)
+    for (path, new), (job, task) in zip(changed.items(), tasks.items(), strict=True):
+        got(node, job, task, new)
+        assert asked(web, path) == ["", f"bytes={HALF}-"]
     # And it is remembered by its own name.
     node.configure("[stage]\ntag_ttl = 0\n")
-    staged(node, 2, comment, new, how="unchanged")
+    staged(node, 3, " ".join(comments), *changed.values(), how="unchanged")
 
 
 def test_gives_up_at_last(node: Node, web: WebServer, comment: str) -> None:

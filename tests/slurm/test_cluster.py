@@ -131,8 +131,9 @@ def test_a_job_runs_as_its_user(cluster: Cluster, user: str) -> None:
 
 def test_srun_and_salloc_run_a_step_on_two_nodes(cluster: Cluster) -> None:
     name = ["printenv", "SLURMD_NODENAME"]
-    direct = cluster.srun("--nodes=2", *name)
-    allocated = cluster.salloc("--nodes=2", "srun", *name)
+    nodes = ("--nodes=2", "--nodelist=n1,n2")
+    direct = cluster.srun(*nodes, *name)
+    allocated = cluster.salloc(*nodes, "srun", *name)
     assert sorted(direct.stdout.split()) == ["n1", "n2"], direct.stderr
     assert sorted(allocated.stdout.split()) == ["n1", "n2"], allocated.stderr
 

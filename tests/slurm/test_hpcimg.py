@@ -112,6 +112,7 @@ def test_srun_and_salloc(site: Site, words: list[str]) -> None:
     assert (result.returncode, result.stdout) == (0, "-".join(words) + "\n"), result.stderr
 
 
+@pytest.mark.skipif(bool(Site.missing()), reason=Site.missing())
 @pytest.mark.skipif(not HAS_LUA, reason="Slurm's Lua plugins are missing")
 def test_an_image_in_the_environment() -> None:
     with Site(nodes=2, cli_filter=ROOT / "etc" / "cli_filter.lua") as site:

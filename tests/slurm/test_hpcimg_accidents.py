@@ -132,11 +132,11 @@ def test_images_outlive_a_reboot(site: Site) -> None:
 
 def test_a_download_that_a_reboot_cut_off_begins_anew(site: Site) -> None:
     with held(site, "cut-off", "n3") as (url, [job]):
+        site.cluster.scontrol("update", f"jobid={job}", "requeue=0")
         reboot(site, "n3")
         [half] = site.node("n3").leftovers()
         assert half.stat().st_size <= SIZE // 2
-    site.cluster.scancel(job)
-    site.cluster.wait(job)
+    assert site.cluster.wait(job) == "NODE_FAIL"
     assert completed(site, submit(site, url, "n3")) == ["cut-off\n"]
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from hpcimg import atomic
+from hpcimg.cache import store
+from hpcimg.cache.layout import Layout
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
@@ -70,9 +74,9 @@ def test_short_writes_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (tmp_path / "x").read_text() == "0123456789"
 
 
-def test_durable_flushes_file_then_renames_then_flushes_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@contextmanager
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Note what is flushed and renamed, in order, within the block."""
     done: list[str] = []
     fsync, rename = os.fsync, os.rename
 
@@ -84,14 +88,40 @@ def test_durable_flushes_file_then_renames_then_flushes_folder(
         done.append(f"rename {old} {new}")
         rename(old, new)
 
-    monkeypatch.setattr(os, "fsync", note_fsync)
-    monkeypatch.setattr(os, "rename", note_rename)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", note_fsync)
+        patch.setattr(os, "rename", note_rename)
+        yield done
+
+
+def test_durable_flushes_file_then_renames_then_flushes_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     temp, path = f"{tmp_path}/temp", f"{tmp_path}/x"
-    atomic.write_file(path, "text", temp=temp, durable=True)
+    with recorded(monkeypatch) as done:
+        atomic.write_file(path, "text", temp=temp, durable=True)
     assert done == [f"fsync {temp}", f"rename {temp} {path}", f"fsync {tmp_path}"]
-    del done[:]
-    atomic.write_file(path, "text", temp=temp)
+    with recorded(monkeypatch) as done:
+        atomic.write_file(path, "text", temp=temp)
     assert done == [f"rename {temp} {path}"]
+
+
+def test_an_image_is_flushed_before_and_after_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = Layout(str(tmp_path / "cache"), str(tmp_path / "state"))
+    store.prepare(layout)
+    entry = store.Entry("sha256-0", "sif", "0", 4, "x86_64", ("/x.sif",), fetched=1.0)
+    with store.unfinished(layout, "x") as (temp, descriptor):
+        os.write(descriptor, b"data")
+        with recorded(monkeypatch) as done:
+            store.publish(layout, entry, temp, descriptor)
+    image, meta = f"{layout.images}/sha256-0.sif", f"{layout.metas}/sha256-0.json"
+    assert done[0] == f"fsync {temp}"
+    assert done[-2:] == [f"rename {temp} {image}", f"fsync {layout.images}"]
+    # What is known of it is there before it is.
+    assert [step.split()[2] for step in done[1:-2] if step.startswith("rename")] == [meta]
+    assert done[-3] == f"fsync {layout.metas}"
 
 
 def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:

@@ -94,6 +94,19 @@ def test_a_job_without_an_image(node: Node, comment: str | None) -> None:
     assert not node.cache.exists()
 
 
+def test_a_comment_that_names_no_image_costs_not_even_a_look_at_the_configuration(
+    node: Node,
+) -> None:
+    node.conf.unlink()
+    assert run(node, "prolog", 2, "just a note")["code"] == 0
+
+
+def test_where_slurm_has_to_be_asked_for_the_comment_it_is_not_the_short_way(node: Node) -> None:
+    node.configure("[slurm]\ncomment = query\n")
+    assert run(node, "prolog", 2)["code"] == 10
+    assert run(node, "prolog", 2, "just a note")["code"] == 0
+
+
 def test_the_end_of_a_job_without_an_image(node: Node) -> None:
     seen = run(node, "epilog", 2)
     assert seen["code"] == 0
