@@ -79,8 +79,10 @@ def hooks_python() -> str:
 class Bench:
     """A node of its own, a web server, and the cases."""
 
-    def __init__(self, folder: Path, url: str) -> None:
+    def __init__(self, folder: Path, state: Path, url: str) -> None:
         self.node = Node(folder)
+        self.node.state = state / "state"
+        self.node.configure()
         self.folder = folder
         self.url = url
         self._jobs = 1
@@ -170,14 +172,19 @@ def main() -> int:
     if missing := images.missing():
         print(missing)
         return 1
-    with tempfile.TemporaryDirectory(prefix="hpcimg-bench-") as name:
-        folder = Path(name)
+    # The state is on a tmpfs, as on a node.
+    tmpfs = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with (
+        tempfile.TemporaryDirectory(prefix="hpcimg-bench-") as on_disk,
+        tempfile.TemporaryDirectory(prefix="hpcimg-bench-", dir=tmpfs) as in_memory,
+    ):
+        folder = Path(on_disk)
         served = folder / "served"
         served.mkdir()
         images.make_sif(served / "small.sif", {"n": b"x"}, size_bytes=MIB)
         images.make_sif(served / "large.sif", {"n": b"x"}, size_bytes=200 * MIB)
         with web_server(served) as url:
-            bench = Bench(folder, url)
+            bench = Bench(folder, Path(in_memory), url)
             rows = bench.warm()
             show(rows, rows[0].name)
             met = rows[1].ratio <= TARGET

@@ -258,27 +258,31 @@ def sweep(layout: Layout) -> int:
 
 
 def sweep_orphans(layout: Layout) -> int:
-    """Remove meta files that have no image, and refs to images that are gone.
+    """Remove images without a meta file, and meta files and refs without an image.
 
-    Young ones stay: their image may be about to be renamed into place.
+    What changed lately stays: its other half may be about to be written.
     """
+    users = [f"{layout.users}/{uid}" for uid in _listdir(layout.users)]
     swept = 0
-    for folder, key_of in ((layout.metas, _key_of_meta), (layout.refs, _key_of_ref)):
+    for folder in (layout.metas, layout.refs, layout.images, *users):
         for name in _listdir(folder):
             path = f"{folder}/{name}"
-            old = time.time() - os.stat(path).st_mtime > _ORPHAN_AGE_S
-            if old and load_entry(layout, key_of(path)) is None:
+            key = _key_of_ref(path) if folder == layout.refs else name.partition(".")[0]
+            if _old(path) and load_entry(layout, key) is None:
                 swept += atomic.remove(path)
     return swept
-
-
-def _key_of_meta(path: str) -> str:
-    return os.path.basename(path).removesuffix(".json")
 
 
 def _key_of_ref(path: str) -> str:
     ref = _load(path, Ref)
     return ref.key if ref else ""
+
+
+def _old(path: str) -> bool:
+    try:
+        return time.time() - os.stat(path).st_ctime > _ORPHAN_AGE_S
+    except FileNotFoundError:
+        return False
 
 
 def _save(layout: Layout, path: str, fields: dict[str, object], mode: int) -> None:
