@@ -156,8 +156,6 @@ class _Ensure:
                     locked_key = key
                     if store.load_entry(self.layout, key):
                         return False
-                # An offer that takes the place of another is not to count them both.
-                inflight.update("asking")
                 self._make_room(offer.size_bytes or 0, inflight)
                 return True
 

@@ -6,12 +6,9 @@ their own. A test names the modules that may be loaded here.
 """
 
 import os
-import time
 
-from hpcimg import conffiles, events
-from hpcimg.cache import hot, lease
-from hpcimg.cache.layout import Layout
-from hpcimg.slurm import comment, jobfiles
+from hpcimg import conffiles
+from hpcimg.slurm import comment
 
 LONG_WAY = 10  # exit code: the hook goes on with the full program
 
@@ -29,7 +26,6 @@ def main(hook: str) -> int:
 
 def prolog(environ: dict[str, str]) -> int:
     """Return 0 when the job can start, LONG_WAY when there is work to do."""
-    started = time.time()
     written = environ.get("SLURM_JOB_COMMENT", "")
     wanted = comment.wanted(written)
     if not wanted and written:
@@ -40,6 +36,16 @@ def prolog(environ: dict[str, str]) -> int:
     job, uid = environ["SLURM_JOB_ID"], int(environ["SLURM_JOB_UID"])
     if not job.isdigit() or comment.problem(wanted):
         return LONG_WAY
+
+    # Most jobs never come this far.
+    import time
+
+    from hpcimg import events
+    from hpcimg.cache import hot
+    from hpcimg.cache.layout import Layout
+    from hpcimg.slurm import jobfiles
+
+    started = time.time()
     layout = Layout(*conffiles.folders(files))
     fingerprint = conffiles.fingerprint(files)
     jobfiles.prepare(layout, job)
@@ -59,10 +65,16 @@ def prolog(environ: dict[str, str]) -> int:
 
 def epilog(environ: dict[str, str]) -> int:
     """Drop the job's leases; return LONG_WAY when it had images, so that room may be made."""
+    from hpcimg.cache.layout import Layout
+
     job = environ["SLURM_JOB_ID"]
     layout = Layout(*conffiles.folders(conffiles.read_files(conffiles.main_file())))
     if not job.isdigit() or not os.path.isdir(layout.job(job)):
         return 0
+
+    from hpcimg.cache import lease
+    from hpcimg.slurm import jobfiles
+
     lease.drop(layout, job)
     jobfiles.remove(layout, job)
     return LONG_WAY

@@ -15,6 +15,7 @@ from hpcimg import __version__
 from tests.integration.checks import finish, let_pass, refused, staged
 from tests.integration.conftest import MakeSif, Start
 from tests.parts.node import ROOT, Node
+from tests.parts.webfaults import Status
 from tests.parts.webserver import WebServer
 
 MIB = 1 << 20
@@ -84,12 +85,15 @@ def test_path(node: Node, web: WebServer, url: str) -> None:
         ("[policy]\ndeny = *\n", "/data/x.sif", 11, "NotAllowed"),
         ("", "/no/such/x.sif", 12, "NotFound"),
         ("", "/dev/null", 14, "NotAnImage"),
-        ("[stage]\ndeadline = 1s\n", "http://127.0.0.1:1/x", 20, "Unreachable"),
+        ("[alias]\nbusy = {web}/x.sif\n", "busy", 20, "Unreachable"),
         ("[cache]\nmax_sice = 1G\n", "/data/x.sif", 31, "ConfigError"),
     ],
 )
-def test_exit_codes(node: Node, settings: str, reference: str, code: int, error: str) -> None:
-    node.configure(settings)
+def test_exit_codes(
+    node: Node, web: WebServer, settings: str, reference: str, code: int, error: str
+) -> None:
+    web.script("/x.sif", [Status(503, retry_after="600")])
+    node.configure(settings.format(web=web.url()))
     done = node.hpcimg("stage", reference, "--json")
     assert done.returncode == code
     fields = json.loads(done.stdout)

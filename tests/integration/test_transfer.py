@@ -175,14 +175,6 @@ def test_a_file_that_changed_in_between_is_fetched_anew(
     staged(node, 3, " ".join(comments), *changed.values(), how="unchanged")
 
 
-def test_gives_up_at_last(node: Node, web: WebServer, comment: str) -> None:
-    node.configure("[stage]\ndeadline = 1s\n")
-    web.script(PATH, [Truncate(at) for at in range(1000, 9000, 1000)])
-    refused(node, 1, comment, "Unreachable", "could not be read")
-    assert node.record(1)["class"] == "transient"
-    assert node.images() == []
-
-
 # A server that is busy
 
 
@@ -226,12 +218,13 @@ def test_tries_again_what_may_pass(start: Start, node: Node, web: WebServer, sif
     assert all(f"the server answered {status} " in node.log() for status in statuses)
 
 
-def test_does_not_try_for_ever(node: Node, web: WebServer, comment: str) -> None:
-    node.configure("[stage]\ndeadline = 1s\n")
-    web.script(PATH, [Status(503, retry_after="0")] * 100)
-    refused(node, 1, comment, "Unreachable", "the server answered 503")
+def test_gives_up_at_last(node: Node, web: WebServer, comment: str) -> None:
+    again, for_long = Status(503, retry_after="0"), Status(503, retry_after="600")
+    web.script(PATH, [again, Truncate(HALF), again, again, for_long])
+    refused(node, 1, comment, "Unreachable", "cannot be served now", "the server answered 503")
     assert node.record(1)["class"] == "transient"
-    assert 2 < web.count() <= 8
+    assert web.count() == 5
+    assert node.images() == []
 
 
 def test_a_wish_that_makes_no_sense_is_none(
@@ -249,11 +242,11 @@ def test_a_wish_that_makes_no_sense_is_none(
 def test_a_silence_is_waited_for_no_longer_than_the_site_says(
     start: Start, node: Node, web: WebServer, sif: bytes
 ) -> None:
-    node.configure("[stage]\nstall_timeout = 0.3s\n")
+    node.configure("[stage]\nstall_timeout = 0.5s\n")
     comments = serve(web, sif, [Stall(60)], [Stall(60, HALF)])
     for job, task in together(start, node, *comments).items():
         got(node, job, task, sif)
-    assert web.count() == 4
+    assert min(web.count(path="/0.sif"), web.count(path="/1.sif")) > 1
     # What had come before the silence is kept.
     assert any("Range" in request.headers for request in web.requests(path="/1.sif"))
     assert "timed out" in node.log()
@@ -376,8 +369,13 @@ def test_no_address(start: Start, node: Node) -> None:
 
 
 def test_no_server_there(node: Node) -> None:
-    node.configure("[stage]\ndeadline = 1s\n")
-    refused(node, 1, "container:http://127.0.0.1:1/x.sif", "Unreachable", "Connection refused")
+    node.configure("[stage]\ndeadline = 2s\n")
+    task = node.stage(1, "container:http://127.0.0.1:1/x.sif")
+    # At its deadline it may be in the middle of a try.
+    assert node.record(1)["error"] in ("Unreachable", "DeadlinePassed")
+    failed(node, 1, task, node.record(1)["error"])
+    assert "could not be read" in node.log()
+    assert "Connection refused" in node.log()
 
 
 def test_the_query_is_part_of_the_address_and_kept_out_of_messages(
