@@ -280,7 +280,7 @@ def _key_of_ref(path: str) -> str:
 
 def _old(path: str) -> bool:
     try:
-        return time.time() - os.stat(path).st_ctime > _ORPHAN_AGE_S
+        return time.time() - os.stat(path).st_mtime > _ORPHAN_AGE_S
     except FileNotFoundError:
         return False
 
