@@ -29,6 +29,7 @@ from hpcimg.errors import (
     NoRoom,
     TooLarge,
     TransientError,
+    Unreachable,
 )
 from hpcimg.fetching import Declined, Fetch, Fetched, Offer, Progress, Unchanged
 from hpcimg.locks import held
@@ -174,7 +175,7 @@ class _Ensure:
                     offered=offered,
                     progress=progress,
                 )
-            except TransientError as error:
+            except (Unreachable, DeadlinePassed) as error:
                 staged = self._stale(ref, error)
                 if staged is None:
                     raise

@@ -15,6 +15,7 @@ import pytest
 
 from tests.parts import images
 from tests.parts.node import Node
+from tests.parts.webserver import WebServer
 
 MakeSif = Callable[..., bytes]
 Start = Callable[[Node, int, str], subprocess.Popen[str]]
@@ -33,6 +34,18 @@ def make_sif(tmp_path: Path) -> MakeSif:
         return images.make_sif(path, content, size_bytes=size_bytes, arch=arch).read_bytes()
 
     return make
+
+
+@pytest.fixture
+def sif(make_sif: MakeSif) -> bytes:
+    """A SIF image."""
+    return make_sif()
+
+
+@pytest.fixture
+def url(web: WebServer, sif: bytes) -> str:
+    """The address of that image."""
+    return web.put("/x.sif", sif, etag='"1"')
 
 
 @pytest.fixture

@@ -27,21 +27,6 @@ def sif(make_sif: MakeSif) -> bytes:
     return make_sif(size_bytes=MIB)
 
 
-@pytest.fixture
-def url(web: WebServer, sif: bytes) -> str:
-    return web.put("/x.sif", sif, etag='"1"')
-
-
-def squeue(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put a squeue into PATH; $job is the job that it is asked about."""
-    program = folder / "bin" / "squeue"
-    program.parent.mkdir()
-    find = 'for word in "$@"; do case $word in --jobs=*) job=${word#--jobs=};; esac; done'
-    program.write_text(f"#!/bin/sh\n{find}\n{script}\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
-
-
 # stage and path
 
 
@@ -270,86 +255,6 @@ def test_users_see_what_is_shared_and_their_own_path(
         done = as_user(2, node, *arguments)
         assert done.returncode == 30
         assert "Traceback" not in done.stderr
-
-
-# gc
-
-
-def test_gc_drops_what_ended_jobs_hold(
-    node: Node, url: str, sif: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for job in (1, 2, 3):
-        staged(node, job, f"container:{url}", sif)
-    refused(node, 4, "container:ubuntu", "BadReference")
-    say = "1) echo RUNNING;; 2) echo COMPLETED;; *) echo 'Invalid job id specified' >&2; exit 1;;"
-    squeue(tmp_path, f"case $job in {say} esac", monkeypatch)
-    would = node.hpcimg_json("gc", "--dry-run")
-    assert (would["dry_run"], would["ended_jobs"]) == (True, ["2", "3", "4"])
-    assert {job for _, job in node.leases()} == {"1", "2", "3"}
-    done = node.hpcimg("gc")
-    assert done.returncode == 0
-    assert "job 2: ended, its leases dropped" in done.stdout
-    assert {job for _, job in node.leases()} == {"1"}
-    assert [path.name for path in node.state.glob("jobs/*")] == ["1"]
-
-
-@pytest.mark.parametrize("script", ["echo 'Unable to contact slurm controller' >&2; exit 1", ""])
-def test_gc_drops_nothing_where_slurm_does_not_answer(
-    node: Node, url: str, sif: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
-) -> None:
-    staged(node, 1, f"container:{url}", sif)
-    if script:
-        squeue(tmp_path, script, monkeypatch)
-    else:
-        monkeypatch.setenv("PATH", str(tmp_path))  # no squeue at all
-    done = node.hpcimg("gc", "--json")
-    assert done.returncode == 0
-    assert json.loads(done.stdout)["ended_jobs"] == []
-    assert "leases are left alone" in done.stderr
-    assert {job for _, job in node.leases()} == {"1"}
-
-
-def test_gc_evicts_down_to_the_low_watermark(node: Node, web: WebServer, make_sif: MakeSif) -> None:
-    made = [make_sif(size_bytes=MIB) for _ in range(4)]
-    for number, data in enumerate(made):
-        assert node.hpcimg("stage", web.put(f"/{number}.sif", data)).returncode == 0
-        let_pass(node, 600)
-    settings = "max_size = 4.2M\nhigh_watermark = 90%\nlow_watermark = 50%\nmin_age = 0"
-    (node.folder / "conf.d" / "z.conf").write_text(f"[cache]\n{settings}\n")
-    before = sorted(path.name for path in node.images())
-    would = node.hpcimg("gc", "--dry-run")
-    assert "2.0 MiB would be freed of 1.9 MiB wanted: 4.0 MiB eligible" in would.stdout
-    assert sorted(path.name for path in node.images()) == before
-    fields = node.hpcimg_json("gc")
-    assert fields["freed_bytes"] == 2 * len(made[0])
-    assert sorted(path.read_bytes() for path in node.images()) == sorted(made[2:])
-    assert set(fields["evicted"]) == {name.removesuffix(".sif") for name in before} - {
-        path.stem for path in node.images()
-    }
-
-
-def test_gc_clears_away_what_belongs_to_no_image(node: Node, url: str, sif: bytes) -> None:
-    staged(node, 1, f"container:{url}", sif)
-    node.epilog(1)
-    [path] = node.images()
-    path.unlink()
-    about = [*node.cache.glob("meta/*"), *node.cache.glob("refs/*")]
-    assert len(about) == 2
-    # Young ones may belong to an image that is about to appear.
-    assert node.hpcimg_json("gc")["orphans"] == 0
-    for file in about:
-        os.utime(file, (1, 1))
-    assert node.hpcimg_json("gc", "--dry-run")["orphans"] == 0
-    assert node.hpcimg_json("gc")["orphans"] == 2
-    assert not any(file.exists() for file in about)
-    staged(node, 2, f"container:{url}", sif, how="fetched")
-
-
-def test_gc_on_a_node_that_did_nothing_yet(node: Node) -> None:
-    would = node.hpcimg("gc", "--dry-run")
-    assert f"{node.cache} cannot be used: No such file" in would.stderr
-    assert not node.cache.exists()
-    assert node.hpcimg("gc").returncode == 0
 
 
 # config

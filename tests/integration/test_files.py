@@ -25,11 +25,6 @@ HOUR = 3600
 
 
 @pytest.fixture
-def sif(make_sif: MakeSif) -> bytes:
-    return make_sif()
-
-
-@pytest.fixture
 def path(open_folder: Path, sif: bytes) -> Path:
     """An image that everybody may read."""
     path = open_folder / "x.sif"

@@ -14,11 +14,6 @@ HOUR = 3600
 
 
 @pytest.fixture
-def sif(make_sif: MakeSif) -> bytes:
-    return make_sif()
-
-
-@pytest.fixture
 def comment(node: Node, web: WebServer, sif: bytes) -> str:
     """The comment of a job whose image is on the node already."""
     comment = "container:" + web.put("/x.sif", sif, etag='"1"')

@@ -1,0 +1,112 @@
+"""Web addresses that lead elsewhere or nowhere, and whom to trust there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.integration.checks import failed, refused, staged, together
+from tests.integration.conftest import Start
+from tests.parts.node import Node
+from tests.parts.webfaults import Redirect, RedirectLoop
+from tests.parts.webserver import WebServer
+
+PATH = "/x.sif"
+
+
+@pytest.fixture
+def comment(url: str) -> str:
+    return f"container:{url}"
+
+
+# Addresses
+
+
+def test_redirects_are_followed(node: Node, web: WebServer, comment: str, sif: bytes) -> None:
+    web.script("/from", [Redirect("/on", 301)])
+    web.script("/on", [Redirect(web.url(PATH), 307)])
+    staged(node, 1, f"container:{web.url('/from')}", sif)
+
+
+def test_redirects_in_a_circle(node: Node, web: WebServer, comment: str) -> None:
+    web.script(PATH, [RedirectLoop()])
+    refused(node, 1, comment, "NotFound", "leads nowhere", "go round in a circle")
+    assert web.count() == 6
+
+
+def test_redirects_to_no_address(start: Start, node: Node, web: WebServer) -> None:
+    places = ["gopher://h/x", "file:///etc/passwd", "http://h:99999/x", "http://[::1"]
+    for number, place in enumerate(places):
+        web.script(f"/{number}", [Redirect(place)])
+    comments = [f"container:{web.url(f'/{number}')}" for number in range(len(places))]
+    for job, task in together(start, node, *comments).items():
+        failed(node, job, task, "BadReference", "leads to no address")
+        assert node.record(job)["class"] == "user"
+
+
+def test_no_address(start: Start, node: Node) -> None:
+    hosts = ["[::1", "h:99999", "a..b", "x" * 64, ":80"]
+    comments = [f"container:http://{host}/x.sif" for host in hosts]
+    for job, task in together(start, node, *comments).items():
+        failed(node, job, task, "BadReference", "leads to no address")
+
+
+def test_no_server_there(node: Node) -> None:
+    node.configure("[stage]\ndeadline = 2s\n")
+    task = node.stage(1, "container:http://127.0.0.1:1/x.sif")
+    # At its deadline it may be in the middle of a try.
+    assert node.record(1)["error"] in ("Unreachable", "DeadlinePassed")
+    failed(node, 1, task, node.record(1)["error"])
+    assert "could not be read" in node.log()
+    assert "Connection refused" in node.log()
+
+
+def test_the_query_is_part_of_the_address_and_kept_out_of_messages(
+    node: Node, web: WebServer, comment: str, sif: bytes
+) -> None:
+    staged(node, 1, f"{comment}?signature=s3cret", sif)
+    assert web.requests()[0].query == "signature=s3cret"
+    web.remove(PATH)
+    refused(node, 2, f"{comment}?signature=s4cret", "NotFound", "there is nothing at")
+    assert "s4cret" not in node.task(2).printed
+
+
+def test_bytes_are_taken_as_they_are(node: Node, web: WebServer, sif: bytes) -> None:
+    # Some servers mark everything as compressed.
+    url = web.put(PATH, sif, headers={"Content-Encoding": "gzip"})
+    staged(node, 1, f"container:{url}", sif)
+    assert web.requests()[0].headers["Accept-Encoding"] == "identity"
+
+
+# Certificates
+
+
+class NodeWithVariables(Node):
+    """A node whose hooks have some more in their environment."""
+
+    variables: dict[str, str]
+
+    def environment(self, job: int | str, comment: str | None = None) -> dict[str, str]:
+        return {**super().environment(job, comment), **self.variables}
+
+
+def test_a_certificate_that_nobody_vouches_for(node: Node, sif: bytes) -> None:
+    with WebServer(tls=True) as web:
+        url = web.put(PATH, sif)
+        refused(node, 1, f"container:{url}", "Forbidden", "cannot be trusted", "certificate")
+        assert node.record(1)["class"] == "user"
+        assert web.count() == 0
+
+
+@pytest.mark.parametrize("name", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"])
+def test_a_certificate_that_the_node_trusts(tmp_path: Path, sif: bytes, name: str) -> None:
+    with WebServer(tls=True) as web:
+        # The account that fetches has to read it.
+        web.certificate.parent.chmod(0o755)
+        node = NodeWithVariables(tmp_path)
+        node.variables = {name: str(web.certificate)}
+        staged(node, 1, f"container:{web.put(PATH, sif)}", sif)
+        # The same address, spelled in a way that the certificate does not name.
+        other = web.url(PATH).replace("127.0.0.1", "127.1")
+        refused(node, 2, f"container:{other}", "Forbidden", "cannot be trusted", "127.1")

@@ -1,0 +1,99 @@
+"""Who does what: root verifies and publishes, another process fetches."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.checks import finish, got, staged
+from tests.integration.conftest import Start
+from tests.parts.daemon import wait_until
+from tests.parts.node import Node
+from tests.parts.webserver import WebServer
+
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+NOT_ROOT = pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+
+
+def descendants(pid: int) -> list[int]:
+    """Return a process' children, their children and so on."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [other for child in map(int, children) for other in (child, *descendants(child))]
+
+
+def status_of(pid: int) -> dict[str, list[str]]:
+    """Return what the kernel says of a process."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: rest.split() for name, _, rest in (line.partition(":") for line in lines)}
+
+
+@pytest.fixture
+def more_groups() -> Iterator[None]:
+    """Be in more groups than one, as slurmd may be."""
+    before = os.getgroups()
+    os.setgroups([0, 4])
+    yield
+    os.setgroups(before)
+
+
+@AS_ROOT
+@pytest.mark.usefixtures("more_groups")
+def test_what_touches_the_network_is_not_root(
+    start: Start, node: Node, web: WebServer, url: str, sif: bytes
+) -> None:
+    with web.hold("/x.sif", after_bytes=100_000) as hold:
+        prolog = start(node, 1, f"container:{url}")
+        hold.wait_reached()
+        *_, parent, child = descendants(prolog.pid)
+        seen = status_of(child)
+        assert set(status_of(prolog.pid)["Groups"]) == {"0", "4"}
+        assert set(seen["Uid"]) == set(seen["Gid"]) != {"0"}
+        assert (seen["Groups"], seen["CapEff"], seen["NoNewPrivs"]) == ([], ["0" * 16], ["1"])
+        assert set(status_of(parent)["Uid"]) == {"0"}
+        # The one has no socket, the other no file of the cache but the one that it was handed.
+        assert [name for name in open_files(parent) if name.startswith("socket:")] == []
+        below = [name for name in open_files(child) if name.startswith(str(node.folder))]
+        assert [Path(name).parent for name in below] == [node.cache / "tmp"]
+        hold.release()
+        finish(prolog)
+    got(node, 1, node.task(1), sif)
+
+
+def open_files(pid: int) -> list[str]:
+    """Return what a process has open."""
+    return [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
+
+
+def test_who_fetches_dies_with_its_parent_and_the_hook_still_ends_well(
+    start: Start, node: Node, web: WebServer, url: str, sif: bytes
+) -> None:
+    with web.hold("/x.sif", after_bytes=300_000):
+        prolog = start(node, 1, f"container:{url}")
+        # It has written something, has told its parent, and waits for the network alone.
+        wait_until(
+            lambda: any(path.stat().st_size for path in node.cache.glob("tmp/*")),
+            timeout_s=10,
+            what="the first bytes",
+        )
+        *_, parent, child = descendants(prolog.pid)
+        wait_until(
+            lambda: status_of(child)["State"][0] == "S", timeout_s=10, what="a wait for more"
+        )
+        os.kill(parent, signal.SIGKILL)
+        wait_until(lambda: gone(child), timeout_s=10, what="the end of the process that fetches")
+        prolog.communicate(timeout=10)
+        assert prolog.returncode == 0
+    assert "interrupted" in node.task(1).printed
+    staged(node, 2, f"container:{url}", sif, how="fetched")
+
+
+def gone(pid: int) -> bool:
+    """Tell whether a process has ended, waited for or not."""
+    try:
+        return status_of(pid)["State"][0] == "Z"
+    except OSError:
+        return True

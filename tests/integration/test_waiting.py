@@ -1,0 +1,128 @@
+"""Several jobs want the same image: one brings it, whatever becomes of that one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from tests.integration.checks import failed, finish, got, staged, wait_for_log
+from tests.integration.conftest import Start
+from tests.parts.node import Node
+from tests.parts.webanswer import Answer, Request
+from tests.parts.webserver import WebServer
+
+
+def test_the_second_waits_for_the_first(
+    start: Start, node: Node, web: WebServer, url: str, sif: bytes
+) -> None:
+    with web.hold("/x.sif", after_bytes=100_000) as hold:
+        first = start(node, 1, f"container:{url}")
+        hold.wait_reached()
+        second = start(node, 2, f"container:{url}")
+        wait_for_log(node, f"job 2 waits for {url}, which another job is bringing")
+        # Neither finds a part of an image.
+        assert node.images() == []
+        assert not list(node.state.glob("jobs/*/task"))
+        hold.release()
+        finish(first)
+        finish(second)
+    got(node, 1, node.task(1), sif, how="fetched")
+    got(node, 2, node.task(2), sif, how="waited")
+    assert web.count() == 1
+
+
+def test_a_waiter_gives_up_at_its_deadline(
+    start: Start, node: Node, web: WebServer, url: str, sif: bytes
+) -> None:
+    with web.hold("/x.sif") as hold:
+        first = start(node, 1, f"container:{url}")
+        hold.wait_reached()
+        node.configure("[stage]\ndeadline = 0.3s\n")
+        task = node.stage(2, f"container:{url}")
+        assert task.code == 1
+        assert "another job on this node was still at work on the same image" in task.printed
+        assert node.record(2)["class"] == "transient"
+        hold.release()
+        finish(first)
+    got(node, 1, node.task(1), sif)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_waiter_that_is_cancelled_hinders_nobody(
+    start: Start, node: Node, web: WebServer, url: str, sif: bytes, how: signal.Signals
+) -> None:
+    with web.hold("/x.sif") as hold:
+        first = start(node, 1, f"container:{url}")
+        hold.wait_reached()
+        second = start(node, 2, f"container:{url}")
+        wait_for_log(node, "job 2 waits for")
+        os.killpg(second.pid, how)
+        second.communicate(timeout=10)
+        node.epilog(2)
+        hold.release()
+        finish(first)
+    got(node, 1, node.task(1), sif)
+    staged(node, 3, f"container:{url}", sif, how="hit")
+    assert web.count() == 1
+    assert {job for _, job in node.leases()} == {"1", "3"}
+    assert not (node.state / "jobs" / "2").exists()
+
+
+def test_a_waiter_takes_over_from_one_that_was_killed(
+    start: Start, node: Node, web: WebServer, url: str, sif: bytes
+) -> None:
+    with web.hold("/x.sif", after_bytes=100_000) as hold:
+        first = start(node, 1, f"container:{url}")
+        hold.wait_reached()
+        second = start(node, 2, f"container:{url}")
+        wait_for_log(node, "job 2 waits for")
+        os.killpg(first.pid, signal.SIGKILL)
+        first.communicate(timeout=10)
+        hold.release()
+        finish(second)
+    got(node, 2, node.task(2), sif, how="fetched")
+    assert web.count() == 2
+    # The job of the one that was killed must not start without its image.
+    task = node.task(1)
+    assert task.code == 1
+    assert "Prolog was interrupted" in task.printed
+    node.epilog(1)
+    assert {job for _, job in node.leases()} == {"2"}
+
+
+def test_the_next_one_takes_over_from_one_that_was_killed(
+    start: Start, node: Node, web: WebServer, url: str, sif: bytes
+) -> None:
+    with web.hold("/x.sif", after_bytes=100_000) as hold:
+        first = start(node, 1, f"container:{url}")
+        hold.wait_reached()
+        os.killpg(first.pid, signal.SIGKILL)
+        first.communicate(timeout=10)
+    assert node.leftovers() != []
+    staged(node, 2, f"container:{url}", sif, how="fetched")
+    assert node.hpcimg_json("status")["counts"]["sweep"] == 1
+
+
+def test_those_who_waited_share_a_failure(
+    start: Start, node: Node, web: WebServer, url: str
+) -> None:
+    may_answer = threading.Event()
+
+    def late(_: Request) -> Answer:
+        may_answer.wait(60)
+        return Answer(404)
+
+    web.handle("/x.sif", late)
+    first = start(node, 1, f"container:{url}")
+    web.wait_count(1)
+    second = start(node, 2, f"container:{url}")
+    wait_for_log(node, "job 2 waits for")
+    may_answer.set()
+    finish(first)
+    finish(second)
+    failed(node, 1, node.task(1), "NotFound")
+    failed(node, 2, node.task(2), "NotFound")
+    assert web.count() == 1
