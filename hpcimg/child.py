@@ -32,7 +32,7 @@ def main() -> NoReturn:
     """Serve one request and end."""
     request = json.loads(sys.stdin.readline())
     reference = Reference(*request["reference"])
-    source = importlib.import_module(sources.MODULES[reference.scheme])
+    source = importlib.import_module(sources.MODULES.get(reference.scheme, sources.STATIC))
     try:
         _give_up_rights(request["account"], parent=request["parent"])
         sink = Sink(request["descriptor"], _say, _answer)

@@ -10,12 +10,15 @@ from __future__ import annotations
 import configparser
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from hpcimg import conffiles
 from hpcimg.errors import ConfigError
 from hpcimg.units import parse_duration, parse_percent, parse_size
+
+_SCHEME = re.compile(r"[a-z][a-z0-9]*")
 
 
 class Size(NamedTuple):
@@ -34,6 +37,13 @@ class Registry:
     """What the site says about one registry or web host."""
 
     insecure: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Static:
+    """A static registry under a name of the site's: the address of its web pages."""
+
+    url: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +67,10 @@ class Config:
     max_image_size: int
     comment_from: str
     log_to: str
+    library_url: str
+    shub_url: str
     registries: Mapping[str, Registry]
+    statics: Mapping[str, Static]
     aliases: Mapping[str, str]
     fingerprint: str
 
@@ -90,19 +103,25 @@ class Setting(NamedTuple):
 def load(main: str | None = None) -> Config:
     """Read and check the configuration. Raises ConfigError."""
     files = _read_files(main or conffiles.main_file())
-    settings, registries, aliases = _collect(files)
+    found = _collect(files)
     values = {}
-    for key, setting in zip(KEYS, settings, strict=True):
+    for key, setting in zip(KEYS, found.settings, strict=True):
         try:
             values[key.field] = key.read(setting.value)
         except ValueError as error:
             raise _wrong(setting.origin, key.section, key.name, str(error)) from None
     config = Config(
         **values,
-        registries=registries,
-        aliases=aliases,
+        registries=found.named["registry"],
+        statics=found.named["static"],
+        aliases=found.aliases,
         fingerprint=conffiles.fingerprint(files),
     )
+    for name in config.statics:
+        if not _SCHEME.fullmatch(name):
+            raise ConfigError(
+                f"[static {name}] cannot be a scheme", why="write lower-case letters and digits"
+            )
     if not config.low_watermark <= config.high_watermark:
         raise ConfigError("[cache] low_watermark is above high_watermark")
     return config
@@ -111,10 +130,10 @@ def load(main: str | None = None) -> Config:
 def settings(main: str | None = None) -> list[Setting]:
     """Return every key with its value and origin, the site's own sections last."""
     files = _read_files(main or conffiles.main_file())
-    listed, _, _ = _collect(files)
+    listed = _collect(files).settings
     for path, parser in _parse(files):
         for section in parser.sections():
-            if section == "alias" or section.startswith("registry "):
+            if section not in _SECTIONS or section == "alias":
                 for name, value in parser[section].items():
                     listed.append(Setting(section, name, value, path, ""))
     return listed
@@ -147,50 +166,57 @@ def _parse(files: list[tuple[str, str]]) -> list[tuple[str, configparser.ConfigP
     return parsers
 
 
-def _collect(
-    files: list[tuple[str, str]],
-) -> tuple[list[Setting], dict[str, Registry], dict[str, str]]:
+class _Found(NamedTuple):
+    settings: list[Setting]
+    named: dict[str, dict[str, Any]]  # what [registry HOST] and [static NAME] say, by kind and name
+    aliases: dict[str, str]
+
+
+def _collect(files: list[tuple[str, str]]) -> _Found:
     known = {(key.section, key.name): key for key in KEYS}
-    found: dict[tuple[str, str], Setting] = {
+    values: dict[tuple[str, str], Setting] = {
         at: Setting(*at, key.default, "default", key.about) for at, key in known.items()
     }
-    registries: dict[str, Registry] = {}
+    named: dict[str, dict[str, Any]] = {kind: {} for kind in _NAMED}
     aliases: dict[str, str] = {}
     for (path, parser), file in zip(_parse(files), files, strict=True):
         for at in _READ_RAW:
             if parser.get(*at, fallback="") != conffiles.raw_value([file], *at):
                 raise _wrong(path, *at, "write the key at the beginning of one line of its own")
         for section in parser.sections():
+            kind, _, whose = section.partition(" ")
             for name, value in parser[section].items():
                 if section == "alias":
                     aliases[name] = value
-                elif section.startswith("registry "):
-                    host = section.removeprefix("registry ").strip()
-                    registries[host] = _registry(registries.get(host), path, section, name, value)
+                elif whose and kind in _NAMED:
+                    of_kind = named[kind]
+                    of_kind[whose] = _read_named(of_kind.get(whose), path, section, name, value)
                 elif (section, name) in known:
-                    found[section, name] = found[section, name]._replace(value=value, origin=path)
+                    values[section, name] = values[section, name]._replace(value=value, origin=path)
                 else:
                     raise _unknown(path, section, name)
-            if section not in _SECTIONS and not section.startswith("registry "):
+            if section not in _SECTIONS and not (whose and kind in _NAMED):
                 raise _unknown(path, section, "")
-    return list(found.values()), registries, aliases
+    return _Found(list(values.values()), named, aliases)
 
 
-def _registry(before: Registry | None, path: str, section: str, name: str, value: str) -> Registry:
-    readers = {"insecure": _boolean}
+def _read_named(before: Any, path: str, section: str, name: str, value: str) -> Any:
+    make, readers = _NAMED[section.partition(" ")[0]]
     if name not in readers:
         raise _unknown(path, section, name)
     try:
-        return dataclasses.replace(before or Registry(), **{name: readers[name](value)})
+        return dataclasses.replace(before or make(), **{name: readers[name](value)})
     except ValueError as error:
         raise _wrong(path, section, name, str(error)) from None
 
 
 def _unknown(path: str, section: str, name: str) -> ConfigError:
-    if section not in _SECTIONS and not section.startswith("registry "):
-        known = ", ".join(f"[{s}]" for s in _SECTIONS) + ", [registry HOST]"
+    kind, _, whose = section.partition(" ")
+    if section not in _SECTIONS and not (whose and kind in _NAMED):
+        known = ", ".join(f"[{s}]" for s in _SECTIONS) + ", [registry HOST], [static NAME]"
         return ConfigError(f"{path}: unknown section [{section}]", do=f"Known are {known}.")
-    known = ", ".join(key.name for key in KEYS if key.section == section) or "insecure"
+    keys = _NAMED[kind][1] if whose else [key.name for key in KEYS if key.section == section]
+    known = ", ".join(keys)
     return ConfigError(
         f"{path}: unknown key {name!r} in [{section}]", do=f"Known there are {known}."
     )
@@ -221,6 +247,12 @@ def _boolean(text: str) -> bool:
     if text.lower() not in words:
         raise ValueError(f"{text!r} is neither yes nor no")
     return words[text.lower()]
+
+
+def _url(text: str) -> str:
+    if not text.startswith(("https://", "http://")) or "@" in text or not text.isprintable():
+        raise ValueError(f"{text!r} is not an address; write https://HOST/PATH")
+    return text.rstrip("/")
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -271,11 +303,19 @@ KEYS = (
         "patterns of references that may not, whatever allow says"),
     Key("policy", "max_image_size", "max_image_size", "0", parse_size,
         "the largest image; 0 is no limit but the cache's"),
+    Key("library", "url", "library_url", "https://library.sylabs.io", _url,
+        "the service of library:// references that name no host"),
+    Key("shub", "url", "shub_url", "https://singularity-hub.org", _url,
+        "the service of shub:// references that name no host"),
     Key("slurm", "comment", "comment_from", "environment", _one_of("environment", "query"),
         "query: ask Slurm where it does not pass the comment to Prolog (before 22.05)"),
     Key("log", "to", "log_to", "syslog", _log_target,
         "syslog, stderr, or the path of a file"),
 )  # fmt: skip
+_NAMED: dict[str, tuple[type, dict[str, Callable[[str], Any]]]] = {
+    "registry": (Registry, {"insecure": _boolean}),
+    "static": (Static, {"url": _url}),
+}
 _SECTIONS = (*dict.fromkeys(key.section for key in KEYS), "alias")
 # Read from the raw text on the way to a hit, or by the task prolog's shell.
 _READ_RAW = (("cache", "path"), ("state", "path"), ("slurm", "comment"))

@@ -15,7 +15,8 @@ class Settings(NamedTuple):
 
     `deadline` is a time.monotonic() value, which all processes of a node share;
     `tries` is how often a request is made before it is given up; `insecure`
-    that the host is spoken to in plain http.
+    that the host is spoken to in plain http; `service` is the address of the
+    service that the site configured for a scheme whose references name no host.
     """
 
     tries: int
@@ -23,6 +24,7 @@ class Settings(NamedTuple):
     connect_timeout_s: float
     stall_timeout_s: float
     insecure: bool = False
+    service: str = ""
 
 
 class Offer(NamedTuple):

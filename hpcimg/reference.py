@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -51,19 +51,21 @@ class Reference(NamedTuple):
         return self.rest.partition("/")[0]
 
 
-def parse(text: str, aliases: Mapping[str, str] | None = None) -> Reference:
+def parse(
+    text: str, aliases: Mapping[str, str] | None = None, schemes: Collection[str] = ()
+) -> Reference:
     """Read a reference: a URI, an absolute path, or an alias of the site.
 
     `aliases` maps a name to a URI, or `PREFIX/*` to `URI/*`. Exact names come
-    first, then the longest prefix. Raises BadReference, with the nearest right
-    spelling where there is one.
+    first, then the longest prefix. `schemes` are the site's own. Raises
+    BadReference, with the nearest right spelling where there is one.
     """
     _check_characters(text)
     expanded = _expand(text, aliases or {})
     if expanded is None:
-        return _parse_uri(text)
+        return _parse_uri(text, schemes)
     _check_characters(expanded)
-    return _parse_uri(expanded)
+    return _parse_uri(expanded, schemes)
 
 
 def _check_characters(text: str) -> None:
@@ -96,7 +98,7 @@ def _expand(text: str, aliases: Mapping[str, str]) -> str | None:
     return aliases[longest + "*"].removesuffix("*") + text[len(longest) :]
 
 
-def _parse_uri(text: str) -> Reference:
+def _parse_uri(text: str, more: Collection[str]) -> Reference:
     if text.startswith("/"):
         return _path(text, text)
     scheme, colon, rest = text.partition(":")
@@ -114,7 +116,7 @@ def _parse_uri(text: str) -> Reference:
         raise _not_a_uri(text, lowered if colon else "", rest)
     if lowered in _PATH_SCHEMES:
         raise _bad(text, "this scheme takes no //", f"{lowered}:/{rest.lstrip('/')}")
-    if lowered not in SCHEMES:
+    if lowered not in SCHEMES and lowered not in more:
         near = difflib.get_close_matches(lowered, SCHEMES, n=1)
         raise _bad(
             text,

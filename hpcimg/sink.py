@@ -6,6 +6,8 @@ begin again it calls `rewind`, and `offer` once more where something else comes 
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -13,6 +15,7 @@ from collections.abc import Callable
 from hpcimg.fetching import Offer
 
 _TELL_EVERY_S = 0.2
+_CHUNK = 1 << 20
 
 
 class DeclinedOffer(Exception):
@@ -61,6 +64,15 @@ class Sink:
         """Let the parent know how far it is."""
         self._told = time.monotonic()
         self._say("progress", bytes=self.position, total=self._total)
+
+    def md5(self) -> str:
+        """Return the digest of what was written as `md5:<base64>`, where a source has no other."""
+        digest = hashlib.md5(usedforsecurity=False)
+        offset = 0
+        while data := os.pread(self._descriptor, _CHUNK, offset):
+            digest.update(data)
+            offset += len(data)
+        return f"md5:{base64.b64encode(digest.digest()).decode()}"
 
     def rewind(self) -> None:
         """Begin again with an empty file."""

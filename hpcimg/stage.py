@@ -17,7 +17,14 @@ from hpcimg.cache.ensure import Cache, Staged, ensure
 from hpcimg.cache.evict import Limits
 from hpcimg.cache.layout import Layout
 from hpcimg.config import Config
-from hpcimg.errors import BadReference, CacheUnusable, Forbidden, HpcimgError, NotAllowed
+from hpcimg.errors import (
+    BadReference,
+    CacheUnusable,
+    ConfigError,
+    Forbidden,
+    HpcimgError,
+    NotAllowed,
+)
 from hpcimg.fetching import Offered, Outcome, Progress, Settings
 from hpcimg.reference import Reference
 
@@ -65,8 +72,11 @@ def limits(config: Config) -> Limits:
 
 def parse(config: Config, text: str) -> Reference:
     """Read a reference as this site allows it. Raises BadReference, NotAllowed."""
-    wanted = reference.parse(text, config.aliases)
-    if wanted.scheme not in sources.MODULES:
+    for name in config.statics:
+        if name in reference.SCHEMES:
+            raise ConfigError(f"[static {name}] cannot be a scheme", why="it is one already")
+    wanted = reference.parse(text, config.aliases, config.statics)
+    if wanted.scheme not in sources.MODULES and wanted.scheme not in config.statics:
         known = ", ".join(f"{scheme}://" for scheme in sources.MODULES)
         raise BadReference(
             f"{wanted.uri} cannot be fetched",
@@ -143,6 +153,7 @@ def _ensure(
             connect_timeout_s=config.connect_timeout_s,
             stall_timeout_s=config.stall_timeout_s,
             insecure=config.registry(wanted.host).insecure,
+            service=_service(config, wanted.scheme),
         )
         return parent.fetch(
             wanted,
@@ -158,6 +169,12 @@ def _ensure(
     return ensure(
         cache, wanted, job=job, owner=owner, deadline=deadline, fetch=fetch, progress=progress
     )
+
+
+def _service(config: Config, scheme: str) -> str:
+    if scheme in config.statics:
+        return config.statics[scheme].url
+    return {"library": config.library_url, "shub": config.shub_url}.get(scheme, "")
 
 
 def _record(cache: Cache, event: str, began: float, **fields: object) -> None:

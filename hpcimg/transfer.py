@@ -6,11 +6,13 @@ RFC 9110 for ranges, conditional requests and Retry-After.
 from __future__ import annotations
 
 import email.utils
+import json
 import re
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 from urllib.parse import urlsplit
 
 import requests
@@ -22,6 +24,7 @@ from hpcimg.errors import (
     ConfigError,
     Forbidden,
     HpcimgError,
+    NotAnImage,
     NotFound,
     Unreachable,
     UserError,
@@ -34,6 +37,7 @@ _CHUNK = 1 << 18  # a connection that breaks takes what has come of a chunk with
 # Digits of ASCII, and not so many that int() refuses them: headers can say anything.
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
+_JSON_MAX = 4 << 20  # what the OCI specification allows a manifest
 _TRY_AGAIN = frozenset({408, 425, 429})
 
 
@@ -127,6 +131,31 @@ def check_status(response: requests.Response, where: str = "") -> None:
         error.retry_after_s = _retry_after(response.headers.get("Retry-After", ""))
         raise error
     raise UserError(f"{where} could not be read", why=why)
+
+
+def get_json(
+    session: requests.Session, url: str, sink: Sink, settings: Settings, *, what: str
+) -> dict[str, Any]:
+    """GET a JSON object of up to 4 MiB; `what` names in errors what it is about.
+
+    Raises NotAnImage where the answer is something else.
+    """
+    for attempt in attempts(sink, settings):
+        with attempt, request(session, url, settings) as response:
+            check_status(response, what)
+            body = response.raw.read(_JSON_MAX + 1, decode_content=True)
+    return parse_json(body, what)
+
+
+def parse_json(body: bytes, what: str) -> dict[str, Any]:
+    """Read a JSON object that a server sent. Raises NotAnImage."""
+    try:
+        content = json.loads(body) if len(body) <= _JSON_MAX else None
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise NotAnImage(f"{what} cannot be looked up", why="the server's answer is no JSON object")
+    return content
 
 
 def download(

@@ -16,6 +16,10 @@ MODULES = {
     "http": "hpcimg.sources.web",
     "file": "hpcimg.sources.files",
     "oras": "hpcimg.sources.oras",
+    "library": "hpcimg.sources.library",
+    "shub": "hpcimg.sources.shub",
 }
+# Of schemes that the site configures under names of its own, as [static NAME].
+STATIC = "hpcimg.sources.static"
 # Where the job's user may read what the unprivileged account may not.
 READS_AS_USER = frozenset({"file"})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import requests
+
 from hpcimg.errors import NotAnImage
 from hpcimg.fetching import Offer, Settings
 from hpcimg.reference import Reference
@@ -23,14 +25,31 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
     name = parse_name(reference.rest)
     with open_session() as session:
         registry = Registry(session, name, sink, settings, uri=reference.uri)
-        manifest = registry.manifest(validator)
-        if manifest is None:
-            return True
-        digest, size = _sif_layer(manifest, reference.uri)
-        sink.offer(Offer(manifest.digest, size, digest.removeprefix("sha256:")))
-        return download(
-            session, registry.blob_url(digest), sink, settings, headers=registry.headers
+        return download_sif(
+            session, registry, sink, settings, uri=reference.uri, validator=validator
         )
+
+
+def download_sif(
+    session: requests.Session,
+    registry: Registry,
+    sink: Sink,
+    settings: Settings,
+    *,
+    uri: str,
+    validator: str = "",
+    known_as: str = "",
+) -> bool:
+    """Fetch the SIF that a registry has, for this machine where there are several.
+
+    `known_as` is the validator to keep where it is not the manifest's digest.
+    """
+    manifest = registry.manifest(validator)
+    if manifest is None:
+        return True
+    digest, size = _sif_layer(registry.for_this_machine(manifest), uri)
+    sink.offer(Offer(known_as or manifest.digest, size, digest.removeprefix("sha256:")))
+    return download(session, registry.blob_url(digest), sink, settings, headers=registry.headers)
 
 
 def _sif_layer(manifest: Manifest, uri: str) -> tuple[str, int]:

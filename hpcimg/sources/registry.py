@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,11 +10,19 @@ from urllib.parse import urlencode
 
 import requests
 
-from hpcimg.errors import BadReference, Damaged, Forbidden, NotAnImage, Unreachable
+from hpcimg.architecture import go_name
+from hpcimg.errors import (
+    BadReference,
+    Damaged,
+    Forbidden,
+    NotAnImage,
+    Unreachable,
+    WrongArchitecture,
+)
 from hpcimg.fetching import Settings
 from hpcimg.retry import attempts
 from hpcimg.sink import Sink
-from hpcimg.transfer import check_status, request
+from hpcimg.transfer import check_status, parse_json, request
 
 _ACCEPT = ", ".join(
     (
@@ -100,9 +107,38 @@ class Registry:
     def blob_url(self, digest: str) -> str:
         return f"{self._base}/v2/{self._name.repository}/blobs/{digest}"
 
+    def use_token(self, token: str) -> None:
+        """Use a token that was had elsewhere."""
+        self._token = token if token.isprintable() else ""
+
     def manifest(self, known: str = "") -> Manifest | None:
         """Return the manifest, its digest checked; None where it still is the one `known` names."""
-        url = f"{self._base}/v2/{self._name.repository}/manifests/{self._name.version}"
+        return self._manifest(self._name.version, known)
+
+    def for_this_machine(self, manifest: Manifest) -> Manifest:
+        """Follow an index to the manifest for this machine's processor.
+
+        What is no index is returned as it is. Raises WrongArchitecture.
+        """
+        entries = manifest.content.get("manifests")
+        if not isinstance(entries, list):
+            return manifest
+        found: dict[str, str] = {}
+        for entry in entries:
+            platform = entry.get("platform") if isinstance(entry, dict) else None
+            if isinstance(platform, dict) and is_digest(entry.get("digest")):
+                found.setdefault(str(platform.get("architecture")), entry["digest"])
+        if go_name() not in found:
+            raise WrongArchitecture(
+                f"{self._uri} has no image for this machine",
+                why=f"it is for {', '.join(sorted(found)) or 'none'}, this machine is {go_name()}",
+            )
+        chosen = self._manifest(found[go_name()])
+        assert chosen  # without a condition there is no "unchanged"
+        return chosen
+
+    def _manifest(self, version: str, known: str = "") -> Manifest | None:
+        url = f"{self._base}/v2/{self._name.repository}/manifests/{version}"
         condition = {"If-None-Match": f'"{known}"'} if known else {}
         for attempt in attempts(self._sink, self._settings):
             with attempt:
@@ -112,9 +148,9 @@ class Registry:
         digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
         if digest == known:
             return None
-        if self._name.digest and digest != self._name.digest:
+        if is_digest(version) and digest != version:
             raise Damaged(f"{self._uri} is not what the registry sent", why=f"that is {digest}")
-        return Manifest(digest, _parse_json(body, url))
+        return Manifest(digest, parse_json(body, url))
 
     def _read(self, url: str, headers: Mapping[str, str]) -> bytes | None:
         for _ in range(2):
@@ -146,18 +182,8 @@ class Registry:
         url = f"{realm}{'&' if '?' in realm else '?'}{urlencode(query)}"
         with request(self._session, url, self._settings) as answer:
             check_status(answer)
-            fields = _parse_json(answer.raw.read(_MANIFEST_MAX, decode_content=False), realm)
+            fields = parse_json(answer.raw.read(_MANIFEST_MAX, decode_content=False), realm)
         token = fields.get("token") or fields.get("access_token")
         if not isinstance(token, str) or not token.isprintable():
             raise Unreachable(f"{realm} gave no token")
         return token
-
-
-def _parse_json(body: bytes, where: str) -> dict[str, Any]:
-    try:
-        content = json.loads(body)
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise NotAnImage(f"{where} did not answer as a registry does")
-    return content

@@ -12,7 +12,7 @@ import pytest
 from tests.integration.checks import failed, let_pass, refused, staged, together
 from tests.integration.conftest import MakeSif, Start
 from tests.parts.node import Node
-from tests.parts.registry import Registry, Request
+from tests.parts.registry import MANIFEST, Registry, Request
 
 HOUR = 3600
 
@@ -201,3 +201,35 @@ def test_a_registry_that_is_down(
     assert "serving the image of 1 h ago" in node.log()
     let_pass(node, 61)
     staged(node, 4, repository.comment(), sif, how="unchanged")
+
+
+def push_index(registry: Registry, repository: Repository, **digests: str) -> None:
+    """Push an index as tag `1`, with the manifest of each processor."""
+    entries = [
+        {"mediaType": MANIFEST, "digest": digest, "size": 1, "platform": {"architecture": name}}
+        for name, digest in digests.items()
+    ]
+    media_type = "application/vnd.oci.image.index.v1+json"
+    content = {"schemaVersion": 2, "mediaType": media_type, "manifests": entries}
+    registry.push_manifest(repository.name, "1", content)
+
+
+def test_an_index_of_several_processors(
+    node: Node, registry: Registry, repository: Repository, sif: bytes
+) -> None:
+    digest = repository.push(sif, "here")
+    push_index(registry, repository, amd64=digest, arm64=digest, s390x=digest)
+    staged(node, 1, repository.comment(), sif, how="fetched")
+    let_pass(node, 2 * HOUR)
+    repository.asked()
+    staged(node, 2, repository.comment(), sif, how="unchanged")
+    assert len(repository.asked()) == 1
+
+
+def test_an_index_without_this_processor(
+    node: Node, registry: Registry, repository: Repository, sif: bytes
+) -> None:
+    digest = repository.push(sif, "here")
+    push_index(registry, repository, mips=digest, riscv64=digest)
+    words = ("has no image for this machine", "it is for mips, riscv64")
+    refused(node, 1, repository.comment(), "WrongArchitecture", *words)

@@ -1,0 +1,98 @@
+"""library:// : the Singularity Library's protocol, at the service that the site names."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+from urllib.parse import urlencode, urlsplit
+
+import requests
+
+from hpcimg.architecture import go_name
+from hpcimg.errors import BadReference, NotAnImage, NotFound
+from hpcimg.fetching import Offer, Settings
+from hpcimg.reference import Reference
+from hpcimg.sink import Sink
+from hpcimg.sources import oras
+from hpcimg.sources.registry import Name, Registry
+from hpcimg.transfer import download, get_json, open_session
+
+_HASH = re.compile(r"(?:sha256[.:])?([0-9a-f]{64})")
+_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class Place(NamedTuple):
+    """Where an image is: a service's address, entity/collection/container, and a tag."""
+
+    service: str
+    path: str
+    tag: str
+
+
+def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Settings) -> bool:
+    """Fetch the image for this machine from a library; see `hpcimg.sources`."""
+    place = parse_place(reference.rest, settings)
+    image = f"{place.path}:{place.tag}?{urlencode({'arch': go_name()})}"
+    with open_session() as session:
+        answer = get_json(
+            session, f"{place.service}/v1/images/{image}", sink, settings, what=reference.uri
+        )
+        digest, size = _content(answer, reference.uri)
+        if digest == validator:
+            return True
+        registry = _redirect(session, place, sink, settings, reference.uri)
+        if registry is not None:
+            oras.download_sif(session, registry, sink, settings, uri=reference.uri, known_as=digest)
+            return False
+        sink.offer(Offer(digest, size, digest))
+        return download(session, f"{place.service}/v1/imagefile/{image}", sink, settings)
+
+
+def parse_place(rest: str, settings: Settings) -> Place:
+    """Read `[host/]entity/collection/container[:tag]`; a host only where there are four parts."""
+    parts = rest.split("/")
+    service = settings.service
+    if len(parts) == 4:
+        service = f"{'http' if settings.insecure else 'https'}://{parts.pop(0)}"
+    parts[-1], _, tag = parts[-1].partition(":")
+    if len(parts) != 3 or not all(_PART.fullmatch(part) for part in [*parts, tag or "latest"]):
+        raise BadReference(
+            f"library://{rest} names no image of a library",
+            do="Write library://entity/collection/container:tag.",
+        )
+    return Place(service, "/".join(parts), tag or "latest")
+
+
+def _content(answer: dict[str, object], uri: str) -> tuple[str, int | None]:
+    """Return sha256 and size of the image file."""
+    data = answer.get("data")
+    if not isinstance(data, dict):
+        raise NotFound(f"there is nothing at {uri}", why="the library knows no such image")
+    match = _HASH.fullmatch(str(data.get("hash", "")))
+    if not match:
+        raise NotAnImage(f"{uri} cannot be checked", why="the library gives no sha256 for it")
+    size = data.get("size")
+    return match[1], size if isinstance(size, int) and size > 0 else None
+
+
+def _redirect(
+    session: requests.Session, place: Place, sink: Sink, settings: Settings, uri: str
+) -> Registry | None:
+    """Return the OCI registry that the library keeps the image in, None where it has it itself."""
+    namespace = "/".join(place.path.split("/")[:2])
+    query = urlencode({"namespace": namespace, "accessTypes": "pull"})
+    try:
+        answer = get_json(
+            session, f"{place.service}/v1/oci-redirect?{query}", sink, settings, what=uri
+        )
+    except (NotFound, NotAnImage):  # a library without registry
+        return None
+    parts = urlsplit(str(answer.get("url", "")))
+    if parts.scheme not in ("https", "http") or not parts.hostname or "@" in parts.netloc:
+        return None
+    name = Name(parts.netloc, place.path, place.tag, "")
+    registry = Registry(
+        session, name, sink, settings._replace(insecure=parts.scheme == "http"), uri=uri
+    )
+    registry.use_token(str(answer.get("token", "")))
+    return registry

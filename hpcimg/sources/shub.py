@@ -1,0 +1,49 @@
+"""shub:// : Singularity Hub, and self-hosted sregistry, which speaks the same."""
+
+from __future__ import annotations
+
+import re
+
+from hpcimg.errors import BadReference, NotAnImage
+from hpcimg.fetching import Offer, Settings
+from hpcimg.reference import Reference
+from hpcimg.sink import Sink
+from hpcimg.transfer import download, get_json, open_session
+
+_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Settings) -> bool:
+    """Fetch an image from a hub; see `hpcimg.sources`."""
+    url = api_url(reference.rest, settings)
+    with open_session() as session:
+        answer = get_json(session, url, sink, settings, what=reference.uri)
+        image = answer.get("image")
+        if not isinstance(image, str) or not image.startswith(("https://", "http://")):
+            raise NotAnImage(f"{reference.uri} has no file", why="the hub names no address for it")
+        # A hub's version is the image's md5, in some hubs the sha256; a commit may be built twice.
+        known = f"{answer.get('version')} {answer.get('commit')}"
+        if known == validator:
+            return True
+        return download(
+            session, image, sink, settings, offer=lambda _response, total: Offer(known, total)
+        )
+
+
+def api_url(rest: str, settings: Settings) -> str:
+    """Return what to ask for `[host/]user/name[:tag][@commit]`."""
+    parts = rest.split("/")
+    service = settings.service
+    if len(parts) == 3:
+        service = f"{'http' if settings.insecure else 'https'}://{parts.pop(0)}"
+    name, _, version = parts[-1].partition(":")
+    words = version.replace("@", " ").split() if version else name.split("@")[1:]
+    plain = [*parts[:-1], name.partition("@")[0], *words]
+    if len(parts) != 2 or not all(_PART.fullmatch(part) for part in plain):
+        raise BadReference(
+            f"shub://{rest} names no image of a hub", do="Write shub://user/name:tag."
+        )
+    if ":" not in parts[-1]:
+        base, at, commit = parts[-1].partition("@")
+        parts[-1] = f"{base}:latest{at}{commit}"
+    return f"{service}/api/container/{'/'.join(parts)}"
