@@ -14,6 +14,11 @@ local ALIASES = {
     -- "bio/*",         -- [alias] bio/* = docker://biocontainers/*
 }
 
+-- The [static NAME] sections in hpcimg.conf: schemes of the site's own.
+local STATIC = {
+    -- "pages",
+}
+
 local MAX_IMAGES = 32
 local MAX_NAME = 64
 local MAX_URI = 1024
@@ -22,6 +27,9 @@ local MAX_URI = 1024
 local MAX_COMMENT = 1024
 local MARK = "container:"
 local SCHEMES = { "https", "http", "file", "oras", "docker", "library", "shub", "s3", "swift" }
+for _, name in ipairs(STATIC) do
+    table.insert(SCHEMES, name)
+end
 local PATH_SCHEMES = { "oci", "oci-archive", "docker-archive" }
 
 -- Spelled out, since %a, %w and %s follow the locale of the process.

@@ -10,11 +10,14 @@ import collections
 import contextlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from hpcimg import atomic, processes
 from hpcimg.cache.layout import Layout
+from hpcimg.errors import DeadlinePassed
+from hpcimg.locks import held
 
 _ROTATE_AT = 1 << 20
 
@@ -36,8 +39,15 @@ def rotate(layout: Layout) -> None:
     """Begin a new file when the current one is long.
 
     A writer may still have the file open that was current; so what is summed up
-    and dropped is the one before.
+    and dropped is the one before. Where another process is at it, it is left to that.
     """
+    with contextlib.suppress(DeadlinePassed):
+        lock = layout.lock("events")
+        with held(lock, deadline=time.monotonic(), waiting=lambda _: None):
+            _rotate(layout)
+
+
+def _rotate(layout: Layout) -> None:
     try:
         if os.stat(layout.events).st_size < _ROTATE_AT:
             return

@@ -35,12 +35,13 @@ def gather(config: Config) -> dict[str, Any]:
         cache["note"] = "no image was staged here yet"
     else:
         problems += _measure(config, layout, cache)
+    jobs = sorted(lease.all_jobs(layout), key=lease.by_number)
     failures = [event for event in history.recent(layout) if event["event"] == "failed"]
     return {
         "node": conffiles.node_name(),
         "cache": cache,
         "staging": inflight.under_way(layout),
-        "jobs": {job: _images_of(job, holders) for job in sorted(lease.all_jobs(layout), key=int)},
+        "jobs": {job: _images_of(job, holders) for job in jobs},
         "counts": history.totals(layout),
         "failures": failures[-_FAILURES_SHOWN:],
         "problems": problems,

@@ -62,6 +62,11 @@ def all_jobs(layout: Layout) -> set[str]:
     return {job for key in _names(layout.leases) for job in holders(layout, key)}
 
 
+def by_number(job: str) -> tuple[int, str]:
+    """Order jobs by their numbers; what is none does no harm."""
+    return len(job), job
+
+
 def _names(folder: str) -> list[str]:
     try:
         return os.listdir(folder)

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _ended_jobs(layout: Layout) -> list[str]:
     """Return the jobs that no Epilog cleared away, none where Slurm cannot be asked."""
-    jobs = sorted(lease.all_jobs(layout) | jobfiles.all_jobs(layout))
+    jobs = sorted(lease.all_jobs(layout) | jobfiles.all_jobs(layout), key=lease.by_number)
     if not jobs:
         return []
     slurm = query.open_slurm()

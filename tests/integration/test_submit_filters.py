@@ -161,6 +161,17 @@ def test_aliases_of_the_site(lua: Lua) -> None:
         assert f"did you mean docker://{text}" in message
 
 
+def test_schemes_of_the_site(lua: Lua) -> None:
+    path = lua.folder / "hpcimg.lua"
+    [message] = lua.merge(("container:pages://lab/samtools:1", None))
+    assert "pages:// is not known" in message
+    head = "local STATIC = {"
+    assert head in path.read_text()
+    path.write_text(path.read_text().replace(head, head + '"pages",'))
+    comment = "container:pages://lab/samtools:1"
+    assert lua.merge((comment, None)) == [comment]
+
+
 # Comments
 
 

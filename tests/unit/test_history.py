@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def layout(tmp_path: Path) -> Layout:
     layout = Layout(str(tmp_path / "cache"), str(tmp_path / "state"))
     os.makedirs(layout.state_tmp)
+    os.makedirs(layout.locks)
     return layout
 
 
