@@ -37,6 +37,7 @@ from hpcimg.reference import Reference
 from hpcimg.units import format_duration, format_size
 
 log = logging.getLogger(__name__)
+_URIS_MAX = 32
 _GRACE_S = 60.0  # how long a server that did not answer is left alone
 
 
@@ -181,10 +182,12 @@ class _Ensure:
                     raise
                 return staged
             if isinstance(outcome, Unchanged) and ref:
-                return self._resolved(ref.key, ref.validator, "unchanged", locked=False)
+                staged = self._resolved(ref.key, ref.validator, "unchanged", locked=False)
+                # While the server was asked, others may have needed its room.
+                return staged or self._fetch(fetch, None)
             offer = offers[-1]
             if isinstance(outcome, Declined):
-                return self._resolved(locked_key, offer.validator, "hit", locked=True)
+                return self._kept(self._resolved(locked_key, offer.validator, "hit", locked=True))
             assert isinstance(outcome, Fetched)
             inflight.update("checking", outcome.size_bytes, outcome.size_bytes)
             if offer.size_bytes is None:
@@ -194,7 +197,7 @@ class _Ensure:
                 stack.enter_context(self._lock(entry.key))
             if not store.load_entry(self.layout, entry.key):
                 store.publish(self.layout, entry, temp, descriptor)
-            return self._resolved(entry.key, offer.validator, "fetched", locked=True)
+            return self._kept(self._resolved(entry.key, offer.validator, "fetched", locked=True))
 
     def _verify(self, descriptor: int, offer: Offer, fetched: Fetched) -> Entry:
         """Check every promise that was made about the file, and what it is."""
@@ -220,11 +223,13 @@ class _Ensure:
             owner=self.owner,
         )
 
-    def _resolved(self, key: str, validator: str, how: str, *, locked: bool) -> Staged:
-        """Write down what the reference stands for now, and hand the image out."""
+    def _resolved(self, key: str, validator: str, how: str, *, locked: bool) -> Staged | None:
+        """Write down what the reference stands for now, and hand the image out if it is there."""
         ref = Ref(self.reference.uri, key, validator, time.time(), pinned=self.reference.pinned)
         store.save_ref(self.layout, self.ref_id, ref)
-        staged = self._leased(ref, how, locked=locked)
+        return self._leased(ref, how, locked=locked)
+
+    def _kept(self, staged: Staged | None) -> Staged:
         if staged is None:
             # Only where locks do nothing, or somebody removed it by hand.
             raise NoRoom(f"{self.reference.uri} was evicted again at once")
@@ -268,7 +273,8 @@ class _Ensure:
 
     def _add_uri(self, entry: Entry, uri: str) -> None:
         # Lost when two add one at the same moment; the next use adds it again.
-        store.save_entry(self.layout, dataclasses.replace(entry, uris=(*entry.uris, uri)))
+        uris = (*entry.uris, uri)[-_URIS_MAX:]
+        store.save_entry(self.layout, dataclasses.replace(entry, uris=uris))
 
     def _key(self, sha256: str) -> str:
         return f"{'' if self.owner is None else f'u{self.owner}-'}sha256-{sha256}"
