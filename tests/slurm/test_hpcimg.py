@@ -240,7 +240,8 @@ def test_a_step_waits_for_the_node_that_stages_longest(site: Site) -> None:
     script = f"echo started at $(date +%s)\n{step}\necho ended at $(date +%s)"
     job = site.cluster.sbatch(script, "--nodelist=n1,n2", comment)
     [output] = completed(site, job)
-    first, *middle, last = output.splitlines()
+    # 26.05 says "Prolog hung on node n2" after a while, and means no harm.
+    first, *middle, last = [line for line in output.splitlines() if "Prolog hung" not in line]
     assert sorted(middle) == ["n1", "n2", "slow", "slow"]
     # The batch script was not held until n2 was ready; its step was.
     assert int(last.split()[-1]) - int(first.split()[-1]) >= 20
