@@ -21,9 +21,11 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
         image = answer.get("image")
         if not isinstance(image, str) or not image.startswith(("https://", "http://")):
             raise NotAnImage(f"{reference.uri} has no file", why="the hub names no address for it")
-        # A hub's version is the image's md5, in some hubs the sha256; a commit may be built twice.
-        known = f"{answer.get('version')} {answer.get('commit')}"
-        if known == validator:
+        version = answer.get("version")
+        # A hub's version is a digest of the image; without one nothing tells a new image from
+        # the old one, since a commit may be built twice.
+        known = f"{version} {answer.get('commit')}" if version else "none"
+        if version and known == validator:
             return True
         return download(
             session, image, sink, settings, offer=lambda _response, total: Offer(known, total)
@@ -35,7 +37,7 @@ def api_url(rest: str, settings: Settings) -> str:
     parts = rest.split("/")
     service = settings.service
     if len(parts) == 3:
-        service = f"{'http' if settings.insecure else 'https'}://{parts.pop(0)}"
+        service = settings.address(parts.pop(0))
     name, _, version = parts[-1].partition(":")
     words = version.replace("@", " ").split() if version else name.split("@")[1:]
     plain = [*parts[:-1], name.partition("@")[0], *words]

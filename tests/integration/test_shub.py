@@ -65,6 +65,17 @@ def test_after_the_ttl_one_request_tells(node: Node, hub: WebServer, make_sif: M
     staged(node, 3, "container:shub://lab/samtools", second, how="fetched")
 
 
+def test_a_hub_without_versions_is_not_taken_for_unchanged(
+    node: Node, hub: WebServer, make_sif: MakeSif
+) -> None:
+    images = make_sif(), make_sif()
+    for job, data in enumerate(images, start=1):
+        url = hub.put("/files/x.sif", data)
+        hub.put("/api/container/lab/samtools:latest", json.dumps({"image": url}).encode())
+        staged(node, job, "container:shub://lab/samtools", data, how="fetched")
+        let_pass(node, 2 * HOUR)
+
+
 def test_what_is_not_there(node: Node, hub: WebServer) -> None:
     uri = "shub://lab/samtools"
     refused(node, 1, f"container:{uri}", "NotFound", f"there is nothing at {uri}")
