@@ -7,7 +7,7 @@ import platform
 _GO_NAMES = {"x86_64": "amd64", "aarch64": "arm64", "i686": "386", "armv7l": "arm"}
 
 
-def go_name(machine: str = "") -> str:
-    """Return Go's name (amd64, arm64, ppc64le ...) for a machine as uname names it."""
-    machine = machine or platform.machine()
+def go_name() -> str:
+    """Return Go's name of this machine's processor: amd64, arm64, ppc64le ..."""
+    machine = platform.machine()
     return _GO_NAMES.get(machine, machine)

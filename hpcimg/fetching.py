@@ -26,6 +26,10 @@ class Settings(NamedTuple):
     insecure: bool = False
     service: str = ""
 
+    def address(self, host: str) -> str:
+        """Return how the host of a reference is spoken to."""
+        return f"{'http' if self.insecure else 'https'}://{host}"
+
 
 class Offer(NamedTuple):
     """What the source is about to send, said before the first byte of it.

@@ -55,7 +55,7 @@ def _rotate(layout: Layout) -> None:
         return
     sums = collections.Counter(_load_sums(layout))
     sums.update(event["event"] for event in _read(_before(layout)))
-    temp = f"{layout.state_tmp}/{processes.tag()}.counters"
+    temp = processes.temp_path(layout.state_tmp, "counters")
     atomic.write_file(_counters(layout), json.dumps(dict(sums)) + "\n", temp=temp)
     os.rename(layout.events, _before(layout))
 

@@ -14,6 +14,11 @@ def tag() -> str:
     return f"{_boot()}-{os.getpid()}-{_start_time(os.getpid())}"
 
 
+def temp_path(folder: str, name: str) -> str:
+    """Return a path for this process' unfinished work, which `alive` tells from leftovers."""
+    return f"{folder}/{tag()}.{name}"
+
+
 def alive(name: str) -> bool:
     """Tell whether the process whose tag begins the file name `name` still runs.
 

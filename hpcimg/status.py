@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from hpcimg import conffiles, history, stage
-from hpcimg.cache import inflight, lease, store
+from hpcimg.cache import evict, inflight, lease, store
 from hpcimg.cache.layout import Layout
 from hpcimg.config import Config
 from hpcimg.errors import HpcimgError
@@ -54,8 +54,7 @@ def _measure(config: Config, layout: Layout, cache: dict[str, Any]) -> list[str]
         limits = stage.limits(config)
     except HpcimgError as error:
         return [str(error)]
-    seen = os.statvfs(layout.cache)
-    free = seen.f_bavail * seen.f_frsize
+    free = evict.free_on_disk(layout)
     cache.update(free_bytes=free, **limits._asdict())
     problems = []
     if cache["bytes"] > limits.max_size:

@@ -37,7 +37,7 @@ _CHUNK = 1 << 18  # a connection that breaks takes what has come of a chunk with
 # Digits of ASCII, and not so many that int() refuses them: headers can say anything.
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
-_JSON_MAX = 4 << 20  # what the OCI specification allows a manifest
+JSON_MAX = 4 << 20  # what the OCI specification allows a manifest
 _TRY_AGAIN = frozenset({408, 425, 429})
 
 
@@ -142,15 +142,20 @@ def get_json(
     """
     for attempt in attempts(sink, settings):
         with attempt, request(session, url, settings) as response:
-            check_status(response, what)
-            body = response.raw.read(_JSON_MAX + 1, decode_content=True)
-    return parse_json(body, what)
+            content = read_json(response, what)
+    return content
+
+
+def read_json(response: requests.Response, what: str) -> dict[str, Any]:
+    """Read the JSON object of a response. Raises what the status means, and NotAnImage."""
+    check_status(response, what)
+    return parse_json(response.raw.read(JSON_MAX + 1, decode_content=True), what)
 
 
 def parse_json(body: bytes, what: str) -> dict[str, Any]:
     """Read a JSON object that a server sent. Raises NotAnImage."""
     try:
-        content = json.loads(body) if len(body) <= _JSON_MAX else None
+        content = json.loads(body) if len(body) <= JSON_MAX else None
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):

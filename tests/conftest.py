@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,3 +29,12 @@ def web() -> Iterator[WebServer]:
     """A web server of this test's own."""
     with WebServer() as server:
         yield server
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every account may enter; pytest's own is for one alone."""
+    with tempfile.TemporaryDirectory(prefix="hpcimg-test-") as made:
+        folder = Path(made)
+        folder.chmod(0o755)
+        yield folder

@@ -137,7 +137,9 @@ def trim(layout: Layout, limits: Limits, *, time_s: float, dry_run: bool = False
     until = time.monotonic() + time_s
     with held(layout.lock("room"), deadline=until, waiting=lambda _: None):
         now = time.time()
-        plan = plan_trim(candidates(layout, now), free_bytes=_free(layout), limits=limits, now=now)
+        plan = plan_trim(
+            candidates(layout, now), free_bytes=free_on_disk(layout), limits=limits, now=now
+        )
         if dry_run:
             return Report(plan, _enough(plan))
         return _execute(layout, plan, until=until)
@@ -157,7 +159,7 @@ def make_room(
     under_way = inflight.under_way(layout)
     plan = plan_room(
         candidates(layout, now),
-        free_bytes=_free(layout),
+        free_bytes=free_on_disk(layout),
         written_bytes=sum(work["bytes"] for work in under_way),
         reserved_bytes=sum(max(0, (work["total"] or 0) - work["bytes"]) for work in under_way),
         incoming_bytes=incoming_bytes,
@@ -221,6 +223,7 @@ def _enough(plan: Plan) -> tuple[Candidate, ...]:
     return tuple(chosen)
 
 
-def _free(layout: Layout) -> int:
+def free_on_disk(layout: Layout) -> int:
+    """Return the bytes that are free on the cache's file system."""
     seen = os.statvfs(layout.cache)
     return seen.f_bavail * seen.f_frsize

@@ -18,7 +18,7 @@ from hpcimg.errors import HpcimgError, from_dict
 def record(layout: Layout, ref_id: str, error: HpcimgError) -> None:
     """Write down that fetching a reference failed now. Hold the reference's lock."""
     fields = {"time": time.monotonic(), **error.to_dict()}
-    temp = f"{layout.state_tmp}/{processes.tag()}.{ref_id}"
+    temp = processes.temp_path(layout.state_tmp, ref_id)
     with contextlib.suppress(OSError):  # then the next one finds out for itself
         atomic.write_file(layout.failure(ref_id), json.dumps(fields), temp=temp, mode=0o600)
 

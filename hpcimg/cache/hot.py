@@ -54,7 +54,7 @@ def remember(
     )
     from hpcimg import processes  # not needed on the way to a hit
 
-    temp = f"{layout.state_tmp}/{processes.tag()}.hot"
+    temp = processes.temp_path(layout.state_tmp, "hot")
     atomic.write_file(f"{folder}/{name}", "\n".join(lines), temp=temp, mode=0o600)
 
 

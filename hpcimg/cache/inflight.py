@@ -44,7 +44,7 @@ class Inflight:
             return False
         self._next = now + _RENEW_EVERY_S
         self._fields.update(phase=phase, bytes=done, total=total, renewed=time.time())
-        temp = f"{self._layout.state_tmp}/{processes.tag()}.{os.path.basename(self._path)}"
+        temp = processes.temp_path(self._layout.state_tmp, os.path.basename(self._path))
         with contextlib.suppress(OSError):
             text = json.dumps(self._fields) + "\n"
             atomic.write_file(self._path, text, temp=temp, mode=self._mode)

@@ -199,7 +199,7 @@ def unfinished(layout: Layout, name: str) -> Iterator[tuple[str, int]]:
     The file's name says which process made it, so that others can tell it from
     a leftover of killed work.
     """
-    path = f"{layout.tmp}/{processes.tag()}.{os.urandom(4).hex()}.{name}"
+    path = processes.temp_path(layout.tmp, f"{os.urandom(4).hex()}.{name}")
     try:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         descriptor = os.open(path, flags, 0o600)
@@ -286,7 +286,7 @@ def _old(path: str) -> bool:
 
 
 def _save(layout: Layout, path: str, fields: dict[str, object], mode: int) -> None:
-    temp = f"{layout.tmp}/{processes.tag()}.{os.path.basename(path)}"
+    temp = processes.temp_path(layout.tmp, os.path.basename(path))
     try:
         atomic.write_file(
             path, json.dumps(fields, indent=1) + "\n", temp=temp, mode=mode, durable=True

@@ -53,7 +53,7 @@ def parse_place(rest: str, settings: Settings) -> Place:
     parts = rest.split("/")
     service = settings.service
     if len(parts) == 4:
-        service = f"{'http' if settings.insecure else 'https'}://{parts.pop(0)}"
+        service = settings.address(parts.pop(0))
     parts[-1], _, tag = parts[-1].partition(":")
     if len(parts) != 3 or not all(_PART.fullmatch(part) for part in [*parts, tag or "latest"]):
         raise BadReference(

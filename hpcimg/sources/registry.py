@@ -22,7 +22,7 @@ from hpcimg.errors import (
 from hpcimg.fetching import Settings
 from hpcimg.retry import attempts
 from hpcimg.sink import Sink
-from hpcimg.transfer import check_status, parse_json, request
+from hpcimg.transfer import JSON_MAX, check_status, parse_json, read_json, request
 
 _ACCEPT = ", ".join(
     (
@@ -32,7 +32,6 @@ _ACCEPT = ", ".join(
         "application/vnd.docker.distribution.manifest.v2+json",
     )
 )
-_MANIFEST_MAX = 4 << 20  # the specification's own limit
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(f"{_COMPONENT}(?:/{_COMPONENT})*")
@@ -96,7 +95,7 @@ class Registry:
         self._name = name
         self._sink = sink
         self._settings = settings
-        self._base = f"{'http' if settings.insecure else 'https'}://{name.host}"
+        self._base = settings.address(name.host)
         self._token = ""
 
     @property
@@ -163,8 +162,8 @@ class Registry:
                     self._token = self._authenticate(response)
                     continue
                 check_status(response, self._uri)
-                body = response.raw.read(_MANIFEST_MAX + 1, decode_content=False)
-                if len(body) > _MANIFEST_MAX:
+                body = response.raw.read(JSON_MAX + 1, decode_content=False)
+                if len(body) > JSON_MAX:
                     raise NotAnImage(f"the manifest of {self._uri} is too large")
                 return bytes(body)
         raise Forbidden(f"{self._uri} may not be read", why="the registry refuses its own token")
@@ -181,8 +180,7 @@ class Registry:
             query["service"] = parameters["service"]
         url = f"{realm}{'&' if '?' in realm else '?'}{urlencode(query)}"
         with request(self._session, url, self._settings) as answer:
-            check_status(answer)
-            fields = parse_json(answer.raw.read(_MANIFEST_MAX, decode_content=False), realm)
+            fields = read_json(answer, realm)
         token = fields.get("token") or fields.get("access_token")
         if not isinstance(token, str) or not token.isprintable():
             raise Unreachable(f"{realm} gave no token")

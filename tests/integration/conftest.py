@@ -6,7 +6,6 @@ import itertools
 import os
 import signal
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -65,12 +64,3 @@ def end(process: subprocess.Popen[str]) -> None:
     """Kill a Prolog with all that it started, where it still runs."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that every account may enter; pytest's own is for one alone."""
-    with tempfile.TemporaryDirectory(prefix="hpcimg-test-") as made:
-        folder = Path(made)
-        folder.chmod(0o755)
-        yield folder
