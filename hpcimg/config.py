@@ -34,9 +34,15 @@ class Size(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Registry:
-    """What the site says about one registry or web host."""
+    """What the site says about one registry or web host.
+
+    `auth_file` holds the site's credentials for it, "" for none; `shared` says
+    whether an image fetched with them is for all, or for who asked for it.
+    """
 
     insecure: bool = False
+    auth_file: str = ""
+    shared: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,7 +319,7 @@ KEYS = (
         "syslog, stderr, or the path of a file"),
 )  # fmt: skip
 _NAMED: dict[str, tuple[type, dict[str, Callable[[str], Any]]]] = {
-    "registry": (Registry, {"insecure": _boolean}),
+    "registry": (Registry, {"insecure": _boolean, "auth_file": _path, "shared": _boolean}),
     "static": (Static, {"url": _url}),
 }
 _SECTIONS = (*dict.fromkeys(key.section for key in KEYS), "alias")

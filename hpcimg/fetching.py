@@ -17,6 +17,9 @@ class Settings(NamedTuple):
     `tries` is how often a request is made before it is given up; `insecure`
     that the host is spoken to in plain http; `service` is the address of the
     service that the site configured for a scheme whose references name no host.
+    `credentials` is the text of the site's own credentials file for this place,
+    "" for none. `as_user` says that the fetch runs with the rights of the job's
+    user, and that this user's own credentials files may be read.
     """
 
     tries: int
@@ -25,6 +28,8 @@ class Settings(NamedTuple):
     stall_timeout_s: float
     insecure: bool = False
     service: str = ""
+    credentials: str = ""
+    as_user: bool = False
 
     def address(self, host: str) -> str:
         """Return how the host of a reference is spoken to."""

@@ -103,7 +103,8 @@ def stage(
     """Bring the image that `text` names onto this node; return it when it is whole.
 
     `job` gets a lease on it ("" gets none). What the unprivileged account may
-    read is shared by all; what only the user `uid` may read stays that user's.
+    read is shared by all, with the site's credentials only where the site says
+    so; what only the user `uid` may read stays that user's.
     `deadline` is a time.monotonic() value. Raises HpcimgError.
     """
     began = time.monotonic()
@@ -111,14 +112,21 @@ def stage(
     bring = functools.partial(
         _ensure, config, cache, wanted, job=job, deadline=deadline, progress=progress
     )
+    may_read_as_user = wanted.scheme in sources.READS_AS_USER
     try:
-        try:
-            staged = bring(accounts.unprivileged(config.account), owner=None)
-        except Forbidden:
-            as_user = wanted.scheme in sources.READS_AS_USER and os.geteuid() == 0 and uid != 0
-            if not as_user:
-                raise
-            staged = bring(accounts.of_user(uid), owner=uid)
+        if os.geteuid() != 0:
+            staged = bring(None, owner=None, as_user=may_read_as_user)
+        else:
+            site = config.registry(wanted.host)
+            owner = uid if site.auth_file and not site.shared else None
+            try:
+                staged = bring(
+                    accounts.unprivileged(config.account), owner=owner, auth_file=site.auth_file
+                )
+            except Forbidden:
+                if not may_read_as_user or uid == 0:
+                    raise
+                staged = bring(accounts.of_user(uid), owner=uid, as_user=True)
     except HpcimgError as error:
         _record(cache, "failed", began, job=job, uri=wanted.uri, message=str(error))
         raise
@@ -142,6 +150,8 @@ def _ensure(
     account: Account | None,
     *,
     owner: int | None,
+    as_user: bool = False,
+    auth_file: str = "",
     job: str,
     deadline: float,
     progress: Progress,
@@ -154,6 +164,8 @@ def _ensure(
             stall_timeout_s=config.stall_timeout_s,
             insecure=config.registry(wanted.host).insecure,
             service=_service(config, wanted.scheme),
+            credentials=_read_credentials(auth_file) if auth_file else "",
+            as_user=as_user,
         )
         return parent.fetch(
             wanted,
@@ -175,6 +187,14 @@ def _service(config: Config, scheme: str) -> str:
     if scheme in config.statics:
         return config.statics[scheme].url
     return {"library": config.library_url, "shub": config.shub_url}.get(scheme, "")
+
+
+def _read_credentials(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read", why=str(error)) from None
 
 
 def _record(cache: Cache, event: str, began: float, **fields: object) -> None:

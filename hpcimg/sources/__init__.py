@@ -22,4 +22,4 @@ MODULES = {
 # Of schemes that the site configures under names of its own, as [static NAME].
 STATIC = "hpcimg.sources.static"
 # Where the job's user may read what the unprivileged account may not.
-READS_AS_USER = frozenset({"file"})
+READS_AS_USER = frozenset({"file", "oras"})

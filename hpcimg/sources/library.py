@@ -42,7 +42,7 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
             return True
         registry = _redirect(session, place, sink, settings, reference.uri)
         if registry is not None:
-            oras.download_sif(session, registry, sink, settings, uri=reference.uri, known_as=digest)
+            oras.download_sif(registry, sink, uri=reference.uri, known_as=digest)
             return False
         sink.offer(Offer(digest, size, digest))
         return download(session, f"{place.service}/v1/imagefile/{image}", sink, settings)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import requests
-
 from hpcimg.errors import NotAnImage
 from hpcimg.fetching import Offer, Settings
 from hpcimg.reference import Reference
 from hpcimg.sink import Sink
 from hpcimg.sources.registry import Manifest, Registry, is_digest, parse_name
-from hpcimg.transfer import download, open_session
+from hpcimg.transfer import open_session
 
 # The second is a spelling that early clients wrote.
 _SIF_TYPES = (
@@ -25,16 +23,12 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
     name = parse_name(reference.rest)
     with open_session() as session:
         registry = Registry(session, name, sink, settings, uri=reference.uri)
-        return download_sif(
-            session, registry, sink, settings, uri=reference.uri, validator=validator
-        )
+        return download_sif(registry, sink, uri=reference.uri, validator=validator)
 
 
 def download_sif(
-    session: requests.Session,
     registry: Registry,
     sink: Sink,
-    settings: Settings,
     *,
     uri: str,
     validator: str = "",
@@ -49,7 +43,7 @@ def download_sif(
         return True
     digest, size = _sif_layer(registry.for_this_machine(manifest), uri)
     sink.offer(Offer(known_as or manifest.digest, size, digest.removeprefix("sha256:")))
-    return download(session, registry.blob_url(digest), sink, settings, headers=registry.headers)
+    return registry.download(digest, sink)
 
 
 def _sif_layer(manifest: Manifest, uri: str) -> tuple[str, int]:

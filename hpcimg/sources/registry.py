@@ -22,7 +22,7 @@ from hpcimg.errors import (
 from hpcimg.fetching import Settings
 from hpcimg.retry import attempts
 from hpcimg.sink import Sink
-from hpcimg.transfer import JSON_MAX, check_status, parse_json, read_json, request
+from hpcimg.transfer import JSON_MAX, check_status, download, parse_json, read_json, request
 
 _ACCEPT = ", ".join(
     (
@@ -103,8 +103,10 @@ class Registry:
         """What every request to the registry carries; requests drops it for another host."""
         return {"Authorization": f"Bearer {self._token}"} if self._token else {}
 
-    def blob_url(self, digest: str) -> str:
-        return f"{self._base}/v2/{self._name.repository}/blobs/{digest}"
+    def download(self, digest: str, sink: Sink) -> bool:
+        """Bring a blob into a sink, with as many attempts as it takes."""
+        url = f"{self._base}/v2/{self._name.repository}/blobs/{digest}"
+        return download(self._session, url, sink, self._settings, headers=self.headers)
 
     def use_token(self, token: str) -> None:
         """Use a token that was had elsewhere."""
