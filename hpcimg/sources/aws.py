@@ -9,6 +9,13 @@ from typing import NamedTuple
 
 from hpcimg.errors import ConfigError, MissingTool, UserError
 
+try:  # at once, while the process still has the rights to read its own code
+    from botocore.auth import S3SigV4Auth
+    from botocore.awsrequest import AWSRequest
+    from botocore.credentials import Credentials
+except ImportError:
+    Credentials = None
+
 _FILE_MAX = 1 << 18
 
 
@@ -65,16 +72,12 @@ def signed(url: str, headers: dict[str, str], keys: Keys, region: str) -> dict[s
 
     A signature holds for minutes: a later attempt needs another.
     """
-    try:
-        from botocore.auth import S3SigV4Auth
-        from botocore.awsrequest import AWSRequest
-        from botocore.credentials import Credentials
-    except ImportError:
+    if Credentials is None:
         raise MissingTool(
             "S3 with credentials needs the Python package botocore",
             why="it is not installed with hpcimg on this node",
             do="Install hpcimg with it: make install EXTRAS=s3.",
-        ) from None
+        )
     request = AWSRequest("GET", url, headers)
     credentials = Credentials(keys.access, keys.secret, keys.token or None)
     S3SigV4Auth(credentials, "s3", region).add_auth(request)
