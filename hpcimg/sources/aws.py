@@ -48,7 +48,10 @@ def own_keys() -> Keys | None:
     The files are those of AWS's tools, section [default]. No program that they
     name is run. Raises UserError.
     """
-    home = pwd.getpwuid(os.getuid()).pw_dir
+    try:
+        home = pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:
+        return None
     for name in ("credentials", "config"):
         path = os.path.join(home, ".aws", name)
         try:

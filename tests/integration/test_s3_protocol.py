@@ -120,7 +120,6 @@ def test_what_passes_is_tried_again(
 def test_what_does_not(
     node: Node, endpoint: WebServer, answer: Status, kind: str, words: list[str]
 ) -> None:
-    node.uid = 0  # the job's user is not tried in the site's stead
     endpoint.script(PATH, [answer])
     refused(node, 1, COMMENT, kind, *words)
     assert endpoint.count() == 1
