@@ -2,6 +2,8 @@
 PYTHON ?= python3
 PREFIX ?= /opt/hpcimg
 DESTDIR ?=
+# Of setup.cfg's extras, those that an installation gets.
+EXTRAS ?=
 BIN := .venv/bin
 
 .PHONY: help demo test test-kill lint bench install clean
@@ -44,8 +46,9 @@ bench: .venv/ready
 # and byte code is compared with its source by content, since copies change times. What hooks may
 # be running from is replaced at the end, by renames: an installation that fails leaves it alone.
 TREE = $(DESTDIR)$(PREFIX)
-REQUIREMENTS = import configparser as c; p = c.ConfigParser(); p.read("setup.cfg"); \
-    print(p["options"]["install_requires"])
+REQUIREMENTS = import configparser as c, sys; p = c.ConfigParser(); p.read("setup.cfg"); \
+    extras = [p["options.extras_require"][name] for name in sys.argv[1:]]; \
+    print(p["options"]["install_requires"], *extras)
 # A link to python3 alone would find no library after the distribution's next Python.
 FULL_PYTHON = $$($(PYTHON) -c 'import os, sys; print(os.path.realpath(sys._base_executable))')
 COMPILE = .venv.new/bin/python -m compileall -q --invalidation-mode checked-hash
@@ -55,7 +58,7 @@ install:
 	install -d -m 755 "$(TREE)" "$(TREE)"/prolog "$(TREE)"/epilog "$(TREE)"/bin "$(TREE)"/etc
 	rm -rf "$(TREE)"/.venv.??? "$(TREE)"/hpcimg.???
 	umask 022; $(FULL_PYTHON) -m venv "$(TREE)/.venv.new"
-	umask 022; $(PYTHON) -c '$(REQUIREMENTS)' | "$(TREE)/.venv.new/bin/python" -m pip install --quiet --no-compile --requirement /dev/stdin
+	umask 022; $(PYTHON) -c '$(REQUIREMENTS)' $(EXTRAS) | "$(TREE)/.venv.new/bin/python" -m pip install --quiet --no-compile --requirement /dev/stdin
 	"$(TREE)/.venv.new/bin/python" -m pip uninstall --quiet --yes pip setuptools
 	find "$(TREE)/.venv.new/bin" -type f -delete
 	sed -i /^command/d "$(TREE)/.venv.new/pyvenv.cfg"

@@ -19,6 +19,7 @@ from hpcimg.errors import ConfigError
 from hpcimg.units import parse_duration, parse_percent, parse_size
 
 _SCHEME = re.compile(r"[a-z][a-z0-9]*")
+_REGION = re.compile(r"[a-z0-9-]{1,64}")
 
 
 class Size(NamedTuple):
@@ -77,6 +78,10 @@ class Config:
     log_to: str
     library_url: str
     shub_url: str
+    s3_url: str
+    s3_region: str
+    s3_auth_file: str
+    s3_shared: bool
     registries: Mapping[str, Registry]
     statics: Mapping[str, Static]
     aliases: Mapping[str, str]
@@ -263,6 +268,16 @@ def _url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _region(text: str) -> str:
+    if not _REGION.fullmatch(text):
+        raise ValueError(f"{text!r} is not a region; write one like eu-west-1")
+    return text
+
+
+def _optional(read: Callable[[str], str]) -> Callable[[str], str]:
+    return lambda text: read(text) if text else ""
+
+
 def _words(text: str) -> tuple[str, ...]:
     return tuple(text.replace(",", " ").split())
 
@@ -317,6 +332,14 @@ KEYS = (
         "the service of library:// references that name no host"),
     Key("shub", "url", "shub_url", "https://singularity-hub.org", _url,
         "the service of shub:// references that name no host"),
+    Key("s3", "url", "s3_url", "", _optional(_url),
+        "the endpoint of s3:// references; default Amazon's"),
+    Key("s3", "region", "s3_region", "", _optional(_region),
+        "its region; default what the endpoint says"),
+    Key("s3", "auth_file", "s3_auth_file", "", _optional(_path),
+        "the site's credentials for it, a file like ~/.aws/credentials"),
+    Key("s3", "shared", "s3_shared", "no", _boolean,
+        "whether what they fetch is for all, not for the job's user alone"),
     Key("slurm", "comment", "comment_from", "environment", _one_of("environment", "query"),
         "query: ask Slurm where it does not pass the comment to Prolog (before 22.05)"),
     Key("log", "to", "log_to", "syslog", _log_target,

@@ -16,7 +16,8 @@ class Settings(NamedTuple):
     `deadline` is a time.monotonic() value, which all processes of a node share;
     `tries` is how often a request is made before it is given up; `insecure`
     that the host is spoken to in plain http; `service` is the address of the
-    service that the site configured for a scheme whose references name no host.
+    service that the site configured for a scheme whose references name no host,
+    `region` the part of it that is meant, where it has several.
     `credentials` is the text of the site's own credentials file for this place,
     "" for none. `as_user` says that the fetch runs with the rights of the job's
     user, and that this user's own credentials files may be read.
@@ -28,6 +29,7 @@ class Settings(NamedTuple):
     stall_timeout_s: float
     insecure: bool = False
     service: str = ""
+    region: str = ""
     credentials: str = ""
     as_user: bool = False
 

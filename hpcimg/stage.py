@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Sequence
 
-from hpcimg import accounts, events, parent, reference, sources
+from hpcimg import accounts, events, parent, reference, services, sources
 from hpcimg.accounts import Account
 from hpcimg.cache import hot, inflight, store
 from hpcimg.cache.arrival import Cache
@@ -120,14 +120,12 @@ def stage(
     may_read_as_user = wanted.scheme in sources.READS_AS_USER
     try:
         if os.geteuid() != 0:
-            staged = bring(None, owner=None, as_user=may_read_as_user)
+            staged = bring(None, owner=None, as_user=may_read_as_user, as_site=True)
         else:
-            site = config.registry(wanted.host)
-            owner = uid if site.auth_file and not site.shared else None
+            site = services.find(config, wanted)
+            owner = uid if site.has_credentials and not site.shared else None
             try:
-                staged = bring(
-                    accounts.unprivileged(config.account), owner=owner, auth_file=site.auth_file
-                )
+                staged = bring(accounts.unprivileged(config.account), owner=owner, as_site=True)
             except Forbidden:
                 if not may_read_as_user or uid == 0:
                     raise
@@ -156,11 +154,13 @@ def _ensure(
     *,
     owner: int | None,
     as_user: bool = False,
-    auth_file: str = "",
+    as_site: bool = False,
     job: str,
     deadline: float,
     progress: Progress,
 ) -> Staged:
+    service = services.find(config, wanted)
+
     def fetch(
         descriptor: int,
         *,
@@ -174,9 +174,10 @@ def _ensure(
             deadline=deadline,
             connect_timeout_s=config.connect_timeout_s,
             stall_timeout_s=config.stall_timeout_s,
-            insecure=config.registry(wanted.host).insecure,
-            service=_service(config, wanted.scheme),
-            credentials=_read_credentials(auth_file) if auth_file else "",
+            insecure=service.insecure,
+            service=service.url,
+            region=service.region,
+            credentials=service.credentials() if as_site else "",
             as_user=as_user,
         )
         return parent.fetch(
@@ -221,20 +222,6 @@ def _ensure(
         convert=convert,
         progress=progress,
     )
-
-
-def _service(config: Config, scheme: str) -> str:
-    if scheme in config.statics:
-        return config.statics[scheme].url
-    return {"library": config.library_url, "shub": config.shub_url}.get(scheme, "")
-
-
-def _read_credentials(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read", why=str(error)) from None
 
 
 def _record(cache: Cache, event: str, began: float, **fields: object) -> None:

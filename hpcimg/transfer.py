@@ -41,13 +41,21 @@ JSON_MAX = 4 << 20  # what the OCI specification allows a manifest
 _TRY_AGAIN = frozenset({408, 425, 429})
 
 
-def open_session() -> requests.Session:
+class _NoRedirects(requests.Session):
+    """A session that leaves redirects to its caller."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        return None
+
+
+def open_session(*, redirects: bool = True) -> requests.Session:
     """Return a session with hpcimg's manners: few redirects, bytes as they are stored.
 
     It trusts whom the node trusts, a site's own authority among them, rather
-    than the bundle that comes with requests.
+    than the bundle that comes with requests. With `redirects` false a redirect
+    is an answer like any other.
     """
-    session = requests.Session()
+    session = requests.Session() if redirects else _NoRedirects()
     known = ssl.get_default_verify_paths()
     session.verify = known.cafile or known.capath or True
     session.max_redirects = 5
@@ -169,21 +177,24 @@ def download(
     sink: Sink,
     settings: Settings,
     *,
-    headers: Mapping[str, str] | None = None,
+    headers: Mapping[str, str] | Callable[[], Mapping[str, str]] | None = None,
     offer: Callable[[requests.Response, int | None], Offer] | None = None,
+    check: Callable[[requests.Response], None] = check_status,
 ) -> bool:
     """Bring the body of a URL into the sink, in as many attempts as it takes.
 
     An attempt goes on where the last one ended if the server can do that and
-    still has the same file; otherwise it begins again. `offer` makes the offer
-    from a response that begins and its length; without it one was made before.
+    still has the same file; otherwise it begins again. `headers` may be a
+    function, asked anew for each attempt. `offer` makes the offer from a
+    response that begins and its length; without it one was made before.
+    `check` raises what a response means that is not the body.
     Returns True where the server answered 304 to a condition in `headers`.
     """
     same: dict[str, str] = {}
-    conditional = any(name.startswith("If-") for name in headers or {})
     for attempt in attempts(sink, settings):
         with attempt:
-            asked = dict(headers or {})
+            asked = dict(headers() if callable(headers) else headers or {})
+            conditional = any(name.startswith("If-") for name in asked)
             if sink.position and same:
                 asked.update(same, Range=f"bytes={sink.position}-")
             with request(session, url, settings, headers=asked) as response:
@@ -193,8 +204,8 @@ def download(
                     same = {}
                     sink.rewind()
                     raise Unreachable(f"{_shown(url)} changed while it was read")
-                check_status(response)
-                total = _begin(response, sink, url)
+                check(response)
+                total = _begin(response, sink, url, same)
                 same = _same(response)
                 if offer and not sink.position:
                     sink.offer(offer(response, total))
@@ -208,8 +219,13 @@ def download(
     return False
 
 
-def _begin(response: requests.Response, sink: Sink, url: str) -> int | None:
-    """Set the sink to where this body begins; return the length of the whole."""
+def _begin(
+    response: requests.Response, sink: Sink, url: str, same: Mapping[str, str]
+) -> int | None:
+    """Set the sink to where this body begins; return the length of the whole.
+
+    `same` is what the first part said about the file that it is of.
+    """
     length = response.headers.get("Content-Length", "")
     if response.status_code == 206:
         match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
@@ -219,6 +235,10 @@ def _begin(response: requests.Response, sink: Sink, url: str) -> int | None:
                 f"{_shown(url)} sent another part than was asked for",
                 why=response.headers.get("Content-Range", "no Content-Range"),
             )
+        # Some object stores send a part of whatever is there now, If-Range or not.
+        if _same(response) not in ({}, same):
+            sink.rewind()
+            raise Unreachable(f"{_shown(url)} changed while it was read")
         return None if match[3] == "*" else int(match[3])
     if sink.position:
         sink.rewind()

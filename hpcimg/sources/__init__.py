@@ -22,8 +22,9 @@ MODULES = {
     "docker-archive": "hpcimg.sources.layouts",
     "library": "hpcimg.sources.library",
     "shub": "hpcimg.sources.shub",
+    "s3": "hpcimg.sources.s3",
 }
 # Of schemes that the site configures under names of its own, as [static NAME].
 STATIC = "hpcimg.sources.static"
 # Where the job's user may read what the unprivileged account may not.
-READS_AS_USER = frozenset({"file", "docker", "oras", "oci", "oci-archive", "docker-archive"})
+READS_AS_USER = frozenset({"file", "docker", "oras", "oci", "oci-archive", "docker-archive", "s3"})

@@ -36,6 +36,7 @@ ONLY_IN = {
     "requests": ("hpcimg.transfer", "hpcimg.sources"),
     "urllib3": ("hpcimg.transfer",),
     "argparse": ("hpcimg.cli",),
+    "botocore": ("hpcimg.sources.aws",),
     "pyslurm": ("hpcimg.slurm.query",),
 }
 
