@@ -95,7 +95,7 @@ def _fill(
 ) -> None:
     now = int(time.time())
     tree = Tree(len(layers), work.uri)
-    merge = Merge(tree, stream, Limits(work.uri, work.max_unpacked_bytes))
+    merge = Merge(tree, stream, Limits(work.uri, work.max_unpacked_bytes), careful=careful)
     for entry in entries:
         if entry.kind == DIRECTORY:
             tree.take_directory(entry.name)
@@ -104,7 +104,7 @@ def _fill(
             tree.take(entry.name)
             _add(stream, entry, now)
     for number in reversed(range(len(layers))):
-        merge.lay(layers[number], number, told.of(number), careful=careful)
+        merge.lay(layers[number], number, told.of(number))
     merge.end()
     for entry in runtime.under_image():
         if tree.add_missing(entry.name, directory=entry.kind == DIRECTORY):

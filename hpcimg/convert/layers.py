@@ -212,7 +212,7 @@ class _Source:
                 stdout=subprocess.PIPE,
                 stderr=words,
                 env=programs.environment(),
-                preexec_fn=programs.die_with_parent(),
+                preexec_fn=programs.die_with_parent(),  # noqa: PLW1509
             ) as process,
         ):
             assert process.stdout
@@ -222,7 +222,7 @@ class _Source:
                     self.position = os.lseek(self._layer.descriptor, 0, os.SEEK_CUR)
                     yield data
             if process.wait():
-                raise self._layer.damaged(programs.last_words(words) or "zstd failed")
+                raise self._layer.damaged(f"zstd: {programs.last_words(words)}")
 
 
 def _ahead(chunks: Iterator[bytes]) -> Iterator[bytes]:

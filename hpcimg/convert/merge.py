@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from hpcimg.convert import sparse
 from hpcimg.convert.layers import Layer, Reader
@@ -74,27 +74,28 @@ class _Budget:
 
 
 class Merge:
-    """The layers laid so far. `tree` and `directories` say what the image holds."""
+    """The layers laid so far. `tree` and `directories` say what the image holds.
 
-    def __init__(self, tree: Tree, stream: Stream, limits: Limits) -> None:
+    `careful` reads each layer twice, and so allows for paths that come twice in
+    one; without that, they raise Repeated.
+    """
+
+    def __init__(self, tree: Tree, stream: Stream, limits: Limits, *, careful: bool) -> None:
         self.tree = tree
         # Attributes of directories: mode and time of modification.
         self.directories: dict[bytes, tuple[int, int]] = {}
         self._stream = stream
         self._limits = limits
+        self._careful = careful
         self._budget = _Budget(limits.uri)
         # Hard links that wait for their target in a lower layer.
         self._wanted: dict[bytes, list[bytes]] = {}
         self._above_wanted: set[bytes] = set()
 
-    def lay(self, layer: Layer, number: int, progress: Progress, *, careful: bool) -> None:
-        """Lay the next lower layer under those before.
-
-        `careful` reads the layer twice, and so allows for paths that come
-        twice in it; without that, they raise Repeated.
-        """
+    def lay(self, layer: Layer, number: int, progress: Progress) -> None:
+        """Lay the next lower layer under those before. Raises HpcimgError, Repeated."""
         self.tree.begin(number)
-        void = _find_void(layer, progress, self._limits.uri) if careful else frozenset()
+        void = _find_void(layer, progress, self._limits.uri) if self._careful else frozenset()
         run = _Run(self, layer, void)
         with closing(Reader(layer, progress)) as reader:
             for index, member in enumerate(members(reader)):
@@ -110,7 +111,7 @@ class Merge:
     def end(self) -> None:
         """Raise NotAnImage where hard links wait in vain."""
         for target, names in self._wanted.items():
-            raise self.dangling(names[0], target)
+            self.dangling(names[0], target)
 
     def write(self, names: list[bytes], member: Member, reader: Reader) -> None:
         """Write a member under the first name, and the others as hard links to that."""
@@ -154,7 +155,7 @@ class Merge:
         elif name in self._above_wanted:
             blocked += [path for path in self._wanted if path.startswith(name + b"/")]
         for path in blocked:
-            raise self.dangling(self._wanted[path][0], path)
+            self.dangling(self._wanted[path][0], path)
         return self._wanted.pop(name, [])
 
     def hide_wanted(self, gone: set[bytes], opaque: set[bytes]) -> None:
@@ -162,11 +163,13 @@ class Merge:
         for target, names in self._wanted.items():
             above = set(_above(target))
             if target in gone or above & gone or (above | {b""}) & opaque:
-                raise self.dangling(names[0], target)
+                self.dangling(names[0], target)
 
-    def dangling(self, name: bytes, target: bytes) -> NotAnImage:
-        """Return the error for a hard link to nothing. Other tools do not take such images."""
-        return NotAnImage(
+    def dangling(self, name: bytes, target: bytes) -> NoReturn:
+        """Refuse a hard link to nothing, as other tools do."""
+        if not self._careful:
+            raise Repeated  # it may be there after all, if what hides it is void
+        raise NotAnImage(
             f"{self._limits.uri} cannot be converted",
             why=f"{shown(name)} is a hard link to {shown(target)}, which is not there",
             do="Build the image again, or use another one.",
@@ -186,6 +189,7 @@ class _Run:
         self._served: set[bytes] = set()
         self._directories: dict[bytes, tuple[int, int]] = {}
         self._gone: set[bytes] = set()
+        self._replaced: set[bytes] = set()
         self._opaque: set[bytes] = set()
         self._waiting: dict[bytes, list[bytes]] = {}
 
@@ -195,9 +199,10 @@ class _Run:
         if not name:
             return  # the root, whose attributes mksquashfs does not take from here
         void = index in self._void
+        place: _Place = _LEFT_OUT if kind == DEVICE else index
         if _MARK in name and self._is_mark(name, void):
             if kind != DIRECTORY:
-                self._places[name] = index  # aufs keeps the targets of hard links so
+                self._places[name] = place  # aufs keeps the targets of hard links so
         elif kind == DIRECTORY:
             if not void:
                 self._merge.wanted(name, kind)
@@ -206,7 +211,7 @@ class _Run:
         elif kind == LINK:
             self._take_link(member, void)
         elif void:
-            self._places[name] = index
+            self._void_other(name, place)
         else:
             self._take_other(index, member, reader)
 
@@ -215,10 +220,10 @@ class _Run:
         merge = self._merge
         for name, attributes in self._directories.items():
             merge.directories.setdefault(name, attributes)
-        for name in self._gone:
-            self._tree.white_out(name)
-        for name in self._opaque:
+        for name in sorted(self._opaque, reverse=True):  # a directory after those in it
             self._tree.make_opaque(name)
+        for name in self._gone | self._replaced:
+            self._tree.white_out(name)
         for target, names in self._waiting.items():
             merge.want(target, names)
         merge.hide_wanted(self._gone, self._opaque)
@@ -246,7 +251,7 @@ class _Run:
         if place is None:
             place = target if self._tree.taken_here(target) else _Lower(target)
         if void:
-            self._places[name] = place
+            self._void_other(name, place)
             return
         if name in self._served:
             raise Repeated
@@ -261,9 +266,13 @@ class _Run:
         elif isinstance(place, int):
             if names:
                 self.copies.setdefault(place, []).extend(names)
-        elif place is not _LEFT_OUT:
-            if names:
-                self._waiting.setdefault(place.name, []).extend(names)
+        elif place is not _LEFT_OUT and names:
+            self._waiting.setdefault(place.name, []).extend(names)
+
+    def _void_other(self, name: bytes, place: _Place) -> None:
+        self._places[name] = place
+        # What came later may be a directory, and has nothing of those in lower layers.
+        self._replaced.add(name)
 
     def _is_mark(self, name: bytes, void: bool) -> bool:
         """Take note of a whiteout. True for all names that are none of the image's files."""

@@ -13,6 +13,10 @@ _MAX_BYTES = 8 << 20
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
+class _Wrong(ValueError):
+    """What is wrong with a configuration."""
+
+
 class OciConfig(NamedTuple):
     """What a runtime needs of it. No text holds a zero byte."""
 
@@ -31,7 +35,7 @@ def parse(text: str, uri: str) -> OciConfig:
     """
     try:
         if len(text.encode()) > _MAX_BYTES:
-            raise ValueError("it is too large")
+            raise _Wrong("it is too large")
         whole = json.loads(text)
         found = _read(whole, text)
     except (ValueError, RecursionError) as error:
@@ -55,12 +59,12 @@ def parse(text: str, uri: str) -> OciConfig:
 def _read(whole: Any, text: str) -> OciConfig:
     said = whole.get("config") if isinstance(whole, dict) else None
     if not isinstance(whole, dict) or not isinstance(said, dict | None):
-        raise ValueError("it is not written as the OCI image specification says")
+        raise _Wrong("it is not written as the OCI image specification says")
     said = said or {}
     variables = (entry.partition("=") for entry in _texts(said, "Env"))
     labels = said.get("Labels") or {}
     if not isinstance(labels, dict):
-        raise ValueError("Labels is no object")
+        raise _Wrong("Labels is no object")
     return OciConfig(
         text=text,
         variables=tuple(
@@ -76,19 +80,19 @@ def _read(whole: Any, text: str) -> OciConfig:
 def _texts(said: dict[str, Any], key: str) -> tuple[str, ...]:
     values = said.get(key) or []
     if not isinstance(values, list):
-        raise ValueError(f"{key} is no list")
+        raise _Wrong(f"{key} is no list")
     return tuple(_text(value, key) for value in values)
 
 
 def _text(value: object, key: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{key} holds something else than text")
+        raise _Wrong(f"{key} holds something else than text")
     if "\0" in value:
-        raise ValueError(f"{key} holds a zero byte")
+        raise _Wrong(f"{key} holds a zero byte")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{key} holds what is no Unicode text") from None
+        raise _Wrong(f"{key} holds what is no Unicode text") from None
     return value
 
 

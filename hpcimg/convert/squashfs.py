@@ -75,7 +75,7 @@ def pack(
             cwd="/",
             env=programs.environment(),
             pass_fds=(output,),
-            preexec_fn=programs.die_with_parent(),
+            preexec_fn=programs.die_with_parent(),  # noqa: PLW1509
         ) as process,
     ):
         assert process.stdin

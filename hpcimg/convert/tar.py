@@ -78,9 +78,10 @@ def members(reader: Reader) -> Iterator[Member]:
             if b"size" in extended:
                 stored = sparse.decimal(extended[b"size"], layer)
             table = sparse.old_gnu(block, reader) if kind == b"S" else None
-            size, end = stored, reader.position + _padded(stored)
+            begin, size = reader.position, stored
+            end = begin + _padded(stored)
             if table := table or sparse.pax(extended, reader):
-                if reader.position + sum(length for _, length in table.segments) > end:
+                if reader.position + sum(length for _, length in table.segments) > begin + stored:
                     raise layer.damaged("the table of a sparse file is wrong")
                 segments, size = table.segments, table.size
                 name = table.name or name
@@ -139,16 +140,25 @@ def _next_header(reader: Reader) -> bytes | None:
         if reader.at_end() or reader.read(_BLOCK) == _ZEROS:
             return None
         raise reader.layer.damaged("a block of zeros between two files")
-    # The sum of all bytes, those of the checksum itself taken as blanks. zlib's
-    # checksum holds it, modulo 65521, and is many times faster than sum().
-    begin, said, end = block[:148], _number(block[148:156], reader.layer), block[156:]
-    if (zlib.adler32(b"%b        %b" % (begin, end)) & 0xFFFF) != (said + 1) % 65521:
-        signed = sum(byte - 256 * (byte > 127) for byte in begin + end) + 256
-        if signed != said:  # some old programs took bytes as signed
-            if reader.position == _BLOCK:
-                raise reader.layer.refused("it is no tar archive, neither plain nor gzip nor zstd")
-            raise reader.layer.damaged("the checksum of a file's header is wrong")
+    if not _sum_fits(block, reader.layer):
+        if reader.position == _BLOCK:
+            raise reader.layer.refused("it is no tar archive, neither plain nor gzip nor zstd")
+        raise reader.layer.damaged("the checksum of a file's header is wrong")
     return block
+
+
+def _sum_fits(block: bytes, layer: Layer) -> bool:
+    """Tell whether a header's checksum is the sum of its bytes, its own taken as blanks."""
+    digits = block[148:156].strip(b"\0 ")
+    if not digits.isdigit():
+        return False
+    said = _number(digits, layer)
+    begin, end = block[:148], block[156:]
+    # zlib's checksum holds the sum, modulo 65521, and is many times faster than sum().
+    if (zlib.adler32(b"%b        %b" % (begin, end)) & 0xFFFF) == (said + 1) % 65521:
+        return True
+    # Some old programs took bytes as signed.
+    return said == sum(byte - 256 * (byte > 127) for byte in begin + end) + 8 * ord(" ")
 
 
 def _number(field: bytes, layer: Layer) -> int:
@@ -191,9 +201,11 @@ def _extend(extended: dict[bytes, bytes], kind: bytes, size: int, reader: Reader
     else:
         while data:
             length, _, _ = data.partition(b" ")
-            record = data[: int(length)] if length.isdigit() and len(length) < 8 else b""
+            if not length.isdigit() or len(length) > 7:
+                raise layer.damaged("a pax header cannot be read")
+            record = data[: int(length)]
             key, equals, value = record[len(length) + 1 :].partition(b"=")
-            if not equals or not value.endswith(b"\n"):
+            if len(record) != int(length) or not equals or value[-1:] != b"\n":
                 raise layer.damaged("a pax header cannot be read")
             sparse.note(extended, key, value[:-1])
             data = data[len(record) :]
