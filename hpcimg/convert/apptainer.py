@@ -53,7 +53,7 @@ def build(
             stderr=words,
             cwd=folder,
             env=environment,
-            preexec_fn=programs.die_with_parent(),  # noqa: PLW1509
+            preexec_fn=programs.die_with_parent(),
             check=False,
         )
         if done.returncode:

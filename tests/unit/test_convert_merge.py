@@ -17,7 +17,15 @@ from hpcimg.convert.stream import Stream
 from hpcimg.convert.tree import Repeated, Tree
 from hpcimg.errors import HpcimgError, NotAnImage, TooLarge
 from tests.parts.layers import (
-    file, folder, link, opaque, opened, special, symlink, tar, whiteout,
+    file,
+    folder,
+    link,
+    opaque,
+    opened,
+    special,
+    symlink,
+    tar,
+    whiteout,
 )  # fmt: skip
 
 Entry = tuple[tarfile.TarInfo, bytes]
@@ -319,7 +327,7 @@ ENTRIES = st.one_of(
 )
 
 
-@settings(max_examples=20000, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(st.lists(ENTRIES, max_size=6), min_size=1, max_size=4))
 @example([[file("a", b"1"), link("b", "a")], [link("a/x", "b")], [whiteout("b")]])
 def test_as_if_unpacked_from_the_lowest_on(layers: list[list[Entry]]) -> None:
