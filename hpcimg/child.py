@@ -68,7 +68,7 @@ def _fetch(request: dict[str, Any], files: list[int], words: _Words) -> None:
 
 
 def _convert(request: dict[str, Any], files: list[int], words: _Words) -> None:
-    from hpcimg.convert import Work, convert
+    from hpcimg.convert.image import Work, convert
 
     _give_up_rights(request)
     os.nice(_NICENESS)

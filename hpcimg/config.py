@@ -20,6 +20,8 @@ from hpcimg.units import parse_duration, parse_percent, parse_size
 
 _SCHEME = re.compile(r"[a-z][a-z0-9]*")
 _REGION = re.compile(r"[a-z0-9-]{1,64}")
+# Of squashfs file systems, with the highest level; 0 where there are no levels.
+_COMPRESSORS = {"lz4": 0, "xz": 0, "gzip": 9, "zstd": 22}
 
 
 class Size(NamedTuple):
@@ -68,9 +70,9 @@ class Config:
     tag_ttl_s: float
     connect_timeout_s: float
     stall_timeout_s: float
-    image_format: str
-    compression: str
     account: str
+    format: str
+    compression: str
     allow: tuple[str, ...]
     deny: tuple[str, ...]
     max_image_size: int
@@ -291,6 +293,17 @@ def _one_of(*choices: str) -> Callable[[str], str]:
     return read
 
 
+def _compression(text: str) -> str:
+    name, colon, level = text.partition(":")
+    most = _COMPRESSORS.get(name, -1)
+    if most < 0 or (colon and not (level.isdecimal() and 1 <= int(level) <= most)):
+        raise ValueError(
+            f"{text!r} is not a compression; write lz4, xz, gzip, zstd, gzip:1 to gzip:9 "
+            "or zstd:1 to zstd:22"
+        )
+    return text
+
+
 def _log_target(text: str) -> str:
     return text if text in ("syslog", "stderr") else _path(text)
 
@@ -318,10 +331,12 @@ KEYS = (
         "the longest wait for a connection"),
     Key("stage", "stall_timeout", "stall_timeout_s", "60s", parse_duration,
         "the longest silence within a download"),
-    Key("stage", "format", "image_format", "auto", str, "x"),
-    Key("stage", "compression", "compression", "zstd:1", str, "x"),
     Key("stage", "account", "account", "", str,
         "the unprivileged account that fetches; default hpcimg, or else nobody"),
+    Key("stage", "format", "format", "auto", _one_of("auto", "sif", "squashfs"),
+        "what OCI images become; auto: sif where there is Apptainer or Singularity"),
+    Key("stage", "compression", "compression", "zstd:1", _compression,
+        "how OCI images are packed: lz4, xz, gzip or zstd, with a level as in zstd:19"),
     Key("policy", "allow", "allow", "*", _words,
         "patterns of references that may be staged"),
     Key("policy", "deny", "deny", "", _words,

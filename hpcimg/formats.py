@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 from hpcimg.errors import Damaged, NotAnImage, WrongArchitecture
 
-_SIF_HEADER = struct.Struct("<32s10s3s3s16sqqqqqqqq")
-_SIF_DESCRIPTOR = struct.Struct("<i?IIIqqqqqqq128s384s")
-_SIF_MAGIC = b"SIF_MAGIC\0"
+SIF_HEADER = struct.Struct("<32s10s3s3s16sqqqqqqqq")
+SIF_DESCRIPTOR = struct.Struct("<i?IIIqqqqqqq128s384s")
+SIF_MAGIC = b"SIF_MAGIC\0"
 _SIF_MAX_DESCRIPTORS = 4096
-_SIF_PARTITION = 0x4004
-_SIF_PRIMARY = 2
-_ARCHITECTURES = {
+SIF_PARTITION = 0x4004
+SIF_PRIMARY = 2
+ARCHITECTURES = {
     b"01\0": "i386", b"02\0": "x86_64", b"03\0": "arm", b"04\0": "aarch64", b"05\0": "ppc64",
     b"06\0": "ppc64le", b"07\0": "mips", b"08\0": "mipsle", b"09\0": "mips64",
     b"10\0": "mips64le", b"11\0": "s390x", b"12\0": "riscv64",
@@ -47,8 +47,8 @@ def identify(descriptor: int, what: str, *, machine: str = "") -> Image:
     short), WrongArchitecture.
     """
     size = os.fstat(descriptor).st_size
-    head = os.pread(descriptor, _SIF_HEADER.size, 0)
-    if head[32:42] == _SIF_MAGIC:
+    head = os.pread(descriptor, SIF_HEADER.size, 0)
+    if head[32:42] == SIF_MAGIC:
         image = _sif(descriptor, head, size, what)
     elif head[:4] == _SQUASHFS_MAGIC:
         image = _squashfs(descriptor, 0, size, what)
@@ -66,31 +66,31 @@ def identify(descriptor: int, what: str, *, machine: str = "") -> Image:
 
 
 def _sif(descriptor: int, head: bytes, size: int, what: str) -> Image:
-    if len(head) < _SIF_HEADER.size:
-        raise _cut_short(what, _SIF_HEADER.size, size)
-    fields = _SIF_HEADER.unpack(head)
-    architecture = _ARCHITECTURES.get(fields[3], "")
+    if len(head) < SIF_HEADER.size:
+        raise _cut_short(what, SIF_HEADER.size, size)
+    fields = SIF_HEADER.unpack(head)
+    architecture = ARCHITECTURES.get(fields[3], "")
     total, offset = fields[8], fields[9]
-    if not 0 < total <= _SIF_MAX_DESCRIPTORS or not _SIF_HEADER.size <= offset:
+    if not 0 < total <= _SIF_MAX_DESCRIPTORS or not SIF_HEADER.size <= offset:
         raise NotAnImage(f"{what} is a SIF file with a wrong header")
-    table = total * _SIF_DESCRIPTOR.size
+    table = total * SIF_DESCRIPTOR.size
     if offset + table > size:
         raise _cut_short(what, offset + table, size)
     raw = os.pread(descriptor, table, offset)
     needed, primary = 0, False
     for number in range(total):
-        entry = _SIF_DESCRIPTOR.unpack_from(raw, number * _SIF_DESCRIPTOR.size)
+        entry = SIF_DESCRIPTOR.unpack_from(raw, number * SIF_DESCRIPTOR.size)
         if not entry[1]:
             continue
         begin, length = entry[5], entry[6]
         if begin < 0 or length < 0:
             raise NotAnImage(f"{what} is a SIF file with a wrong descriptor")
         needed = max(needed, begin + length)
-        if entry[0] == _SIF_PARTITION:
+        if entry[0] == SIF_PARTITION:
             part_type, part_arch = struct.unpack_from("<i3s", entry[13], 4)
-            if part_type == _SIF_PRIMARY:
+            if part_type == SIF_PRIMARY:
                 primary = True
-                architecture = _ARCHITECTURES.get(part_arch, architecture)
+                architecture = ARCHITECTURES.get(part_arch, architecture)
     if size < needed:
         raise _cut_short(what, needed, size)
     if not primary:

@@ -52,7 +52,7 @@ def open_cache(config: Config) -> Cache:
 def cache_of(config: Config) -> Cache:
     """Return the cache as it stands. Raises CacheUnusable where there is none."""
     layout = Layout(config.cache_path, config.state_path)
-    image_format = pick_format(config.image_format)
+    image_format = pick_format(config.format)
     return Cache(layout, limits(config), config.tag_ttl_s, config.max_image_size, image_format)
 
 

@@ -1,32 +1,19 @@
-"""Making one image file of the layers of an OCI image."""
+"""Turning the layers of an OCI or Docker image into one SIF or squashfs file.
+
+Nothing is unpacked on disk: `hpcimg.convert.image` merges the layers into one tar
+stream, which mksquashfs reads. All of it runs without root's rights but
+`pick_format`. What the file holds is described in docs/converted-images.md.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from hpcimg.convert import programs
 
-from hpcimg.errors import MissingTool
-
-
-class Work(NamedTuple):
-    """One conversion."""
-
-    uri: str
-    config: str
-    layers: tuple[int, ...]
-    output: int
-    folder: str
-    format: str
-    compression: str
-    max_unpacked_bytes: int
+RUNTIMES = ("apptainer", "singularity")
 
 
 def pick_format(wanted: str) -> str:
-    """Return the format that images are converted to."""
-    return "squashfs" if wanted == "auto" else wanted
-
-
-def convert(work: Work, tell: Callable[[int, int], None]) -> None:
-    """Write the image file. Raises MissingTool."""
-    del tell
-    raise MissingTool(f"{work.uri} cannot be converted", why="this is not written yet")
+    """Return the format, "sif" or "squashfs", that `[stage] format` stands for on this node."""
+    if wanted != "auto":
+        return wanted
+    return "sif" if programs.find(*RUNTIMES) else "squashfs"

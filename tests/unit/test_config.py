@@ -43,6 +43,7 @@ def test_an_empty_file_is_a_working_node(main: Path) -> None:
     assert (loaded.connect_timeout_s, loaded.stall_timeout_s) == (10, 60)
     assert (loaded.allow, loaded.deny, loaded.max_image_size) == (("*",), (), 0)
     assert (loaded.comment_from, loaded.log_to, loaded.account) == ("environment", "syslog", "")
+    assert (loaded.format, loaded.compression) == ("auto", "zstd:1")
     assert (loaded.registries, loaded.aliases) == ({}, {})
     assert loaded.registry("anywhere:5000") == Registry(insecure=False)
 
@@ -117,6 +118,11 @@ def test_settings_tell_where_they_come_from(main: Path) -> None:
         ("[cache]\nhigh_watermark = 9\n", "[cache] high_watermark", "write 80%"),
         ("[cache]\nmax_size = 101%\n", "[cache] max_size", "write 80%"),
         ("[stage]\ndeadline = soon\n", "[stage] deadline", "write 90s"),
+        ("[stage]\nformat = img\n", "[stage] format", "auto, sif, squashfs"),
+        ("[stage]\ncompression = lzma\n", "[stage] compression", "write lz4"),
+        ("[stage]\ncompression = xz:1\n", "[stage] compression", "zstd:22"),
+        ("[stage]\ncompression = gzip:10\n", "[stage] compression", "gzip:9"),
+        ("[stage]\ncompression = zstd:\n", "[stage] compression", "zstd:1"),
         ("[slurm]\ncomment = maybe\n", "[slurm] comment", "environment, query"),
         ("[log]\nto = hpcimg.log\n", "[log] to", "absolute path"),
         ("[registry h]\ninsecure = perhaps\n", "[registry h] insecure", "neither yes nor no"),
@@ -136,6 +142,12 @@ def test_says_file_section_key_and_what_would_be_right(
     assert message.startswith(f"{main}: {where}")
     assert hint in message
     assert message.isprintable()
+
+
+@pytest.mark.parametrize("text", ["lz4", "xz", "gzip", "gzip:9", "zstd", "zstd:1", "zstd:22"])
+def test_compressions(main: Path, text: str) -> None:
+    main.write_text(f"[stage]\ncompression = {text}\n")
+    assert config.load().compression == text
 
 
 @pytest.mark.parametrize(

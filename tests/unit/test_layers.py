@@ -24,6 +24,11 @@ FORBIDDEN = {
     "hpcimg.parent": ("hpcimg.cache", "hpcimg.stage", "hpcimg.config", *TOP),
     "hpcimg.stage": TOP,
     "hpcimg.status": TOP,
+    # It reads what strangers made: only bytes go in, one file comes out.
+    "hpcimg.convert": (
+        "hpcimg.cache", "hpcimg.sources", "hpcimg.stage", "hpcimg.parent", "hpcimg.child",
+        "hpcimg.config", "hpcimg.transfer", *TOP,
+    ),
     "hpcimg.slurm": ("hpcimg.cli",),
     "hpcimg.transfer": ("hpcimg.sources", "hpcimg.cache"),
     "hpcimg.reference": ("hpcimg.config", "hpcimg.sources", "hpcimg.cache"),

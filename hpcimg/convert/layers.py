@@ -1,0 +1,254 @@
+"""The bytes of one layer, unpacked: gzip, zstd or plain, told by its first bytes.
+
+The bytes are hostile: no more is held in memory than a few chunks, and a layer
+that unpacks to far more than any real one is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import queue
+import subprocess
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from hpcimg.convert import programs
+from hpcimg.errors import Damaged, HpcimgError, MissingTool, NotAnImage, TooLarge
+
+_GZIP = b"\x1f\x8b"
+_ZSTD = b"\x28\xb5\x2f\xfd"
+_ZSTD_SKIPPABLE = b"\x2a\x4d\x18"  # at 1; at 0 is 0x50 to 0x5f
+_CHUNK = 1 << 20
+# Small, since zlib copies the rest of it after each of many short gzip members.
+_GZIP_CHUNK = 1 << 17
+_CHUNKS_AHEAD = 8
+# No real layer comes near: text shrinks to a tenth, zeros in gzip to a thousandth.
+_FREE_BYTES = 1 << 30
+_MOST_TIMES = 1000
+
+
+class Layer(NamedTuple):
+    """One layer: an open file, and what it is called in errors."""
+
+    descriptor: int
+    size_bytes: int
+    what: str
+
+    def damaged(self, why: str) -> HpcimgError:
+        """Return the error for a layer that cannot be read as far as it should."""
+        return Damaged(f"{self.what} is damaged", why=why)
+
+    def refused(self, why: str) -> HpcimgError:
+        """Return the error for a layer that is none, or an impossible one."""
+        return NotAnImage(
+            f"{self.what} cannot be used", why=why, do="Build the image again, or use another one."
+        )
+
+    def check_expansion(self, size_bytes: int) -> None:
+        """Raise TooLarge where the layer unpacks to far more than any real one."""
+        if size_bytes > max(_FREE_BYTES, self.size_bytes * _MOST_TIMES):
+            raise TooLarge(
+                f"{self.what} cannot be used",
+                why=f"its {self.size_bytes} bytes unpack to more than {_MOST_TIMES} times as much",
+                do="Such an image is broken, or meant to fill disks; use another one.",
+            )
+
+
+class Reader:
+    """The unpacked bytes of a layer, in order.
+
+    `read`, `copy` and `skip_to` raise Damaged at a premature end, TooLarge for
+    a layer that expands too far, MissingTool. `progress` is told how many bytes
+    of the layer itself were read.
+    """
+
+    def __init__(self, layer: Layer, progress: Callable[[int], None]) -> None:
+        self.layer = layer
+        self._progress = progress
+        self._source = _Source(layer)
+        self._chunks = self._source.chunks()
+        self._chunk = b""
+        self._at = 0  # in the chunk
+        self._before = 0  # unpacked bytes before the chunk
+
+    def close(self) -> None:
+        """End what unpacks."""
+        self._chunks.close()
+
+    @property
+    def position(self) -> int:
+        """How many unpacked bytes were read."""
+        return self._before + self._at
+
+    def read(self, size: int) -> bytes:
+        """Return the next bytes, exactly that many."""
+        end = self._at + size
+        if end > len(self._chunk):
+            return b"".join(self.copy(size))
+        data = self._chunk[self._at : end]
+        self._at = end
+        return data
+
+    def copy(self, size: int) -> Iterator[bytes]:
+        """Yield the next bytes, that many, in pieces as they come."""
+        while size:
+            if self._at == len(self._chunk) and not self._next():
+                raise self.layer.damaged("it ends in the middle of a file")
+            piece = self._chunk[self._at : self._at + size]
+            self._at += len(piece)
+            size -= len(piece)
+            yield piece
+
+    def skip_to(self, position: int) -> None:
+        """Leave out what is before a position. One that was passed is an error of the layer."""
+        if position < self.position:
+            raise self.layer.damaged("a file's header is wrong")
+        while position > self._before + len(self._chunk):
+            if not self._next():
+                raise self.layer.damaged("it ends in the middle of a file")
+        self._at = position - self._before
+
+    def at_end(self) -> bool:
+        """Tell whether there is nothing more."""
+        return self._at == len(self._chunk) and not self._next()
+
+    def drain(self) -> None:
+        """Read to the end, so that the checksums that stand there are checked."""
+        while self._next():
+            pass
+
+    def _next(self) -> bool:
+        self._before += len(self._chunk)
+        self._at = 0
+        self._chunk = next(self._chunks, b"")
+        self._progress(self._source.position)
+        self.layer.check_expansion(self._before + len(self._chunk))
+        return bool(self._chunk)
+
+
+class _Source:
+    """What unpacks a layer; `position` is how much of it was read."""
+
+    def __init__(self, layer: Layer) -> None:
+        self._layer = layer
+        self.position = 0
+
+    def chunks(self) -> Any:
+        """Return a generator of the unpacked bytes."""
+        head = os.pread(self._layer.descriptor, 512, 0)
+        if head.startswith(_GZIP):
+            return _ahead(self._gunzip())
+        if head.startswith(_ZSTD) or (head[1:4] == _ZSTD_SKIPPABLE and head[0] >> 4 == 5):
+            return self._unzstd()
+        return self._packed(_CHUNK)
+
+    def _packed(self, size: int) -> Iterator[bytes]:
+        while data := os.pread(self._layer.descriptor, size, self.position):
+            self.position += len(data)
+            yield data
+
+    def _gunzip(self) -> Iterator[bytes]:
+        try:
+            yield from self._gzip_members()
+        except zlib.error as error:
+            raise self._layer.damaged(f"gzip: {error}") from None
+
+    def _gzip_members(self) -> Iterator[bytes]:
+        unzip, begun = zlib.decompressobj(wbits=31), False
+        for data in self._packed(_GZIP_CHUNK):
+            while data:
+                if not begun:
+                    data = data.lstrip(b"\0")  # some pad with zeros after a member
+                    unzip, begun = zlib.decompressobj(wbits=31), bool(data)
+                if unpacked := unzip.decompress(data, _CHUNK):
+                    yield unpacked
+                begun = begun and not unzip.eof
+                data = unzip.unconsumed_tail or unzip.unused_data
+        while begun and (unpacked := unzip.decompress(b"", _CHUNK)):
+            yield unpacked
+        if begun and not unzip.eof:
+            raise self._layer.damaged("gzip: it is cut short")
+
+    def _unzstd(self) -> Any:
+        try:
+            library = importlib.import_module("compression.zstd")  # from Python 3.14 on
+        except ImportError:
+            return self._zstd_program()
+        return _ahead(self._zstd_library(library))
+
+    def _zstd_library(self, library: Any) -> Iterator[bytes]:
+        unzip, begun = library.ZstdDecompressor(), False
+        try:
+            for data in self._packed(_GZIP_CHUNK):
+                while data or (begun and not unzip.needs_input):
+                    if not begun:
+                        unzip, begun = library.ZstdDecompressor(), True
+                    if unpacked := unzip.decompress(data, _CHUNK):
+                        yield unpacked
+                    begun = not unzip.eof
+                    data = b"" if begun else unzip.unused_data
+        except library.ZstdError as error:
+            raise self._layer.damaged(f"zstd: {error}") from None
+        if begun:
+            raise self._layer.damaged("zstd: it is cut short")
+
+    def _zstd_program(self) -> Iterator[bytes]:
+        program = programs.find("zstd")
+        if not program:
+            raise MissingTool(
+                f"{self._layer.what} is packed with zstd, which this node cannot unpack",
+                do="Administrators: install the program zstd on this node.",
+            )
+        os.lseek(self._layer.descriptor, 0, os.SEEK_SET)
+        with (
+            programs.listen() as words,
+            subprocess.Popen(
+                [program, "-dcq"],
+                stdin=self._layer.descriptor,
+                stdout=subprocess.PIPE,
+                stderr=words,
+                env=programs.environment(),
+                preexec_fn=programs.die_with_parent(),  # noqa: PLW1509
+            ) as process,
+        ):
+            assert process.stdout
+            # Where no more is wanted, the end of the pipe ends the program.
+            with process.stdout as unpacked:
+                while data := unpacked.read(_CHUNK):
+                    self.position = os.lseek(self._layer.descriptor, 0, os.SEEK_CUR)
+                    yield data
+            if process.wait():
+                raise self._layer.damaged(f"zstd: {programs.last_words(words)}")
+
+
+def _ahead(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield what another thread makes ready meanwhile: zlib works without Python's lock."""
+    made: queue.Queue[bytes | BaseException | None] = queue.Queue(_CHUNKS_AHEAD)
+    stop = threading.Event()
+
+    def work() -> None:
+        try:
+            for chunk in chunks:
+                made.put(chunk)
+                if stop.is_set():
+                    return
+            made.put(None)
+        except BaseException as error:
+            made.put(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while (got := made.get()) is not None:
+            if isinstance(got, BaseException):
+                raise got
+            yield got
+    finally:
+        stop.set()
+        while thread.is_alive():
+            with contextlib.suppress(queue.Empty):
+                made.get(timeout=0.01)

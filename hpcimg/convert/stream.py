@@ -1,0 +1,98 @@
+"""The tar stream that mksquashfs reads: plain headers of GNU's format, written anew.
+
+Nothing of a layer's headers is passed on as it came, so that what mksquashfs
+reads is what was checked here.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterable
+
+from hpcimg.convert.tar import DIRECTORY, FIFO, FILE, LINK, SYMLINK
+
+_HEADER = struct.Struct("100s8s8s8s12s12s8s1s100s8s247s")
+_KINDS = {FILE: b"0", LINK: b"1", SYMLINK: b"2", DIRECTORY: b"5", FIFO: b"6"}
+_NOBODY = b"0000000\0"  # all is root's, whatever is said here
+_NO_SUM = b"        "
+_MAGIC = b"ustar  \0"
+_BLOCK = 512
+_PADDING = [bytes(-size % _BLOCK) for size in range(_BLOCK)]
+_OCTAL_LIMIT = 8**11
+_BATCH_BYTES = 1 << 18
+
+
+class Stream:
+    """Members on their way into a pipe, in large pieces. Raises OSError where it is closed."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._pieces: list[bytes] = []
+        self._waiting = 0
+        self.content_bytes = 0
+
+    def add(
+        self,
+        kind: int,
+        name: bytes,
+        *,
+        mode: int = 0o755,
+        mtime: int,
+        size: int = 0,
+        target: bytes = b"",
+        content: Iterable[bytes] = (),
+    ) -> None:
+        """Add a member; `content` yields `size` bytes."""
+        self._put(header(kind, name, mode, mtime, size, target))
+        if size:
+            self.content_bytes += size
+            for piece in content:
+                self._put(piece)
+            self._put(_PADDING[size % _BLOCK])
+
+    def end(self) -> None:
+        """Add the end of the archive, and write all that waits."""
+        self._put(bytes(2 * _BLOCK))
+        self._flush()
+
+    def _put(self, piece: bytes) -> None:
+        self._pieces.append(piece)
+        self._waiting += len(piece)
+        if self._waiting >= _BATCH_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        data = memoryview(b"".join(self._pieces))
+        self._pieces, self._waiting = [], 0
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+
+
+def header(kind: int, name: bytes, mode: int, mtime: int, size: int, target: bytes) -> bytes:
+    """Return a member's header, with those for a long name and target in front of it."""
+    front = b""
+    if len(target) > 100:
+        front += _long(b"K", target)
+    if len(name) > 100:
+        front += _long(b"L", name)
+    return front + _block(_KINDS[kind], name, mode, mtime, size, target)
+
+
+def _long(kind: bytes, text: bytes) -> bytes:
+    block = _block(kind, b"././@LongLink", 0o644, 0, len(text) + 1, b"")
+    return block + text + b"\0" + bytes(-(len(text) + 1) % _BLOCK)
+
+
+def _block(kind: bytes, name: bytes, mode: int, mtime: int, size: int, target: bytes) -> bytes:
+    length = b"%011o\0" % size
+    if size >= _OCTAL_LIMIT:
+        length = b"\x80" + size.to_bytes(11, "big")
+    block = _HEADER.pack(
+        name, b"%07o\0" % mode, _NOBODY, _NOBODY, length, b"%011o\0" % mtime, _NO_SUM,
+        kind, target, _MAGIC, b"",
+    )  # fmt: skip
+    # The lower half of this checksum is the sum of all bytes and 1, as that is below 65521 here.
+    total = (zlib.adler32(block) & 0xFFFF) - 1
+    return b"%b%06o\0 %b" % (block[:148], total, block[156:])

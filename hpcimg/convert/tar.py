@@ -1,0 +1,211 @@
+"""The members of a tar archive: POSIX ustar and pax, and GNU's long names and sparse files.
+
+pax(1), "pax Interchange Format" and "ustar Interchange Format"; GNU tar manual,
+"Basic Tar Format" and "Storing Sparse Files". Headers are read here rather than
+by tarfile, which takes several times as long for each of many small files and
+reads extended headers of any length. Every number and name is hostile.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from hpcimg.convert import sparse
+from hpcimg.convert.layers import Layer, Reader
+
+FILE, DIRECTORY, SYMLINK, LINK, FIFO, DEVICE = range(6)
+_KINDS = {
+    b"0": FILE, b"\0": FILE, b"7": FILE, b"S": FILE,
+    b"1": LINK, b"2": SYMLINK, b"3": DEVICE, b"4": DEVICE, b"5": DIRECTORY, b"6": FIFO,
+}  # fmt: skip
+# What belongs to the member behind it: GNU's long name and link, pax's records.
+_EXTENDED = (b"L", b"K", b"x", b"X")
+# Records for all members, a volume's label: nothing in them is wanted.
+_LEFT_OUT = (b"g", b"V")
+
+_BLOCK = 512
+_ZEROS = bytes(_BLOCK)
+_MAX_EXTENDED_BYTES = 1 << 20
+_MAX_NAME_BYTES = 4096  # PATH_MAX: the kernel takes no longer ones
+_MAX_COMPONENT_BYTES = 255
+_MAX_TIME = (1 << 32) - 1  # squashfs has 32 bits
+
+
+class Member(NamedTuple):
+    """One member. `name` and a hard link's `target` are relative and plain: no `.`, no `..`.
+
+    The content of a file is what is next in the reader: `size` bytes of it, or
+    as `segments` says.
+    """
+
+    kind: int
+    name: bytes
+    mode: int
+    mtime: int
+    size: int
+    target: bytes
+    segments: sparse.Segments | None
+
+
+def members(reader: Reader) -> Iterator[Member]:
+    """Yield all members, and then read to the end of the layer.
+
+    Before the next one is asked for, as much of a file's content may be read as
+    is wanted. Raises Damaged, NotAnImage, TooLarge.
+    """
+    layer = reader.layer
+    extended: dict[bytes, bytes] = {}
+    while (block := _next_header(reader)) is not None:
+        kind = block[156:157]
+        stored = _number(block[124:136], layer)
+        if stored < 0:
+            raise layer.damaged("a file of negative size")
+        if kind in _EXTENDED:
+            _extend(extended, kind, stored, reader)
+            continue
+        if kind not in _KINDS:
+            if kind not in _LEFT_OUT:
+                raise layer.refused(f"it has a member of an unknown kind, {kind!r}")
+            reader.skip_to(reader.position + _padded(stored))
+            continue
+        name = extended.get(b"path") or _name(block)
+        # Before POSIX, a slash at the end was what made a directory.
+        known = DIRECTORY if kind in b"\x000" and name.endswith(b"/") else _KINDS[kind]
+        target, segments = b"", None
+        if known == FILE:
+            if b"size" in extended:
+                stored = sparse.decimal(extended[b"size"], layer)
+            table = sparse.old_gnu(block, reader) if kind == b"S" else None
+            begin, size = reader.position, stored
+            end = begin + _padded(stored)
+            if table := table or sparse.pax(extended, reader):
+                if reader.position + sum(length for _, length in table.segments) > begin + stored:
+                    raise layer.damaged("the table of a sparse file is wrong")
+                segments, size = table.segments, table.size
+                name = table.name or name
+        else:
+            # Only files have content, whatever the header of another says.
+            size, end = 0, reader.position
+            if known in (LINK, SYMLINK):
+                target = extended.get(b"linkpath") or block[157:257].partition(b"\0")[0]
+                target = plain(target, layer) if known == LINK else _checked(target, layer)
+        mode = _number(block[100:108], layer) & 0o7777
+        mtime = _number(block[136:148], layer)
+        mtime = min(max(0, mtime), _MAX_TIME)
+        yield Member(known, plain(name, layer), mode, mtime, size, target, segments)
+        extended = {}
+        reader.skip_to(end)
+    reader.drain()
+
+
+def plain(name: bytes, layer: Layer) -> bytes:
+    """Return a name without a slash at either end and without `.`; "" is the root.
+
+    Raises NotAnImage for `..` and for what no kernel takes.
+    """
+    if name[:1] in b"/." or name[-1:] in b"/." or b"//" in name or b"/./" in name or b".." in name:
+        parts = [part for part in name.split(b"/") if part not in (b"", b".")]
+        if b".." in parts:
+            raise layer.refused(f"the path {shown(name)} in it points outside")
+        name = b"/".join(parts)
+    if len(name) > _MAX_COMPONENT_BYTES and any(
+        len(part) > _MAX_COMPONENT_BYTES for part in name.split(b"/")
+    ):
+        raise layer.refused(f"the name {shown(name)} in it is longer than a file system allows")
+    return _checked(name, layer)
+
+
+def shown(name: bytes) -> str:
+    """Return a name as errors show it."""
+    text = name.decode(errors="backslashreplace")
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _checked(name: bytes, layer: Layer) -> bytes:
+    if len(name) > _MAX_NAME_BYTES:
+        raise layer.refused(f"the path {shown(name)} in it is longer than {_MAX_NAME_BYTES} bytes")
+    if b"\0" in name:
+        raise layer.refused(f"the path {shown(name)} in it holds a zero byte")
+    return name
+
+
+def _next_header(reader: Reader) -> bytes | None:
+    """Return the next header, None at the end: two blocks of zeros, or of the layer."""
+    if reader.at_end():
+        return None
+    block = reader.read(_BLOCK)
+    if block == _ZEROS:
+        if reader.at_end() or reader.read(_BLOCK) == _ZEROS:
+            return None
+        raise reader.layer.damaged("a block of zeros between two files")
+    if not _sum_fits(block, reader.layer):
+        if reader.position == _BLOCK:
+            raise reader.layer.refused("it is no tar archive, neither plain nor gzip nor zstd")
+        raise reader.layer.damaged("the checksum of a file's header is wrong")
+    return block
+
+
+def _sum_fits(block: bytes, layer: Layer) -> bool:
+    """Tell whether a header's checksum is the sum of its bytes, its own taken as blanks."""
+    digits = block[148:156].strip(b"\0 ")
+    if not digits.isdigit():
+        return False
+    said = _number(digits, layer)
+    begin, end = block[:148], block[156:]
+    # zlib's checksum holds the sum, modulo 65521, and is many times faster than sum().
+    if (zlib.adler32(b"%b        %b" % (begin, end)) & 0xFFFF) == (said + 1) % 65521:
+        return True
+    # Some old programs took bytes as signed.
+    return said == sum(byte - 256 * (byte > 127) for byte in begin + end) + 8 * ord(" ")
+
+
+def _number(field: bytes, layer: Layer) -> int:
+    """Read a number: octal digits, or GNU's binary ones where the first bit is set."""
+    if field[:1] >= b"\x80":
+        return (
+            int.from_bytes(field, "big", signed=True)
+            if field[0] == 0xFF
+            else (int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big"))
+        )
+    try:
+        return int(field.partition(b"\0")[0].strip() or b"0", 8)
+    except ValueError:
+        raise layer.damaged("a number in a file's header is none") from None
+
+
+def _name(block: bytes) -> bytes:
+    name = block[:100].partition(b"\0")[0]
+    # In GNU's headers other things stand in the place of POSIX's prefix.
+    if block[345] and block[257:263] == b"ustar\0":
+        return block[345:500].partition(b"\0")[0] + b"/" + name
+    return name
+
+
+def _padded(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK
+
+
+def _extend(extended: dict[bytes, bytes], kind: bytes, size: int, reader: Reader) -> None:
+    layer = reader.layer
+    if size > _MAX_EXTENDED_BYTES:
+        raise layer.refused(f"it has a name or header of {size} bytes")
+    end = reader.position + _padded(size)
+    data = reader.read(size)
+    reader.skip_to(end)
+    if kind == b"L":
+        extended[b"path"] = data.rstrip(b"\0")
+    elif kind == b"K":
+        extended[b"linkpath"] = data.rstrip(b"\0")
+    else:
+        while data:
+            length, _, _ = data.partition(b" ")
+            if not length.isdigit() or len(length) > 7:
+                raise layer.damaged("a pax header cannot be read")
+            record = data[: int(length)]
+            key, equals, value = record[len(length) + 1 :].partition(b"=")
+            if len(record) != int(length) or not equals or value[-1:] != b"\n":
+                raise layer.damaged("a pax header cannot be read")
+            sparse.note(extended, key, value[:-1])
+            data = data[len(record) :]

@@ -1,0 +1,160 @@
+"""Which names of an image are taken: layers are laid from the highest to the lowest.
+
+OCI image specification, layer.md: the first to name a path wins; what a higher
+layer whited out, made opaque or made something else than a directory hides all
+that is below it in lower layers, never in the same one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from hpcimg.errors import NotAnImage
+
+# A state is four times the layer that spoke last, and one of these.
+_OTHER, _DIRECTORY, _OPAQUE, _GONE = range(4)
+
+# Directories that nothing but a long path tells of count too.
+_MOST_NAMES = 10_000_000
+_MOST_NAME_BYTES = 1 << 30
+
+
+class Repeated(Exception):
+    """One layer names a path twice: what it said first has to be known as void beforehand."""
+
+
+class Tree:
+    """The names so far. `layer` is the number of the one that is laid, ever smaller."""
+
+    def __init__(self, layer: int, uri: str) -> None:
+        self._uri = uri
+        self._layer = layer
+        self._states: dict[bytes, int] = {b"": layer << 2 | _DIRECTORY}
+        self._name_bytes = 0
+        # Whether the layer that is laid may add to a folder, and the last answer.
+        self._open: dict[bytes, bool] = {}
+        self._last, self._last_open = b"", True
+        # Directories in whose place the layer that is laid has something else.
+        self._closed_here: set[bytes] = set()
+        # Folders that nothing lower says anything about: attributes are not taken either.
+        self.sealed: set[bytes] = set()
+
+    def begin(self, layer: int) -> None:
+        """Go on with a lower layer."""
+        self._layer = layer
+        self._open = {}
+        self._last, self._last_open = b"", self._states[b""] & 3 == _DIRECTORY
+        self._closed_here = set()
+
+    def take(self, name: bytes) -> bool:
+        """Tell whether this is the first to name what is no directory. Raises Repeated."""
+        if not self._enter(name[: max(0, name.rfind(b"/"))]):
+            return False
+        state = self._states.get(name)
+        if state is None:
+            self._set(name, _OTHER)
+            return True
+        if state & 3 != _GONE and state >> 2 == self._layer:
+            raise Repeated
+        if state & 3 in (_DIRECTORY, _OPAQUE):
+            # A higher layer has a directory in its place, which hides this and all below it.
+            self._close(name)
+            self._closed_here.add(name)
+        return False
+
+    def take_directory(self, name: bytes) -> bool:
+        """Tell whether a directory, and what this layer has in it, counts. Raises Repeated."""
+        if not self._enter(name[: max(0, name.rfind(b"/"))]):
+            return False
+        state = self._states.get(name)
+        if state is None:
+            self._set(name, _DIRECTORY)
+            return True
+        self._check_repeated(name, state)
+        if state & 3 not in (_DIRECTORY, _OPAQUE):
+            return False
+        self._states[name] = self._layer << 2 | state & 3
+        return name not in self.sealed
+
+    def taken_here(self, name: bytes) -> bool:
+        """Tell whether the layer that is laid put something other than a directory there."""
+        return self._states.get(name) == self._layer << 2 | _OTHER
+
+    def white_out(self, name: bytes) -> None:
+        """Hide a path from lower layers."""
+        if not name:
+            return
+        state = self._states.get(name)
+        if state is None:
+            self._set(name, _GONE)
+        elif state & 3 in (_DIRECTORY, _OPAQUE):
+            self._close(name)
+
+    def make_opaque(self, name: bytes) -> None:
+        """Hide what lower layers have in a directory, which there is by that."""
+        if self._enter(name) and self._states[name] & 3 == _DIRECTORY:
+            self._states[name] = self._layer << 2 | _OPAQUE
+
+    def add_missing(self, name: bytes, *, directory: bool) -> bool:
+        """Add a path at the end where nothing is, whited out or not, and tell whether it was."""
+        parts = name.split(b"/")
+        above = [b"/".join(parts[:end]) for end in range(1, len(parts))]
+        if any(self._states.get(path, _GONE) & 3 == _OTHER for path in above):
+            return False
+        if self._states.get(name, _GONE) & 3 != _GONE:
+            return False
+        for path in above:
+            if self._states.get(path, _GONE) & 3 == _GONE:
+                self._set(path, _DIRECTORY)
+        self._set(name, _DIRECTORY if directory else _OTHER)
+        return True
+
+    def directories(self) -> Iterator[bytes]:
+        """Yield all directories, those that only something in them tells of, too."""
+        return (path for path, state in self._states.items() if state & 3 in (1, 2) and path)
+
+    def _close(self, name: bytes) -> None:
+        self._states[name] = self._states[name] >> 2 << 2 | _OPAQUE
+        self.sealed.add(name)
+
+    def _set(self, name: bytes, kind: int) -> None:
+        self._states[name] = self._layer << 2 | kind
+        self._name_bytes += len(name)
+        if len(self._states) > _MOST_NAMES or self._name_bytes > _MOST_NAME_BYTES:
+            raise NotAnImage(
+                f"{self._uri} cannot be converted",
+                why=f"it has more than {_MOST_NAMES} files, or too long names",
+                do="Use an image with fewer files.",
+            )
+
+    def _enter(self, folder: bytes) -> bool:
+        """Tell whether this layer may add to a folder; if so, there is that folder."""
+        if folder == self._last:
+            return self._last_open
+        path, unknown = folder, []
+        while (opened := self._open.get(path)) is None and path:
+            unknown.append(path)
+            path = path[: max(0, path.rfind(b"/"))]
+        if opened is None:
+            opened = self._open[b""] = self._states[b""] & 3 == _DIRECTORY
+        for path in reversed(unknown):
+            if opened:
+                opened = self._enter_one(path)
+            self._open[path] = opened
+        self._last, self._last_open = folder, opened
+        return opened
+
+    def _enter_one(self, path: bytes) -> bool:
+        state = self._states.get(path)
+        if state is None:
+            self._set(path, _DIRECTORY)
+            return True
+        self._check_repeated(path, state)
+        if state & 3 == _DIRECTORY:
+            self._states[path] = self._layer << 2 | _DIRECTORY
+            return True
+        return False
+
+    def _check_repeated(self, name: bytes, state: int) -> None:
+        if state == self._layer << 2 | _OTHER or name in self._closed_here:
+            raise Repeated

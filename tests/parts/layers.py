@@ -1,0 +1,155 @@
+"""Make layers of OCI images, and read what became of them."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import subprocess
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from hpcimg.convert.image import Work, convert
+from tests.parts.daemon import PATH, missing_commands
+
+TIME = 1_600_000_000
+# Where a SIF file made by hpcimg has its squashfs.
+PARTITION_OFFSET = 65536
+
+
+def missing() -> str:
+    """Return a sentence that says what this host lacks to convert, or an empty string."""
+    return missing_commands("mksquashfs", "unsquashfs")
+
+
+def file(name: str, content: bytes = b"", *, mode: int = 0o644) -> tuple[tarfile.TarInfo, bytes]:
+    """Return a file."""
+    member = _member(name, tarfile.REGTYPE, mode)
+    member.size = len(content)
+    return member, content
+
+
+def folder(name: str, *, mode: int = 0o755) -> tuple[tarfile.TarInfo, bytes]:
+    """Return a directory."""
+    return _member(name, tarfile.DIRTYPE, mode), b""
+
+
+def link(name: str, target: str) -> tuple[tarfile.TarInfo, bytes]:
+    """Return a hard link."""
+    return _member(name, tarfile.LNKTYPE, 0o644, target), b""
+
+
+def symlink(name: str, target: str) -> tuple[tarfile.TarInfo, bytes]:
+    """Return a symbolic link."""
+    return _member(name, tarfile.SYMTYPE, 0o777, target), b""
+
+
+def special(name: str, kind: bytes) -> tuple[tarfile.TarInfo, bytes]:
+    """Return a device or a pipe."""
+    return _member(name, kind, 0o600), b""
+
+
+def whiteout(name: str) -> tuple[tarfile.TarInfo, bytes]:
+    """Return what hides a path of lower layers."""
+    head, slash, last = name.rpartition("/")
+    return file(f"{head}{slash}.wh.{last}")
+
+
+def opaque(name: str) -> tuple[tarfile.TarInfo, bytes]:
+    """Return what hides all that lower layers have in a directory."""
+    return file(f"{name}/.wh..wh..opq" if name else ".wh..wh..opq")
+
+
+def tar(*members: tuple[tarfile.TarInfo, bytes], format: int = tarfile.GNU_FORMAT) -> bytes:
+    """Return an archive of these members, in their order."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w", format=format, errors="surrogateescape") as archive:
+        for member, content in members:
+            archive.addfile(member, io.BytesIO(content))
+    return made.getvalue()
+
+
+def layer(
+    *members: tuple[tarfile.TarInfo, bytes], pack: Callable[[bytes], bytes] = gzip.compress
+) -> bytes:
+    """Return a layer as registries have it."""
+    return pack(tar(*members))
+
+
+def zstd(data: bytes) -> bytes:
+    """Pack a layer with the program zstd."""
+    return subprocess.run(["zstd", "-qc"], input=data, capture_output=True, check=True).stdout
+
+
+@contextmanager
+def opened(*layers: bytes) -> Iterator[tuple[int, ...]]:
+    """Have layers in open files."""
+    descriptors = []
+    try:
+        for data in layers:
+            descriptors.append(os.memfd_create("layer"))
+            os.pwrite(descriptors[-1], data, 0)
+        yield tuple(descriptors)
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def converted(
+    path: Path,
+    layers: Sequence[bytes],
+    *,
+    format: str = "squashfs",
+    config: str = "{}",
+    compression: str = "zstd:1",
+    limit: int = 0,
+    tell: Callable[[int, int], None] = lambda _read, _total: None,
+) -> Path:
+    """Convert layers to an image at a path; return the path."""
+    folder_ = path.with_name(f"{path.name}.work")
+    folder_.mkdir()
+    output = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+    try:
+        with opened(*layers) as descriptors:
+            convert(
+                Work(
+                    uri="docker://x",
+                    config=config,
+                    layers=descriptors,
+                    output=output,
+                    folder=str(folder_),
+                    format=format,
+                    compression=compression,
+                    max_unpacked_bytes=limit,
+                ),
+                tell,
+            )
+        assert not list(folder_.iterdir())
+    finally:
+        os.close(output)
+    return path
+
+
+class Found(NamedTuple):
+    """A file of an image: its mode as `ls -l` shows it, what it holds or points to."""
+
+    mode: str
+    content: bytes
+
+
+def unpack(path: Path) -> Path:
+    """Unpack an image beside it; return the folder, which holds files of this process' own."""
+    to = path.with_name(f"{path.name}.tree")
+    offset = ["-o", str(PARTITION_OFFSET)] if path.read_bytes()[32:41] == b"SIF_MAGIC" else []
+    argv = ["unsquashfs", "-n", "-q", *offset, "-d", str(to), str(path)]
+    subprocess.run(argv, env={"PATH": PATH}, capture_output=True, check=True)
+    return to
+
+
+def _member(name: str, kind: bytes, mode: int, target: str = "") -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.mode, member.mtime, member.linkname = kind, mode, TIME, target
+    return member

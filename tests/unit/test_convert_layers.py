@@ -1,0 +1,332 @@
+"""Reading layers: how they are packed, how archives are written, and all that is wrong."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tarfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hpcimg.convert import layers as module
+from hpcimg.convert import programs, sparse
+from hpcimg.convert.layers import Layer, Reader
+from hpcimg.convert.tar import DIRECTORY, FILE, Member, members
+from hpcimg.errors import Damaged, HpcimgError, MissingTool, NotAnImage, TooLarge
+from tests.parts.layers import TIME, file, folder, link, opened, symlink, tar, zstd
+
+needs_zstd = pytest.mark.skipif(not shutil.which("zstd"), reason="not installed here: zstd")
+NOISE = random.Random(1).randbytes(3_000_000)
+
+
+def read(data: bytes) -> list[tuple[Member, bytes]]:
+    """Return the members of a layer with their content."""
+    with opened(data) as (descriptor,):
+        layer = Layer(descriptor, len(data), "layer 2 of docker://x")
+        reader = Reader(layer, lambda _read: None)
+        found = []
+        try:
+            for member in members(reader):
+                if member.segments is None:
+                    content = b"".join(reader.copy(member.size))
+                else:
+                    content = b"".join(sparse.content(member.segments, member.size, reader))
+                found.append((member, content))
+        finally:
+            reader.close()
+        return found
+
+
+def names(data: bytes) -> list[bytes]:
+    return [member.name for member, _ in read(data)]
+
+
+def refused(data: bytes, error: type[HpcimgError] = NotAnImage) -> str:
+    """Return why a layer is refused."""
+    with pytest.raises(error) as caught:
+        read(data)
+    assert "layer 2 of docker://x" in caught.value.what
+    assert len(str(caught.value)) < 500
+    return caught.value.why
+
+
+def patched(data: bytes, offset: int, new: bytes) -> bytes:
+    """Return an archive with other bytes in its first header, and the checksum that fits."""
+    header = bytearray(data[:512])
+    header[offset : offset + len(new)] = new
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + data[512:]
+
+
+# Packing
+
+PLAIN = tar(file("a", b"1"), file("noise", NOISE), file("zeros", bytes(5_000_000)))
+
+
+@pytest.mark.parametrize(
+    "pack",
+    [
+        pytest.param(lambda data: data, id="plain"),
+        pytest.param(gzip.compress, id="gzip"),
+        pytest.param(
+            lambda data: b"".join(
+                gzip.compress(data[at : at + 9999]) for at in range(0, len(data), 9999)
+            ),
+            id="gzip of many members",
+        ),
+        pytest.param(lambda data: gzip.compress(data) + bytes(700_000), id="gzip, padded"),
+        pytest.param(zstd, id="zstd", marks=needs_zstd),
+        pytest.param(
+            lambda data: b"\x50\x2a\x4d\x18\x04\0\0\0skip" + zstd(data[:5000]) + zstd(data[5000:]),
+            id="zstd of several frames",
+            marks=needs_zstd,
+        ),
+    ],
+)
+def test_packing(pack: Callable[[bytes], bytes]) -> None:
+    found = read(pack(PLAIN))
+    assert [(member.name, member.size) for member, _ in found] == [
+        (b"a", 1), (b"noise", len(NOISE)), (b"zeros", 5_000_000),
+    ]  # fmt: skip
+    assert [content for _, content in found] == [b"1", NOISE, bytes(5_000_000)]
+
+
+@pytest.mark.parametrize(
+    ("cut", "why"),
+    [
+        (gzip.compress(PLAIN)[:-1], "gzip: it is cut short"),
+        (gzip.compress(PLAIN)[:2_000_000], "gzip: it is cut short"),
+        (gzip.compress(PLAIN) + b"garbage", "gzip: "),
+        (gzip.compress(PLAIN)[:-8] + b"12345678", "gzip: .*incorrect data check"),
+        (gzip.compress(PLAIN[:2_000_000]), "it ends in the middle of a file"),
+        (PLAIN[:2_000_000], "it ends in the middle of a file"),
+        (PLAIN[:100], "it ends in the middle of a file"),
+        (tar(file("a"))[:512] + bytes(512) + tar(file("b")), "a block of zeros between two files"),
+        (tar(file("a"))[:512] + b"x" * 1024, "the checksum"),
+        (tar(file("a"))[:512] + tar(file("b")).replace(b"b", b"c", 1), "the checksum"),
+    ],
+)
+def test_damaged(cut: bytes, why: str) -> None:
+    with pytest.raises(Damaged, match=why):
+        read(cut)
+
+
+@needs_zstd
+@pytest.mark.parametrize("cut", [zstd(PLAIN)[:-1], zstd(PLAIN)[:-4] + b"1234"])
+def test_damaged_zstd(cut: bytes) -> None:
+    assert "zstd: " in refused(cut, Damaged)
+
+
+def test_zstd_without_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    if sys.version_info >= (3, 14):
+        pytest.skip("this Python unpacks zstd itself")
+    monkeypatch.setattr(programs, "PATH", "/nowhere")
+    with pytest.raises(MissingTool, match="install the program zstd"):
+        read(b"\x28\xb5\x2f\xfd")
+
+
+@pytest.mark.parametrize("data", [b"", gzip.compress(b""), bytes(512), bytes(1024), bytes(99_999)])
+def test_an_empty_layer(data: bytes) -> None:
+    if len(data) % 512:
+        data = data[: len(data) // 512 * 512]
+    assert names(data) == []
+
+
+@pytest.mark.parametrize("data", [b"<html>" * 200, b"\xfd7zXZ\0" * 100, NOISE])
+def test_no_layer(data: bytes) -> None:
+    assert "no tar archive" in refused(data)
+
+
+def test_a_layer_that_is_left_ends_what_unpacks() -> None:
+    before = threading.active_count()
+    with opened(gzip.compress(PLAIN)) as (descriptor,):
+        reader = Reader(Layer(descriptor, len(PLAIN), "x"), lambda _read: None)
+        assert reader.read(100)
+        reader.close()
+    assert threading.active_count() == before
+
+
+def test_it_expands_too_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = gzip.compress(tar(file("a", bytes(5_000_000))))
+    assert names(bomb)
+    monkeypatch.setattr(module, "_FREE_BYTES", 1 << 20)
+    monkeypatch.setattr(module, "_MOST_TIMES", 100)
+    assert refused(bomb, TooLarge) == f"its {len(bomb)} bytes unpack to more than 100 times as much"
+
+
+# Names and numbers
+
+
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
+def test_archive_formats(format: int) -> None:
+    long = f"{'d' * 90}/{'e' * 60}/{'f' * 90}" if format != tarfile.USTAR_FORMAT else "d" * 90
+    odd = "new\nline\udcff" if format != tarfile.PAX_FORMAT else "ä\n"
+    data = tar(
+        folder(long, mode=0o2711), file(f"{long}/x", b"1", mode=0o4755), file(odd, b"2"),
+        link("hard", f"{long}/x"), symlink("soft", f"/{long}/../y"), format=format,
+    )  # fmt: skip
+    found = [member for member, _ in read(data)]
+    raw = long.encode()
+    assert [(member.name, member.target) for member in found] == [
+        (raw, b""), (raw + b"/x", b""), (odd.encode(errors="surrogateescape"), b""),
+        (b"hard", raw + b"/x"), (b"soft", b"/" + raw + b"/../y"),
+    ]  # fmt: skip
+    assert [oct(member.mode) for member in found[:2]] == ["0o2711", "0o4755"]
+    assert {member.mtime for member in found} == {TIME}
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("/a", b"a"), ("./a", b"a"), ("././/a//b/./c", b"a/b/c"), (".", b""), ("./", b""),
+        (".a", b".a"), ("a.", b"a."), ("...", b"..."), ("a../b", b"a../b"), ("x/..y", b"x/..y"),
+    ],
+)  # fmt: skip
+def test_names_become_plain(name: str, plain: bytes) -> None:
+    assert names(tar(file(name))) == [plain]
+
+
+@pytest.mark.parametrize("name", ["..", "../a", "a/..", "a/../b", "/../a", "./.."])
+def test_a_path_that_points_outside_is_refused(name: str) -> None:
+    assert refused(tar(file(name))) == f"the path {name} in it points outside"
+    assert "points outside" in refused(tar(link("a", name)))
+    assert read(tar(symlink("a", name)))  # it is looked up within the image
+
+
+@pytest.mark.parametrize("name", ["a" * 256, "b/" + "a" * 256, "/".join(["a" * 200] * 21)])
+def test_a_path_that_is_too_long_is_refused(name: str) -> None:
+    assert "longer than" in refused(tar(file(name)))
+
+
+def test_an_old_directory_is_a_file_with_a_slash() -> None:
+    ((member, _),) = read(patched(tar(file("x/")), 156, b"\0"))
+    assert (member.kind, member.name) == (DIRECTORY, b"x")
+
+
+def test_times_and_sizes_as_binary_numbers() -> None:
+    member, content = file("a", b"12345")
+    ((read_member, found),) = read(
+        patched(tar((member, content)), 124, b"\x80" + (5).to_bytes(11, "big"))
+    )
+    assert (read_member.kind, found) == (FILE, b"12345")
+    for mtime, expected in ((-1, 0), (1 << 40, (1 << 32) - 1)):
+        member.mtime = mtime
+        assert read(tar((member, content)))[0][0].mtime == expected
+
+
+@pytest.mark.parametrize(
+    ("offset", "new", "why"),
+    [
+        (124, b"\xff" * 12, "negative"),
+        (124, b"-0000000001\0", "negative"),
+        (124, b"\x80" + b"\x7f" * 11, "middle of a file"),
+        (124, b"0000000000x\0", "number"),
+        (100, b"9999999\0", "number"),
+    ],
+)
+def test_numbers_that_cannot_be(offset: int, new: bytes, why: str) -> None:
+    assert why in refused(patched(tar(file("a", b"1")), offset, new), Damaged)
+
+
+def test_members_of_unknown_kinds() -> None:
+    assert names(patched(tar(file("label"), file("a")), 156, b"V")) == [b"a"]
+    assert "unknown kind" in refused(patched(tar(file("a")), 156, b"Z"))
+
+
+@pytest.mark.parametrize("kind", [b"L", b"K", b"x"])
+def test_a_name_of_a_gigabyte_is_not_read(kind: bytes) -> None:
+    huge = patched(patched(tar(file("a")), 156, kind), 124, b"10000000000\0")
+    assert refused(huge) == f"it has a name or header of {8**10} bytes"
+
+
+@pytest.mark.parametrize(
+    "records",
+    [b"12 path=a\n", b"x path=a\n", b"10path=abcd\n", b"0 path=a\n", b"99999999999 a=b\n", b"\0"],
+)
+def test_pax_records_that_cannot_be(records: bytes) -> None:
+    header = patched(tar(file("a", records)), 156, b"x")
+    assert refused(header, Damaged) == "a pax header cannot be read"
+
+
+def test_a_zero_byte_in_a_pax_name() -> None:
+    header = patched(tar(file("a", b"12 path=a\0b\n")), 156, b"x")
+    assert "zero byte" in refused(header[:1024] + tar(file("a")))
+
+
+# Sparse files
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--format=gnu"],
+        ["--format=pax", "--sparse-version=0.0"],
+        ["--format=pax", "--sparse-version=0.1"],
+        ["--format=pax", "--sparse-version=1.0"],
+    ],
+)
+def test_sparse_files(tmp_path: Path, options: list[str]) -> None:
+    expected = bytearray(1_000_000)
+    with (tmp_path / "holes").open("wb") as holes:
+        for number in range(40):  # more than a header has room for
+            at = 20_480 * number + 4096
+            holes.seek(at)
+            holes.write(b"%04d" % number * 1024)
+            expected[at : at + 4096] = b"%04d" % number * 1024
+        holes.truncate(len(expected))
+    (tmp_path / "all-hole").touch()
+    os.truncate(tmp_path / "all-hole", 500_000)
+    (tmp_path / "after").write_bytes(b"behind it")
+    argv = ["tar", "-cS", *options, "-C", str(tmp_path), "holes", "all-hole", "after"]
+    data = subprocess.run(argv, capture_output=True, check=True).stdout
+    assert len(data) < 400_000, "there are no holes on this file system"
+    assert [(member.name, content) for member, content in read(data)] == [
+        (b"holes", bytes(expected)), (b"all-hole", bytes(500_000)), (b"after", b"behind it"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        {"GNU.sparse.map": "0,1,0,1", "GNU.sparse.size": "9"},
+        {"GNU.sparse.map": "0,9", "GNU.sparse.size": "1"},
+        {"GNU.sparse.map": "0", "GNU.sparse.size": "9"},
+        {"GNU.sparse.map": "0,-1", "GNU.sparse.size": "9"},
+        {"GNU.sparse.map": "0,999", "GNU.sparse.size": "999"},
+        {"GNU.sparse.map": "0,1"},
+        {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "9"},
+    ],
+)
+def test_sparse_tables_that_cannot_be(records: dict[str, str]) -> None:
+    member, content = file("a", b"x" * 513)
+    member.pax_headers = records
+    refused(tar((member, content), format=tarfile.PAX_FORMAT), Damaged)
+
+
+def test_a_hole_of_a_petabyte() -> None:
+    member, content = file("a")
+    member.pax_headers = {"GNU.sparse.map": "", "GNU.sparse.size": str(10**15)}
+    refused(tar((member, content), format=tarfile.PAX_FORMAT), TooLarge)
+
+
+def test_all_that_tarfile_reads_too(tmp_path: Path) -> None:
+    """This machine's own files, as a check against another reader."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        archive.add("/etc/alternatives", recursive=True)
+        archive.add(str(Path(__file__).parents[1]), arcname="tests", recursive=True)
+    packed.seek(0)
+    with tarfile.open(fileobj=packed) as archive:
+        expected = [(m.name.encode(), m.mode, m.size) for m in archive]
+    # tarfile rounds times in one place and cuts them in the other.
+    found = [(m.name, m.mode, m.size) for m, _ in read(packed.getvalue())]
+    assert found == expected
