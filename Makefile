@@ -9,14 +9,14 @@ BIN := .venv/bin
 
 .PHONY: help demo test test-kill test-matrix lint bench bench-docker install clean
 help:
-	@echo "make demo       a throwaway Slurm, a registry, real jobs: see it work (two minutes)"
-	@echo "make test       all tests"
-	@echo "make test-kill  a thousand rounds of kill -9 at a random moment"
-	@echo "make test-matrix  the Slurm tests on other releases of Slurm, in root file systems of their own"
-	@echo "make lint       ruff, mypy, shellcheck"
-	@echo "make bench      time the warm hit and the cold ways"
-	@echo "make bench-docker  time docker:// beside Apptainer, in a root file system of its own"
-	@echo "make install    install to PREFIX ($(PREFIX)), below DESTDIR if set"
+	@echo "make demo         a throwaway Slurm, a registry, real jobs: see it work (two minutes)"
+	@echo "make test         all tests"
+	@echo "make test-kill    a thousand rounds of kill -9 at a random moment"
+	@echo "make test-matrix  the Slurm tests on Slurm 22.05, 24.11 and 26.05"
+	@echo "make lint         ruff, mypy, shellcheck"
+	@echo "make bench        time the warm hit and the cold ways"
+	@echo "make bench-docker time docker:// beside Apptainer"
+	@echo "make install      install to PREFIX ($(PREFIX)), below DESTDIR if set"
 
 # The virtual environment, made anew when its ingredients change.
 .venv/ready: setup.cfg tests/install-packages
@@ -84,5 +84,5 @@ install:
 	install -m 755 bin/hpcimg "$(TREE)/bin"
 
 clean:
-	rm -rf .venv .matrix build ./*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .matrix .bench build ./*.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -17,6 +17,8 @@ ENTER = Path(__file__).with_name("enter.sh")
 HERE = Path(__file__).parents[2]
 # What the checkout's own Makefile does not install.
 PACKAGES = "ca-certificates,git,make,python3,python3-venv"
+# What commands make in a checkout, and would make again at some cost.
+KEPT = (".venv", ".bench")
 # How this host reaches package servers, where that is said in its environment.
 _PASSED_ON = re.compile(r"PIP_\w+|SSL_CERT_\w+|\w+_CA_BUNDLE|\w+_PROXY", re.IGNORECASE)
 _HOST_FILES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pip.conf", "/etc/hosts")
@@ -65,7 +67,7 @@ class Root:
                 shutil.copyfile(name, target)
         self.checkout.mkdir(exist_ok=True)
         for path in self.checkout.iterdir():
-            if path.name == ".venv":
+            if path.name in KEPT:
                 continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -104,7 +106,12 @@ def _namespaces() -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    passed_on = {name: value for name, value in os.environ.items() if _PASSED_ON.fullmatch(name)}
+    passed_on = {
+        name: value
+        for name, value in os.environ.items()
+        # Files are copied, folders are not.
+        if _PASSED_ON.fullmatch(name) and not Path(value).is_dir()
+    }
     return {**passed_on, "PATH": PATH, "HOME": "/root", "LC_ALL": "C.UTF-8"}
 
 
