@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 from tests.matrix.roots import Root, host_mirror
-from tests.parts.daemon import missing_commands
+from tests.parts.daemon import PATH
 
 RELEASES = ("bookworm", "trixie", "sid")
 PYTHON = ".venv/bin/python"
@@ -48,17 +49,32 @@ def main() -> int:
     if not mirror:
         print("test-matrix: apt here knows no Debian archive; name one by --mirror")
         return 1
-    folder = options.folder.absolute()
+    roots = [Root(options.folder.absolute(), release) for release in options.releases]
     if options.run:
-        for release in options.releases:
-            root = Root(folder, release)
-            with root.locked():
-                _prepare(root, mirror)
-                root.run(["sh", "-c", options.run])
-        return 0
-    rows = [test(Root(folder, release), mirror) for release in options.releases]
+        done = [run(root, mirror, options.run) for root in roots]
+        return 0 if all(done) else 1
+    rows = [test(root, mirror) for root in roots]
     show(rows)
-    return 1 if any(row.failed or row.wrong for row in rows) else 0
+    return 0 if all(row.passed and not row.failed and not row.wrong for row in rows) else 1
+
+
+def run(root: Root, mirror: str, command: str) -> bool:
+    """Run a shell command in one release; tell whether it went well."""
+    try:
+        with root.locked():
+            prepare(root, mirror)
+            root.run(["sh", "-c", command])
+    except subprocess.CalledProcessError:
+        return False
+    return True
+
+
+def prepare(root: Root, mirror: str) -> None:
+    """Make what is missing and bring the copy of the checkout up to date."""
+    print(f"\n== {root.release}, in {root.path}", flush=True)
+    root.make(mirror)
+    root.update()
+    root.run(["make", ".venv/ready"])
 
 
 def test(root: Root, mirror: str) -> Row:
@@ -67,7 +83,7 @@ def test(root: Root, mirror: str) -> Row:
     began = time.monotonic()
     try:
         with root.locked():
-            _prepare(root, mirror)
+            prepare(root, mirror)
             row = row._replace(
                 slurm=root.output(["slurmctld", "-V"]).split()[-1],
                 python=root.output([PYTHON, "-V"]).split()[-1],
@@ -77,8 +93,8 @@ def test(root: Root, mirror: str) -> Row:
                 root.run(pytest)
             finally:
                 row = _counted(row, root.checkout / REPORT)
-    except subprocess.CalledProcessError as error:
-        row = row._replace(wrong=f"{error.cmd[-1]} ended with {error.returncode}")
+    except subprocess.CalledProcessError:
+        row = row._replace(wrong="" if row.failed else "did not finish, see above")
     return row._replace(minutes=(time.monotonic() - began) / 60)
 
 
@@ -89,13 +105,6 @@ def show(rows: list[Row]) -> None:
         names = f"{row.release:10}{row.slurm:12}{row.python:10}"
         counts = f"{row.passed:6}{row.failed:8}{row.skipped:9}{row.minutes:9.1f}"
         print(f"{names}{counts}  {row.wrong}".rstrip())
-
-
-def _prepare(root: Root, mirror: str) -> None:
-    print(f"\n== {root.release}, in {root.path}", flush=True)
-    root.make(mirror)
-    root.update()
-    root.run(["make", ".venv/ready"])
 
 
 def _counted(row: Row, report: Path) -> Row:
@@ -112,7 +121,8 @@ def _counted(row: Row, report: Path) -> Row:
 def _missing() -> str:
     if os.geteuid() != 0:
         return "needs root, to make root file systems and to mount in them"
-    return missing_commands(*COMMANDS)
+    absent = [name for name in COMMANDS if shutil.which(name, path=PATH) is None]
+    return f"not installed here: {', '.join(absent)}" if absent else ""
 
 
 if __name__ == "__main__":

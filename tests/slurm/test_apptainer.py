@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from hpcimg.sources import MODULES
 from tests.parts import ociimages
-from tests.parts.daemon import missing_commands
+from tests.parts.daemon import PATH
 from tests.parts.images import make_sif, make_squashfs
 from tests.parts.ociimages import make_layer, push_image, push_index
 from tests.parts.site import Site
 from tests.slurm.checks import completed
 
-MISSING = missing_commands("apptainer") or ociimages.missing()
+HAS_APPTAINER = shutil.which("apptainer", path=PATH) is not None
+MISSING = ociimages.missing() if HAS_APPTAINER else "apptainer is not installed here"
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 needs_docker = pytest.mark.skipif("docker" not in MODULES, reason="hpcimg has no docker:// yet")
 
 
 def run(site: Site, reference: str, command: str) -> str:
-    """Return the last line of a job that runs a command in its image."""
-    script = f'apptainer exec "$HPCIMG_IMAGE" {command}'
+    """Return what a job says that runs a command in its image."""
+    # Silent but for errors: how Apptainer gets at the files is not of interest.
+    script = f'apptainer --silent exec "$HPCIMG_IMAGE" {command}'
     [output] = completed(site, site.cluster.sbatch(script, f"--comment=container:{reference}"))
-    # Apptainer's own remarks, on how it gets at the files, are before it.
-    return output.splitlines()[-1]
+    return output
 
 
 def runnable(says: str) -> dict[str, bytes]:
@@ -33,13 +36,13 @@ def runnable(says: str) -> dict[str, bytes]:
 def test_an_oras_image_runs(site: Site) -> None:
     image = make_sif(site.folder / "runs.sif", runnable("from a SIF"))
     site.registry.push_sif(image, "lab/runs", "1.0")
-    assert run(site, f"oras://{site.registry.host}/lab/runs:1.0", "cat /hello") == "from a SIF"
+    assert run(site, f"oras://{site.registry.host}/lab/runs:1.0", "cat /hello") == "from a SIF\n"
 
 
 def test_a_squashfs_image_runs(site: Site) -> None:
     image = make_squashfs(site.folder / "runs.squashfs", runnable("from squashfs"))
     url = site.web.put("/runs", image.read_bytes())
-    assert run(site, url, "cat /hello") == "from squashfs"
+    assert run(site, url, "cat /hello") == "from squashfs\n"
 
 
 @needs_docker
@@ -51,14 +54,14 @@ def test_a_docker_image_runs(site: Site, compression: str) -> None:
     layers = [make_layer(files, compression=compression) for files in (lower, upper)]
     push_image(site.registry, f"lab/{name}", "1.0", layers)
     reference = f"docker://{site.registry.host}/lab/{name}:1.0"
-    assert run(site, reference, "cat /hello") == f"from {name} layers"
-    assert run(site, reference, "cat /etc/gone || echo no such file") == "no such file"
+    assert run(site, reference, "cat /hello") == f"from {name} layers\n"
+    assert run(site, reference, "cat /etc/gone 2>/dev/null || echo no file") == "no file\n"
 
 
 @needs_docker
 def test_a_docker_image_of_an_index_has_its_environment(site: Site) -> None:
     """The image for this processor, not the first of the index."""
-    layer = make_layer({"bin/printenv": ociimages.program()})
+    layer = make_layer({"bin/sh": ociimages.program()})
     images = [
         push_image(
             site.registry,
@@ -72,4 +75,4 @@ def test_a_docker_image_of_an_index_has_its_environment(site: Site) -> None:
     ]
     push_index(site.registry, "lab/many", "1.0", images)
     reference = f"docker://{site.registry.host}/lab/many:1.0"
-    assert run(site, reference, "printenv BUILT_FOR") == "this"
+    assert run(site, reference, "sh -c 'echo $BUILT_FOR'") == "this\n"
