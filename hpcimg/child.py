@@ -1,75 +1,95 @@
-"""The process that fetches: it gives up its rights, then touches the network.
+"""The process that works without rights: it gives them up, then fetches or converts.
 
-It is started by `hpcimg.parent`, which hands it a request on standard input and
-an open file, and hears of it line by line on standard output: JSON objects
-with a "say" field. Only code and its imports are read with the parent's rights.
+It is started by `hpcimg.worker` with a socket as its standard input, on which it
+gets one request and open files, and it is heard line by line on standard output:
+JSON objects with a "say" field. Only code and its imports are read with the
+parent's rights.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import importlib
 import json
 import os
-import resource
-import signal
+import socket
 import sys
+import threading
+import time
 import traceback
 from typing import Any, NoReturn
 
-from hpcimg import sources
+from hpcimg import rights, sources
+from hpcimg.accounts import Account
 from hpcimg.errors import Bug, CacheUnusable, HpcimgError, NoRoom
 from hpcimg.fetching import Settings
 from hpcimg.reference import Reference
 from hpcimg.sink import DeclinedOffer, Sink
 
-_PR_SET_PDEATHSIG = 1
-_PR_SET_NO_NEW_PRIVS = 38
+_MESSAGE_MAX = 1 << 20
+_FILES_MAX = 253  # the kernel's limit for one message
+_NICENESS = 10  # the node's other jobs go first
+_TELL_EVERY_S = 0.2
 
 
 def main() -> NoReturn:
     """Serve one request and end."""
-    request = json.loads(sys.stdin.readline())
-    reference = Reference(*request["reference"])
-    source = importlib.import_module(sources.MODULES.get(reference.scheme, sources.STATIC))
+    words = _Words()
+    request, files = words.hear()
+    uri = request["uri"]
     try:
-        _give_up_rights(request["account"], parent=request["parent"])
-        sink = Sink(request["descriptor"], _say, _answer)
-        settings = Settings(**request["settings"])
-        unchanged = source.fetch(reference, sink, validator=request["validator"], settings=settings)
-        _say("done", unchanged=unchanged, bytes=sink.position)
+        if request["work"] == "fetch":
+            _fetch(request, files, words)
+        else:
+            _convert(request, files, words)
     except DeclinedOffer:
-        _say("done", declined=True)
+        words.say("done", declined=True)
     except HpcimgError as error:
-        _say("error", **error.to_dict())
+        words.say("error", **error.to_dict())
     except OSError as error:
-        _say("error", **_explain(error, reference.uri).to_dict())
+        words.say("error", **_explain(error, uri).to_dict())
     except Exception as error:
-        _say(
+        words.say(
             "error",
             traceback=traceback.format_exc(),
-            **Bug(f"hpcimg could not fetch {reference.uri}", why=repr(error)).to_dict(),
+            **Bug(f"hpcimg could not {request['work']} {uri}", why=repr(error)).to_dict(),
         )
     sys.exit(0)
 
 
-def _give_up_rights(account: list[Any] | None, *, parent: int) -> None:
-    """Become the account, for good, and end when the parent does."""
-    os.umask(0o077)
-    os.chdir("/")
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if account is not None:
-        uid, gid, groups = account
-        os.setgroups(groups)
-        os.setresgid(gid, gid, gid)
-        os.setresuid(uid, uid, uid)
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    # After setresuid: the kernel forgets the signal when the uid changes.
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)  # it died before prctl was called
+def _fetch(request: dict[str, Any], files: list[int], words: _Words) -> None:
+    reference = Reference(*request["reference"])
+    source = importlib.import_module(sources.MODULES.get(reference.scheme, sources.STATIC))
+    settings = Settings(**request["settings"])
+    _give_up_rights(request)
+    sink = Sink(files[0], words.say, words.answer)
+    unchanged = source.fetch(reference, sink, validator=request["validator"], settings=settings)
+    words.say("done", unchanged=unchanged)
+
+
+def _convert(request: dict[str, Any], files: list[int], words: _Words) -> None:
+    from hpcimg.convert import Work, convert
+
+    _give_up_rights(request)
+    os.nice(_NICENESS)
+    output, *layers = files
+    told = 0.0
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told
+        if time.monotonic() - told > _TELL_EVERY_S:
+            told = time.monotonic()
+            words.say("progress", layer=None, bytes=done, total=total)
+
+    convert(
+        Work(uri=request["uri"], layers=tuple(layers), output=output, **request["settings"]), tell
+    )
+    words.say("done", unchanged=False)
+
+
+def _give_up_rights(request: dict[str, Any]) -> None:
+    account = Account(*request["account"]) if request["account"] else None
+    rights.give_up(account, parent=request["parent"])
 
 
 def _explain(error: OSError, uri: str) -> HpcimgError:
@@ -78,10 +98,35 @@ def _explain(error: OSError, uri: str) -> HpcimgError:
     return CacheUnusable(f"{uri} could not be written to the cache", why=error.strerror or "")
 
 
-def _say(what: str, /, **fields: object) -> None:
-    sys.stdout.write(json.dumps({"say": what, **fields}) + "\n")
-    sys.stdout.flush()
+class _Words:
+    """What goes back and forth between the parent and this process."""
 
+    def __init__(self) -> None:
+        self._socket = socket.socket(fileno=os.dup(0))
+        self._lock = threading.Lock()
 
-def _answer() -> bool:
-    return sys.stdin.readline().strip() == "yes"
+    def hear(self) -> tuple[dict[str, Any], list[int]]:
+        """Return what the parent says next, and the files that come with it."""
+        text, files = b"", []
+        while not text.endswith(b"\n"):
+            data, more, _, _ = socket.recv_fds(self._socket, _MESSAGE_MAX, _FILES_MAX)
+            if not data:
+                os._exit(1)  # the parent is gone
+            text += data
+            files += more
+        said = json.loads(text)
+        assert isinstance(said, dict)
+        return said, files
+
+    def answer(self) -> dict[int, int] | None:
+        """Return the files for the layers that were offered, or None for no."""
+        said, files = self.hear()
+        if not said["wanted"]:
+            return None
+        return dict(zip(said["layers"], files, strict=True))
+
+    def say(self, what: str, /, **fields: object) -> None:
+        line = json.dumps({"say": what, **fields}) + "\n"
+        with self._lock:
+            sys.stdout.write(line)
+            sys.stdout.flush()

@@ -67,6 +67,8 @@ class Config:
     tag_ttl_s: float
     connect_timeout_s: float
     stall_timeout_s: float
+    image_format: str
+    compression: str
     account: str
     allow: tuple[str, ...]
     deny: tuple[str, ...]
@@ -301,6 +303,8 @@ KEYS = (
         "the longest wait for a connection"),
     Key("stage", "stall_timeout", "stall_timeout_s", "60s", parse_duration,
         "the longest silence within a download"),
+    Key("stage", "format", "image_format", "auto", str, "x"),
+    Key("stage", "compression", "compression", "zstd:1", str, "x"),
     Key("stage", "account", "account", "", str,
         "the unprivileged account that fetches; default hpcimg, or else nobody"),
     Key("policy", "allow", "allow", "*", _words,

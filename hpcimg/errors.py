@@ -123,7 +123,7 @@ class DeadlinePassed(TransientError):
 
 
 class Interrupted(TransientError):
-    """The process that fetches was killed, by somebody or for want of memory."""
+    """The process that fetches or converts was killed, by somebody or for want of memory."""
 
 
 class Damaged(TransientError):

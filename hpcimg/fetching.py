@@ -1,12 +1,12 @@
-"""What the cache and a fetch say to each other.
+"""What the cache, a fetch and a conversion say to each other.
 
 The cache knows no source and a source knows no cache: `hpcimg.stage` hands the
-cache a function of the type `Fetch`.
+cache functions of the types `Fetch` and `Convert`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 
@@ -36,16 +36,30 @@ class Settings(NamedTuple):
         return f"{'http' if self.insecure else 'https'}://{host}"
 
 
+class Blob(NamedTuple):
+    """One layer of an image, by the hexadecimal sha256 of its bytes."""
+
+    sha256: str
+    size_bytes: int
+
+
 class Offer(NamedTuple):
     """What the source is about to send, said before the first byte of it.
 
     `validator` is opaque; the cache hands it back at the next look. `sha256` is
     the hexadecimal digest of the file, where the source knows it beforehand.
+
+    An image in layers, of which one file is to be made, is offered by the sha256
+    of its `manifest`, the text of its OCI image `config`, and its `layers` from
+    the lowest to the highest.
     """
 
     validator: str
     size_bytes: int | None = None
     sha256: str = ""
+    manifest: str = ""
+    config: str = ""
+    layers: tuple[Blob, ...] = ()
 
 
 class Unchanged(NamedTuple):
@@ -63,15 +77,22 @@ class Fetched(NamedTuple):
     sha256: str
 
 
-Outcome = Unchanged | Declined | Fetched
+class Gathered(NamedTuple):
+    """The layers that were wanted are in their files, as far as the process that fetches knows."""
 
 
-Offered = Callable[[Offer], bool]
+Outcome = Unchanged | Declined | Fetched | Gathered
+
+# A descriptor of an empty file for each of an offer's layers, None for one that is
+# not needed; no list where the offer is declined.
+Files = Sequence[int | None]
+Offered = Callable[[Offer], Files | None]
+Arrived = Callable[[int, Fetched], None]
 Progress = Callable[[str, int, int | None], None]
 
 
 class Fetch(Protocol):
-    """Bring what a reference stands for into an empty file."""
+    """Bring what a reference stands for into an empty file, or its layers into theirs."""
 
     def __call__(
         self,
@@ -79,6 +100,7 @@ class Fetch(Protocol):
         *,
         validator: str,
         offered: Offered,
+        arrived: Arrived,
         progress: Progress,
     ) -> Outcome:
         """Return what came of it.
@@ -87,7 +109,23 @@ class Fetch(Protocol):
         then one request is to settle whether it changed, and a server that does
         not answer is not waited for long. `offered` is called before the
         content, and again before another one where a transfer has to begin anew;
-        where it returns False the content is left. `progress` takes a
+        where it returns None the content is left. `progress` takes a
         phase, the bytes so far and the total where it is known. Both may raise,
-        which ends the fetch. Raises HpcimgError.
+        which ends the fetch. `arrived` is called at the end, also of a fetch
+        that failed, for each layer's file that was handed out: nobody writes it
+        any more. Raises HpcimgError.
+        """
+
+
+class Convert(Protocol):
+    """Make one image file of an image's layers."""
+
+    def __call__(
+        self, descriptor: int, *, image_config: str, layers: Sequence[int], progress: Progress
+    ) -> Fetched:
+        """Write it to the empty file `descriptor`; return what is in there.
+
+        `image_config` and `layers` are as an Offer has them, the layers as
+        descriptors. `progress` is called with the bytes of the layers that were read,
+        and may raise. Raises HpcimgError.
         """

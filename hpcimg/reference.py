@@ -22,7 +22,8 @@ SCHEMES = (
     "https", "http", "file", "oras", "docker", "library", "shub", "s3", "swift",
     "oci", "oci-archive", "docker-archive",
 )  # fmt: skip
-_HOST_SCHEMES = ("https", "http", "oras")
+_HOST_SCHEMES = ("https", "http", "oras", "docker")
+_DOCKER_HUB = ("docker.io", "index.docker.io", "registry-1.docker.io")
 _PATH_SCHEMES = ("oci", "oci-archive", "docker-archive")
 
 
@@ -111,6 +112,7 @@ def _parse_uri(text: str, more: Collection[str]) -> Reference:
     if colon and lowered in _PATH_SCHEMES and rest and not rest.startswith("//"):
         if not rest.startswith("/"):
             raise _bad(text, "the path is not absolute", f"{lowered}:/{rest.lstrip('./')}")
+        _check_plain(text, rest)
         return Reference(lowered, rest)
     if not colon or not rest.startswith("//"):
         raise _not_a_uri(text, lowered if colon else "", rest)
@@ -135,11 +137,15 @@ def _path(text: str, path: str) -> Reference:
         raise _bad(text, "the path is not absolute", f"file:///{path}")
     if path.endswith("/"):
         raise BadReference(f"{text!r} names a folder", do="Name the image file in it.")
+    _check_plain(text, path)
+    return Reference("file", path)
+
+
+def _check_plain(text: str, path: str) -> None:
     if any(part in (".", "..") for part in path.split("/")):
         raise BadReference(
             f"{text!r} is not a plain path", why="it has . or .. in it", do="Write the path out."
         )
-    return Reference("file", path)
 
 
 def _address(text: str, scheme: str, rest: str) -> Reference:
@@ -155,9 +161,34 @@ def _address(text: str, scheme: str, rest: str) -> Reference:
         raise BadReference(f"{text!r} names no image", why="something is missing after the //")
     if scheme in ("http", "https"):
         rest = rest.partition("#")[0]
+    if scheme == "docker":
+        rest = _docker_name(rest)
+        host = rest.partition("/")[0]
     if scheme in _HOST_SCHEMES:  # so that a site's patterns need only one spelling
         rest = host.lower() + rest[len(host) :]
     return Reference(scheme, rest)
+
+
+def _docker_name(rest: str) -> str:
+    """Return HOST/REPOSITORY with a tag or digest, for all ways to write it.
+
+    Docker's [HOST/]IMAGE, where a host is what has a dot or a port in it; and
+    enroot's [USER@][HOST#]IMAGE, whose user is not needed to find credentials.
+    """
+    before, at, after = rest.partition("@")
+    if at and "#" in after and "/" not in before:
+        rest = after
+    host, mark, path = rest.partition("#")
+    if not mark:
+        host, slash, path = rest.partition("/")
+        if not slash or not (set(".:") & set(host) or host == "localhost"):
+            host, path = "docker.io", rest
+    if host in _DOCKER_HUB:
+        host = "docker.io"
+        path = path if "/" in path.partition("@")[0] else f"library/{path}"
+    if "@" not in path and ":" not in path.rpartition("/")[2]:
+        path += ":latest"
+    return f"{host}/{path}"
 
 
 def _has_userinfo(scheme: str, host: str) -> bool:

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from hpcimg.fetching import Offer
 
@@ -25,16 +25,24 @@ class DeclinedOffer(Exception):
 class Sink:
     """One image on its way into an open, empty file.
 
-    `say` tells the parent something; `answer` waits for its yes or no to an
-    offer. `position` is the number of bytes that are good so far.
+    `say` tells the parent something; `answer` waits for its answer to an offer:
+    None for no, or the files for an offer's layers, by their number. `position`
+    is the number of bytes that are good so far. A sink may be used by one thread
+    while others use theirs.
     """
 
     def __init__(
-        self, descriptor: int, say: Callable[..., None], answer: Callable[[], bool]
+        self,
+        descriptor: int,
+        say: Callable[..., None],
+        answer: Callable[[], Mapping[int, int] | None],
+        *,
+        layer: int | None = None,
     ) -> None:
         self._descriptor = descriptor
         self._say = say
         self._answer = answer
+        self._layer = layer
         self._told = 0.0
         self._total: int | None = None
         self._offered: Offer | None = None
@@ -47,8 +55,22 @@ class Sink:
         self._offered = offer
         self._total = offer.size_bytes
         self._say("offer", **offer._asdict())
-        if not self._answer():
+        if self._answer() is None:
             raise DeclinedOffer
+
+    def offer_layers(self, offer: Offer) -> dict[int, Sink]:
+        """Offer an image in layers; return a sink for each layer that is wanted, by its number.
+
+        Raises DeclinedOffer.
+        """
+        self._say("offer", **offer._asdict())
+        files = self._answer()
+        if files is None:
+            raise DeclinedOffer
+        return {
+            number: Sink(file, self._say, self._answer, layer=number)
+            for number, file in files.items()
+        }
 
     def write(self, data: bytes | memoryview) -> None:
         """Append to the file. Raises OSError."""
@@ -63,7 +85,7 @@ class Sink:
     def tell(self) -> None:
         """Let the parent know how far it is."""
         self._told = time.monotonic()
-        self._say("progress", bytes=self.position, total=self._total)
+        self._say("progress", layer=self._layer, bytes=self.position, total=self._total)
 
     def md5(self) -> str:
         """Return the digest of what was written as `md5:<base64>`, where a source has no other."""
@@ -78,7 +100,7 @@ class Sink:
         """Begin again with an empty file."""
         os.ftruncate(self._descriptor, 0)
         self.position = 0
-        self._say("rewind")
+        self._say("rewind", layer=self._layer)
 
     def retry(self, why: str, wait_s: float) -> None:
         """Say that an attempt failed and when the next one begins."""

@@ -9,14 +9,17 @@ import contextlib
 import functools
 import os
 import time
+from collections.abc import Sequence
 
 from hpcimg import accounts, events, parent, reference, sources
 from hpcimg.accounts import Account
 from hpcimg.cache import hot, inflight, store
-from hpcimg.cache.ensure import Cache, Staged, ensure
+from hpcimg.cache.arrival import Cache
+from hpcimg.cache.ensure import Staged, ensure
 from hpcimg.cache.evict import Limits
 from hpcimg.cache.layout import Layout
 from hpcimg.config import Config
+from hpcimg.convert import pick_format
 from hpcimg.errors import (
     BadReference,
     CacheUnusable,
@@ -25,11 +28,12 @@ from hpcimg.errors import (
     HpcimgError,
     NotAllowed,
 )
-from hpcimg.fetching import Offered, Outcome, Progress, Settings
+from hpcimg.fetching import Arrived, Fetched, Offered, Outcome, Progress, Settings
 from hpcimg.reference import Reference
 
 _TRIES = 8
 _TRIES_WITH_A_CACHED_IMAGE = 2
+_UNPACKED = 10  # times the whole cache: no image unpacks to more
 
 
 def open_cache(config: Config) -> Cache:
@@ -48,7 +52,8 @@ def open_cache(config: Config) -> Cache:
 def cache_of(config: Config) -> Cache:
     """Return the cache as it stands. Raises CacheUnusable where there is none."""
     layout = Layout(config.cache_path, config.state_path)
-    return Cache(layout, limits(config), config.tag_ttl_s, config.max_image_size)
+    image_format = pick_format(config.image_format)
+    return Cache(layout, limits(config), config.tag_ttl_s, config.max_image_size, image_format)
 
 
 def limits(config: Config) -> Limits:
@@ -156,7 +161,14 @@ def _ensure(
     deadline: float,
     progress: Progress,
 ) -> Staged:
-    def fetch(descriptor: int, *, validator: str, offered: Offered, progress: Progress) -> Outcome:
+    def fetch(
+        descriptor: int,
+        *,
+        validator: str,
+        offered: Offered,
+        arrived: Arrived,
+        progress: Progress,
+    ) -> Outcome:
         settings = Settings(
             tries=_TRIES_WITH_A_CACHED_IMAGE if validator else _TRIES,
             deadline=deadline,
@@ -175,11 +187,39 @@ def _ensure(
             deadline=deadline,
             validator=validator,
             offered=offered,
+            arrived=arrived,
             progress=progress,
         )
 
+    def convert(
+        descriptor: int, *, image_config: str, layers: Sequence[int], progress: Progress
+    ) -> Fetched:
+        with store.work_folder(cache.layout, account.uid if account else None) as folder:
+            return parent.convert(
+                wanted.uri,
+                descriptor,
+                account=account,
+                settings={
+                    "config": image_config,
+                    "folder": folder,
+                    "format": cache.image_format,
+                    "compression": config.compression,
+                    "max_unpacked_bytes": _UNPACKED * cache.limits.max_size,
+                },
+                deadline=deadline,
+                layers=layers,
+                progress=progress,
+            )
+
     return ensure(
-        cache, wanted, job=job, owner=owner, deadline=deadline, fetch=fetch, progress=progress
+        cache,
+        wanted,
+        job=job,
+        owner=owner,
+        deadline=deadline,
+        fetch=fetch,
+        convert=convert,
+        progress=progress,
     )
 
 

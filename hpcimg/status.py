@@ -26,8 +26,10 @@ def gather(config: Config) -> dict[str, Any]:
     problems: list[str] = []
     cache: dict[str, Any] = {
         "path": layout.cache,
-        "images": len(entries),
+        "images": sum(1 for entry in entries if not entry.is_blob),
+        "layers": sum(1 for entry in entries if entry.is_blob),
         "bytes": sum(entry.size_bytes for entry in entries),
+        "layer_bytes": sum(entry.size_bytes for entry in entries if entry.is_blob),
         "in_use_images": sum(1 for jobs in holders.values() if jobs),
         "in_use_bytes": sum(entry.size_bytes for entry in entries if holders[entry.key]),
     }

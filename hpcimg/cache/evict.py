@@ -111,7 +111,7 @@ def _plan(candidates: list[Candidate], wanted: int, *, min_age_s: float, now: fl
 
 
 def candidates(layout: Layout, now: float) -> list[Candidate]:
-    """Return all finished images as eviction sees them.
+    """Return all finished images, and blobs, as eviction sees them.
 
     A last use in the future, from a clock that was wrong, becomes one now: it
     would otherwise keep its image until that time comes.
@@ -160,8 +160,8 @@ def make_room(
     plan = plan_room(
         candidates(layout, now),
         free_bytes=free_on_disk(layout),
-        written_bytes=sum(work["bytes"] for work in under_way),
-        reserved_bytes=sum(max(0, (work["total"] or 0) - work["bytes"]) for work in under_way),
+        written_bytes=sum(work["written"] for work in under_way),
+        reserved_bytes=sum(work["coming"] for work in under_way),
         incoming_bytes=incoming_bytes,
         limits=limits,
         now=now,

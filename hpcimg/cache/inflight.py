@@ -15,13 +15,18 @@ _RENEW_EVERY_S = 1.0
 
 
 class Inflight:
-    """One image on its way. As a context manager it removes its file at the end."""
+    """One image on its way. As a context manager it removes its file at the end.
+
+    `later` is the number of bytes that it will need on the disk after the
+    phase that it is in.
+    """
 
     def __init__(self, layout: Layout, name: str, *, uri: str, job: str, private: bool) -> None:
         self._layout = layout
         self._path = f"{layout.inflight}/{name}.json"
         self._mode = 0o600 if private else 0o644
         self._next = 0.0
+        self.later = 0
         self._fields: dict[str, object] = {
             "version": 1, "uri": uri, "job": job, "process": processes.tag(),
             "since": time.time(), "phase": "", "bytes": 0, "total": None,
@@ -34,16 +39,32 @@ class Inflight:
     def __exit__(self, *_: object) -> None:
         atomic.remove(self._path)
 
-    def update(self, phase: str, done: int = 0, total: int | None = None) -> bool:
-        """Say how far it is; written when the phase changes, else at most once a second.
+    def update(
+        self,
+        phase: str,
+        done: int = 0,
+        total: int | None = None,
+        *,
+        written: int | None = None,
+        coming: int | None = None,
+    ) -> bool:
+        """Say how far it is; put down when the phase changes, else at most once a second.
 
-        Returns whether it was written. A full tmpfs costs the view, not the image.
+        `done` of `total` is what people look at. `written` is how many bytes it
+        has on the disk, `coming` how many this phase will still write; for a
+        fetch these are `done` and the rest. Returns whether it was put down. A
+        full tmpfs costs the view, not the image.
         """
         now = time.monotonic()
         if phase == self._fields["phase"] and now < self._next:
             return False
         self._next = now + _RENEW_EVERY_S
-        self._fields.update(phase=phase, bytes=done, total=total, renewed=time.time())
+        if coming is None:
+            coming = max(0, (total or 0) - done)
+        self._fields.update(
+            phase=phase, bytes=done, total=total, renewed=time.time(),
+            written=done if written is None else written, coming=coming + self.later,
+        )  # fmt: skip
         temp = processes.temp_path(self._layout.state_tmp, os.path.basename(self._path))
         with contextlib.suppress(OSError):
             text = json.dumps(self._fields) + "\n"

@@ -7,19 +7,23 @@ Imports nothing: the way to a warm hit uses it.
 class Layout:
     """The paths below the cache folder (on disk) and the state folder (tmpfs).
 
-    A `key` names content: `sha256-<hex>`, for a private image with `u<uid>-`
-    before it. An `owner` is the uid of a private image's user, None for shared.
+    A `key` names content: `sha256-<hex>` of the file, `sha256-<hex>-<format>` of
+    the manifest that it was made from, `blob-sha256-<hex>` of a layer; for what is
+    private with `u<uid>-` before it. An `owner` is the uid of a private image's
+    user, None for shared.
     """
 
     def __init__(self, cache: str, state: str) -> None:
         self.cache = cache
         self.state = state
         self.images = f"{cache}/images"
+        self.blobs = f"{cache}/blobs"
         self.users = f"{cache}/users"
         self.metas = f"{cache}/meta"
         self.refs = f"{cache}/refs"
         self.locks = f"{cache}/locks"
         self.tmp = f"{cache}/tmp"
+        self.work = f"{cache}/work"
         self.jobs = f"{state}/jobs"
         self.leases = f"{state}/leases"
         self.inflight = f"{state}/inflight"
@@ -29,7 +33,10 @@ class Layout:
         self.events = f"{state}/events.jsonl"
 
     def image(self, key: str, extension: str, owner: int | None) -> str:
-        folder = self.images if owner is None else f"{self.users}/{owner}"
+        if owner is not None:
+            folder = f"{self.users}/{owner}"
+        else:
+            folder = self.blobs if extension == "blob" else self.images
         return f"{folder}/{key}.{extension}"
 
     def meta(self, key: str) -> str:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -24,13 +25,18 @@ from hpcimg.errors import CacheUnusable, from_os_error
 
 log = logging.getLogger(__name__)
 VERSION = 1
+BLOB = "blob"  # the extension of a layer or config that is kept to be shared by images
 _ORPHAN_AGE_S = 3600.0
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One finished image. Times are Unix times, `owner` the uid of a private image's user."""
+    """One finished image, or one blob of images in layers.
+
+    Times are Unix times, `owner` the uid of a private image's user. `source` is
+    the digest of the manifest that a converted image was made from.
+    """
 
     key: str
     extension: str
@@ -40,10 +46,15 @@ class Entry:
     uris: tuple[str, ...]
     fetched: float
     owner: int | None = None
+    source: str = ""
 
     @property
     def private(self) -> bool:
         return self.owner is not None
+
+    @property
+    def is_blob(self) -> bool:
+        return self.extension == BLOB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +91,9 @@ def prepare(layout: Layout) -> None:
     shared, private = 0o755, 0o700
     folders = {
         layout.cache: shared, layout.state: shared,
-        layout.images: shared, layout.users: 0o711, layout.metas: shared, layout.refs: shared,
-        layout.locks: private, layout.tmp: private,
+        layout.images: shared, layout.blobs: private, layout.users: 0o711,
+        layout.metas: shared, layout.refs: shared,
+        layout.locks: private, layout.tmp: private, layout.work: 0o711,
         layout.jobs: 0o711, layout.leases: shared, layout.inflight: shared,
         layout.hot: private, layout.failures: private, layout.state_tmp: private,
     }  # fmt: skip
@@ -138,7 +150,7 @@ def load_entry(layout: Layout, key: str) -> Entry | None:
 
 
 def entries(layout: Layout) -> Iterator[Entry]:
-    """Return all finished images, in no order."""
+    """Return all finished images and all blobs, in no order."""
     for name in _listdir(layout.metas):
         if name.endswith(".json"):
             entry = load_entry(layout, name.removesuffix(".json"))
@@ -146,11 +158,11 @@ def entries(layout: Layout) -> Iterator[Entry]:
                 yield entry
 
 
-def save_entry(layout: Layout, entry: Entry) -> None:
+def save_entry(layout: Layout, entry: Entry, *, durable: bool = True) -> None:
     """Store what is known of an image; readable for all, or for root where it is private."""
     fields = {"version": VERSION, **dataclasses.asdict(entry)}
     mode = 0o600 if entry.private else 0o644
-    _save(layout, layout.meta(entry.key), fields, mode)
+    _save(layout, layout.meta(entry.key), fields, mode, durable=durable)
 
 
 def ref_id(uri: str, owner: int | None) -> str:
@@ -212,10 +224,29 @@ def unfinished(layout: Layout, name: str) -> Iterator[tuple[str, int]]:
         atomic.remove(path)
 
 
-def publish(layout: Layout, entry: Entry, temp: str, descriptor: int) -> None:
+@contextmanager
+def work_folder(layout: Layout, account: int | None) -> Iterator[str]:
+    """Give the path of an empty folder that belongs to a uid (None: to us), gone at the end."""
+    path = processes.temp_path(layout.work, os.urandom(8).hex())
+    try:
+        os.mkdir(path, 0o700)
+        if account is not None:
+            os.chown(path, account, -1)
+    except OSError as error:
+        raise from_os_error(error) from error
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def publish(
+    layout: Layout, entry: Entry, temp: str, descriptor: int, *, durable: bool = True
+) -> None:
     """Make a verified file in tmp/ the finished image of `entry`.
 
-    After this returns, image and meta are on the disk under their names. Before
+    After this returns, image and meta are on the disk under their names, or
+    without `durable` on their way there. Before
     the rename nobody finds an image; a crash at any point leaves none or all of
     it. Raises NoRoom, CacheUnusable.
     """
@@ -227,10 +258,12 @@ def publish(layout: Layout, entry: Entry, temp: str, descriptor: int) -> None:
             if os.geteuid() == 0:
                 os.fchown(descriptor, entry.owner, -1)
         os.fchmod(descriptor, 0o400 if entry.private else 0o444)
-        os.fsync(descriptor)
-        save_entry(layout, entry)
+        if durable:
+            os.fsync(descriptor)
+        save_entry(layout, entry, durable=durable)
         os.rename(temp, target)
-        atomic.sync_folder(os.path.dirname(target))
+        if durable:
+            atomic.sync_folder(os.path.dirname(target))
     except OSError as error:
         raise from_os_error(error) from error
 
@@ -245,7 +278,7 @@ def forget(layout: Layout, entry: Entry) -> None:
 
 
 def sweep(layout: Layout) -> int:
-    """Remove what killed processes left in the tmp folders; return how many files.
+    """Remove what killed processes left in the tmp and work folders; return how many.
 
     Needs no lock: a leftover is known by its maker's being gone.
     """
@@ -254,6 +287,10 @@ def sweep(layout: Layout) -> int:
         for name in _listdir(folder):
             if not processes.alive(name):
                 swept += atomic.remove(f"{folder}/{name}")
+    for name in _listdir(layout.work):
+        if not processes.alive(name):
+            shutil.rmtree(f"{layout.work}/{name}", ignore_errors=True)
+            swept += 1
     return swept
 
 
@@ -264,7 +301,7 @@ def sweep_orphans(layout: Layout) -> int:
     """
     users = [f"{layout.users}/{uid}" for uid in _listdir(layout.users)]
     swept = 0
-    for folder in (layout.metas, layout.refs, layout.images, *users):
+    for folder in (layout.metas, layout.refs, layout.images, layout.blobs, *users):
         for name in _listdir(folder):
             path = f"{folder}/{name}"
             key = _key_of_ref(path) if folder == layout.refs else name.partition(".")[0]
@@ -285,11 +322,13 @@ def _old(path: str) -> bool:
         return False
 
 
-def _save(layout: Layout, path: str, fields: dict[str, object], mode: int) -> None:
+def _save(
+    layout: Layout, path: str, fields: dict[str, object], mode: int, *, durable: bool = True
+) -> None:
     temp = processes.temp_path(layout.tmp, os.path.basename(path))
     try:
         atomic.write_file(
-            path, json.dumps(fields, indent=1) + "\n", temp=temp, mode=mode, durable=True
+            path, json.dumps(fields, indent=1) + "\n", temp=temp, mode=mode, durable=durable
         )
     except OSError as error:
         raise from_os_error(error) from error

@@ -28,6 +28,7 @@ def run(args: argparse.Namespace) -> int:
     found = [
         (store.last_used(layout, entry.key), entry, sorted(lease.holders(layout, entry.key)))
         for entry in store.entries(layout)
+        if not entry.is_blob
     ]
     found.sort(key=lambda row: row[0], reverse=True)
     if args.json:

@@ -64,6 +64,9 @@ def _print(seen: dict[str, Any]) -> None:
         )
     in_use = f"{cache['in_use_images']} ({format_size(cache['in_use_bytes'])}) of them in use"
     print(f"  images: {cache['images']}, {in_use}; jobs with images: {len(seen['jobs'])}")
+    if cache["layers"]:
+        size = format_size(cache["layer_bytes"])
+        print(f"  layers kept for the next image: {cache['layers']} ({size})")
     counts = [f"{seen['counts'][name]} {text}" for name, text in _COUNTS.items()
               if seen["counts"].get(name)]  # fmt: skip
     print(f"  since boot: {', '.join(counts) or 'nothing yet'}")

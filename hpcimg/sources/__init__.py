@@ -15,11 +15,15 @@ MODULES = {
     "https": "hpcimg.sources.web",
     "http": "hpcimg.sources.web",
     "file": "hpcimg.sources.files",
-    "oras": "hpcimg.sources.oras",
+    "docker": "hpcimg.sources.oci",
+    "oras": "hpcimg.sources.oci",
+    "oci": "hpcimg.sources.layouts",
+    "oci-archive": "hpcimg.sources.layouts",
+    "docker-archive": "hpcimg.sources.layouts",
     "library": "hpcimg.sources.library",
     "shub": "hpcimg.sources.shub",
 }
 # Of schemes that the site configures under names of its own, as [static NAME].
 STATIC = "hpcimg.sources.static"
 # Where the job's user may read what the unprivileged account may not.
-READS_AS_USER = frozenset({"file", "oras"})
+READS_AS_USER = frozenset({"file", "docker", "oras", "oci", "oci-archive", "docker-archive"})

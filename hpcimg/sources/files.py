@@ -17,40 +17,53 @@ _CHUNK = 4 << 20  # parallel file systems like large reads
 def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Settings) -> bool:
     """Copy a file that this process' account may read; see `hpcimg.sources`."""
     path = reference.rest
+    descriptor = open_file(path)
     try:
-        # O_NONBLOCK: opening a FIFO must not wait for its writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
-    except OSError as error:
-        raise _explain(path, error) from error
-    try:
-        before = os.fstat(descriptor)
-        if not stat.S_ISREG(before.st_mode):
-            raise NotAnImage(f"{path} is not a file", why="it is a folder, a device or a pipe")
-        if _look(before) == validator:
+        before = look(descriptor)
+        if before == validator:
             return True
-        sink.offer(Offer(_look(before), before.st_size))
+        sink.offer(Offer(before, os.fstat(descriptor).st_size))
         while data := _read(descriptor, path):
             sink.write(data)
         sink.tell()
-        if _look(os.fstat(descriptor)) != _look(before):
+        if look(descriptor) != before:
             raise Damaged(f"{path} changed while it was copied")
     finally:
         os.close(descriptor)
     return False
 
 
+def open_file(path: str) -> int:
+    """Open a regular file for reading; return its descriptor.
+
+    Raises NotFound, Forbidden, NotAnImage for what is no file, Unreachable.
+    """
+    try:
+        # O_NONBLOCK: opening a FIFO must not wait for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        raise explain(path, error) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NotAnImage(f"{path} is not a file", why="it is a folder, a device or a pipe")
+    return descriptor
+
+
+def look(descriptor: int) -> str:
+    """Return what changes when somebody writes or replaces the file."""
+    seen = os.fstat(descriptor)
+    return f"{seen.st_dev}-{seen.st_ino}-{seen.st_size}-{seen.st_mtime_ns}"
+
+
 def _read(descriptor: int, path: str) -> bytes:
     try:
         return os.read(descriptor, _CHUNK)
     except OSError as error:
-        raise _explain(path, error) from error
+        raise explain(path, error) from error
 
 
-def _look(seen: os.stat_result) -> str:
-    return f"{seen.st_dev}-{seen.st_ino}-{seen.st_size}-{seen.st_mtime_ns}"
-
-
-def _explain(path: str, error: OSError) -> HpcimgError:
+def explain(path: str, error: OSError) -> HpcimgError:
+    """Return what an error at a path that a user named means to that user."""
     match error.errno:
         case errno.ENOENT | errno.ENOTDIR:
             return NotFound(

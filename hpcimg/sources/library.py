@@ -13,7 +13,7 @@ from hpcimg.errors import BadReference, NotAnImage, NotFound
 from hpcimg.fetching import Offer, Settings
 from hpcimg.reference import Reference
 from hpcimg.sink import Sink
-from hpcimg.sources import oras
+from hpcimg.sources import oci
 from hpcimg.sources.registry import Name, Registry
 from hpcimg.transfer import download, get_json, open_session
 
@@ -42,7 +42,7 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
             return True
         registry = _redirect(session, place, sink, settings, reference.uri)
         if registry is not None:
-            oras.download_sif(registry, sink, uri=reference.uri, known_as=digest)
+            oci.fetch_from(registry, sink, uri=reference.uri, known_as=digest)
             return False
         sink.offer(Offer(digest, size, digest))
         return download(session, f"{place.service}/v1/imagefile/{image}", sink, settings)

@@ -5,23 +5,22 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlencode
 
 import requests
 
-from hpcimg.architecture import go_name
 from hpcimg.errors import (
     BadReference,
     Damaged,
     Forbidden,
     NotAnImage,
     Unreachable,
-    WrongArchitecture,
 )
 from hpcimg.fetching import Settings
 from hpcimg.retry import attempts
 from hpcimg.sink import Sink
+from hpcimg.sources.manifests import Manifest, digest_for_this_machine, is_digest
 from hpcimg.transfer import JSON_MAX, check_status, download, parse_json, read_json, request
 
 _ACCEPT = ", ".join(
@@ -32,7 +31,6 @@ _ACCEPT = ", ".join(
         "application/vnd.docker.distribution.manifest.v2+json",
     )
 )
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(f"{_COMPONENT}(?:/{_COMPONENT})*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
@@ -53,13 +51,6 @@ class Name(NamedTuple):
         return self.digest or self.tag
 
 
-class Manifest(NamedTuple):
-    """A manifest with the digest of its bytes."""
-
-    digest: str
-    content: dict[str, Any]
-
-
 def parse_name(text: str) -> Name:
     """Read `host[:port]/repository[:tag][@sha256:...]`. Raises BadReference."""
     host, _, rest = text.partition("/")
@@ -71,16 +62,11 @@ def parse_name(text: str) -> Name:
         )
     if tag and not _TAG.fullmatch(tag):
         raise BadReference(f"{tag!r} in {text!r} is not a tag")
-    if at and not _DIGEST.fullmatch(digest):
+    if at and not is_digest(digest):
         raise BadReference(
             f"{digest!r} in {text!r} is not a digest", why="write @sha256: and 64 digits"
         )
     return Name(host, repository, tag or "latest", digest)
-
-
-def is_digest(value: object) -> bool:
-    """Tell whether this is a sha256 digest as manifests spell it."""
-    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
 
 
 class Registry:
@@ -108,6 +94,15 @@ class Registry:
         url = f"{self._base}/v2/{self._name.repository}/blobs/{digest}"
         return download(self._session, url, sink, self._settings, headers=self.headers)
 
+    def read_blob(self, digest: str) -> str:
+        """Return the text of a small blob, its digest checked. Raises NotAnImage, Damaged."""
+        url = f"{self._base}/v2/{self._name.repository}/blobs/{digest}"
+        for attempt in attempts(self._sink, self._settings):
+            with attempt:
+                body = self._read(url, {}) or b""
+                self._check(body, digest)
+        return body.decode(errors="replace")
+
     def use_token(self, token: str) -> None:
         """Use a token that was had elsewhere."""
         self._token = token if token.isprintable() else ""
@@ -121,20 +116,10 @@ class Registry:
 
         What is no index is returned as it is. Raises WrongArchitecture.
         """
-        entries = manifest.content.get("manifests")
-        if not isinstance(entries, list):
+        digest = digest_for_this_machine(manifest, self._uri)
+        if digest is None:
             return manifest
-        found: dict[str, str] = {}
-        for entry in entries:
-            platform = entry.get("platform") if isinstance(entry, dict) else None
-            if isinstance(platform, dict) and is_digest(entry.get("digest")):
-                found.setdefault(str(platform.get("architecture")), entry["digest"])
-        if go_name() not in found:
-            raise WrongArchitecture(
-                f"{self._uri} has no image for this machine",
-                why=f"it is for {', '.join(sorted(found)) or 'none'}, this machine is {go_name()}",
-            )
-        chosen = self._manifest(found[go_name()])
+        chosen = self._manifest(digest)
         assert chosen  # without a condition there is no "unchanged"
         return chosen
 
@@ -149,9 +134,14 @@ class Registry:
         digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
         if digest == known:
             return None
-        if is_digest(version) and digest != version:
-            raise Damaged(f"{self._uri} is not what the registry sent", why=f"that is {digest}")
+        if is_digest(version):
+            self._check(body, version)
         return Manifest(digest, parse_json(body, url))
+
+    def _check(self, body: bytes, digest: str) -> None:
+        found = f"sha256:{hashlib.sha256(body).hexdigest()}"
+        if found != digest:
+            raise Damaged(f"{self._uri} is not what the registry sent", why=f"that is {found}")
 
     def _read(self, url: str, headers: Mapping[str, str]) -> bytes | None:
         for _ in range(2):

@@ -15,8 +15,9 @@ import pytest
 
 from hpcimg import reference
 from hpcimg.cache import ensure, evict, hot, lease, store
+from hpcimg.cache.arrival import Cache
 from hpcimg.cache.layout import Layout
-from hpcimg.fetching import Fetched, Offer, Offered, Outcome, Progress
+from hpcimg.fetching import Arrived, Fetched, Offer, Offered, Outcome, Progress
 from tests.parts.images import make_sif
 
 TEXT = "https://example.org/x.sif"
@@ -37,10 +38,16 @@ class Image:
 
     def stage(self, job: str) -> ensure.Staged:
         """Take the long way, which may fetch."""
-        cache = ensure.Cache(self.layout, LIMITS, tag_ttl_s=3600)
+        cache = Cache(self.layout, LIMITS, tag_ttl_s=3600)
         deadline = time.monotonic() + 20
         staged = ensure.ensure(
-            cache, URI, job=job, owner=None, deadline=deadline, fetch=self._fetch
+            cache,
+            URI,
+            job=job,
+            owner=None,
+            deadline=deadline,
+            fetch=self._fetch,
+            convert=self._convert,
         )
         hit = hot.Hit(self.key, staged.path, URI.uri)
         hot.remember(
@@ -60,11 +67,20 @@ class Image:
         return self.path.read_bytes() == self.data and job in lease.holders(self.layout, self.key)
 
     def _fetch(
-        self, descriptor: int, *, validator: str, offered: Offered, progress: Progress
+        self,
+        descriptor: int,
+        *,
+        validator: str,
+        offered: Offered,
+        arrived: Arrived,
+        progress: Progress,
     ) -> Outcome:
         offered(Offer("", len(self.data)))
         os.pwrite(descriptor, self.data, 0)
         return Fetched(len(self.data), hashlib.sha256(self.data).hexdigest())
+
+    def _convert(self, *_: object, **__: object) -> Fetched:
+        raise AssertionError  # the image is one file already
 
 
 class Pause:

@@ -128,7 +128,8 @@ class Node:
 
     def leftovers(self) -> list[Path]:
         """Return what only work under way may have on disk."""
-        folders = (self.cache / "tmp", self.state / "tmp", self.state / "inflight")
+        in_cache = (self.cache / "tmp", self.cache / "work")
+        folders = (*in_cache, self.state / "tmp", self.state / "inflight")
         return [path for folder in folders if folder.exists() for path in folder.iterdir()]
 
     def log(self) -> str:

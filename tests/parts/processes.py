@@ -34,6 +34,26 @@ def kill_processes(
     return len(found)
 
 
+def descendants(pid: int) -> list[int]:
+    """Return a process' children, their children and so on."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [other for child in map(int, children) for other in (child, *descendants(child))]
+
+
+def status_of(pid: int) -> dict[str, list[str]]:
+    """Return what the kernel says of a process."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: rest.split() for name, _, rest in (line.partition(":") for line in lines)}
+
+
+def gone(pid: int) -> bool:
+    """Tell whether a process has ended, waited for or not."""
+    try:
+        return status_of(pid)["State"][0] == "Z"
+    except OSError:
+        return True
+
+
 def _processes() -> Iterator[tuple[int, list[str]]]:
     for folder in Path("/proc").glob("[0-9]*"):
         try:

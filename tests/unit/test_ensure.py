@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from hpcimg.cache import evict, store
-from hpcimg.cache.ensure import Cache, Staged, ensure
+from hpcimg.cache.arrival import Cache
+from hpcimg.cache.ensure import Staged, ensure
 from hpcimg.cache.layout import Layout
-from hpcimg.fetching import Fetched, Offer, Offered, Outcome, Progress, Unchanged
+from hpcimg.fetching import Arrived, Fetched, Offer, Offered, Outcome, Progress, Unchanged
 from hpcimg.reference import parse
 from tests.parts import images
 
@@ -36,20 +37,39 @@ class Source:
         self.validators: list[str] = []
 
     def __call__(
-        self, descriptor: int, *, validator: str, offered: Offered, progress: Progress
+        self,
+        descriptor: int,
+        *,
+        validator: str,
+        offered: Offered,
+        arrived: Arrived,
+        progress: Progress,
     ) -> Outcome:
         self.validators.append(validator)
         if validator:
             self.asked()
             return Unchanged()
-        assert offered(Offer("v1", len(self.data)))
+        assert offered(Offer("v1", len(self.data))) == ()
         os.write(descriptor, self.data)
         return Fetched(len(self.data), hashlib.sha256(self.data).hexdigest())
 
 
+def no_conversion(*_: object, **__: object) -> Fetched:
+    """Stand for what an image that is one file already has no use for."""
+    raise AssertionError
+
+
 def run(cache: Cache, source: Source, job: str, uri: str = URI) -> Staged:
     deadline = time.monotonic() + 10
-    return ensure(cache, parse(uri), job=job, owner=None, deadline=deadline, fetch=source)
+    return ensure(
+        cache,
+        parse(uri),
+        job=job,
+        owner=None,
+        deadline=deadline,
+        fetch=source,
+        convert=no_conversion,
+    )
 
 
 @pytest.fixture

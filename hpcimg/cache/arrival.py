@@ -1,0 +1,205 @@
+"""One image on its way into the cache: its offer, its room, its checks, its publication."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import ExitStack
+from typing import NamedTuple
+
+from hpcimg import formats
+from hpcimg.cache import evict, store
+from hpcimg.cache.blobs import Blobs, Lock
+from hpcimg.cache.inflight import Inflight
+from hpcimg.cache.layout import Layout
+from hpcimg.cache.store import Entry
+from hpcimg.errors import Damaged, TooLarge
+from hpcimg.fetching import Convert, Fetched, Files, Offer, Progress
+from hpcimg.units import format_size
+
+
+class Cache(NamedTuple):
+    """A cache and its rules.
+
+    `max_image_size` of 0 is no limit of its own; `image_format` is what images
+    in layers are converted to, "sif" or "squashfs".
+    """
+
+    layout: Layout
+    limits: evict.Limits
+    tag_ttl_s: float
+    max_image_size: int = 0
+    image_format: str = "squashfs"
+
+
+class Arrival(ExitStack):
+    """What `offered`, `arrived` and `progress` of one fetch do, and what follows it.
+
+    `lock` takes a lock of the cache by its name, the image's key among them: it
+    is held from the offer on. At the end of the context nothing unfinished is left.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        inflight: Inflight,
+        *,
+        uri: str,
+        owner: int | None,
+        deadline: float,
+        lock: Lock,
+        tell: Progress,
+    ) -> None:
+        super().__init__()
+        self._cache = cache
+        self._layout = cache.layout
+        self._inflight = inflight
+        self._uri = uri
+        self._owner = owner
+        self._deadline = deadline
+        self._lock = lock
+        self._tell = tell
+        self._blobs: Blobs | None = None
+        self._converted_size = 0  # as far as it can be told beforehand
+        self.offer: Offer | None = None
+        self.key = ""  # of the image, once it is known and locked
+        self._temp, self.descriptor = self.enter_context(store.unfinished(self._layout, "image"))
+
+    def offered(self, offer: Offer) -> Files | None:
+        """Make room for what is coming, or decline it: the cache has it."""
+        self.offer = offer
+        self._inflight.update("asking")  # an earlier offer needs no room any more
+        size = offer.size_bytes or sum(layer.size_bytes for layer in offer.layers)
+        self._check_size(size)
+        if offer.sha256 or offer.manifest:
+            self._lock_key(self._key_of(offer))
+            if store.load_entry(self._layout, self.key):
+                return None
+        if not offer.layers:
+            self._make_room(size)
+            return ()
+        self._blobs = self.enter_context(
+            Blobs(self._layout, offer.layers, uri=self._uri, owner=self._owner, lock=self._lock)
+        )
+        missing = sum(blob.size_bytes for blob in self._blobs.missing())
+        # Layers and the image made of them are compressed alike.
+        self._converted_size = size
+        self._make_room(missing, later=size)
+        return self._blobs.files()
+
+    def arrived(self, number: int, fetched: Fetched) -> None:
+        """Keep a layer that was fetched."""
+        assert self._blobs
+        self._blobs.arrived(number, fetched)
+
+    def progress(self, phase: str, done: int, total: int | None) -> None:
+        """Hear of a fetch's progress; raise where it cannot go on."""
+        if self._blobs is None:
+            self._check_size(done)
+        if total is not None and done > total:
+            raise Damaged(f"{self._uri} does not end where it was announced to")
+        self._tell(phase, done, total)
+        if self._inflight.update(phase, done, total) and total is None:
+            self._make_room_as_it_grows(done)
+
+    def converting(self, phase: str, done: int, total: int | None) -> None:
+        """Hear of a conversion's progress; raise where it cannot go on."""
+        size = os.fstat(self.descriptor).st_size
+        self._check_size(size)
+        self._tell(phase, done, total)
+        coming = max(0, self._converted_size - size)
+        if self._inflight.update(phase, done, total, written=size, coming=coming) and not coming:
+            self._make_room_as_it_grows(size)
+
+    def convert(self, convert: Convert) -> Entry:
+        """Make one file of the layers that were gathered, and publish it."""
+        assert self._blobs
+        assert self.offer
+        layers = self._blobs.readable()
+        self._blobs.release()
+        self.converting("converting", 0, None)
+        fetched = convert(
+            self.descriptor,
+            image_config=self.offer.config,
+            layers=layers,
+            progress=self.converting,
+        )
+        return self._publish(fetched, source=f"sha256:{self.offer.manifest}")
+
+    def finish(self, fetched: Fetched) -> Entry:
+        """Check the image that was fetched against its offer, and publish it."""
+        assert self.offer
+        self._inflight.update("checking", fetched.size_bytes, fetched.size_bytes)
+        promised = self.offer.size_bytes
+        if promised is None:
+            self._make_room_as_it_grows(fetched.size_bytes)
+        elif fetched.size_bytes != promised:
+            raise Damaged(
+                f"{self._uri} is cut short",
+                why=f"{fetched.size_bytes} bytes arrived of {promised}",
+            )
+        if self.offer.sha256 and self.offer.sha256 != fetched.sha256:
+            raise Damaged(
+                f"{self._uri} is not what was announced",
+                why=f"its sha256 is {fetched.sha256}, promised was {self.offer.sha256}",
+            )
+        return self._publish(fetched)
+
+    def _publish(self, fetched: Fetched, *, source: str = "") -> Entry:
+        image = formats.identify(self.descriptor, self._uri)
+        self._lock_key(self.key or self._prefixed(f"sha256-{fetched.sha256}"))
+        entry = Entry(
+            key=self.key,
+            extension=image.extension,
+            sha256=fetched.sha256,
+            size_bytes=fetched.size_bytes,
+            architecture=image.architecture,
+            uris=(self._uri,),
+            fetched=time.time(),
+            owner=self._owner,
+            source=source,
+        )
+        # Somebody else's, where the digest was not known before.
+        known = store.load_entry(self._layout, self.key)
+        if known is None:
+            store.publish(self._layout, entry, self._temp, self.descriptor)
+        return known or entry
+
+    def _key_of(self, offer: Offer) -> str:
+        if offer.manifest:
+            return self._prefixed(f"sha256-{offer.manifest}-{self._cache.image_format}")
+        return self._prefixed(f"sha256-{offer.sha256}")
+
+    def _prefixed(self, name: str) -> str:
+        return name if self._owner is None else f"u{self._owner}-{name}"
+
+    def _lock_key(self, key: str) -> None:
+        if key != self.key:
+            self.enter_context(self._lock(key))
+            self.key = key
+
+    def _check_size(self, size_bytes: int) -> None:
+        limit = self._cache.max_image_size
+        if limit and size_bytes > limit:
+            raise TooLarge(
+                f"{self._uri} is too large",
+                why=f"this site takes images up to {format_size(limit)}",
+            )
+
+    def _make_room_as_it_grows(self, size_bytes: int) -> None:
+        """Look for room for an image whose size was not announced; so much is there by now."""
+        evict.check_fits(self._cache.limits, size_bytes, what=self._uri)
+        self._make_room(0)
+
+    def _make_room(self, size_bytes: int, *, later: int = 0) -> None:
+        with self._lock("room"):
+            evict.make_room(
+                self._layout,
+                self._cache.limits,
+                size_bytes + later,
+                what=self._uri,
+                deadline=self._deadline,
+            )
+            if size_bytes or later:
+                self._inflight.later = later
+                self._inflight.update("fetching", 0, size_bytes)
