@@ -6,7 +6,6 @@ import shutil
 
 import pytest
 
-from hpcimg.sources import MODULES
 from tests.parts import ociimages
 from tests.parts.daemon import PATH
 from tests.parts.images import make_sif, make_squashfs
@@ -17,7 +16,6 @@ from tests.slurm.checks import completed
 HAS_APPTAINER = shutil.which("apptainer", path=PATH) is not None
 MISSING = ociimages.missing() if HAS_APPTAINER else "apptainer is not installed here"
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
-needs_docker = pytest.mark.skipif("docker" not in MODULES, reason="hpcimg has no docker:// yet")
 
 
 def run(site: Site, reference: str, command: str) -> str:
@@ -45,7 +43,6 @@ def test_a_squashfs_image_runs(site: Site) -> None:
     assert run(site, url, "cat /hello") == "from squashfs\n"
 
 
-@needs_docker
 @pytest.mark.parametrize("compression", ["gzip", "zstd", ""])
 def test_a_docker_image_runs(site: Site, compression: str) -> None:
     name = compression or "plain"
@@ -58,7 +55,6 @@ def test_a_docker_image_runs(site: Site, compression: str) -> None:
     assert run(site, reference, "cat /etc/gone 2>/dev/null || echo no file") == "no file\n"
 
 
-@needs_docker
 def test_a_docker_image_of_an_index_has_its_environment(site: Site) -> None:
     """The image for this processor, not the first of the index."""
     layer = make_layer({"bin/sh": ociimages.program()})
