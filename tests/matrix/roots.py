@@ -21,7 +21,12 @@ PACKAGES = "ca-certificates,git,make,python3,python3-venv"
 KEPT = (".venv", ".bench")
 # How this host reaches package servers, where that is said in its environment.
 _PASSED_ON = re.compile(r"PIP_\w+|SSL_CERT_\w+|\w+_CA_BUNDLE|\w+_PROXY", re.IGNORECASE)
-_HOST_FILES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pip.conf", "/etc/hosts")
+_HOST_FILES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pip.conf",
+    "/etc/hosts",
+    "/etc/resolv.conf",
+)
 
 
 class Root:
@@ -58,27 +63,9 @@ class Root:
 
     def update(self) -> None:
         """Copy this host's settings for package servers and the files of this checkout."""
-        settings = _output(["apt-config", "dump", "Acquire"])
-        (self.path / "etc/apt/apt.conf.d/90host").write_text(settings)
-        for name in {*_HOST_FILES, *_environment().values()}:
-            if name.startswith("/") and Path(name).is_file():
-                target = self.path / name[1:]
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(name, target)
-        self.checkout.mkdir(exist_ok=True)
-        for path in self.checkout.iterdir():
-            if path.name in KEPT:
-                continue
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-        listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-        for name in filter(None, _output(listing).split("\0")):
-            source, target = HERE / name, self.checkout / name
-            if source.is_file():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(source, target, follow_symlinks=False)
+        self._copy_settings()
+        self._remove_old_files()
+        self._copy_files()
 
     def run(self, argv: Sequence[str]) -> None:
         """Run a command in the checkout's copy; raise CalledProcessError."""
@@ -87,6 +74,33 @@ class Root:
     def output(self, argv: Sequence[str]) -> str:
         """Run a command in the checkout's copy; return what it prints or raise."""
         return _output(self._argv(argv))
+
+    def _copy_settings(self) -> None:
+        settings = _output(["apt-config", "dump", "Acquire"])
+        (self.path / "etc/apt/apt.conf.d/90host").write_text(settings)
+        for name in {*_HOST_FILES, *_environment().values()}:
+            if name.startswith("/") and Path(name).is_file():
+                target = self.path / name[1:]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(name, target)
+
+    def _remove_old_files(self) -> None:
+        self.checkout.mkdir(exist_ok=True)
+        for path in self.checkout.iterdir():
+            if path.name in KEPT:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def _copy_files(self) -> None:
+        listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        for name in filter(None, _output(listing).split("\0")):
+            source, target = HERE / name, self.checkout / name
+            if source.is_file():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(source, target, follow_symlinks=False)
 
     def _argv(self, argv: Sequence[str]) -> list[str]:
         return [*_namespaces(), str(ENTER), str(self.path), "/hpcimg", *argv]
