@@ -4,16 +4,21 @@ PREFIX ?= /opt/hpcimg
 DESTDIR ?=
 # Of setup.cfg's extras, those that an installation gets.
 EXTRAS ?=
+# Of test-matrix: Debian releases, by default all that it knows, and where their roots are kept.
+RELEASES ?=
+MATRIX ?= .matrix
 BIN := .venv/bin
 
-.PHONY: help demo test test-kill lint bench install clean
+.PHONY: help demo test test-kill test-matrix lint bench bench-docker install clean
 help:
-	@echo "make demo       a throwaway Slurm, a registry, real jobs: see it work (two minutes)"
-	@echo "make test       all tests"
-	@echo "make test-kill  a thousand rounds of kill -9 at a random moment"
-	@echo "make lint       ruff, mypy, shellcheck"
-	@echo "make bench      time the warm hit and the cold ways"
-	@echo "make install    install to PREFIX ($(PREFIX)), below DESTDIR if set"
+	@echo "make demo         a throwaway Slurm, a registry, real jobs: see it work (two minutes)"
+	@echo "make test         all tests"
+	@echo "make test-kill    a thousand rounds of kill -9 at a random moment"
+	@echo "make test-matrix  the Slurm tests on Slurm 22.05, 24.11 and 26.05"
+	@echo "make lint         ruff, mypy, shellcheck"
+	@echo "make bench        time the warm hit and the cold ways"
+	@echo "make bench-docker time docker:// beside Apptainer"
+	@echo "make install      install to PREFIX ($(PREFIX)), below DESTDIR if set"
 
 # The virtual environment, made anew when its ingredients change.
 .venv/ready: setup.cfg tests/install-packages
@@ -33,14 +38,21 @@ test: .venv/ready
 test-kill: .venv/ready
 	HPCIMG_KILL_ROUNDS=1000 $(BIN)/python -m pytest --timeout=0 tests/faults/test_kill.py
 
+test-matrix:
+	$(PYTHON) -m tests.matrix --folder "$(MATRIX)" $(RELEASES)
+
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	shellcheck prolog/* epilog/* bin/* tests/install-packages tests/parts/*.sh .ci/run
+	shellcheck prolog/* epilog/* bin/* tests/install-packages tests/parts/*.sh tests/matrix/*.sh .ci/run
 
 bench: .venv/ready
 	$(BIN)/python -m bench.warm_hit
+
+# In Debian unstable's root file system of test-matrix, which has Apptainer.
+bench-docker:
+	$(PYTHON) -m tests.matrix --folder "$(MATRIX)" --run "$(BIN)/python -m bench.docker" sid
 
 # A tree that runs wherever it is moved to or mounted, read-only too: nothing in it names DESTDIR,
 # and byte code is compared with its source by content, since copies change times. What hooks may
@@ -75,5 +87,5 @@ install:
 	install -m 755 bin/hpcimg "$(TREE)/bin"
 
 clean:
-	rm -rf .venv build ./*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .matrix .bench build ./*.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -29,7 +29,7 @@ SIF_LAYER = "application/vnd.sylabs.sif.layer.v1.sif"
 SIF_CONFIG = "application/vnd.sylabs.sif.config.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 
-_LOGGED = re.compile(r'"([A-Z]+) (\S+) HTTP/[\d.]+" (\d{3}) ')
+_LOGGED = re.compile(r'"([A-Z]+) (\S+) HTTP/[\d.]+" (\d{3}) (\d+) ')
 # Our own question, by which we know that the log is written up to here.
 _MARK = "/v2/?mark="
 _TIMEOUT_S = 30
@@ -41,6 +41,7 @@ class Request(NamedTuple):
     method: str
     path: str
     status: int
+    sent_bytes: int
 
 
 class Registry:
@@ -104,7 +105,9 @@ class Registry:
         if self._daemon.pid:
             self._settle()
         found = _LOGGED.findall(self._log.read_text(errors="replace"))
-        lines = [Request(method, path, int(status)) for method, path, status in found]
+        lines = [
+            Request(method, path, int(status), int(sent)) for method, path, status, sent in found
+        ]
         return [line for line in lines if not line.path.startswith(_MARK)]
 
     def blob_gets(self, digest: str = "") -> list[Request]:

@@ -1,0 +1,1 @@
+"""Run the Slurm tests in other Debian releases: `make test-matrix`."""

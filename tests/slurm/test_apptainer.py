@@ -1,0 +1,74 @@
+"""Jobs that run what they were given, with a real Apptainer, as the ordinary users they are."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from tests.parts import ociimages
+from tests.parts.daemon import PATH
+from tests.parts.images import make_sif, make_squashfs
+from tests.parts.ociimages import make_layer, push_image, push_index
+from tests.parts.site import Site
+from tests.slurm.checks import completed
+
+HAS_APPTAINER = shutil.which("apptainer", path=PATH) is not None
+MISSING = ociimages.missing() if HAS_APPTAINER else "apptainer is not installed here"
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+
+
+def run(site: Site, reference: str, command: str) -> str:
+    """Return what a job says that runs a command in its image."""
+    # Silent but for errors: how Apptainer gets at the files is not of interest.
+    script = f'apptainer --silent exec "$HPCIMG_IMAGE" {command}'
+    [output] = completed(site, site.cluster.sbatch(script, f"--comment=container:{reference}"))
+    return output
+
+
+def runnable(says: str) -> dict[str, bytes]:
+    """Return the files of an image whose "cat /hello" says something."""
+    return {"bin/cat": ociimages.program(), "hello": f"{says}\n".encode()}
+
+
+def test_an_oras_image_runs(site: Site) -> None:
+    image = make_sif(site.folder / "runs.sif", runnable("from a SIF"))
+    site.registry.push_sif(image, "lab/runs", "1.0")
+    assert run(site, f"oras://{site.registry.host}/lab/runs:1.0", "cat /hello") == "from a SIF\n"
+
+
+def test_a_squashfs_image_runs(site: Site) -> None:
+    image = make_squashfs(site.folder / "runs.squashfs", runnable("from squashfs"))
+    url = site.web.put("/runs", image.read_bytes())
+    assert run(site, url, "cat /hello") == "from squashfs\n"
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd", ""])
+def test_a_docker_image_runs(site: Site, compression: str) -> None:
+    name = compression or "plain"
+    lower = {**runnable("from below"), "etc/gone": b""}
+    upper = {"hello": f"from {name} layers\n".encode(), "etc/.wh.gone": b""}
+    layers = [make_layer(files, compression=compression) for files in (lower, upper)]
+    push_image(site.registry, f"lab/{name}", "1.0", layers)
+    reference = f"docker://{site.registry.host}/lab/{name}:1.0"
+    assert run(site, reference, "cat /hello") == f"from {name} layers\n"
+    assert run(site, reference, "cat /etc/gone 2>/dev/null || echo no file") == "no file\n"
+
+
+def test_a_docker_image_of_an_index_has_its_environment(site: Site) -> None:
+    """The image for this processor, not the first of the index."""
+    layer = make_layer({"bin/sh": ociimages.program()})
+    images = [
+        push_image(
+            site.registry,
+            "lab/many",
+            f"for-{name}",
+            [layer],
+            architecture=architecture,
+            settings={"Env": ["PATH=/bin", f"BUILT_FOR={name}"]},
+        )
+        for name, architecture in (("another", "s390x"), ("this", ""))
+    ]
+    push_index(site.registry, "lab/many", "1.0", images)
+    reference = f"docker://{site.registry.host}/lab/many:1.0"
+    assert run(site, reference, "sh -c 'echo $BUILT_FOR'") == "this\n"
