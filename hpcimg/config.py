@@ -19,6 +19,7 @@ from hpcimg.errors import ConfigError
 from hpcimg.units import parse_duration, parse_percent, parse_size
 
 _SCHEME = re.compile(r"[a-z][a-z0-9]*")
+_MIRROR = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9.:\[\]-]*(?:/[a-z0-9._-]+)*")
 
 
 class Size(NamedTuple):
@@ -38,11 +39,14 @@ class Registry:
 
     `auth_file` holds the site's credentials for it, "" for none; `shared` says
     whether an image fetched with them is for all, or for who asked for it.
+    `mirrors` are asked before it, each `HOST[:PORT][/PREFIX]`. None is what
+    was not said: there registries.conf has its say.
     """
 
-    insecure: bool = False
+    insecure: bool | None = None
     auth_file: str = ""
     shared: bool = False
+    mirrors: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +72,7 @@ class Config:
     connect_timeout_s: float
     stall_timeout_s: float
     account: str
+    registries_conf: str
     allow: tuple[str, ...]
     deny: tuple[str, ...]
     max_image_size: int
@@ -265,6 +270,13 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.replace(",", " ").split())
 
 
+def _mirrors(text: str) -> tuple[str, ...]:
+    for word in _words(text):
+        if not _MIRROR.fullmatch(word):
+            raise ValueError(f"{word!r} is not a mirror; write HOST[:PORT][/PREFIX]")
+    return _words(text)
+
+
 def _one_of(*choices: str) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text not in choices:
@@ -303,6 +315,8 @@ KEYS = (
         "the longest silence within a download"),
     Key("stage", "account", "account", "", str,
         "the unprivileged account that fetches; default hpcimg, or else nobody"),
+    Key("stage", "registries_conf", "registries_conf", "/etc/containers/registries.conf", _path,
+        "mirrors of registries and what is blocked, in the file that podman reads"),
     Key("policy", "allow", "allow", "*", _words,
         "patterns of references that may be staged"),
     Key("policy", "deny", "deny", "", _words,
@@ -319,7 +333,10 @@ KEYS = (
         "syslog, stderr, or the path of a file"),
 )  # fmt: skip
 _NAMED: dict[str, tuple[type, dict[str, Callable[[str], Any]]]] = {
-    "registry": (Registry, {"insecure": _boolean, "auth_file": _path, "shared": _boolean}),
+    "registry": (
+        Registry,
+        {"insecure": _boolean, "mirrors": _mirrors, "auth_file": _path, "shared": _boolean},
+    ),
     "static": (Static, {"url": _url}),
 }
 _SECTIONS = (*dict.fromkeys(key.section for key in KEYS), "alias")

@@ -10,7 +10,7 @@ import functools
 import os
 import time
 
-from hpcimg import accounts, events, parent, reference, sources
+from hpcimg import accounts, events, parent, reference, registries, registriesconf, sources
 from hpcimg.accounts import Account
 from hpcimg.cache import hot, inflight, store
 from hpcimg.cache.ensure import Cache, Staged, ensure
@@ -25,8 +25,9 @@ from hpcimg.errors import (
     HpcimgError,
     NotAllowed,
 )
-from hpcimg.fetching import Offered, Outcome, Progress, Settings
+from hpcimg.fetching import Offered, Outcome, Place, Progress, Settings
 from hpcimg.reference import Reference
+from hpcimg.registries import Location
 
 _TRIES = 8
 _TRIES_WITH_A_CACHED_IMAGE = 2
@@ -109,19 +110,22 @@ def stage(
     """
     began = time.monotonic()
     wanted = parse(config, text)
+    locations = _locate(config, wanted)
     bring = functools.partial(
-        _ensure, config, cache, wanted, job=job, deadline=deadline, progress=progress
+        _ensure, config, cache, wanted, locations, job=job, deadline=deadline, progress=progress
     )
     may_read_as_user = wanted.scheme in sources.READS_AS_USER
     try:
         if os.geteuid() != 0:
             staged = bring(None, owner=None, as_user=may_read_as_user)
         else:
-            site = config.registry(wanted.host)
-            owner = uid if site.auth_file and not site.shared else None
+            # Whichever of them will answer: the owner is decided on before.
+            private = any(place.auth_file and not place.shared for place in locations)
             try:
                 staged = bring(
-                    accounts.unprivileged(config.account), owner=owner, auth_file=site.auth_file
+                    accounts.unprivileged(config.account),
+                    owner=uid if private else None,
+                    with_credentials=True,
                 )
             except Forbidden:
                 if not may_read_as_user or uid == 0:
@@ -147,25 +151,31 @@ def _ensure(
     config: Config,
     cache: Cache,
     wanted: Reference,
+    locations: tuple[Location, ...],
     account: Account | None,
     *,
     owner: int | None,
     as_user: bool = False,
-    auth_file: str = "",
+    with_credentials: bool = False,
     job: str,
     deadline: float,
     progress: Progress,
 ) -> Staged:
     def fetch(descriptor: int, *, validator: str, offered: Offered, progress: Progress) -> Outcome:
+        places = tuple(
+            Place(at.name, at.insecure, _read_credentials(at.auth_file) if with_credentials else "")
+            for at in locations
+        )
         settings = Settings(
             tries=_TRIES_WITH_A_CACHED_IMAGE if validator else _TRIES,
             deadline=deadline,
             connect_timeout_s=config.connect_timeout_s,
             stall_timeout_s=config.stall_timeout_s,
-            insecure=config.registry(wanted.host).insecure,
+            insecure=places[-1].insecure,
             service=_service(config, wanted.scheme),
-            credentials=_read_credentials(auth_file) if auth_file else "",
+            credentials=places[-1].credentials,
             as_user=as_user,
+            places=places if wanted.scheme in sources.IN_REGISTRIES else (),
         )
         return parent.fetch(
             wanted,
@@ -189,7 +199,18 @@ def _service(config: Config, scheme: str) -> str:
     return {"library": config.library_url, "shub": config.shub_url}.get(scheme, "")
 
 
+def _locate(config: Config, wanted: Reference) -> tuple[Location, ...]:
+    """Return where to look for an image: in several places where it is in a registry."""
+    if wanted.scheme in sources.IN_REGISTRIES:
+        rules = registriesconf.read(config.registries_conf)
+        return registries.locate(config.registries, rules, wanted.rest)
+    said = config.registry(wanted.host)
+    return (Location(wanted.host, bool(said.insecure), said.auth_file, said.shared),)
+
+
 def _read_credentials(path: str) -> str:
+    if not path:
+        return ""
     try:
         with open(path, encoding="utf-8") as file:
             return file.read()

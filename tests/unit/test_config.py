@@ -44,7 +44,7 @@ def test_an_empty_file_is_a_working_node(main: Path) -> None:
     assert (loaded.allow, loaded.deny, loaded.max_image_size) == (("*",), (), 0)
     assert (loaded.comment_from, loaded.log_to, loaded.account) == ("environment", "syslog", "")
     assert (loaded.registries, loaded.aliases) == ({}, {})
-    assert loaded.registry("anywhere:5000") == Registry(insecure=False)
+    assert loaded.registry("anywhere:5000") == Registry(insecure=None, mirrors=None)
 
 
 def test_values(main: Path) -> None:
