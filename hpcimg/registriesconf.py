@@ -79,8 +79,12 @@ def parse(text: str, path: str) -> tuple[Rule, ...]:
 def find(rules: tuple[Rule, ...], name: str) -> Match | None:
     """Return the rule for `HOST/REPOSITORY[:TAG][@DIGEST]`: the one with the longest match."""
     matches = [Match(rule, part) for rule in rules if (part := _matched(rule.prefix, name))]
-    # A host written out goes before a wildcard for it.
-    return max(matches, key=lambda m: (len(m.part), m.rule.prefix == m.part), default=None)
+    # A host written out goes before a wildcard for it, a longer wildcard before a shorter one.
+    return max(
+        matches,
+        key=lambda m: (len(m.part), m.rule.prefix == m.part, len(m.rule.prefix)),
+        default=None,
+    )
 
 
 def _matched(prefix: str, name: str) -> str:
