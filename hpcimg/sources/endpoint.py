@@ -21,7 +21,7 @@ from hpcimg.retry import attempts
 from hpcimg.sink import Sink
 from hpcimg.sources import logins
 from hpcimg.sources.credentials import Login
-from hpcimg.sources.regauth import Registration
+from hpcimg.sources.regauth import RegistryAuthorization
 from hpcimg.transfer import JSON_MAX, check_status, download, parse_json, request
 
 _ACCEPT = ", ".join(
@@ -85,7 +85,7 @@ class Endpoint:
         self._base = f"{base}/v2/{repository}"
         # As containerd does it: one mirror may stand for several registries.
         self._query = f"?{urlencode({'ns': mirror_of})}" if mirror_of else ""
-        self.registration = Registration(
+        self.authorization = RegistryAuthorization(
             session,
             base,
             repository,
@@ -100,7 +100,7 @@ class Endpoint:
         """Bring a blob into a sink, with as many attempts as it takes."""
         url = f"{self._base}/blobs/{digest}{self._query}"
         return download(
-            self._session, url, sink, self._blob_settings, authorization=self.registration
+            self._session, url, sink, self._blob_settings, authorization=self.authorization
         )
 
     def manifest(self, version: str, known: str = "") -> Manifest | None:
@@ -124,7 +124,7 @@ class Endpoint:
 
     def _read(self, url: str, headers: Mapping[str, str]) -> bytes | None:
         with request(
-            self._session, url, self._settings, headers=headers, authorization=self.registration
+            self._session, url, self._settings, headers=headers, authorization=self.authorization
         ) as response:
             if response.status_code == 304 and "If-None-Match" in headers:
                 return None

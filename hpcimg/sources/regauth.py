@@ -23,7 +23,7 @@ _CLIENT = "hpcimg"
 _DO = "Check who may read it; `docker login`, `podman login` and others keep a login for you."
 
 
-class Registration:
+class RegistryAuthorization:
     """What one registry wants to hear before it answers about one repository.
 
     `login` finds a login, and is called when the registry asks for one. Several

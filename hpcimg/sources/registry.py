@@ -98,7 +98,7 @@ class Registry:
 
     def use_token(self, token: str) -> None:
         """Use a token for the registry itself that was had elsewhere."""
-        self._endpoints[-1].registration.use_token(token)
+        self._endpoints[-1].authorization.use_token(token)
 
     def manifest(self, known: str = "") -> Manifest | None:
         """Return the manifest, its digest checked; None where it still is the one `known` names."""
