@@ -10,6 +10,7 @@ import pytest
 
 from hpcimg.errors import Forbidden, Unreachable
 from hpcimg.sources.registry import Registry
+from hpcimg.transfer import open_session
 from tests.parts.registryclient import Connect, Target, auth_file, connected
 from tests.parts.webanswer import Answer, Request
 from tests.parts.webfaults import Status, Truncate
@@ -201,6 +202,30 @@ def test_a_token_runs_out_while_a_blob_is_resumed(place: Place, target: Target) 
 def test_basic_is_taken_where_there_is_a_choice_without_a_token_server(place: Place) -> None:
     place.wants('Negotiate, Basic realm="a, b", charset="UTF-8"', "Basic am86czNjcmV0")
     assert place.client().manifest()
+
+
+def test_docker_hub_has_an_address_and_a_login_of_its_own(
+    web: WebServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As a proxy, the server is asked for what is at every host.
+    monkeypatch.setenv("http_proxy", web.url())
+    monkeypatch.setattr("hpcimg.sources.regauth._addresses", lambda _: ["203.0.113.1"])
+    place = Place(web, connect)
+    web.handle("/token", lambda _: Answer(200, {}, b'{"token": "tok3n"}'))
+    path = "/v2/library/x/manifests/latest"
+    place.wants('Bearer realm="http://auth.docker.io/token"', "Bearer tok3n", paths=(path,))
+    credentials = auth_file("https://index.docker.io/v1/")
+    assert connect("docker.io/library/x", credentials=credentials).manifest()
+    hosts = [request.headers["Host"] for request in web.requests()]
+    assert hosts == ["registry-1.docker.io", "auth.docker.io", "registry-1.docker.io"]
+    assert web.requests(path="/token")[0].headers["Authorization"] == "Basic am86czNjcmV0"
+
+
+def test_authorization_is_for_one_scheme_host_and_port() -> None:
+    with open_session() as session:
+        assert not session.should_strip_auth("http://h/a", "http://h:80/b")
+        for other in ("https://h/", "http://h:81/", "http://i/", "http://["):
+            assert session.should_strip_auth("http://h/", other)
 
 
 def test_no_cookie_is_kept(place: Place) -> None:

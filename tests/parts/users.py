@@ -38,7 +38,10 @@ class NodeWithUsers(Node):
         """Return a sentence that says what this host lacks, or an empty string."""
         if os.geteuid() != 0:
             return "needs root, to act for several users"
-        return missing_commands("unshare", "mount")
+        if missing := missing_commands("unshare", "mount"):
+            return missing
+        tried = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False)
+        return "no mount namespace can be made here" if tried.returncode else ""
 
     def home(self, name: str) -> Path:
         """Return the home of a user."""
