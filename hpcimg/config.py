@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 from hpcimg import conffiles
 from hpcimg.errors import ConfigError
+from hpcimg.registriesconf import is_location
 from hpcimg.units import parse_duration, parse_percent, parse_size
 
 _SCHEME = re.compile(r"[a-z][a-z0-9]*")
-_MIRROR = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9.:\[\]-]*(?:/[a-z0-9._-]+)*")
 
 
 class Size(NamedTuple):
@@ -272,7 +272,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 def _mirrors(text: str) -> tuple[str, ...]:
     for word in _words(text):
-        if not _MIRROR.fullmatch(word):
+        if not is_location(word):
             raise ValueError(f"{word!r} is not a mirror; write HOST[:PORT][/PREFIX]")
     return _words(text)
 

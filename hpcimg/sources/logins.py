@@ -68,7 +68,10 @@ def of_user(host: str, repository: str, *, user: str = "") -> Login | None:
 
 
 def _places(host: str, repository: str, user: str) -> Iterator[Callable[[], Login | None]]:
-    account = pwd.getpwuid(os.geteuid())
+    try:
+        account = pwd.getpwuid(os.geteuid())
+    except KeyError:  # without an account, no home
+        return
     for pattern in (*FILES, ENROOT_FILE):
         name = pattern.format(uid=account.pw_uid)
         parse = parse_netrc if pattern == ENROOT_FILE else parse_docker

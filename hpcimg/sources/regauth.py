@@ -132,10 +132,10 @@ def _fits_a_header(text: str) -> bool:
 
 
 def _addresses(host: str) -> list[str]:
-    """Return the addresses of a host, none where only a proxy knows it."""
+    """Return the addresses of a host, none where only a proxy knows it, or nobody."""
     try:
         return [
             str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
         ]
-    except OSError:
+    except (OSError, ValueError):  # the second for what cannot be a name
         return []

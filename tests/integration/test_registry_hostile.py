@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hpcimg.errors import Forbidden, Unreachable
+from hpcimg.errors import BadReference, Forbidden, Unreachable
 from hpcimg.sources.registry import Registry
 from hpcimg.transfer import open_session
 from tests.parts.registryclient import Connect, Target, auth_file, connected
@@ -114,6 +114,13 @@ def test_where_no_login_is_sent(place: Place, realm: str, words: str, scheme: st
         with pytest.raises(Forbidden, match="may not be read") as caught:
             place.client(credentials=credentials).manifest()
         assert words in caught.value.why
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 64, "\xe4.example.org", "%00", "a_b!"])
+def test_a_realm_that_is_no_name(place: Place, host: str) -> None:
+    place.wants(f'Bearer realm="https://{host}/token"')
+    with pytest.raises((BadReference, Unreachable)):
+        place.client(tries=1).manifest()
 
 
 def test_no_login_in_plain_http_for_a_registry_with_tls(

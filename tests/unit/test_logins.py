@@ -62,6 +62,11 @@ def test_enroots_hosts_have_no_port(home: Path) -> None:
     assert of_user("h") is None
 
 
+def test_who_has_no_account_has_no_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 3_999_999_999)
+    assert of_user() is None
+
+
 def test_a_hostile_file_is_passed_over_at_once(home: Path) -> None:
     files = [home / name.removeprefix("~/") for name in logins.FILES[1:]]
     for file in files:
@@ -131,6 +136,7 @@ def test_a_helper_for_the_host_goes_before_the_file_and_the_file_before_the_stor
         "sleep 5 & exit 0",
         "exec cat /dev/zero",
         "printf '\\377'",
+        """printf '{"Username":"a","Secret":"b"}'; head -c 100000 /dev/zero | tr '\\0' ' '""",
         "exec <&-; printf '{}'",
     ],
 )
