@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,6 +128,7 @@ def test_a_broken_registries_conf(node: Node) -> None:
     assert str(path) in done.stderr
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, whose the site's logins are")
 def test_the_mirrors_own_login_and_no_other(
     node: Node, origin: Registry, repository: str, sif: bytes, tmp_path: Path
 ) -> None:
