@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from hpcimg import conffiles
 from hpcimg.errors import ConfigError
+from hpcimg.registriesconf import is_location
 from hpcimg.units import parse_duration, parse_percent, parse_size
 
 _SCHEME = re.compile(r"[a-z][a-z0-9]*")
@@ -41,11 +42,14 @@ class Registry:
 
     `auth_file` holds the site's credentials for it, "" for none; `shared` says
     whether an image fetched with them is for all, or for who asked for it.
+    `mirrors` are asked before it, each `HOST[:PORT][/PREFIX]`. None is what
+    was not said: there registries.conf has its say.
     """
 
-    insecure: bool = False
+    insecure: bool | None = None
     auth_file: str = ""
     shared: bool = False
+    mirrors: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +77,7 @@ class Config:
     account: str
     format: str
     compression: str
+    registries_conf: str
     allow: tuple[str, ...]
     deny: tuple[str, ...]
     max_image_size: int
@@ -284,6 +289,13 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.replace(",", " ").split())
 
 
+def _mirrors(text: str) -> tuple[str, ...]:
+    for word in _words(text):
+        if not is_location(word):
+            raise ValueError(f"{word!r} is not a mirror; write HOST[:PORT][/PREFIX]")
+    return _words(text)
+
+
 def _one_of(*choices: str) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text not in choices:
@@ -337,6 +349,8 @@ KEYS = (
         "what OCI images become; auto: sif where there is Apptainer or Singularity"),
     Key("stage", "compression", "compression", "zstd:1", _compression,
         "how OCI images are packed: lz4, xz, gzip or zstd, with a level as in zstd:19"),
+    Key("stage", "registries_conf", "registries_conf", "/etc/containers/registries.conf", _path,
+        "mirrors of registries and what is blocked, in the file that podman reads"),
     Key("policy", "allow", "allow", "*", _words,
         "patterns of references that may be staged"),
     Key("policy", "deny", "deny", "", _words,
@@ -361,7 +375,10 @@ KEYS = (
         "syslog, stderr, or the path of a file"),
 )  # fmt: skip
 _NAMED: dict[str, tuple[type, dict[str, Callable[[str], Any]]]] = {
-    "registry": (Registry, {"insecure": _boolean, "auth_file": _path, "shared": _boolean}),
+    "registry": (
+        Registry,
+        {"insecure": _boolean, "mirrors": _mirrors, "auth_file": _path, "shared": _boolean},
+    ),
     "static": (Static, {"url": _url}),
 }
 _SECTIONS = (*dict.fromkeys(key.section for key in KEYS), "alias")

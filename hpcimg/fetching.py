@@ -10,6 +10,17 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 
+class Place(NamedTuple):
+    """A repository that an image can be read from: a mirror's, or that of its own registry.
+
+    `name` is `HOST[:PORT]/REPOSITORY`; `insecure` and `credentials` are as in Settings.
+    """
+
+    name: str
+    insecure: bool = False
+    credentials: str = ""
+
+
 class Settings(NamedTuple):
     """What the site says about one fetch. Times are in seconds.
 
@@ -20,7 +31,9 @@ class Settings(NamedTuple):
     `region` the part of it that is meant, where it has several.
     `credentials` is the text of the site's own credentials file for this place,
     "" for none. `as_user` says that the fetch runs with the rights of the job's
-    user, and that this user's own credentials files may be read.
+    user, and that this user's own credentials files may be read. `places` are
+    where the image of a registry is looked for, in this order, its own registry
+    last; () stands for that one alone.
     """
 
     tries: int
@@ -32,6 +45,7 @@ class Settings(NamedTuple):
     region: str = ""
     credentials: str = ""
     as_user: bool = False
+    places: tuple[Place, ...] = ()
 
     def address(self, host: str) -> str:
         """Return how the host of a reference is spoken to."""

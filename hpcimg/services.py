@@ -4,60 +4,79 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+from hpcimg import registries, registriesconf, sources
 from hpcimg.config import Config
 from hpcimg.errors import ConfigError
+from hpcimg.fetching import Place
 from hpcimg.reference import Reference
+from hpcimg.registries import Location
 
 AMAZON_S3 = "https://s3.amazonaws.com"
+
+
+# Which of the site's: those whose images are for all, or those for who asked alone as well.
+Credentials = Literal["none", "shared", "all"]
 
 
 class Service(NamedTuple):
     """A service and the site's credentials for it.
 
-    `url` is its address, "" where references name their host; `insecure` that
-    such a host is spoken to in plain http. The credentials are the text of
-    `auth_file`, or `auth_text` itself; `shared` says whether what is fetched
-    with them is for all, or for who asked for it.
+    `url` is its address, "" where references name their host. `locations` are
+    where to look, in this order: several where a registry has mirrors.
+    `auth_text` are credentials that are in no file, as those of a location.
     """
 
+    locations: tuple[Location, ...]
     url: str = ""
     region: str = ""
-    insecure: bool = False
-    auth_file: str = ""
     auth_text: str = ""
-    shared: bool = False
 
     @property
-    def has_credentials(self) -> bool:
-        """Whether the site has credentials for it."""
-        return bool(self.auth_file or self.auth_text)
+    def private(self) -> bool:
+        """Whether the site has credentials whose images are for who asked alone."""
+        return any((at.auth_file or self.auth_text) and not at.shared for at in self.locations)
 
-    def credentials(self) -> str:
-        """Return the site's credentials, "" for none. Raises ConfigError."""
-        if not self.auth_file:
+    def places(self, credentials: Credentials) -> tuple[Place, ...]:
+        """Return where to look, and with which of the site's credentials.
+
+        Raises ConfigError where they cannot be read.
+        """
+        return tuple(
+            Place(
+                at.name,
+                at.insecure,
+                self._credentials(at)
+                if credentials == "all" or (at.shared and credentials == "shared")
+                else "",
+            )
+            for at in self.locations
+        )
+
+    def _credentials(self, at: Location) -> str:
+        if not at.auth_file:
             return self.auth_text
         try:
-            with open(self.auth_file, encoding="utf-8") as file:
+            with open(at.auth_file, encoding="utf-8") as file:
                 return file.read()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{self.auth_file} cannot be read", why=str(error)) from None
+            raise ConfigError(f"{at.auth_file} cannot be read", why=str(error)) from None
 
 
 def find(config: Config, wanted: Reference, environment: Mapping[str, str] = os.environ) -> Service:
-    """Return the service that a reference leads to."""
+    """Return the service that a reference leads to. Raises ConfigError, NotAllowed."""
+    if wanted.scheme in sources.IN_REGISTRIES:
+        rules = registriesconf.read(config.registries_conf)
+        return Service(registries.locate(config.registries, rules, wanted.rest))
     if wanted.scheme == "s3":
         return _s3(config, environment)
+    said = config.registry(wanted.host)
+    at = Location(wanted.host, bool(said.insecure), said.auth_file, said.shared)
     if wanted.scheme in config.statics:
-        return Service(url=config.statics[wanted.scheme].url)
-    site = config.registry(wanted.host)
-    return Service(
-        url={"library": config.library_url, "shub": config.shub_url}.get(wanted.scheme, ""),
-        insecure=site.insecure,
-        auth_file=site.auth_file,
-        shared=site.shared,
-    )
+        return Service((at,), url=config.statics[wanted.scheme].url)
+    urls = {"library": config.library_url, "shub": config.shub_url}
+    return Service((at,), url=urls.get(wanted.scheme, ""))
 
 
 def _s3(config: Config, environment: Mapping[str, str]) -> Service:
@@ -72,11 +91,10 @@ def _s3(config: Config, environment: Mapping[str, str]) -> Service:
 
     url = first(config.s3_url, "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") or AMAZON_S3
     return Service(
+        (Location("", insecure=False, auth_file=config.s3_auth_file, shared=config.s3_shared),),
         url=url.rstrip("/"),
         region=first(config.s3_region, "AWS_REGION", "AWS_DEFAULT_REGION"),
-        auth_file=config.s3_auth_file,
-        auth_text="" if config.s3_auth_file else _keys(environment),
-        shared=config.s3_shared,
+        auth_text=_keys(environment),
     )
 
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from hpcimg import accounts, events, parent, reference, services, sources
 from hpcimg.accounts import Account
@@ -30,7 +32,9 @@ from hpcimg.errors import (
 )
 from hpcimg.fetching import Arrived, Fetched, Offered, Outcome, Progress, Settings
 from hpcimg.reference import Reference
+from hpcimg.services import Credentials, Service
 
+log = logging.getLogger(__name__)
 _TRIES = 8
 _TRIES_WITH_A_CACHED_IMAGE = 2
 _UNPACKED = 10  # times the whole cache: no image unpacks to more
@@ -114,22 +118,15 @@ def stage(
     """
     began = time.monotonic()
     wanted = parse(config, text)
-    bring = functools.partial(
-        _ensure, config, cache, wanted, job=job, deadline=deadline, progress=progress
-    )
-    may_read_as_user = wanted.scheme in sources.READS_AS_USER
+    service = services.find(config, wanted)
     try:
-        if os.geteuid() != 0:
-            staged = bring(None, owner=None, as_user=may_read_as_user, as_site=True)
-        else:
-            site = services.find(config, wanted)
-            owner = uid if site.has_credentials and not site.shared else None
-            try:
-                staged = bring(accounts.unprivileged(config.account), owner=owner, as_site=True)
-            except Forbidden:
-                if not may_read_as_user or uid == 0:
-                    raise
-                staged = bring(accounts.of_user(uid), owner=uid, as_user=True)
+        staged = _first_allowed(
+            _ways(config, wanted, service, uid),
+            functools.partial(
+                _ensure, config, cache, wanted, service, job=job, deadline=deadline,
+                progress=progress,
+            ),
+        )  # fmt: skip
     except HpcimgError as error:
         _record(cache, "failed", began, job=job, uri=wanted.uri, message=str(error))
         raise
@@ -146,21 +143,55 @@ def stage(
     return staged
 
 
+class _Way(NamedTuple):
+    """With whose rights and credentials to fetch, and whose the image is then (None: all's)."""
+
+    account: Account | None
+    owner: int | None = None
+    site: Credentials = "none"
+    as_user: bool = False
+
+
+def _ways(config: Config, wanted: Reference, service: Service, uid: int) -> Iterator[_Way]:
+    """Yield the ways to fetch, the one whose image the most may use first."""
+    may_read_as_user = wanted.scheme in sources.READS_AS_USER
+    if os.geteuid() != 0:  # all of the cache is one user's
+        yield _Way(None, site="all", as_user=may_read_as_user)
+        return
+    unprivileged = accounts.unprivileged(config.account)
+    yield _Way(unprivileged, site="shared")
+    if service.private:
+        yield _Way(unprivileged, owner=uid, site="all")
+    if may_read_as_user and uid != 0:
+        # It gets none of the site's: a process of the user's is the user's to look into.
+        yield _Way(accounts.of_user(uid), owner=uid, as_user=True)
+
+
+def _first_allowed(ways: Iterator[_Way], bring: Callable[[_Way], Staged]) -> Staged:
+    """Go the first way that is not Forbidden."""
+    way = next(ways)
+    while True:
+        try:
+            return bring(way)
+        except Forbidden as error:
+            other = next(ways, None)
+            if other is None:
+                raise
+            log.info("%s; now with other credentials", error.brief)
+            way = other
+
+
 def _ensure(
     config: Config,
     cache: Cache,
     wanted: Reference,
-    account: Account | None,
+    service: Service,
+    way: _Way,
     *,
-    owner: int | None,
-    as_user: bool = False,
-    as_site: bool = False,
     job: str,
     deadline: float,
     progress: Progress,
 ) -> Staged:
-    service = services.find(config, wanted)
-
     def fetch(
         descriptor: int,
         *,
@@ -169,21 +200,23 @@ def _ensure(
         arrived: Arrived,
         progress: Progress,
     ) -> Outcome:
+        places = service.places(way.site)
         settings = Settings(
             tries=_TRIES_WITH_A_CACHED_IMAGE if validator else _TRIES,
             deadline=deadline,
             connect_timeout_s=config.connect_timeout_s,
             stall_timeout_s=config.stall_timeout_s,
-            insecure=service.insecure,
+            insecure=places[-1].insecure,
             service=service.url,
             region=service.region,
-            credentials=service.credentials() if as_site else "",
-            as_user=as_user,
+            credentials=places[-1].credentials,
+            as_user=way.as_user,
+            places=places if wanted.scheme in sources.IN_REGISTRIES else (),
         )
         return parent.fetch(
             wanted,
             descriptor,
-            account=account,
+            account=way.account,
             settings=settings,
             deadline=deadline,
             validator=validator,
@@ -195,11 +228,11 @@ def _ensure(
     def convert(
         descriptor: int, *, image_config: str, layers: Sequence[int], progress: Progress
     ) -> Fetched:
-        with store.work_folder(cache.layout, account.uid if account else None) as folder:
+        with store.work_folder(cache.layout, way.account.uid if way.account else None) as folder:
             return parent.convert(
                 wanted.uri,
                 descriptor,
-                account=account,
+                account=way.account,
                 settings={
                     "config": image_config,
                     "folder": folder,
@@ -216,7 +249,7 @@ def _ensure(
         cache,
         wanted,
         job=job,
-        owner=owner,
+        owner=way.owner,
         deadline=deadline,
         fetch=fetch,
         convert=convert,

@@ -6,13 +6,14 @@ RFC 9110 for ranges, conditional requests and Retry-After.
 from __future__ import annotations
 
 import email.utils
+import http.cookiejar
 import json
 import re
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import requests
@@ -38,12 +39,30 @@ _CHUNK = 1 << 18  # a connection that breaks takes what has come of a chunk with
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 JSON_MAX = 4 << 20  # what the OCI specification allows a manifest
+_CONNECTIONS_KEPT = 16  # above it they are closed after use, with a warning
 _TRY_AGAIN = frozenset({408, 425, 429})
 
 
-class _NoRedirects(requests.Session):
-    """A session that leaves redirects to its caller."""
+class Authorization(Protocol):
+    """What a server wants to know of who asks."""
 
+    def headers(self, url: str) -> Mapping[str, str]:
+        """Return the headers for a request to this address."""
+
+    def challenged(self, response: requests.Response, *, again: bool) -> bool:
+        """Get what a 401 asks for, and tell whether to ask once more.
+
+        `again` says that this was once more. Raises Forbidden where there is no way.
+        """
+
+
+class _Session(requests.Session):
+    def should_strip_auth(self, old_url: str, new_url: str) -> bool:
+        # requests itself would send it on from http to https.
+        return origin(old_url) != origin(new_url)
+
+
+class _NoRedirects(_Session):
     def get_redirect_target(self, resp: requests.Response) -> None:
         return None
 
@@ -52,16 +71,33 @@ def open_session(*, redirects: bool = True) -> requests.Session:
     """Return a session with hpcimg's manners: few redirects, bytes as they are stored.
 
     It trusts whom the node trusts, a site's own authority among them, rather
-    than the bundle that comes with requests. With `redirects` false a redirect
-    is an answer like any other.
+    than the bundle that comes with requests. Several threads may use it: it
+    takes no cookies, the one thing of a session that a request would change.
+    With `redirects` false a redirect is an answer like any other.
     """
-    session = requests.Session() if redirects else _NoRedirects()
+    session = _Session() if redirects else _NoRedirects()
     known = ssl.get_default_verify_paths()
     session.verify = known.cafile or known.capath or True
     session.max_redirects = 5
     session.headers["User-Agent"] = f"hpcimg/{__version__}"
     session.headers["Accept-Encoding"] = "identity"
+    session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
+    for scheme in ("https://", "http://"):
+        session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=_CONNECTIONS_KEPT))
     return session
+
+
+def origin(url: str) -> tuple[str, str, int | None]:
+    """Return scheme, host and port: who may be told what was told this server.
+
+    What is no address is the origin of nothing, ("", "", None).
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+        return parts.scheme, parts.hostname or "", port
+    except ValueError:
+        return "", "", None
 
 
 @contextmanager
@@ -71,15 +107,29 @@ def request(
     settings: Settings,
     *,
     headers: Mapping[str, str] | None = None,
+    authorization: Authorization | None = None,
+    form: Mapping[str, str] | None = None,
 ) -> Iterator[requests.Response]:
     """GET a URL, its body not yet read. Raises Unreachable and kin for what the network does.
 
-    The status is the caller's to judge, with `check_status`.
+    With a `form`, POST it, and follow no redirect. The status is the caller's to
+    judge, with `check_status`; a 401 was answered once where there is an `authorization`.
     """
-    where = _shown(url)
+    with _explained(shown(url)):
+        for again in (False, True):
+            asked = {**(headers or {}), **(authorization.headers(url) if authorization else {})}
+            with _send(session, url, settings, headers=asked, form=form) as response:
+                unknown = authorization is not None and response.status_code == 401
+                if unknown and authorization and authorization.challenged(response, again=again):
+                    continue
+                yield response
+                return
+
+
+@contextmanager
+def _explained(where: str) -> Iterator[None]:
     try:
-        with _get(session, url, settings, headers=dict(headers or {})) as response:
-            yield response
+        yield
     except HpcimgError:
         raise
     except requests.exceptions.SSLError as error:
@@ -104,20 +154,31 @@ def request(
         ) from error
 
 
-def _get(
-    session: requests.Session, url: str, settings: Settings, *, headers: dict[str, str]
+def _send(
+    session: requests.Session,
+    url: str,
+    settings: Settings,
+    *,
+    headers: dict[str, str],
+    form: Mapping[str, str] | None,
 ) -> requests.Response:
     try:
-        return session.get(
+        return session.request(
+            "GET" if form is None else "POST",
             url,
             headers=headers,
+            data=form,
+            allow_redirects=form is None,  # it would send the form on, with what is in it
             stream=True,
             timeout=(settings.connect_timeout_s, settings.stall_timeout_s),
         )
     except ValueError as error:  # what requests raises for an address, a redirect's as well
         raise BadReference(
-            f"{_shown(url)} leads to no address", why=_reason(error), do="Check the address."
-        ) from error
+            f"{shown(url)} leads to no address",
+            # The text of the error has the address with its query in it.
+            why=f"it, or where it redirects to, is no http address ({type(error).__name__})",
+            do="Check the address.",
+        ) from None
 
 
 def check_status(response: requests.Response, where: str = "") -> None:
@@ -126,7 +187,7 @@ def check_status(response: requests.Response, where: str = "") -> None:
     `where` is what the user wrote, where the address itself would tell little.
     """
     status = response.status_code
-    where = where or _shown(response.url)
+    where = where or shown(response.url)
     why = f"the server answered {status} {response.reason or ''}".strip()
     if status < 400:
         return
@@ -178,6 +239,7 @@ def download(
     settings: Settings,
     *,
     headers: Mapping[str, str] | Callable[[], Mapping[str, str]] | None = None,
+    authorization: Authorization | None = None,
     offer: Callable[[requests.Response, int | None], Offer] | None = None,
     check: Callable[[requests.Response], None] = check_status,
 ) -> bool:
@@ -197,13 +259,15 @@ def download(
             conditional = any(name.startswith("If-") for name in asked)
             if sink.position and same:
                 asked.update(same, Range=f"bytes={sink.position}-")
-            with request(session, url, settings, headers=asked) as response:
+            with request(
+                session, url, settings, headers=asked, authorization=authorization
+            ) as response:
                 if response.status_code == 304 and conditional:
                     return True
                 if response.status_code == 416 and sink.position:
                     same = {}
                     sink.rewind()
-                    raise Unreachable(f"{_shown(url)} changed while it was read")
+                    raise Unreachable(f"{shown(url)} changed while it was read")
                 check(response)
                 total = _begin(response, sink, url, same)
                 same = _same(response)
@@ -214,7 +278,7 @@ def download(
             sink.tell()
             if total is not None and sink.position != total:
                 raise Unreachable(
-                    f"{_shown(url)} was cut off", why=f"after {sink.position} of {total} bytes"
+                    f"{shown(url)} was cut off", why=f"after {sink.position} of {total} bytes"
                 )
     return False
 
@@ -232,13 +296,13 @@ def _begin(
         if not match or int(match[1]) != sink.position:
             sink.rewind()
             raise Unreachable(
-                f"{_shown(url)} sent another part than was asked for",
+                f"{shown(url)} sent another part than was asked for",
                 why=response.headers.get("Content-Range", "no Content-Range"),
             )
         # Some object stores send a part of whatever is there now, If-Range or not.
         if _same(response) not in ({}, same):
             sink.rewind()
-            raise Unreachable(f"{_shown(url)} changed while it was read")
+            raise Unreachable(f"{shown(url)} changed while it was read")
         return None if match[3] == "*" else int(match[3])
     if sink.position:
         sink.rewind()
@@ -264,8 +328,8 @@ def _retry_after(text: str) -> float | None:
     return max(0.0, when - time.time())
 
 
-def _shown(url: str) -> str:
-    """Return an address without its query, which may hold a signature."""
+def shown(url: str) -> str:
+    """Return an address as errors show it: without its query, which may hold a signature."""
     try:
         parts = urlsplit(url)
     except ValueError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from hpcimg import config
+from hpcimg import config, registriesconf
 from hpcimg.cli import output
 
 HELP = """check the configuration and print each value and where it was set
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    config.load()
+    registriesconf.read(config.load().registries_conf)
     settings = config.settings()
     if args.json:
         output.print_json({"settings": [setting._asdict() for setting in settings]})

@@ -28,3 +28,5 @@ MODULES = {
 STATIC = "hpcimg.sources.static"
 # Where the job's user may read what the unprivileged account may not.
 READS_AS_USER = frozenset({"file", "docker", "oras", "oci", "oci-archive", "docker-archive", "s3"})
+# Whose images are in a registry, which may have mirrors.
+IN_REGISTRIES = frozenset({"oras", "docker"})

@@ -91,8 +91,8 @@ def _redirect(
     if parts.scheme not in ("https", "http") or not parts.hostname or "@" in parts.netloc:
         return None
     name = Name(parts.netloc, place.path, place.tag, "")
-    registry = Registry(
-        session, name, sink, settings._replace(insecure=parts.scheme == "http"), uri=uri
-    )
+    # Another host, by the library's word: it hears of no login but the library's token.
+    settings = settings._replace(insecure=parts.scheme == "http", credentials="", as_user=False)
+    registry = Registry(session, name, sink, settings, uri=uri)
     registry.use_token(str(answer.get("token", "")))
     return registry

@@ -20,6 +20,7 @@ _SIF_TYPES = (
     "appliciation/vnd.sylabs.sif.layer.tar",
 )
 _LAYER_TYPES = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.diff.")
+_CONFIG_MAX = 1 << 20  # it goes from process to process; real ones have some KiB
 _LAYERS_MAX = 250  # the kernel hands over so many open files at once; Docker makes up to 127
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -120,6 +121,8 @@ def parse_config(config: str, uri: str) -> dict[str, Any]:
 
     Raises NotAnImage, WrongArchitecture.
     """
+    if len(config) > _CONFIG_MAX:
+        raise NotAnImage(f"{uri} is not an image", why="its config is too large")
     try:
         content = json.loads(config)
     except (ValueError, RecursionError):

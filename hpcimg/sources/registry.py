@@ -1,40 +1,23 @@
-"""An OCI registry, as far as reading goes (OCI Distribution Specification 1.1)."""
+"""An OCI registry with its mirrors: the name of an image, and the reading of it."""
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Mapping
-from typing import NamedTuple
-from urllib.parse import urlencode
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import requests
 
-from hpcimg.errors import (
-    BadReference,
-    Damaged,
-    Forbidden,
-    NotAnImage,
-    Unreachable,
-)
-from hpcimg.fetching import Settings
-from hpcimg.retry import attempts
+from hpcimg.errors import BadReference, HpcimgError, NodeError, TransientError
+from hpcimg.fetching import Place, Settings
 from hpcimg.sink import Sink
+from hpcimg.sources.endpoint import Endpoint
 from hpcimg.sources.manifests import Manifest, digest_for_this_machine, is_digest
-from hpcimg.transfer import JSON_MAX, check_status, download, parse_json, read_json, request
 
-_ACCEPT = ", ".join(
-    (
-        "application/vnd.oci.image.index.v1+json",
-        "application/vnd.oci.image.manifest.v1+json",
-        "application/vnd.docker.distribution.manifest.list.v2+json",
-        "application/vnd.docker.distribution.manifest.v2+json",
-    )
-)
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(f"{_COMPONENT}(?:/{_COMPONENT})*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-_PARAMETER = re.compile(r'([a-z_]+)="([^"]*)"')
+_Result = TypeVar("_Result")
 
 
 class Name(NamedTuple):
@@ -70,46 +53,63 @@ def parse_name(text: str) -> Name:
 
 
 class Registry:
-    """One repository of one registry, spoken to with the token that it wants."""
+    """One repository of one registry, read from its mirrors where the site has some.
+
+    The mirrors are asked first, in order, and the registry itself at last. The
+    one that had the manifest is asked for the blobs. Several threads may
+    download at once, each into a sink of its own.
+    """
 
     def __init__(
-        self, session: requests.Session, name: Name, sink: Sink, settings: Settings, *, uri: str
+        self,
+        session: requests.Session,
+        name: Name,
+        sink: Sink,
+        settings: Settings,
+        *,
+        uri: str,
+        user: str = "",
     ) -> None:
-        """Speak to the registry of `name`; `uri` is what the user wrote, for errors."""
+        """Speak to the registry of `name`; `uri` is what the user wrote, for errors.
+
+        Where there are several logins, that of `user` goes first.
+        """
         self._uri = uri
-        self._session = session
         self._name = name
         self._sink = sink
-        self._settings = settings
-        self._base = settings.address(name.host)
-        self._token = ""
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """What every request to the registry carries; requests drops it for another host."""
-        return {"Authorization": f"Bearer {self._token}"} if self._token else {}
-
-    def download(self, digest: str, sink: Sink) -> bool:
-        """Bring a blob into a sink, with as many attempts as it takes."""
-        url = f"{self._base}/v2/{self._name.repository}/blobs/{digest}"
-        return download(self._session, url, sink, self._settings, headers=self.headers)
-
-    def read_blob(self, digest: str) -> str:
-        """Return the text of a small blob, its digest checked. Raises NotAnImage, Damaged."""
-        url = f"{self._base}/v2/{self._name.repository}/blobs/{digest}"
-        for attempt in attempts(self._sink, self._settings):
-            with attempt:
-                body = self._read(url, {}) or b""
-                self._check(body, digest)
-        return body.decode(errors="replace")
+        own = Place(f"{name.host}/{name.repository}", settings.insecure, settings.credentials)
+        # From one process to the other they came as plain lists.
+        places = [Place(*place) for place in settings.places] or [own]
+        self._endpoints = [
+            Endpoint(
+                session,
+                place,
+                sink,
+                settings,
+                uri=uri,
+                user=user,
+                mirror_of="" if place is places[-1] else name.host,
+            )
+            for place in places
+        ]
+        self._at = 0  # whom to ask first
 
     def use_token(self, token: str) -> None:
-        """Use a token that was had elsewhere."""
-        self._token = token if token.isprintable() else ""
+        """Use a token for the registry itself that was had elsewhere."""
+        self._endpoints[-1].authorization.use_token(token)
 
     def manifest(self, known: str = "") -> Manifest | None:
         """Return the manifest, its digest checked; None where it still is the one `known` names."""
         return self._manifest(self._name.version, known)
+
+    def read_blob(self, digest: str) -> str:
+        """Return the text of a small blob, its digest checked. Raises NotAnImage, Damaged."""
+        _, body = self._ask(lambda endpoint: endpoint.read_blob(digest), self._sink)
+        return body.decode(errors="replace")
+
+    def download(self, digest: str, sink: Sink) -> bool:
+        """Bring a blob into a sink, with as many attempts as it takes."""
+        return self._ask(lambda endpoint: endpoint.blob(digest, sink), sink)[1]
 
     def for_this_machine(self, manifest: Manifest) -> Manifest:
         """Follow an index to the manifest for this machine's processor.
@@ -124,56 +124,19 @@ class Registry:
         return chosen
 
     def _manifest(self, version: str, known: str = "") -> Manifest | None:
-        url = f"{self._base}/v2/{self._name.repository}/manifests/{version}"
-        condition = {"If-None-Match": f'"{known}"'} if known else {}
-        for attempt in attempts(self._sink, self._settings):
-            with attempt:
-                body = self._read(url, {"Accept": _ACCEPT, **condition})
-        if body is None:
-            return None
-        digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
-        if digest == known:
-            return None
-        if is_digest(version):
-            self._check(body, version)
-        return Manifest(digest, parse_json(body, url))
+        self._at, found = self._ask(lambda endpoint: endpoint.manifest(version, known), self._sink)
+        return found
 
-    def _check(self, body: bytes, digest: str) -> None:
-        found = f"sha256:{hashlib.sha256(body).hexdigest()}"
-        if found != digest:
-            raise Damaged(f"{self._uri} is not what the registry sent", why=f"that is {found}")
-
-    def _read(self, url: str, headers: Mapping[str, str]) -> bytes | None:
-        for _ in range(2):
-            with request(
-                self._session, url, self._settings, headers={**headers, **self.headers}
-            ) as response:
-                if response.status_code == 304 and "If-None-Match" in headers:
-                    return None
-                if response.status_code == 401 and not self._token:
-                    self._token = self._authenticate(response)
-                    continue
-                check_status(response, self._uri)
-                body = response.raw.read(JSON_MAX + 1, decode_content=False)
-                if len(body) > JSON_MAX:
-                    raise NotAnImage(f"the manifest of {self._uri} is too large")
-                return bytes(body)
-        raise Forbidden(f"{self._uri} may not be read", why="the registry refuses its own token")
-
-    def _authenticate(self, response: requests.Response) -> str:
-        """Get the token that a 401 asks for (Distribution's token authentication)."""
-        challenge = response.headers.get("WWW-Authenticate", "")
-        parameters = dict(_PARAMETER.findall(challenge))
-        realm = parameters.get("realm", "")
-        if not challenge.lower().startswith("bearer ") or not realm.startswith(("https:", "http:")):
-            check_status(response, self._uri)
-        query = {"scope": f"repository:{self._name.repository}:pull"}
-        if "service" in parameters:
-            query["service"] = parameters["service"]
-        url = f"{realm}{'&' if '?' in realm else '?'}{urlencode(query)}"
-        with request(self._session, url, self._settings) as answer:
-            fields = read_json(answer, realm)
-        token = fields.get("token") or fields.get("access_token")
-        if not isinstance(token, str) or not token.isprintable():
-            raise Unreachable(f"{realm} gave no token")
-        return token
+    def _ask(self, what: Callable[[Endpoint], _Result], sink: Sink) -> tuple[int, _Result]:
+        """Ask one after the other; return who answered, by number, and what."""
+        for number in range(self._at, len(self._endpoints) - 1):
+            mirror = self._endpoints[number]
+            try:
+                return number, what(mirror)
+            except NodeError:
+                raise
+            except HpcimgError as error:
+                sink.retry(f"mirror {mirror.host}: {error.brief}", 0.0)
+                if isinstance(error, TransientError):
+                    self._at = max(self._at, number + 1)  # it is not asked for the next blob
+        return len(self._endpoints) - 1, what(self._endpoints[-1])

@@ -296,7 +296,10 @@ def test_every_key_is_in_the_man_page_with_its_default() -> None:
             keys.append((here, name, default))
     known = [(key.section, key.name, key.default) for key in config.KEYS]
     assert keys[: len(known)] == known
-    assert [name for _, name, _ in keys[len(known) :]] == ["insecure", "url"]
+    own = [name for kind in ("registry", "static") for name in config._NAMED[kind][1]]
+    assert [name for _, name, _ in keys[len(known) :]] == own
+    for name in own:
+        assert f"| `{name}` |" in (DOCS / "reference-config.md").read_text()
 
 
 def test_the_example_configuration_uncommented_is_the_defaults(tmp_path: Path) -> None:

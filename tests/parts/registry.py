@@ -24,11 +24,16 @@ from tests.parts.daemon import (
     missing_commands,
     wait_until,
 )
+from tests.parts.tokenserver import ISSUER, SERVICE, TokenServer
 
 SIF_LAYER = "application/vnd.sylabs.sif.layer.v1.sif"
 SIF_CONFIG = "application/vnd.sylabs.sif.config.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+# Who may read a registry with `basic`, and that password as htpasswd -B writes it.
+USER, PASSWORD = "jo", "s3cret"
+_HTPASSWD = "jo:$2y$04$ny0W0KlrvqqFbMm3Y6Nv9OTEfW4vZf6q3WPdt9X/8CTJvP56gI0iS"
 
+_REPOSITORY = re.compile(r"/v2/(.+)/(?:blobs|manifests)/")
 _LOGGED = re.compile(r'"([A-Z]+) (\S+) HTTP/[\d.]+" (\d{3}) (\d+) ')
 # Our own question, by which we know that the log is written up to here.
 _MARK = "/v2/?mark="
@@ -51,8 +56,17 @@ class Registry:
     stop and start simulate an outage: the port and what was pushed stay.
     """
 
-    def __init__(self) -> None:
-        """Choose the port; nothing runs yet."""
+    def __init__(
+        self, *, basic: bool = False, tokens: TokenServer | None = None, mirror_of: str = ""
+    ) -> None:
+        """Choose the port; nothing runs yet.
+
+        basic: it is for USER with PASSWORD alone. tokens: it is for who has a token of these.
+        mirror_of: it is a pull-through cache of the registry at this URL.
+        """
+        self._basic = basic
+        self._tokens = tokens
+        self._mirror_of = mirror_of
         self.port = free_ports(1)[0]
         self.host = f"127.0.0.1:{self.port}"
         self.url = f"http://{self.host}"
@@ -60,6 +74,8 @@ class Registry:
         self._session = Session()
         # Neither proxies nor credentials of whoever runs the tests.
         self._session.trust_env = False
+        if basic:
+            self._session.auth = (USER, PASSWORD)
 
     @staticmethod
     def missing() -> str:
@@ -71,7 +87,7 @@ class Registry:
         self.folder = Path(tempfile.mkdtemp(prefix="registry-"))
         self._log = self.folder / "log"
         config = self.folder / "config.yml"
-        config.write_text(_config(self.folder / "storage", self.host))
+        config.write_text(json.dumps(self._config()))  # JSON is YAML
         self._daemon = Daemon(["docker-registry", "serve", str(config)], output=self._log)
         try:
             self.start()
@@ -169,6 +185,34 @@ class Registry:
             what="the registry's log",
         )
 
+    def _config(self) -> dict[str, object]:
+        config: dict[str, object] = {
+            "version": "0.1",
+            "log": {"level": "warn", "accesslog": {"disabled": False}},
+            "storage": {
+                "filesystem": {"rootdirectory": str(self.folder / "storage")},
+                "delete": {"enabled": True},
+            },
+            # The secret signs the state of uploads.
+            "http": {"addr": self.host, "secret": secrets.token_hex()},
+        }
+        if self._basic:
+            (self.folder / "htpasswd").write_text(f"{_HTPASSWD}\n")
+            path = str(self.folder / "htpasswd")
+            config["auth"] = {"htpasswd": {"realm": "test", "path": path}}
+        if self._tokens:
+            config["auth"] = {
+                "token": {
+                    "realm": self._tokens.realm,
+                    "service": SERVICE,
+                    "issuer": ISSUER,
+                    "rootcertbundle": str(self._tokens.certificate),
+                }
+            }
+        if self._mirror_of:
+            config["proxy"] = {"remoteurl": self._mirror_of}
+        return config
+
     def _ask(
         self,
         method: str,
@@ -178,19 +222,12 @@ class Registry:
         headers: Mapping[str, str] | None = None,
     ) -> Response:
         url = urljoin(self.url, where)
+        headers = dict(headers or {})
+        if self._tokens:
+            repository = _REPOSITORY.search(url)
+            token = self._tokens.token(repository[1] if repository else "", "pull", "push")
+            headers["Authorization"] = f"Bearer {token}"
         answer = self._session.request(method, url, data=data, headers=headers, timeout=_TIMEOUT_S)
         if not answer.ok:
             raise PartError(f"{method} {url}: {answer.status_code} {answer.text}")
         return answer
-
-
-def _config(storage: Path, address: str) -> str:
-    # JSON is YAML, and needs no library to write. The secret signs the state of uploads.
-    return json.dumps(
-        {
-            "version": "0.1",
-            "log": {"level": "warn", "accesslog": {"disabled": False}},
-            "storage": {"filesystem": {"rootdirectory": str(storage)}, "delete": {"enabled": True}},
-            "http": {"addr": address, "secret": secrets.token_hex()},
-        }
-    )

@@ -79,6 +79,7 @@ class Site:
         self.conf.write_text(
             f"[cache]\npath = {self.folder}/%n/cache\nmin_free = 0\n"
             f"[state]\npath = {self.folder}/%n/state\n[log]\nto = {self.folder}/%n/hpcimg.log\n"
+            f"[stage]\nregistries_conf = {self.folder}/registries.conf\n"
             f"[registry {self.registry.host}]\ninsecure = yes\n"
         )
         own = self.folder / "conf.d" / "site.conf"

@@ -45,7 +45,7 @@ def test_an_empty_file_is_a_working_node(main: Path) -> None:
     assert (loaded.comment_from, loaded.log_to, loaded.account) == ("environment", "syslog", "")
     assert (loaded.format, loaded.compression) == ("auto", "zstd:1")
     assert (loaded.registries, loaded.aliases) == ({}, {})
-    assert loaded.registry("anywhere:5000") == Registry(insecure=False)
+    assert loaded.registry("anywhere:5000") == Registry(insecure=None, mirrors=None)
 
 
 def test_values(main: Path) -> None:
@@ -53,7 +53,8 @@ def test_values(main: Path) -> None:
         "[cache]\npath = /scratch/%n/hpcimg\nmax_size=1.5T\nmin_free = 50%\n"
         "[stage]\ndeadline = 9m\ntag_ttl = 0\n"
         "[policy]\nallow = oras://*, https://images.example/*\n  /data/*\nmax_image_size = 20G\n"
-        "[registry localhost:5000]\ninsecure = yes\n"
+        "[registry localhost:5000]\ninsecure = yes\nmirrors = m:5000/a-b/c, [::1]:5000\n  n\n"
+        "[registry h]\nauth_file = /etc/hpcimg/h.json\nshared = yes\nmirrors =\n"
         "[alias]\nBwa = oras://h/bwa:1\ngenomics/* = oras://h/*\n"
     )
     loaded = config.load()
@@ -66,6 +67,8 @@ def test_values(main: Path) -> None:
     assert loaded.max_image_size == 20 * 2**30
     assert loaded.registry("localhost:5000").insecure
     assert not loaded.registry("localhost").insecure
+    assert loaded.registry("localhost:5000").mirrors == ("m:5000/a-b/c", "[::1]:5000", "n")
+    assert loaded.registry("h") == Registry(auth_file="/etc/hpcimg/h.json", shared=True, mirrors=())
     assert loaded.aliases == {"Bwa": "oras://h/bwa:1", "genomics/*": "oras://h/*"}
 
 
@@ -125,6 +128,9 @@ def test_settings_tell_where_they_come_from(main: Path) -> None:
         ("[stage]\ncompression = zstd:\n", "[stage] compression", "zstd:1"),
         ("[slurm]\ncomment = maybe\n", "[slurm] comment", "environment, query"),
         ("[log]\nto = hpcimg.log\n", "[log] to", "absolute path"),
+        ("[registry h]\nmirrors = https://m", "[registry h] mirrors", "write HOST[:PORT]"),
+        ("[registry h]\nauth_file = h.json", "[registry h] auth_file", "absolute path"),
+        ("[stage]\nregistries_conf = x", "[stage] registries_conf", "absolute path"),
         ("[registry h]\ninsecure = perhaps\n", "[registry h] insecure", "neither yes nor no"),
         ("[cache]\npath = cache\n", "[cache] path", "absolute path"),
         ("[cache]\npath =\n", "[cache] path", "absolute path"),

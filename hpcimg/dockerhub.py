@@ -1,0 +1,19 @@
+"""Docker Hub, the one registry whose name is not its address."""
+
+from __future__ import annotations
+
+NAME = "docker.io"
+ADDRESS = "registry-1.docker.io"
+# The last is its token server, under which enroot's users keep their login.
+_NAMES = frozenset({NAME, ADDRESS, "index.docker.io", "auth.docker.io"})
+
+
+def canonical(host: str) -> str:
+    """Return the name that configuration and credentials know a host by."""
+    host = host.lower()
+    return NAME if host in _NAMES else host
+
+
+def address(host: str) -> str:
+    """Return the host to speak to."""
+    return ADDRESS if canonical(host) == NAME else host

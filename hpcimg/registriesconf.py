@@ -1,0 +1,168 @@
+"""registries.conf as podman and skopeo have it: mirrors, other places, blocked registries.
+
+containers-registries.conf(5), version 2. Short names, and what version 1 says,
+are not used.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any, NamedTuple
+
+from hpcimg.errors import ConfigError
+
+_HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
+_LOCATION = re.compile(rf"{_HOST}(?:/[A-Za-z0-9._-]+)*")
+_PREFIX = re.compile(
+    rf"\*\.{_HOST}|{_HOST}(?:/[A-Za-z0-9._-]+)*(?::[A-Za-z0-9._-]+)?(?:@sha256:.*)?"
+)
+_PULLS = ("all", "digest-only", "tag-only")
+
+
+class Mirror(NamedTuple):
+    """One `[[registry.mirror]]`; `pull` is what it is for, one of all, digest-only, tag-only."""
+
+    location: str
+    insecure: bool
+    pull: str
+
+
+class Rule(NamedTuple):
+    """One `[[registry]]`. `location` is "" where the prefix is the location."""
+
+    prefix: str
+    location: str
+    insecure: bool
+    blocked: bool
+    mirrors: tuple[Mirror, ...]
+
+
+class Match(NamedTuple):
+    """A rule, and the part of an image's name that it is about."""
+
+    rule: Rule
+    part: str
+
+
+def read(path: str) -> tuple[Rule, ...]:
+    """Read the file and the drop-ins in `PATH.d/`. What is not there is empty.
+
+    Raises ConfigError.
+    """
+    rules: dict[str, Rule] = {}
+    for file in (path, *_drop_ins(f"{path}.d")):
+        try:
+            with open(file, encoding="utf-8") as opened:
+                text = opened.read()
+        except FileNotFoundError:
+            continue
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{file} cannot be read", why=str(error)) from None
+        # A later file's table replaces the one with the same prefix.
+        rules.update({rule.prefix: rule for rule in parse(text, file)})
+    return tuple(rules.values())
+
+
+def parse(text: str, path: str) -> tuple[Rule, ...]:
+    """Read one file's text; `path` names it in errors. Raises ConfigError."""
+    import tomllib  # 16 ms, for those who look into a registry
+
+    try:
+        tables = tomllib.loads(text).get("registry", [])
+        return tuple(_rule(table) for table in _tables(tables, "registry"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{path} cannot be used", why=str(error), do="See containers-registries.conf(5)."
+        ) from None
+
+
+def is_location(text: str) -> bool:
+    """Tell whether this is `HOST[:PORT][/PATH]`."""
+    return _LOCATION.fullmatch(text) is not None
+
+
+def find(rules: tuple[Rule, ...], name: str) -> Match | None:
+    """Return the rule for `HOST/REPOSITORY[:TAG][@DIGEST]`: the one with the longest match."""
+    matches = [Match(rule, part) for rule in rules if (part := _matched(rule.prefix, name))]
+    # A host written out goes before a wildcard for it, a longer wildcard before a shorter one.
+    return max(
+        matches,
+        key=lambda m: (len(m.part), m.rule.prefix == m.part, len(m.rule.prefix)),
+        default=None,
+    )
+
+
+def _matched(prefix: str, name: str) -> str:
+    """Return the part of a name that a prefix is about, "" where it is not."""
+    if prefix.startswith("*."):
+        host = name.partition("/")[0]
+        ends = (host, host.partition(":")[0])
+        return host if any(end.endswith(prefix[1:]) for end in ends) else ""
+    if not name.startswith(prefix):
+        return ""
+    # A colon after a host begins a port, which makes it another registry.
+    separators = "/:@" if "/" in prefix else "/"
+    return prefix if name == prefix or name[len(prefix)] in separators else ""
+
+
+def _drop_ins(folder: str) -> list[str]:
+    try:
+        names = sorted(name for name in os.listdir(folder) if name.endswith(".conf"))
+    except OSError:
+        return []
+    return [path for name in names if os.path.isfile(path := os.path.join(folder, name))]
+
+
+def _rule(table: dict[str, Any]) -> Rule:
+    location, prefix = _text(table, "location"), _text(table, "prefix")
+    prefix = (prefix or location).rstrip("/")
+    if not _PREFIX.fullmatch(prefix):
+        raise ValueError(f"[[registry]] needs a prefix or a location, not {prefix!r}")
+    by_digest = _flag(table, "mirror-by-digest-only")
+    return Rule(
+        prefix=prefix,
+        location="" if location in ("", prefix) else _location(location),
+        insecure=_flag(table, "insecure"),
+        blocked=_flag(table, "blocked"),
+        mirrors=tuple(
+            _mirror(mirror, by_digest=by_digest)
+            for mirror in _tables(table.get("mirror", []), "registry.mirror")
+        ),
+    )
+
+
+def _mirror(table: dict[str, Any], *, by_digest: bool) -> Mirror:
+    pull = _text(table, "pull-from-mirror") or "all"
+    if pull not in _PULLS:
+        raise ValueError(f"pull-from-mirror is {pull!r}, not one of {', '.join(_PULLS)}")
+    if by_digest:
+        pull = "digest-only"
+    return Mirror(_location(_text(table, "location")), _flag(table, "insecure"), pull)
+
+
+def _location(text: str) -> str:
+    text = text.rstrip("/")
+    if not is_location(text):
+        raise ValueError(f"the location {text!r} is not HOST[:PORT][/PATH]")
+    return text
+
+
+def _tables(value: object, name: str) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(table, dict) for table in value):
+        raise ValueError(f"{name} is no array of tables")  # the file's fault
+    return value
+
+
+def _text(table: dict[str, Any], key: str) -> str:
+    value = table.get(key, "")
+    if not isinstance(value, str):
+        raise ValueError(f"{key} is no string")  # noqa: TRY004
+    return value
+
+
+def _flag(table: dict[str, Any], key: str) -> bool:
+    value = table.get(key, False)
+    if not isinstance(value, bool):
+        raise ValueError(f"{key} is neither true nor false")  # noqa: TRY004
+    return value

@@ -1,0 +1,167 @@
+"""Credentials files: what is in them, and which of it is for a repository. Pure.
+
+The form of docker's config.json and of containers-auth.json(5), and the netrc
+form that enroot keeps. What is malformed in a file is not there.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from hpcimg import dockerhub
+
+# What credential helpers name the user where the secret is an identity token.
+_TOKEN_USER = "<token>"  # noqa: S105
+_HELPER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
+
+
+class Login(NamedTuple):
+    """What proves who asks: name and password, or one of the two kinds of token.
+
+    An identity token is handed to the token server for a token, a registry
+    token to the registry itself. `source` says in messages where it is from.
+    """
+
+    username: str = ""
+    password: str = ""
+    identity_token: str = ""
+    registry_token: str = ""
+    source: str = ""
+
+    def __repr__(self) -> str:
+        return f"Login(source={self.source!r})"  # no traceback shows the rest
+
+    @property
+    def basic(self) -> str:
+        """The value of an Authorization header, "" where there is no password."""
+        if not self.username or not self.password:
+            return ""
+        pair = f"{self.username}:{self.password}".encode("utf-8", "surrogatepass")
+        return f"Basic {base64.b64encode(pair).decode()}"
+
+
+class Keyring(NamedTuple):
+    """What one file has: logins by host or host/namespace/..., in order, and helpers to ask.
+
+    `helpers` are by host; `store` is the helper for all others. Both are names
+    of programs without their `docker-credential-`.
+    """
+
+    logins: tuple[tuple[str, Login], ...] = ()
+    helpers: Mapping[str, str] = {}
+    store: str = ""
+
+
+def parse_docker(text: str, source: str) -> Keyring:
+    """Read docker's config.json or containers-auth.json. Raises ValueError for what is neither."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        # Without the parser's own words: they may quote the file.
+        raise ValueError("it is no JSON object")  # noqa: TRY004
+    auths, helpers = _mapping(content.get("auths")), _mapping(content.get("credHelpers"))
+    logins = [
+        (normal_key(key), login)
+        for key, fields in auths.items()
+        if (login := _login(_mapping(fields), source))
+    ]
+    named = {normal_key(host): name for host, name in helpers.items() if _is_helper(name)}
+    store = content.get("credsStore")
+    return Keyring(tuple(logins), named, str(store) if _is_helper(store) else "")
+
+
+def parse_netrc(text: str, source: str) -> Keyring:
+    """Read enroot's credentials file.
+
+    Enroot lets a password that begins with `$` run in a shell; here it is ignored.
+    A name like NGC's `$oauthtoken` is a name.
+    """
+    logins: list[tuple[str, Login]] = []
+    for line in text.splitlines():
+        words = line.split()
+        fields = dict(zip(words[::2], words[1::2], strict=False))
+        machine, password = fields.get("machine", ""), fields.get("password", "")
+        login = Login(fields.get("login", ""), password, source=source)
+        if machine and login.basic and not password.startswith(("$", "`")):
+            logins.append((normal_key(machine), login))
+    return Keyring(tuple(logins))
+
+
+def parse_helper(text: str, source: str) -> Login | None:
+    """Read what a credential helper prints. None where it is no login."""
+    try:
+        fields = _mapping(json.loads(text))
+    except (ValueError, RecursionError):
+        return None
+    username, secret = _text(fields.get("Username")), _text(fields.get("Secret"))
+    if not secret:
+        return None
+    if username == _TOKEN_USER:
+        return Login(identity_token=secret, source=source)
+    return Login(username, secret, source=source) if username else None
+
+
+def find(keyring: Keyring, host: str, repository: str, *, user: str = "") -> Login | None:
+    """Return the login for a repository: that of `user` where there is one, then the nearest."""
+    found = [
+        login for wanted in keys(host, repository) for key, login in keyring.logins if key == wanted
+    ]
+    return next((login for login in found if login.username == user), found[0]) if found else None
+
+
+def keys(host: str, repository: str) -> Iterator[str]:
+    """Yield what a repository may be named by, from the whole name down to the host."""
+    name = f"{dockerhub.canonical(host)}/{repository}"
+    while name:
+        yield name
+        name = name.rpartition("/")[0]
+
+
+def normal_key(key: str) -> str:
+    """Return a key without what programs write around it: a scheme, /v1/ or /v2/."""
+    name = key.strip().removeprefix("https://").removeprefix("http://").rstrip("/")
+    host, _, path = name.partition("/")
+    if path in ("v1", "v2"):
+        path = ""
+    return f"{dockerhub.canonical(host)}/{path}".rstrip("/")
+
+
+def _login(fields: Mapping[str, Any], source: str) -> Login | None:
+    username, password = _text(fields.get("username")), _text(fields.get("password"))
+    pair = _decoded(_text(fields.get("auth")))
+    if ":" in pair:
+        username, _, password = pair.partition(":")
+    login = Login(
+        username,
+        password.rstrip("\0"),  # as docker itself reads what it wrote
+        _text(fields.get("identitytoken")),
+        _text(fields.get("registrytoken")),
+        source,
+    )
+    return login if login.basic or login.identity_token or login.registry_token else None
+
+
+def _decoded(auth: str) -> str:
+    try:
+        return base64.b64decode(auth, validate=True).decode()
+    except (binascii.Error, ValueError):
+        return ""
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _is_helper(name: object) -> bool:
+    return isinstance(name, str) and _HELPER.fullmatch(name) is not None

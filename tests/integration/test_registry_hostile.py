@@ -1,0 +1,244 @@
+"""Registries that are after what is not theirs: a web server plays them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from hpcimg.errors import BadReference, Forbidden, Unreachable
+from hpcimg.sources.registry import Registry
+from hpcimg.transfer import open_session
+from tests.parts.registryclient import Connect, Target, auth_file, connected
+from tests.parts.webanswer import Answer, Request
+from tests.parts.webfaults import Status, Truncate
+from tests.parts.webserver import WebServer
+
+MANIFEST = json.dumps({"schemaVersion": 2, "layers": []}).encode()
+MANIFEST_PATH = "/v2/lab/x/manifests/1"
+DIGEST = "sha256:" + "1" * 64
+BLOB_PATH = f"/v2/lab/x/blobs/{DIGEST}"
+BLOB = bytes(range(256)) * 4096
+SECRETS = ("s3cret", "am86czNjcmV0", "1dentity", "tok3n")
+
+
+@pytest.fixture
+def target() -> Target:
+    return Target()
+
+
+@pytest.fixture
+def connect(target: Target) -> Iterator[Connect]:
+    with connected(target) as connect:
+        yield connect
+
+
+class Place:
+    """A registry that wants a header, and a client for it that has a login."""
+
+    def __init__(self, web: WebServer, connect: Connect) -> None:
+        self.web = web
+        self.host = f"127.0.0.1:{web.port}"
+        self._connect = connect
+        web.put(BLOB_PATH, BLOB, etag='"1"')
+
+    def client(self, **settings: Any) -> Registry:
+        credentials = settings.pop("credentials", auth_file(self.host))
+        return self._connect(f"{self.host}/lab/x:1", credentials=credentials, **settings)
+
+    def wants(self, challenge: str, *good: str, paths: tuple[str, ...] = (MANIFEST_PATH,)) -> None:
+        """Ask for one of these headers at these paths."""
+
+        def answer(request: Request) -> Answer:
+            if request.headers["Authorization"] in good:
+                return Answer(200, {}, MANIFEST)
+            return Answer(401, {"WWW-Authenticate": challenge})
+
+        for path in paths:
+            self.web.handle(path, answer)
+
+
+@pytest.fixture
+def place(web: WebServer, connect: Connect) -> Place:
+    return Place(web, connect)
+
+
+def test_a_login_does_not_follow_a_redirect(place: Place, target: Target) -> None:
+    place.wants('Basic realm="x"', "Basic am86czNjcmV0")
+    client = place.client()
+    assert client.manifest()
+    with WebServer() as storage:
+        goal = storage.put("/blob", BLOB)
+        place.web.handle(BLOB_PATH, lambda _: Answer(307, {"Location": f"{goal}?signature=s3cret"}))
+        client.download(DIGEST, target.sink)
+        assert target.content() == BLOB
+        [request] = storage.requests()
+        assert "Authorization" not in request.headers
+        # Nor is a question answered that comes from there.
+        storage.handle("/blob", lambda _: Answer(401, {"WWW-Authenticate": 'Basic realm="x"'}))
+        target.sink.rewind()
+        with pytest.raises(Forbidden) as caught:
+            client.download(DIGEST, target.sink)
+        assert storage.count() == 2
+        assert "Authorization" not in storage.requests()[-1].headers
+    assert not any(secret in str(caught.value.to_dict()) for secret in SECRETS)
+
+
+def test_a_question_from_another_host_is_not_answered(place: Place) -> None:
+    with WebServer() as other:
+        challenge = f'Bearer realm="{other.url("/token")}"'
+        other.handle("/m", lambda _: Answer(401, {"WWW-Authenticate": challenge}))
+        place.web.handle(MANIFEST_PATH, lambda _: Answer(307, {"Location": other.url("/m")}))
+        with pytest.raises(Forbidden):
+            place.client().manifest()
+        assert [request.path for request in other.requests()] == ["/m"]
+
+
+@pytest.mark.parametrize(
+    ("realm", "words"),
+    [
+        ("ftp://auth.example.org/token", "no http address"),
+        ("/token", "no http address"),
+        ("http://[", "no address"),
+        ("https://a:b@auth.example.org/token", "no http address"),
+        ("https://auth.example.org:x/", "no address"),
+        ("http://169.254.169.254/latest/meta-data", "a link-local address, 169.254.169.254"),
+    ],
+)
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
+def test_where_no_login_is_sent(place: Place, realm: str, words: str, scheme: str) -> None:
+    place.wants(f'{scheme} realm="{realm}",service="s"')
+    for credentials in (auth_file(place.host), ""):
+        with pytest.raises(Forbidden, match="may not be read") as caught:
+            place.client(credentials=credentials).manifest()
+        assert words in caught.value.why
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 64, "\xe4.example.org", "%00", "a_b!"])
+def test_a_realm_that_is_no_name(place: Place, host: str) -> None:
+    place.wants(f'Bearer realm="https://{host}/token"')
+    with pytest.raises((BadReference, Unreachable)):
+        place.client(tries=1).manifest()
+
+
+def test_no_login_in_plain_http_for_a_registry_with_tls(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with WebServer(tls=True) as secure, WebServer() as plain:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(secure.certificate))
+        plain.handle("/token", lambda _: Answer(200, {}, b'{"token": "tok3n"}'))
+        place = Place(secure, connect)
+        place.wants(f'Bearer realm="{plain.url("/token")}"', "Bearer tok3n")
+        with pytest.raises(Forbidden, match="it wants the login in plain http"):
+            place.client(insecure=False).manifest()
+        assert plain.count() == 0
+        # Without a login there is nothing to lose.
+        assert place.client(insecure=False, credentials="").manifest()
+
+
+@pytest.mark.parametrize("status", [302, 307, 308])
+def test_an_identity_token_follows_no_redirect(place: Place, status: int) -> None:
+    with WebServer() as other:
+        other.handle("/token", lambda _: Answer(200, {}, b'{"token": "tok3n"}'))
+        place.web.handle("/token", lambda _: Answer(status, {"Location": other.url("/token")}))
+        place.wants(f'Bearer realm="{place.web.url("/token")}"', "Bearer tok3n")
+        with pytest.raises(Forbidden, match="sends to another place"):
+            place.client(credentials=auth_file(place.host, identitytoken="1dentity")).manifest()
+        assert other.count() == 0
+    [request] = place.web.requests(path="/token")
+    assert request.method == "POST"
+    assert b"1dentity" in request.body
+
+
+def test_a_registry_that_never_has_enough(place: Place) -> None:
+    place.web.handle("/token", lambda _: Answer(200, {}, b'{"token": "tok3n"}'))
+    place.wants(f'Bearer realm="{place.web.url("/token")}"')
+    with pytest.raises(Forbidden, match="answered 401 again, to the login in the site's") as caught:
+        place.client().manifest()
+    assert not any(secret in str(caught.value.to_dict()) for secret in SECRETS)
+    assert [place.web.count(path=path) for path in (MANIFEST_PATH, "/token")] == [2, 1]
+
+
+def test_a_token_server_that_is_busy(place: Place, target: Target) -> None:
+    place.web.handle("/token", lambda _: Answer(200, {}, b'{"access_token": "tok3n"}'))
+    place.web.script("/token", [Status(429, retry_after="0")])
+    place.wants(f'Bearer realm="{place.web.url("/token")}?x=s3cret"', "Bearer tok3n")
+    assert place.client().manifest()
+    [why] = target.retries()
+    assert "/token cannot be served now: the server answered 429" in why
+    assert not any(secret in why for secret in SECRETS)
+
+
+@pytest.mark.parametrize("token", ['"a\\r\\nX: b"', '"\\u2026"', "5", "null", '""'])
+def test_a_token_that_is_none(place: Place, token: str) -> None:
+    place.web.handle("/token", lambda _: Answer(200, {}, b'{"token": %b}' % token.encode()))
+    place.wants(f'Bearer realm="{place.web.url("/token")}"')
+    with pytest.raises(Unreachable, match="gave no token"):
+        place.client(tries=1).manifest()
+
+
+def test_a_token_runs_out_while_a_blob_is_resumed(place: Place, target: Target) -> None:
+    tokens = iter(["first", "second"])
+
+    def give(_: Request) -> Answer:
+        return Answer(200, {}, json.dumps({"token": next(tokens)}).encode())
+
+    place.web.handle("/token", give)
+    challenge = {"WWW-Authenticate": f'Bearer realm="{place.web.url("/token")}"'}
+    place.web.script(
+        BLOB_PATH,
+        [Status(401, headers=challenge), Truncate(300_000), Status(401, headers=challenge)],
+    )
+    place.client().download(DIGEST, target.sink)
+    assert target.content() == BLOB
+    seen = [
+        (request.headers["Authorization"], request.headers["Range"], request.status)
+        for request in place.web.requests(path=BLOB_PATH)
+    ]
+    rest = "bytes=300000-"
+    assert seen == [
+        (None, None, 401),
+        ("Bearer first", None, 200),
+        ("Bearer first", rest, 401),
+        ("Bearer second", rest, 206),
+    ]
+
+
+def test_basic_is_taken_where_there_is_a_choice_without_a_token_server(place: Place) -> None:
+    place.wants('Negotiate, Basic realm="a, b", charset="UTF-8"', "Basic am86czNjcmV0")
+    assert place.client().manifest()
+
+
+def test_docker_hub_has_an_address_and_a_login_of_its_own(
+    web: WebServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As a proxy, the server is asked for what is at every host.
+    monkeypatch.setenv("http_proxy", web.url())
+    monkeypatch.setattr("hpcimg.sources.regauth._addresses", lambda _: ["203.0.113.1"])
+    place = Place(web, connect)
+    web.handle("/token", lambda _: Answer(200, {}, b'{"token": "tok3n"}'))
+    path = "/v2/library/x/manifests/latest"
+    place.wants('Bearer realm="http://auth.docker.io/token"', "Bearer tok3n", paths=(path,))
+    credentials = auth_file("https://index.docker.io/v1/")
+    assert connect("docker.io/library/x", credentials=credentials).manifest()
+    hosts = [request.headers["Host"] for request in web.requests()]
+    assert hosts == ["registry-1.docker.io", "auth.docker.io", "registry-1.docker.io"]
+    assert web.requests(path="/token")[0].headers["Authorization"] == "Basic am86czNjcmV0"
+
+
+def test_authorization_is_for_one_scheme_host_and_port() -> None:
+    with open_session() as session:
+        assert not session.should_strip_auth("http://h/a", "http://h:80/b")
+        for other in ("https://h/", "http://h:81/", "http://i/", "http://["):
+            assert session.should_strip_auth("http://h/", other)
+
+
+def test_no_cookie_is_kept(place: Place) -> None:
+    answer = Answer(200, {"Set-Cookie": "a=b; Path=/"}, MANIFEST)
+    place.web.handle(MANIFEST_PATH, lambda _: answer)
+    client = place.client()
+    assert client.manifest()
+    assert client.manifest()
+    assert [request.headers["Cookie"] for request in place.web.requests()] == [None, None]

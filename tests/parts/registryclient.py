@@ -1,0 +1,67 @@
+"""The registry client in this process, and what it says while it works."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from hpcimg.fetching import Settings
+from hpcimg.sink import Sink
+from hpcimg.sources.registry import Registry, parse_name
+from hpcimg.transfer import open_session
+from tests.parts.registry import PASSWORD, USER
+from tests.parts.tokenserver import basic
+
+
+def auth_file(host: str, **fields: str) -> str:
+    """Return docker's config.json with the login of USER; with `fields`, with these instead."""
+    login = fields or {"auth": basic(USER, PASSWORD).removeprefix("Basic ")}
+    return json.dumps({"auths": {host: login}})
+
+
+class Target:
+    """A sink with its file in memory. `said` is what it would tell the parent."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[str, dict[str, Any]]] = []
+        self.descriptor = os.memfd_create("target")
+        self.sink = Sink(self.descriptor, self._say, lambda: True)
+
+    def content(self) -> bytes:
+        """Return what was written."""
+        return os.pread(self.descriptor, os.fstat(self.descriptor).st_size, 0)
+
+    def retries(self) -> list[str]:
+        """Return why attempts failed."""
+        return [fields["why"] for what, fields in self.said if what == "retry"]
+
+    def _say(self, what: str, **fields: Any) -> None:
+        self.said.append((what, fields))
+
+
+Connect = Callable[..., Registry]
+
+
+@contextmanager
+def connected(target: Target) -> Iterator[Connect]:
+    """Make clients: `connect("HOST/REPOSITORY:TAG", credentials=..., ...)`, with plain http."""
+    with open_session() as session:
+
+        def connect(rest: str, **settings: Any) -> Registry:
+            given = Settings(
+                tries=3,
+                deadline=time.monotonic() + 30,
+                connect_timeout_s=5,
+                stall_timeout_s=5,
+                insecure=True,
+            )
+            uri = f"oras://{rest}"
+            given = given._replace(**settings)
+            return Registry(session, parse_name(rest), target.sink, given, uri=uri)
+
+        yield connect
+    os.close(target.descriptor)
