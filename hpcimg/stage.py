@@ -177,7 +177,7 @@ def _first_allowed(ways: Iterator[_Way], bring: Callable[[_Way], Staged]) -> Sta
             other = next(ways, None)
             if other is None:
                 raise
-            log.info("%s; now with other credentials", error.brief)
+            log.info("%s; trying with more credentials", error.brief)
             way = other
 
 

@@ -120,14 +120,14 @@ def test_credentials_that_do_not_serve(
 def test_a_credentials_file_that_is_none(
     node: Node, store: ObjectStore, text: str, words: str
 ) -> None:
-    configure(node, store.url, SITE)
+    configure(node, store.url, SITE, more="shared = yes\n")
     (node.folder / "s3-credentials").write_text(text)
     task = refused(node, 1, f"container:s3://{PUBLIC}/x.sif", "ConfigError", words)
     assert "hush" not in task.printed + node.log()
 
 
 def test_a_credentials_file_that_is_missing(node: Node, store: ObjectStore) -> None:
-    configure(node, store.url, more=f"auth_file = {node.folder}/nothing\n")
+    configure(node, store.url, more=f"shared = yes\nauth_file = {node.folder}/nothing\n")
     comment = f"container:s3://{PUBLIC}/x.sif"
     refused(node, 1, comment, "ConfigError", "nothing cannot be read")
 
@@ -242,7 +242,7 @@ def test_a_large_object_whose_transfer_breaks_is_resumed(
     data = make_sif(size_bytes=64 << 20)
     store.put(bucket, "large.sif", data)
     with Cutter(store.port, after_bytes=40 << 20) as cutter:
-        configure(node, cutter.url, SITE)
+        configure(node, cutter.url, SITE, more="shared = yes\n")
         staged(node, 1, f"container:s3://{bucket}/large.sif", data, how="fetched")
         first, second = cutter.heads
     assert "range:" not in first.lower()

@@ -9,6 +9,7 @@ import pytest
 from hpcimg import config, services
 from hpcimg.errors import BadReference, MissingTool
 from hpcimg.reference import Reference, parse
+from hpcimg.registries import Location
 from hpcimg.services import Service
 from hpcimg.sources import aws, s3
 from hpcimg.sources.s3 import Key, Place
@@ -101,18 +102,20 @@ def s3_service(folder: Path, text: str, **environment: str) -> Service:
 
 
 def test_what_the_site_says(tmp_path: Path) -> None:
-    assert s3_service(tmp_path, "") == Service(url=AMAZON)
+    at = Location("", insecure=False, auth_file="", shared=False)
+    assert s3_service(tmp_path, "") == Service((at,), url=AMAZON)
     text = "url = http://h:1/\nregion = r\nauth_file = /keys\nshared = yes\n"
     every = {
         "AWS_ENDPOINT_URL_S3": "http://s3", "AWS_ENDPOINT_URL": "http://other",
         "AWS_REGION": "r1", "AWS_DEFAULT_REGION": "r2",
         "AWS_ACCESS_KEY_ID": "A", "AWS_SECRET_ACCESS_KEY": "S", "AWS_SESSION_TOKEN": "T",
     }  # fmt: skip
-    said = Service(url="http://h:1", region="r", auth_file="/keys", shared=True)
-    assert s3_service(tmp_path, text, **every) == said
+    said = s3_service(tmp_path, text, **every)
+    assert (said.url, said.region) == ("http://h:1", "r")
+    assert said.locations == (at._replace(auth_file="/keys", shared=True),)
     keys = "[default]\naws_access_key_id = A\naws_secret_access_key = S\naws_session_token = T"
-    assert s3_service(tmp_path, "", **every) == Service("http://s3", "r1", auth_text=keys)
+    assert s3_service(tmp_path, "", **every) == Service((at,), "http://s3", "r1", keys)
     assert aws.site_keys(keys)[:3] == ("A", "S", "T")
     assert s3_service(tmp_path, "", AWS_ACCESS_KEY_ID="A", AWS_DEFAULT_REGION="r2") == Service(
-        url=AMAZON, region="r2"
+        (at,), url=AMAZON, region="r2"
     )
