@@ -75,6 +75,9 @@ class Config:
     log_to: str
     library_url: str
     shub_url: str
+    swift_url: str
+    swift_auth_file: str
+    swift_shared: bool
     registries: Mapping[str, Registry]
     statics: Mapping[str, Static]
     aliases: Mapping[str, str]
@@ -261,6 +264,10 @@ def _url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _or_empty(read: Callable[[str], str]) -> Callable[[str], str]:
+    return lambda text: read(text) if text else ""
+
+
 def _words(text: str) -> tuple[str, ...]:
     return tuple(text.replace(",", " ").split())
 
@@ -313,6 +320,12 @@ KEYS = (
         "the service of library:// references that name no host"),
     Key("shub", "url", "shub_url", "https://singularity-hub.org", _url,
         "the service of shub:// references that name no host"),
+    Key("swift", "url", "swift_url", "", _or_empty(_url),
+        "the storage URL, https://HOST/v1/AUTH_ACCOUNT, for public containers and temp URLs"),
+    Key("swift", "auth_file", "swift_auth_file", "", _or_empty(_path),
+        "a file with the site's credentials, in the form of an openrc file"),
+    Key("swift", "shared", "swift_shared", "no", _boolean,
+        "whether all may use what was fetched with the site's credentials"),
     Key("slurm", "comment", "comment_from", "environment", _one_of("environment", "query"),
         "query: ask Slurm where it does not pass the comment to Prolog (before 22.05)"),
     Key("log", "to", "log_to", "syslog", _log_target,

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import os
 import time
+from typing import NamedTuple
 
 from hpcimg import accounts, events, parent, reference, sources
 from hpcimg.accounts import Account
@@ -117,7 +118,7 @@ def stage(
         if os.geteuid() != 0:
             staged = bring(None, owner=None, as_user=may_read_as_user)
         else:
-            site = config.registry(wanted.host)
+            site = _site(config, wanted)
             owner = uid if site.auth_file and not site.shared else None
             try:
                 staged = bring(
@@ -157,13 +158,14 @@ def _ensure(
     progress: Progress,
 ) -> Staged:
     def fetch(descriptor: int, *, validator: str, offered: Offered, progress: Progress) -> Outcome:
+        site = _site(config, wanted)
         settings = Settings(
             tries=_TRIES_WITH_A_CACHED_IMAGE if validator else _TRIES,
             deadline=deadline,
             connect_timeout_s=config.connect_timeout_s,
             stall_timeout_s=config.stall_timeout_s,
             insecure=config.registry(wanted.host).insecure,
-            service=_service(config, wanted.scheme),
+            service=site.url,
             credentials=_read_credentials(auth_file) if auth_file else "",
             as_user=as_user,
         )
@@ -183,10 +185,23 @@ def _ensure(
     )
 
 
-def _service(config: Config, scheme: str) -> str:
-    if scheme in config.statics:
-        return config.statics[scheme].url
-    return {"library": config.library_url, "shub": config.shub_url}.get(scheme, "")
+class _Site(NamedTuple):
+    """What the site says about the place of a reference."""
+
+    url: str = ""
+    auth_file: str = ""
+    shared: bool = False
+
+
+def _site(config: Config, wanted: Reference) -> _Site:
+    """Return it: from the scheme's own section, or else from the host's."""
+    if wanted.scheme in config.statics:
+        return _Site(config.statics[wanted.scheme].url)
+    if wanted.scheme == "swift":
+        return _Site(config.swift_url, config.swift_auth_file, config.swift_shared)
+    url = {"library": config.library_url, "shub": config.shub_url}.get(wanted.scheme, "")
+    host = config.registry(wanted.host)
+    return _Site(url, host.auth_file, host.shared)
 
 
 def _read_credentials(path: str) -> str:

@@ -12,7 +12,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import requests
@@ -39,6 +39,28 @@ _NUMBER = re.compile(r"[0-9]{1,18}")
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 JSON_MAX = 4 << 20  # what the OCI specification allows a manifest
 _TRY_AGAIN = frozenset({408, 425, 429})
+_SECRET_HEADERS = ("X-Auth-Token", "X-Auth-Key")
+
+
+class Authorization(Protocol):
+    """Who we are to a server, in headers that no other host is to see."""
+
+    def headers(self, url: str) -> Mapping[str, str]:
+        """Return what a request for this URL carries."""
+
+    def challenged(self, response: requests.Response) -> bool:
+        """Tell whether, after this 401, asking once more with other headers makes sense."""
+
+
+class _Session(requests.Session):
+    def rebuild_auth(
+        self, prepared_request: requests.PreparedRequest, response: requests.Response
+    ) -> None:
+        # Of all headers with secrets, requests knows Authorization alone.
+        super().rebuild_auth(prepared_request, response)  # type: ignore[no-untyped-call]
+        if not same_host(str(response.request.url), str(prepared_request.url)):
+            for name in _SECRET_HEADERS:
+                prepared_request.headers.pop(name, None)
 
 
 def open_session() -> requests.Session:
@@ -47,7 +69,7 @@ def open_session() -> requests.Session:
     It trusts whom the node trusts, a site's own authority among them, rather
     than the bundle that comes with requests.
     """
-    session = requests.Session()
+    session = _Session()
     known = ssl.get_default_verify_paths()
     session.verify = known.cafile or known.capath or True
     session.max_redirects = 5
@@ -63,14 +85,17 @@ def request(
     settings: Settings,
     *,
     headers: Mapping[str, str] | None = None,
+    authorization: Authorization | None = None,
+    post: bytes | None = None,
 ) -> Iterator[requests.Response]:
     """GET a URL, its body not yet read. Raises Unreachable and kin for what the network does.
 
-    The status is the caller's to judge, with `check_status`.
+    The status is the caller's to judge, with `check_status`. `post` is a JSON text to POST
+    instead; a redirect is then not followed, lest its secrets go elsewhere.
     """
     where = _shown(url)
     try:
-        with _get(session, url, settings, headers=dict(headers or {})) as response:
+        with _ask(session, url, settings, headers or {}, authorization, post) as response:
             yield response
     except HpcimgError:
         raise
@@ -96,13 +121,38 @@ def request(
         ) from error
 
 
-def _get(
-    session: requests.Session, url: str, settings: Settings, *, headers: dict[str, str]
+def _ask(
+    session: requests.Session,
+    url: str,
+    settings: Settings,
+    headers: Mapping[str, str],
+    authorization: Authorization | None,
+    post: bytes | None,
+) -> requests.Response:
+    if authorization is None:
+        return _send(session, url, settings, headers, post)
+    response = _send(session, url, settings, {**headers, **authorization.headers(url)}, post)
+    refused = response.status_code == 401 and same_host(response.url, url)
+    if refused and authorization.challenged(response):
+        response.close()
+        response = _send(session, url, settings, {**headers, **authorization.headers(url)}, post)
+    return response
+
+
+def _send(
+    session: requests.Session,
+    url: str,
+    settings: Settings,
+    headers: Mapping[str, str],
+    post: bytes | None,
 ) -> requests.Response:
     try:
-        return session.get(
+        return session.request(
+            "GET" if post is None else "POST",
             url,
-            headers=headers,
+            headers=dict(headers),
+            data=post,
+            allow_redirects=post is None,
             stream=True,
             timeout=(settings.connect_timeout_s, settings.stall_timeout_s),
         )
@@ -110,6 +160,11 @@ def _get(
         raise BadReference(
             f"{_shown(url)} leads to no address", why=_reason(error), do="Check the address."
         ) from error
+
+
+def same_host(url: str, other: str) -> bool:
+    """Tell whether two addresses are of one server: scheme, host and port."""
+    return urlsplit(url)[:2] == urlsplit(other)[:2]
 
 
 def check_status(response: requests.Response, where: str = "") -> None:
@@ -170,14 +225,17 @@ def download(
     settings: Settings,
     *,
     headers: Mapping[str, str] | None = None,
+    authorization: Authorization | None = None,
     offer: Callable[[requests.Response, int | None], Offer] | None = None,
+    check: Callable[[requests.Response], None] = check_status,
 ) -> bool:
     """Bring the body of a URL into the sink, in as many attempts as it takes.
 
     An attempt goes on where the last one ended if the server can do that and
     still has the same file; otherwise it begins again. `offer` makes the offer
     from a response that begins and its length; without it one was made before.
-    Returns True where the server answered 304 to a condition in `headers`.
+    `check` raises what a status means. Returns True where the server answered
+    304 to a condition in `headers`.
     """
     same: dict[str, str] = {}
     conditional = any(name.startswith("If-") for name in headers or {})
@@ -185,15 +243,18 @@ def download(
         with attempt:
             asked = dict(headers or {})
             if sink.position and same:
-                asked.update(same, Range=f"bytes={sink.position}-")
-            with request(session, url, settings, headers=asked) as response:
+                asked["Range"] = f"bytes={sink.position}-"
+                asked["If-Range"], *_ = same.values()
+            with request(
+                session, url, settings, headers=asked, authorization=authorization
+            ) as response:
                 if response.status_code == 304 and conditional:
                     return True
-                if response.status_code == 416 and sink.position:
+                if sink.position and _changed(response, same):
                     same = {}
                     sink.rewind()
                     raise Unreachable(f"{_shown(url)} changed while it was read")
-                check_status(response)
+                check(response)
                 total = _begin(response, sink, url)
                 same = _same(response)
                 if offer and not sink.position:
@@ -225,13 +286,22 @@ def _begin(response: requests.Response, sink: Sink, url: str) -> int | None:
     return int(length) if _NUMBER.fullmatch(length) else None
 
 
+def _changed(response: requests.Response, same: Mapping[str, str]) -> bool:
+    """Tell whether the rest of a file is of another one than was begun."""
+    if response.status_code == 416:
+        return True
+    # Swift, for one, does not know If-Range and sends the rest of whatever it has.
+    new = {name: response.headers.get(name, value) for name, value in same.items()}
+    return response.status_code == 206 and new != same
+
+
 def _same(response: requests.Response) -> dict[str, str]:
-    """Return the header for a safe resume: the rest of the same file, or all of the new one."""
+    """Return the header that tells whether a later response is of the same file."""
     etag = response.headers.get("ETag", "")
     if etag and not etag.startswith("W/"):
-        return {"If-Range": etag}
+        return {"ETag": etag}
     date = response.headers.get("Last-Modified", "")
-    return {"If-Range": date} if date else {}
+    return {"Last-Modified": date} if date else {}
 
 
 def _retry_after(text: str) -> float | None:

@@ -18,8 +18,9 @@ MODULES = {
     "oras": "hpcimg.sources.oras",
     "library": "hpcimg.sources.library",
     "shub": "hpcimg.sources.shub",
+    "swift": "hpcimg.sources.swift",
 }
 # Of schemes that the site configures under names of its own, as [static NAME].
 STATIC = "hpcimg.sources.static"
 # Where the job's user may read what the unprivileged account may not.
-READS_AS_USER = frozenset({"file", "oras"})
+READS_AS_USER = frozenset({"file", "oras", "swift"})
