@@ -264,7 +264,7 @@ def _url(text: str) -> str:
     return text.rstrip("/")
 
 
-def _or_empty(read: Callable[[str], str]) -> Callable[[str], str]:
+def _optional(read: Callable[[str], str]) -> Callable[[str], str]:
     return lambda text: read(text) if text else ""
 
 
@@ -320,9 +320,9 @@ KEYS = (
         "the service of library:// references that name no host"),
     Key("shub", "url", "shub_url", "https://singularity-hub.org", _url,
         "the service of shub:// references that name no host"),
-    Key("swift", "url", "swift_url", "", _or_empty(_url),
+    Key("swift", "url", "swift_url", "", _optional(_url),
         "the storage URL, https://HOST/v1/AUTH_ACCOUNT, for public containers and temp URLs"),
-    Key("swift", "auth_file", "swift_auth_file", "", _or_empty(_path),
+    Key("swift", "auth_file", "swift_auth_file", "", _optional(_path),
         "a file with the site's credentials, in the form of an openrc file"),
     Key("swift", "shared", "swift_shared", "no", _boolean,
         "whether all may use what was fetched with the site's credentials"),

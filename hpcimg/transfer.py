@@ -39,7 +39,6 @@ _NUMBER = re.compile(r"[0-9]{1,18}")
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 JSON_MAX = 4 << 20  # what the OCI specification allows a manifest
 _TRY_AGAIN = frozenset({408, 425, 429})
-_SECRET_HEADERS = ("X-Auth-Token", "X-Auth-Key")
 
 
 class Authorization(Protocol):
@@ -52,24 +51,21 @@ class Authorization(Protocol):
         """Tell whether, after this 401, asking once more with other headers makes sense."""
 
 
-class _Session(requests.Session):
-    def rebuild_auth(
-        self, prepared_request: requests.PreparedRequest, response: requests.Response
-    ) -> None:
-        # Of all headers with secrets, requests knows Authorization alone.
-        super().rebuild_auth(prepared_request, response)  # type: ignore[no-untyped-call]
-        if not same_host(str(response.request.url), str(prepared_request.url)):
-            for name in _SECRET_HEADERS:
-                prepared_request.headers.pop(name, None)
+class _NoRedirects(requests.Session):
+    """A session that leaves redirects to its caller."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        return None
 
 
-def open_session() -> requests.Session:
+def open_session(*, redirects: bool = True) -> requests.Session:
     """Return a session with hpcimg's manners: few redirects, bytes as they are stored.
 
     It trusts whom the node trusts, a site's own authority among them, rather
-    than the bundle that comes with requests.
+    than the bundle that comes with requests. With `redirects` false a redirect
+    is an answer like any other.
     """
-    session = _Session()
+    session = requests.Session() if redirects else _NoRedirects()
     known = ssl.get_default_verify_paths()
     session.verify = known.cafile or known.capath or True
     session.max_redirects = 5
@@ -90,8 +86,7 @@ def request(
 ) -> Iterator[requests.Response]:
     """GET a URL, its body not yet read. Raises Unreachable and kin for what the network does.
 
-    The status is the caller's to judge, with `check_status`. `post` is a JSON text to POST
-    instead; a redirect is then not followed, lest its secrets go elsewhere.
+    The status is the caller's to judge, with `check_status`. With `post`, POST that.
     """
     where = _shown(url)
     try:
@@ -152,7 +147,6 @@ def _send(
             url,
             headers=dict(headers),
             data=post,
-            allow_redirects=post is None,
             stream=True,
             timeout=(settings.connect_timeout_s, settings.stall_timeout_s),
         )
@@ -224,7 +218,7 @@ def download(
     sink: Sink,
     settings: Settings,
     *,
-    headers: Mapping[str, str] | None = None,
+    headers: Mapping[str, str] | Callable[[], Mapping[str, str]] | None = None,
     authorization: Authorization | None = None,
     offer: Callable[[requests.Response, int | None], Offer] | None = None,
     check: Callable[[requests.Response], None] = check_status,
@@ -232,30 +226,30 @@ def download(
     """Bring the body of a URL into the sink, in as many attempts as it takes.
 
     An attempt goes on where the last one ended if the server can do that and
-    still has the same file; otherwise it begins again. `offer` makes the offer
-    from a response that begins and its length; without it one was made before.
-    `check` raises what a status means. Returns True where the server answered
-    304 to a condition in `headers`.
+    still has the same file; otherwise it begins again. `headers` may be a
+    function, asked anew for each attempt. `offer` makes the offer from a
+    response that begins and its length; without it one was made before.
+    `check` raises what a response means that is not the body.
+    Returns True where the server answered 304 to a condition in `headers`.
     """
     same: dict[str, str] = {}
-    conditional = any(name.startswith("If-") for name in headers or {})
     for attempt in attempts(sink, settings):
         with attempt:
-            asked = dict(headers or {})
+            asked = dict(headers() if callable(headers) else headers or {})
+            conditional = any(name.startswith("If-") for name in asked)
             if sink.position and same:
-                asked["Range"] = f"bytes={sink.position}-"
-                asked["If-Range"], *_ = same.values()
+                asked.update(same, Range=f"bytes={sink.position}-")
             with request(
                 session, url, settings, headers=asked, authorization=authorization
             ) as response:
                 if response.status_code == 304 and conditional:
                     return True
-                if sink.position and _changed(response, same):
+                if response.status_code == 416 and sink.position:
                     same = {}
                     sink.rewind()
                     raise Unreachable(f"{_shown(url)} changed while it was read")
                 check(response)
-                total = _begin(response, sink, url)
+                total = _begin(response, sink, url, same)
                 same = _same(response)
                 if offer and not sink.position:
                     sink.offer(offer(response, total))
@@ -269,8 +263,13 @@ def download(
     return False
 
 
-def _begin(response: requests.Response, sink: Sink, url: str) -> int | None:
-    """Set the sink to where this body begins; return the length of the whole."""
+def _begin(
+    response: requests.Response, sink: Sink, url: str, same: Mapping[str, str]
+) -> int | None:
+    """Set the sink to where this body begins; return the length of the whole.
+
+    `same` is what the first part said about the file that it is of.
+    """
     length = response.headers.get("Content-Length", "")
     if response.status_code == 206:
         match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
@@ -280,28 +279,23 @@ def _begin(response: requests.Response, sink: Sink, url: str) -> int | None:
                 f"{_shown(url)} sent another part than was asked for",
                 why=response.headers.get("Content-Range", "no Content-Range"),
             )
+        # Some object stores send a part of whatever is there now, If-Range or not.
+        if _same(response) not in ({}, same):
+            sink.rewind()
+            raise Unreachable(f"{_shown(url)} changed while it was read")
         return None if match[3] == "*" else int(match[3])
     if sink.position:
         sink.rewind()
     return int(length) if _NUMBER.fullmatch(length) else None
 
 
-def _changed(response: requests.Response, same: Mapping[str, str]) -> bool:
-    """Tell whether the rest of a file is of another one than was begun."""
-    if response.status_code == 416:
-        return True
-    # Swift, for one, does not know If-Range and sends the rest of whatever it has.
-    new = {name: response.headers.get(name, value) for name, value in same.items()}
-    return response.status_code == 206 and new != same
-
-
 def _same(response: requests.Response) -> dict[str, str]:
-    """Return the header that tells whether a later response is of the same file."""
+    """Return the header for a safe resume: the rest of the same file, or all of the new one."""
     etag = response.headers.get("ETag", "")
     if etag and not etag.startswith("W/"):
-        return {"ETag": etag}
+        return {"If-Range": etag}
     date = response.headers.get("Last-Modified", "")
-    return {"Last-Modified": date} if date else {}
+    return {"If-Range": date} if date else {}
 
 
 def _retry_after(text: str) -> float | None:

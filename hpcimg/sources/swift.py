@@ -11,6 +11,7 @@ import email.utils
 import hashlib
 import hmac
 import re
+import string
 import time
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from urllib.parse import quote, unquote, urlencode, urlsplit
 
 import requests
 
-from hpcimg.errors import BadReference, Damaged, Forbidden, NotFound, Unreachable
+from hpcimg.errors import BadReference, Damaged, Forbidden, NotFound, Unreachable, UserError
 from hpcimg.fetching import Offer, Settings
 from hpcimg.reference import Reference
 from hpcimg.sink import Sink
@@ -27,6 +28,8 @@ from hpcimg.sources.keystone import Login, check_address
 from hpcimg.sources.openrc import Openrc
 from hpcimg.transfer import check_status, download, open_session
 
+# What a reference may have and a name may have as it stands.
+_PLAIN = string.ascii_letters + string.digits + "-._~:/#[]@!&()*+,;="
 _MD5 = re.compile(r"[0-9a-f]{32}")
 _SKEW_S = 60
 _RATE_LIMITED = 498  # Swift's own
@@ -57,7 +60,7 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
     def check(response: requests.Response) -> None:
         _check(response, reference.uri, access)
 
-    with open_session() as session:
+    with open_session(redirects=False) as session:
         access = _find_access(session, reference.uri, sink, settings)
         url = access.storage_url + path
         if access.key:
@@ -76,24 +79,38 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
 
 
 def parse_name(reference: Reference) -> tuple[str, str]:
-    """Return container and object of a reference, as Swift names them. Raises BadReference."""
-    if "?" in reference.rest or "#" in reference.rest:
+    """Return container and object, as Swift names them.
+
+    What a reference cannot have, and `?` and `%`, is written as %XX, all else as
+    it is: so an object has one spelling, which the site's patterns can know.
+    Raises BadReference.
+    """
+    raw = reference.rest
+    if "?" in raw:
         raise BadReference(
-            f"swift://{reference.host.partition('?')[0]}/... has ? or # in it",
-            why="a swift:// reference takes no query, and a signature in a comment is public",
-            do="Write swift://CONTAINER/OBJECT, ? as %3F and # as %23.",
+            f"swift://{raw.partition('?')[0]} has a query",
+            why="a signature in a comment could be used by all who see it",
+            do="Write swift://CONTAINER/OBJECT, and %3F for a ? in a name.",
         )
     try:
-        container, _, name = (
-            unquote(part, errors="strict") for part in reference.rest.partition("/")
-        )
+        text = unquote(raw, errors="strict")
     except UnicodeDecodeError:
-        container = name = ""
+        raise BadReference(f"{reference.uri} names no object", why="it is not UTF-8") from None
+    right = quote(text, safe=_PLAIN)
+    if right != raw:
+        raise BadReference(
+            f"{reference.uri} is not how that object is written",
+            why=f"%XX is for other characters; did you mean swift://{right}",
+        )
+    container, _, name = text.partition("/")
     # Dots would be resolved on the way and lead out of the container.
-    parts = [container, *name.split("/")]
-    wrong = "/" in container or any(part in (".", "..") for part in parts)
-    if not container or not name or wrong or not (container + name).isprintable():
-        raise BadReference(f"{reference.uri} names no object", do="Write swift://CONTAINER/OBJECT.")
+    dots = any(part in (".", "..") for part in text.split("/"))
+    if not container or not name or dots or not text.isprintable():
+        raise BadReference(
+            f"{reference.uri} names no object",
+            why="it has . or .. in it" if dots else "",
+            do="Write swift://CONTAINER/OBJECT.",
+        )
     return container, name
 
 
@@ -167,6 +184,12 @@ def _check(response: requests.Response, uri: str, access: Access) -> None:
             f"{uri} may not be read {access.how}",
             why=why,
             do=_DO_WITHOUT if access.how == _WITHOUT else "",
+        )
+    if 300 <= status < 400:
+        raise UserError(
+            f"{uri} could not be read",
+            why=f"{why}, and redirects of an object store are not followed",
+            do="Correct the address of the object store: [swift] url or OS_STORAGE_URL.",
         )
     if status == _RATE_LIMITED:
         raise Unreachable(f"{uri} cannot be served now", why=why)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import pwd
 import os
+import pwd
 import shutil
 import subprocess
 import tempfile
