@@ -28,7 +28,7 @@ class Login:
     """A token and the storage address that it is for; the token goes to no other server.
 
     It is the Authorization of `hpcimg.transfer`: where the server does not take
-    the token any more, a new one is had, once.
+    the token any more, a new one is had.
     """
 
     def __init__(self, session: requests.Session, openrc: Openrc, settings: Settings) -> None:
@@ -37,7 +37,6 @@ class Login:
         self._openrc = openrc
         self._settings = settings
         self._token = ""
-        self._renewed = False
         self.storage_url = ""
 
     def log_in(self, sink: Sink) -> None:
@@ -52,11 +51,8 @@ class Login:
 
     def challenged(self, response: requests.Response) -> bool:
         """Get a new token, since this one has run out or was revoked."""
-        if self._renewed:
-            return False
         known = self.storage_url
         self._log_in()
-        self._renewed = True
         # What is being read is at the old address.
         return self.storage_url == known
 
