@@ -64,6 +64,10 @@ class Login:
 
     def _tempauth(self) -> str:
         openrc = self._openrc
+        if not openrc.st_user or not openrc.st_key:
+            raise openrc.mistake(
+                f"{openrc.where} names nobody to log in as", do="ST_AUTH needs ST_USER and ST_KEY."
+            )
         url = check_address(openrc.st_auth, "ST_AUTH", openrc)
         headers = {"X-Auth-User": _as_header(openrc.st_user)}
         headers["X-Auth-Key"] = _as_header(openrc.st_key)

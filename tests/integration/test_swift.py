@@ -517,6 +517,7 @@ def test_a_temp_url_is_told_to_nobody(node: Node, web: WebServer) -> None:
         ("echo hello\n", "line 1 needs a shell"),
         ("OS_USERNAME=me\n", "no credentials are known"),
         ("OS_AUTH_URL=http://127.0.0.1:9\n", "names nobody to log in as"),
+        ("ST_AUTH=http://127.0.0.1:9\nST_USER=a\n", "names nobody to log in as"),
         ("OS_AUTH_URL=ftp://h\nOS_USERNAME=a\nOS_PASSWORD=b\n", "OS_AUTH_URL is no address"),
         ("TEMP_URL_KEY=k\n", "the address for TEMP_URL_KEY is no address"),
     ],
