@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -175,9 +176,13 @@ class NodeWithAccount(Node):
         super().__init__(folder, uid=54321)
         self.home.mkdir()
         os.chown(self.home, self.uid, self.uid)
-        accounts = Path("/etc/passwd").read_text()
-        self._accounts = folder / "passwd"
-        self._accounts.write_text(f"{accounts}hpcjob:x:54321:54321::{self.home}:/bin/sh\n")
+        # All of the folder: a mount on the one file ends when the host gets another account.
+        self._etc = folder / "etc"
+        self._etc.mkdir()
+        for name in ("passwd", "group", "nsswitch.conf", "hosts"):
+            shutil.copy(f"/etc/{name}", self._etc)
+        with (self._etc / "passwd").open("a") as file:
+            file.write(f"hpcjob:x:54321:54321::{self.home}:/bin/sh\n")
 
     def write(self, text: str) -> Path:
         """Write the user's own credentials file, which only the user may read."""
@@ -191,9 +196,9 @@ class NodeWithAccount(Node):
 
     def start_prolog(self, job: int | str, comment: str | None) -> subprocess.Popen[str]:
         """Start Prolog where our account is known, and only there."""
-        script = 'mount --bind "$1" /etc/passwd && exec "$2"'
+        script = 'mount --bind "$1" /etc && exec "$2"'
         return subprocess.Popen(
-            ["unshare", "-m", "sh", "-c", script, "sh", str(self._accounts), str(PROLOG)],
+            ["unshare", "-m", "sh", "-c", script, "sh", str(self._etc), str(PROLOG)],
             # $HOME is what anybody may set.
             env={**self.environment(job, comment), "HOME": "/nonexistent", "PATH": PATH},
             stdin=subprocess.DEVNULL,
@@ -260,7 +265,9 @@ def test_a_file_of_the_users_that_is_none(user_node: NodeWithAccount) -> None:
     os.chown(file, 54321, 54321)
     refused(user_node, 1, URI, "UserError", "it is no plain file")
     file.unlink()
-    file.symlink_to("/etc/shadow")
+    others = user_node.folder / "others"
+    others.touch(mode=0o600)
+    file.symlink_to(others)
     refused(user_node, 2, URI, "UserError", "Permission denied")
 
 
