@@ -114,7 +114,7 @@ class Login:
 
 def identity(openrc: Openrc) -> dict[str, Any]:
     """Return who asks and for which project, as the Identity API v3 has it."""
-    if openrc.os_application_credential_id:
+    if openrc.os_application_credential_id and openrc.os_application_credential_secret:
         credential = {
             "id": openrc.os_application_credential_id,
             "secret": openrc.os_application_credential_secret,
