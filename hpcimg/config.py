@@ -89,6 +89,9 @@ class Config:
     s3_region: str
     s3_auth_file: str
     s3_shared: bool
+    swift_url: str
+    swift_auth_file: str
+    swift_shared: bool
     registries: Mapping[str, Registry]
     statics: Mapping[str, Static]
     aliases: Mapping[str, str]
@@ -369,6 +372,12 @@ KEYS = (
         "the site's credentials for it, a file like ~/.aws/credentials"),
     Key("s3", "shared", "s3_shared", "no", _boolean,
         "whether what they fetch is for all, not for the job's user alone"),
+    Key("swift", "url", "swift_url", "", _optional(_url),
+        "the storage URL, https://HOST/v1/AUTH_ACCOUNT, for public containers and temp URLs"),
+    Key("swift", "auth_file", "swift_auth_file", "", _optional(_path),
+        "a file with the site's credentials, in the form of an openrc file"),
+    Key("swift", "shared", "swift_shared", "no", _boolean,
+        "whether all may use what was fetched with the site's credentials"),
     Key("slurm", "comment", "comment_from", "environment", _one_of("environment", "query"),
         "query: ask Slurm where it does not pass the comment to Prolog (before 22.05)"),
     Key("log", "to", "log_to", "syslog", _log_target,

@@ -71,6 +71,9 @@ def find(config: Config, wanted: Reference, environment: Mapping[str, str] = os.
         return Service(registries.locate(config.registries, rules, wanted.rest))
     if wanted.scheme == "s3":
         return _s3(config, environment)
+    if wanted.scheme == "swift":
+        at = Location("", False, config.swift_auth_file, config.swift_shared)
+        return Service((at,), url=config.swift_url)
     said = config.registry(wanted.host)
     at = Location(wanted.host, bool(said.insecure), said.auth_file, said.shared)
     if wanted.scheme in config.statics:
@@ -91,7 +94,7 @@ def _s3(config: Config, environment: Mapping[str, str]) -> Service:
 
     url = first(config.s3_url, "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") or AMAZON_S3
     return Service(
-        (Location("", insecure=False, auth_file=config.s3_auth_file, shared=config.s3_shared),),
+        (Location("", False, config.s3_auth_file, config.s3_shared),),
         url=url.rstrip("/"),
         region=first(config.s3_region, "AWS_REGION", "AWS_DEFAULT_REGION"),
         auth_text=_keys(environment),

@@ -108,17 +108,17 @@ def request(
     *,
     headers: Mapping[str, str] | None = None,
     authorization: Authorization | None = None,
-    form: Mapping[str, str] | None = None,
+    post: bytes | Mapping[str, str] | None = None,
 ) -> Iterator[requests.Response]:
     """GET a URL, its body not yet read. Raises Unreachable and kin for what the network does.
 
-    With a `form`, POST it, and follow no redirect. The status is the caller's to
+    With `post`, POST that, and follow no redirect. The status is the caller's to
     judge, with `check_status`; a 401 was answered once where there is an `authorization`.
     """
     with _explained(shown(url)):
         for again in (False, True):
             asked = {**(headers or {}), **(authorization.headers(url) if authorization else {})}
-            with _send(session, url, settings, headers=asked, form=form) as response:
+            with _send(session, url, settings, headers=asked, post=post) as response:
                 unknown = authorization is not None and response.status_code == 401
                 if unknown and authorization and authorization.challenged(response, again=again):
                     continue
@@ -160,15 +160,15 @@ def _send(
     settings: Settings,
     *,
     headers: dict[str, str],
-    form: Mapping[str, str] | None,
+    post: bytes | Mapping[str, str] | None,
 ) -> requests.Response:
     try:
         return session.request(
-            "GET" if form is None else "POST",
+            "GET" if post is None else "POST",
             url,
             headers=headers,
-            data=form,
-            allow_redirects=form is None,  # it would send the form on, with what is in it
+            data=post,
+            allow_redirects=post is None,  # it would send on what is posted
             stream=True,
             timeout=(settings.connect_timeout_s, settings.stall_timeout_s),
         )

@@ -23,10 +23,13 @@ MODULES = {
     "library": "hpcimg.sources.library",
     "shub": "hpcimg.sources.shub",
     "s3": "hpcimg.sources.s3",
+    "swift": "hpcimg.sources.swift",
 }
 # Of schemes that the site configures under names of its own, as [static NAME].
 STATIC = "hpcimg.sources.static"
 # Where the job's user may read what the unprivileged account may not.
-READS_AS_USER = frozenset({"file", "docker", "oras", "oci", "oci-archive", "docker-archive", "s3"})
+READS_AS_USER = frozenset(
+    {"file", "docker", "oras", "oci", "oci-archive", "docker-archive", "s3", "swift"}
+)
 # Whose images are in a registry, which may have mirrors.
 IN_REGISTRIES = frozenset({"oras", "docker"})

@@ -108,7 +108,7 @@ class RegistryAuthorization:
         else:
             url = f"{realm}{'&' if '?' in realm else '?'}{urlencode(query)}"
             headers = {"Authorization": login.basic} if login else {}
-        with request(self._session, url, self._settings, headers=headers, form=form) as answer:
+        with request(self._session, url, self._settings, headers=headers, post=form) as answer:
             if answer.status_code in (401, 403):
                 self._refuse(f"{shown(realm)} answered {answer.status_code}")
             if 300 <= answer.status_code < 400:

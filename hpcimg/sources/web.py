@@ -15,13 +15,19 @@ _CONDITIONS = {"etag": "If-None-Match", "date": "If-Modified-Since"}
 
 def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Settings) -> bool:
     """Fetch a file from a web server; see `hpcimg.sources`."""
-    kind, _, value = validator.partition(" ")
-    condition = {_CONDITIONS[kind]: value} if kind in _CONDITIONS else {}
+    asked = condition(validator)
     with open_session() as session:
-        return download(session, reference.uri, sink, settings, headers=condition, offer=_offer)
+        return download(session, reference.uri, sink, settings, headers=asked, offer=offer)
 
 
-def _offer(response: requests.Response, total: int | None) -> Offer:
+def condition(validator: str) -> dict[str, str]:
+    """Return the header that asks whether what `offer` said still holds."""
+    kind, _, value = validator.partition(" ")
+    return {_CONDITIONS[kind]: value} if kind in _CONDITIONS else {}
+
+
+def offer(response: requests.Response, total: int | None) -> Offer:
+    """Offer what a response brings, by its ETag or else by its date."""
     if etag := response.headers.get("ETag"):
         return Offer(f"etag {etag}", total)
     if date := response.headers.get("Last-Modified"):

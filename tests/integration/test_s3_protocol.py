@@ -25,7 +25,7 @@ def endpoint(node: Node, web: WebServer) -> WebServer:
     """An endpoint that the node has the site's keys for."""
     auth_file = node.folder / "keys"
     auth_file.write_text(SITE.file)
-    node.configure(f"[s3]\nurl = {web.url('')}\nauth_file = {auth_file}\n")
+    node.configure(f"[s3]\nurl = {web.url('')}\nauth_file = {auth_file}\nshared = yes\n")
     return web
 
 

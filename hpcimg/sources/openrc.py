@@ -1,0 +1,126 @@
+"""OpenStack's credentials as people keep them: lines of KEY=VALUE, read and never run."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import stat
+from typing import Any, NamedTuple
+
+from hpcimg.errors import ConfigError, HpcimgError, UserError
+
+# Below the home folder of the job's user, as the accounts of the node have it.
+OWN_FILE = ".config/hpcimg/swift.rc"
+_MAX = 64 << 10
+_LINE = re.compile(
+    r"""(?:export\s+)?(?P<key>[A-Za-z_][A-Za-z0-9_]*)=
+    (?: '(?P<literal>[^']*)' | "(?P<quoted>[^"$`\\]*)" | (?P<bare>[^\s'"$`\\;&|<>()]*) )
+    (?:\s+\#.*)?""",
+    re.VERBOSE,
+)
+
+
+class Openrc(NamedTuple):
+    """What a credentials file says, by the names of its keys; "" where it says nothing.
+
+    `where` names the file in errors; `site` is whether it is the site's.
+    """
+
+    os_auth_url: str = ""
+    os_username: str = ""
+    os_user_id: str = ""
+    os_password: str = ""
+    os_user_domain_name: str = ""
+    os_user_domain_id: str = ""
+    os_project_name: str = ""
+    os_project_id: str = ""
+    os_project_domain_name: str = ""
+    os_project_domain_id: str = ""
+    os_application_credential_id: str = ""
+    os_application_credential_secret: str = ""
+    os_region_name: str = ""
+    os_interface: str = ""
+    os_storage_url: str = ""
+    st_auth: str = ""
+    st_user: str = ""
+    st_key: str = ""
+    temp_url_key: str = ""
+    where: str = ""
+    site: bool = False
+
+    def mistake(self, what: str, *, why: str = "", do: str = "") -> HpcimgError:
+        """Return the error for a mistake in the file, which is its owner's to correct."""
+        return (ConfigError if self.site else UserError)(what, why=why, do=do)
+
+
+def parse(text: str, where: str, *, site: bool) -> Openrc:
+    """Read the text of a credentials file; keys that are not those of `Openrc` are let be.
+
+    Raises UserError, ConfigError for what only a shell could make sense of,
+    without a word of the line: it may be a secret.
+    """
+    openrc = Openrc(where=where, site=site)
+    values: dict[str, Any] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        match = _LINE.fullmatch(line)
+        if not match:
+            raise openrc.mistake(
+                f"{where} cannot be used",
+                why=f"line {number} needs a shell, and the file is read, not run",
+                do="Leave only lines of KEY=VALUE, each value as it is, "
+                "in single quotes where it has characters that a shell changes.",
+            )
+        value = match["literal"] or match["quoted"] or match["bare"] or ""
+        if not value.isprintable() or value != value.strip():
+            raise openrc.mistake(
+                f"{where} cannot be used",
+                why=f"the value in line {number} has blanks at an end, or control characters",
+            )
+        key = match["key"].lower()
+        if key in Openrc._fields and key not in ("where", "site"):
+            values[key] = value
+    return openrc._replace(**values)
+
+
+def own() -> tuple[str, str]:
+    """Return path and text of the file of the user that we are; the text is "" without one.
+
+    Raises UserError for one that is there and cannot be read.
+    """
+    try:
+        # Not $HOME, which anybody may set.
+        path = os.path.join(pwd.getpwuid(os.geteuid()).pw_dir, OWN_FILE)
+    except KeyError:
+        return f"~/{OWN_FILE}", ""
+    try:
+        # O_NONBLOCK: opening a FIFO must not wait for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except (FileNotFoundError, NotADirectoryError):
+        return path, ""
+    except OSError as error:
+        raise _unreadable(path, error.strerror or "") from None
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise _unreadable(path, "it is no plain file")
+        return path, _decode(os.read(descriptor, _MAX + 1), path)
+    except OSError as error:
+        raise _unreadable(path, error.strerror or "") from None
+    finally:
+        os.close(descriptor)
+
+
+def _decode(data: bytes, path: str) -> str:
+    if len(data) > _MAX:
+        raise _unreadable(path, f"it is larger than {_MAX >> 10} KiB")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise _unreadable(path, "it is no text in UTF-8") from None
+
+
+def _unreadable(path: str, why: str) -> UserError:
+    return UserError(f"{path} cannot be read", why=why, do="Correct the file, or remove it.")
