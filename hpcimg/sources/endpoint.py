@@ -15,13 +15,14 @@ import requests
 from hpcimg import dockerhub
 from hpcimg.errors import Damaged, NotAnImage
 from hpcimg.fetching import Place, Settings
+from hpcimg.httpclient import JSON_MAX, check_status, parse_json, request
 from hpcimg.retry import attempts
 from hpcimg.sink import Sink
 from hpcimg.sources import logins
 from hpcimg.sources.credentials import Login
 from hpcimg.sources.manifests import Manifest, is_digest
 from hpcimg.sources.regauth import RegistryAuthorization
-from hpcimg.transfer import JSON_MAX, check_status, download, parse_json, request
+from hpcimg.transfer import download
 
 _ACCEPT = ", ".join(
     (

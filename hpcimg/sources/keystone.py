@@ -16,10 +16,10 @@ import requests
 
 from hpcimg.errors import Forbidden, NotFound, Unreachable
 from hpcimg.fetching import Settings
+from hpcimg.httpclient import check_status, origin, read_json, request
 from hpcimg.retry import attempts
 from hpcimg.sink import Sink
 from hpcimg.sources.openrc import Openrc
-from hpcimg.transfer import check_status, origin, read_json, request
 
 _TOKEN = re.compile(r"[\x21-\x7e]{1,16384}")  # what may be a header
 
@@ -27,7 +27,7 @@ _TOKEN = re.compile(r"[\x21-\x7e]{1,16384}")  # what may be a header
 class Login:
     """A token and the storage address that it is for; the token goes to no other server.
 
-    It is the Authorization of `hpcimg.transfer`: where the server does not take
+    It is the Authorization of `hpcimg.httpclient`: where the server does not take
     the token any more, a new one is had.
     """
 

@@ -11,11 +11,12 @@ import requests
 from hpcimg.architecture import go_name
 from hpcimg.errors import BadReference, NotAnImage, NotFound
 from hpcimg.fetching import Offer, Settings
+from hpcimg.httpclient import get_json, open_session
 from hpcimg.reference import Reference
 from hpcimg.sink import Sink
 from hpcimg.sources import oci
 from hpcimg.sources.registry import Name, Registry
-from hpcimg.transfer import download, get_json, open_session
+from hpcimg.transfer import download
 
 _HASH = re.compile(r"(?:sha256[.:])?([0-9a-f]{64})")
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Protocol
 
 from hpcimg.fetching import Offer, Settings
+from hpcimg.httpclient import open_session
 from hpcimg.reference import Reference
 from hpcimg.sink import Sink
 from hpcimg.sources import manifests
 from hpcimg.sources.manifests import Manifest, hex_of
 from hpcimg.sources.registry import Registry, parse_name
-from hpcimg.transfer import open_session
 
 _AT_ONCE = 4
 

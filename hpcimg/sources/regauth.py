@@ -15,9 +15,9 @@ import requests
 
 from hpcimg.errors import Forbidden, Unreachable
 from hpcimg.fetching import Settings
+from hpcimg.httpclient import check_status, origin, read_json, request, shown
 from hpcimg.sources.challenges import parse_challenges, why_not
 from hpcimg.sources.credentials import Login
-from hpcimg.transfer import check_status, origin, read_json, request, shown
 
 _CLIENT = "hpcimg"
 _DO = "Check who may read it; `docker login`, `podman login` and others keep a login for you."
@@ -63,7 +63,7 @@ class RegistryAuthorization:
         return {"Authorization": header}
 
     def challenged(self, response: requests.Response, *, again: bool) -> bool:
-        """Answer a 401 with a new token; see `hpcimg.transfer.Authorization`."""
+        """Answer a 401 with a new token; see `hpcimg.httpclient.Authorization`."""
         if origin(response.url) != origin(self._base):
             return False  # a redirect led there, and nothing of ours is that server's business
         sent = response.request.headers.get("Authorization", "")

@@ -22,10 +22,11 @@ from hpcimg.errors import (
     UserError,
 )
 from hpcimg.fetching import Offer, Settings
+from hpcimg.httpclient import check_status, open_session
 from hpcimg.reference import Reference
 from hpcimg.sink import Sink
 from hpcimg.sources import aws
-from hpcimg.transfer import check_status, download, open_session
+from hpcimg.transfer import download
 
 # Tenants of Ceph stand before a colon.
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,254}")

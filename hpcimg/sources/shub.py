@@ -6,9 +6,10 @@ import re
 
 from hpcimg.errors import BadReference, NotAnImage
 from hpcimg.fetching import Offer, Settings
+from hpcimg.httpclient import get_json, open_session
 from hpcimg.reference import Reference
 from hpcimg.sink import Sink
-from hpcimg.transfer import download, get_json, open_session
+from hpcimg.transfer import download
 
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 

@@ -12,9 +12,10 @@ from urllib.parse import urljoin
 
 from hpcimg.errors import BadReference, Damaged, NotAnImage
 from hpcimg.fetching import Offer, Settings
+from hpcimg.httpclient import get_json, open_session
 from hpcimg.reference import Reference
 from hpcimg.sink import Sink
-from hpcimg.transfer import download, get_json, open_session
+from hpcimg.transfer import download
 
 _SQUASHFS = "application/vnd.singularity.image.squashfs"
 _NAME = re.compile(r"([A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)+)(?::([A-Za-z0-9._-]+))?")

@@ -21,12 +21,13 @@ import requests
 
 from hpcimg.errors import BadReference, Damaged, Forbidden, NotFound, Unreachable, UserError
 from hpcimg.fetching import Offer, Settings
+from hpcimg.httpclient import check_status, open_session
 from hpcimg.reference import Reference
 from hpcimg.sink import Sink
 from hpcimg.sources import openrc, web
 from hpcimg.sources.keystone import Login, check_address
 from hpcimg.sources.openrc import Openrc
-from hpcimg.transfer import check_status, download, open_session
+from hpcimg.transfer import download
 
 # What a reference may have and a name may have as it stands.
 _PLAIN = string.ascii_letters + string.digits + "-._~:/#[]@!&()*+,;="
@@ -168,7 +169,7 @@ def _credentials(settings: Settings) -> Openrc:
 
 
 def _check(response: requests.Response, uri: str, access: Access) -> None:
-    """Raise what a status means; see `hpcimg.transfer.check_status`."""
+    """Raise what a status means; see `hpcimg.httpclient.check_status`."""
     status = response.status_code
     why = f"the object store answered {status} {response.reason or ''}".strip()
     if status == 404:

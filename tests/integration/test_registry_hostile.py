@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from hpcimg.errors import BadReference, Forbidden, Unreachable
+from hpcimg.httpclient import open_session
 from hpcimg.sources.registry import Registry
-from hpcimg.transfer import open_session
 from tests.parts.registryclient import Connect, Target, auth_file, connected
 from tests.parts.webanswer import Answer, Request
 from tests.parts.webfaults import Status, Truncate

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from hpcimg.fetching import Settings
+from hpcimg.httpclient import open_session
 from hpcimg.sink import Sink
 from hpcimg.sources.registry import Registry, parse_name
-from hpcimg.transfer import open_session
 from tests.parts.registry import PASSWORD, USER
 from tests.parts.tokenserver import basic
 

@@ -27,10 +27,11 @@ FORBIDDEN = {
     # It reads what strangers made: only bytes go in, one file comes out.
     "hpcimg.convert": (
         "hpcimg.cache", "hpcimg.sources", "hpcimg.stage", "hpcimg.parent", "hpcimg.child",
-        "hpcimg.config", "hpcimg.transfer", *TOP,
+        "hpcimg.config", "hpcimg.transfer", "hpcimg.httpclient", *TOP,
     ),
     "hpcimg.slurm": ("hpcimg.cli",),
     "hpcimg.transfer": ("hpcimg.sources", "hpcimg.cache"),
+    "hpcimg.httpclient": ("hpcimg.transfer", "hpcimg.sources", "hpcimg.cache"),
     "hpcimg.reference": ("hpcimg.config", "hpcimg.sources", "hpcimg.cache"),
     "hpcimg.config": ("hpcimg.sources", "hpcimg.cache", "hpcimg.reference"),
 }  # fmt: skip
@@ -38,8 +39,8 @@ FORBIDDEN = {
 ONLY_IN = {
     "filelock": ("hpcimg.locks",),
     "tenacity": ("hpcimg.retry",),
-    "requests": ("hpcimg.transfer", "hpcimg.sources"),
-    "urllib3": ("hpcimg.transfer",),
+    "requests": ("hpcimg.httpclient", "hpcimg.transfer", "hpcimg.sources"),
+    "urllib3": ("hpcimg.httpclient",),
     "argparse": ("hpcimg.cli",),
     "botocore": ("hpcimg.sources.aws",),
     "pyslurm": ("hpcimg.slurm.query",),

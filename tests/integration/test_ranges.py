@@ -1,0 +1,130 @@
+"""Large files over several connections at once."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+from hpcimg import ranges
+from hpcimg.errors import Unreachable
+from hpcimg.fetching import Offer, Settings
+from hpcimg.httpclient import open_session
+from hpcimg.sink import Sink
+from hpcimg.transfer import download
+from tests.parts.webanswer import Fault
+from tests.parts.webfaults import Slow, Status, Truncate
+from tests.parts.webserver import WebServer
+
+DATA = os.urandom(3_000_000)
+PATH = "/large.sif"
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a file of three megabytes be a large one, and tell after a moment."""
+    monkeypatch.setattr(ranges, "PART_BYTES", 250_000)
+    monkeypatch.setattr(ranges, "_AT_LEAST_BYTES", 1_000_000)
+    monkeypatch.setattr(ranges, "_LOOK_AFTER_S", 0.05)
+
+
+class Download:
+    """What came of one download."""
+
+    def __init__(self, web: WebServer, folder: Path, faults: Iterable[Fault]) -> None:
+        self.said: list[str] = []
+        self._web = web
+        self._path = folder / "file"
+        web.script(PATH, faults)
+
+    def run(self, *, tries: int = 3) -> bytes:
+        settings = Settings(tries, time.monotonic() + 60, 5.0, 5.0)
+        with self._path.open("w+b", buffering=0) as file, open_session() as session:
+            sink = Sink(file.fileno(), lambda what, **_: self.said.append(what), dict)
+            url = self._web.url(PATH)
+            download(session, url, sink, settings, offer=lambda _, total: Offer("v", total))
+            assert sink.position == len(self._path.read_bytes())
+        return self._path.read_bytes()
+
+    def ranges(self) -> list[str]:
+        return [request.headers.get("Range", "") for request in self._web.requests()]
+
+
+MakeDownload = Callable[..., Download]
+
+
+@pytest.fixture
+def slow(web: WebServer, tmp_path: Path) -> MakeDownload:
+    """A download whose first connection is slow, with faults for those that come then."""
+    web.put(PATH, DATA, etag='"1"')
+    return lambda *faults: Download(web, tmp_path, [Slow(2_000_000), *faults])
+
+
+def test_what_is_slow_comes_over_several(slow: MakeDownload) -> None:
+    made = slow()
+    assert made.run() == DATA
+    first, *others = made.ranges()
+    assert first == ""
+    assert len(others) > 5
+    begins = sorted(int(part.removeprefix("bytes=").partition("-")[0]) for part in others)
+    assert begins[0] < 1_000_000
+    assert len(set(begins)) == len(begins)
+
+
+def test_what_is_fast_comes_over_one(web: WebServer, tmp_path: Path) -> None:
+    web.put(PATH, DATA, etag='"1"')
+    made = Download(web, tmp_path, [])
+    assert made.run() == DATA
+    assert made.ranges() == [""]
+
+
+@pytest.mark.parametrize("fault", [Truncate(1000), Status(503), Status(429, retry_after="0")])
+def test_a_part_that_fails(slow: MakeDownload, fault: Fault) -> None:
+    """What came before it is kept, and the rest is asked for again."""
+    made = slow(fault)
+    assert made.run() == DATA
+    assert made.said.count("retry") == 1
+    assert "rewind" not in made.said
+
+
+def test_a_file_that_changes(web: WebServer, slow: MakeDownload) -> None:
+    made, other = slow(), os.urandom(len(DATA))
+
+    def change(*_: object) -> bool:
+        web.put(PATH, other, etag='"2"')
+        return True
+
+    made.said = _Watched(change)
+    assert made.run() == other
+
+
+class _Watched(list[str]):
+    """Calls a function once, when the first word is heard."""
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        super().__init__()
+        self._function = function
+
+    def append(self, word: str) -> None:
+        if not self:
+            self._function()
+        super().append(word)
+
+
+def test_a_server_without_ranges_or_validator(web: WebServer, tmp_path: Path) -> None:
+    web.put(PATH, DATA, etag='"1"', accept_ranges=False)
+    made = Download(web, tmp_path, [Slow(30_000_000)])
+    assert made.run() == DATA
+    web.put(PATH, DATA)
+    web.script(PATH, [Slow(30_000_000)])
+    assert made.run() == DATA
+    assert made.ranges() == ["", ""]
+
+
+def test_a_server_that_always_fails(slow: MakeDownload) -> None:
+    made = slow(*[Status(503)] * 40)
+    with pytest.raises(Unreachable):
+        made.run(tries=2)
