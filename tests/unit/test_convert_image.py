@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import platform
 import stat
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from hpcimg.convert.image import Work, convert
+from hpcimg.convert.stream import header
+from hpcimg.convert.tar import FILE
 from hpcimg.errors import (
     Damaged,
     HpcimgError,
@@ -115,6 +118,18 @@ def test_names_of_all_kinds(tmp_path: Path) -> None:
     for name in names:
         escaped = "".join(f"\\{c}" if c in "\\*?[" else c for c in name)
         assert subprocess.run([*argv, escaped], capture_output=True, check=False).stdout == b"x"
+
+
+@pytest.mark.parametrize("size", [0, 8**11 - 1, 8**11, 2**50])
+@pytest.mark.parametrize("length", [1, 100, 101, 4000])
+def test_headers_are_what_another_reader_takes(size: int, length: int) -> None:
+    name, target = "n" * length, "t" * length
+    data = header(FILE, name.encode(), 0o4711, TIME, size, target.encode())
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        member = archive.next()
+    assert member
+    assert (member.name, member.linkname, member.size) == (name, target, size)
+    assert (member.mode, member.mtime, member.uid) == (0o4711, TIME, 0)
 
 
 def test_a_layer_with_a_path_twice_begins_the_image_again(tmp_path: Path) -> None:
