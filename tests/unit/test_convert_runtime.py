@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import stat
 import subprocess
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.parts import layers
-from tests.parts.daemon import missing_commands
+from tests.parts.daemon import PATH, missing_commands
 from tests.parts.layers import converted, file, folder, layer, symlink, unpack, whiteout
 
 pytestmark = pytest.mark.skipif(bool(layers.missing()), reason=layers.missing() or "-")
@@ -134,7 +135,7 @@ def test_what_enroot_reads(tree: Path, tmp_path: Path) -> None:
 def test_apptainer_takes_it(tmp_path: Path, format: str) -> None:
     if missing := missing_commands("busybox"):
         pytest.skip(missing)
-    busybox = Path("/bin/busybox").read_bytes()
+    busybox = Path(shutil.which("busybox", path=PATH) or "").read_bytes()
     config = json.dumps({"config": {"Env": ["A=1"], "Entrypoint": ["/bin/echo"], "Cmd": ["cmd"]}})
     data = layer(
         file("bin/busybox", busybox, mode=0o755), symlink("bin/sh", "busybox"),
