@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 from hpcimg.convert import programs
 from hpcimg.convert.squashfs import explain, options
+from hpcimg.errors import Damaged
 
 _CHUNK = 1 << 20
 _OCI = "application/vnd.oci.image"
@@ -30,7 +31,10 @@ def build(
     compression: str,
     uri: str,
 ) -> None:
-    """Fill `output` with the SIF that Apptainer or SingularityCE makes. Raises HpcimgError."""
+    """Fill `output` with the SIF that Apptainer or SingularityCE makes.
+
+    What is in the folder afterwards is left to its owner. Raises HpcimgError.
+    """
     _write_layout(f"{folder}/oci", layers, config)
     made = f"{folder}/made.sif"
     environment = programs.environment(
@@ -57,7 +61,10 @@ def build(
             check=False,
         )
         if done.returncode:
-            raise explain(program, done.returncode, programs.last_words(words), uri)
+            said = programs.last_words(words)
+            if "while unpacking" in said:
+                raise Damaged(f"{uri} cannot be unpacked", why=said)
+            raise explain(program, done.returncode, said, uri)
     with open(made, "rb") as file:
         while os.sendfile(output, file.fileno(), None, _CHUNK):
             pass

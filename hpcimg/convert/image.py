@@ -24,10 +24,10 @@ class Work(NamedTuple):
 
     `uri` is for errors, `config` the text of its OCI configuration. `layers` are
     open files, the lowest first, `output` an empty regular file that this process
-    may also open by /proc/self/fd; both stay open. `folder` is an empty one on the
-    file system of the output. `format` is sif or squashfs, `compression` as in
-    `[stage] compression`. `max_unpacked_bytes` limits the files in the image; 0 is
-    no limit.
+    may also open by /proc/self/fd; all stay open. `folder` is an empty one on the
+    file system of the output; what is left in it is for the caller to remove.
+    `format` is sif or squashfs, `compression` as in `[stage] compression`.
+    `max_unpacked_bytes` limits the files in the image; 0 is no limit.
     """
 
     uri: str

@@ -13,11 +13,17 @@ import queue
 import subprocess
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
 from hpcimg.convert import programs
 from hpcimg.errors import Damaged, HpcimgError, MissingTool, NotAnImage, TooLarge
+
+# Read here: when a layer is met, this process may not be able to read Python's own files.
+try:
+    zstd = importlib.import_module("compression.zstd")  # from Python 3.14 on
+except ImportError:
+    zstd = None  # type: ignore[assignment]
 
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
@@ -29,6 +35,8 @@ _CHUNKS_AHEAD = 8
 # No real layer comes near: text shrinks to a tenth, zeros in gzip to a thousandth.
 _FREE_BYTES = 1 << 30
 _MOST_TIMES = 1000
+
+Unpacked = Generator[bytes, None, None]
 
 
 class Layer(NamedTuple):
@@ -137,7 +145,7 @@ class _Source:
         self._layer = layer
         self.position = 0
 
-    def chunks(self) -> Any:
+    def chunks(self) -> Unpacked:
         """Return a generator of the unpacked bytes."""
         head = os.pread(self._layer.descriptor, 512, 0)
         if head.startswith(_GZIP):
@@ -146,18 +154,18 @@ class _Source:
             return self._unzstd()
         return self._packed(_CHUNK)
 
-    def _packed(self, size: int) -> Iterator[bytes]:
+    def _packed(self, size: int) -> Unpacked:
         while data := os.pread(self._layer.descriptor, size, self.position):
             self.position += len(data)
             yield data
 
-    def _gunzip(self) -> Iterator[bytes]:
+    def _gunzip(self) -> Unpacked:
         try:
             yield from self._gzip_members()
         except zlib.error as error:
             raise self._layer.damaged(f"gzip: {error}") from None
 
-    def _gzip_members(self) -> Iterator[bytes]:
+    def _gzip_members(self) -> Unpacked:
         unzip, begun = zlib.decompressobj(wbits=31), False
         for data in self._packed(_GZIP_CHUNK):
             while data:
@@ -173,30 +181,26 @@ class _Source:
         if begun and not unzip.eof:
             raise self._layer.damaged("gzip: it is cut short")
 
-    def _unzstd(self) -> Any:
-        try:
-            library = importlib.import_module("compression.zstd")  # from Python 3.14 on
-        except ImportError:
-            return self._zstd_program()
-        return _ahead(self._zstd_library(library))
+    def _unzstd(self) -> Unpacked:
+        return self._zstd_program() if zstd is None else _ahead(self._zstd_library())
 
-    def _zstd_library(self, library: Any) -> Iterator[bytes]:
+    def _zstd_library(self) -> Unpacked:
         unzip, begun = library.ZstdDecompressor(), False
         try:
             for data in self._packed(_GZIP_CHUNK):
                 while data or (begun and not unzip.needs_input):
                     if not begun:
-                        unzip, begun = library.ZstdDecompressor(), True
+                        unzip, begun = zstd.ZstdDecompressor(), True
                     if unpacked := unzip.decompress(data, _CHUNK):
                         yield unpacked
                     begun = not unzip.eof
                     data = b"" if begun else unzip.unused_data
-        except library.ZstdError as error:
+        except zstd.ZstdError as error:
             raise self._layer.damaged(f"zstd: {error}") from None
         if begun:
             raise self._layer.damaged("zstd: it is cut short")
 
-    def _zstd_program(self) -> Iterator[bytes]:
+    def _zstd_program(self) -> Unpacked:
         program = programs.find("zstd")
         if not program:
             raise MissingTool(
@@ -225,7 +229,7 @@ class _Source:
                 raise self._layer.damaged(f"zstd: {programs.last_words(words)}")
 
 
-def _ahead(chunks: Iterator[bytes]) -> Iterator[bytes]:
+def _ahead(chunks: Iterator[bytes]) -> Unpacked:
     """Yield what another thread makes ready meanwhile: zlib works without Python's lock."""
     made: queue.Queue[bytes | BaseException | None] = queue.Queue(_CHUNKS_AHEAD)
     stop = threading.Event()

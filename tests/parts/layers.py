@@ -10,7 +10,6 @@ import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 from hpcimg.convert.image import Work, convert
 from tests.parts.daemon import PATH, missing_commands
@@ -131,13 +130,6 @@ def converted(
     finally:
         os.close(output)
     return path
-
-
-class Found(NamedTuple):
-    """A file of an image: its mode as `ls -l` shows it, what it holds or points to."""
-
-    mode: str
-    content: bytes
 
 
 def unpack(path: Path) -> Path:

@@ -27,7 +27,7 @@ FORBIDDEN = {
     # It reads what strangers made: only bytes go in, one file comes out.
     "hpcimg.convert": (
         "hpcimg.cache", "hpcimg.sources", "hpcimg.stage", "hpcimg.parent", "hpcimg.child",
-        "hpcimg.config", "hpcimg.transfer", "hpcimg.httpclient", *TOP,
+        "hpcimg.config", "hpcimg.transfer", "hpcimg.httpclient", "hpcimg.reference", *TOP,
     ),
     "hpcimg.slurm": ("hpcimg.cli",),
     "hpcimg.transfer": ("hpcimg.sources", "hpcimg.cache"),

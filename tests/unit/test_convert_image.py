@@ -1,0 +1,204 @@
+"""Whole conversions: real mksquashfs, and what it makes read back."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import platform
+import stat
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from hpcimg.convert.image import Work, convert
+from hpcimg.convert.stream import header
+from hpcimg.convert.tar import FILE
+from hpcimg.errors import (
+    Damaged,
+    HpcimgError,
+    NotAnImage,
+    TooLarge,
+    WrongArchitecture,
+)  # fmt: skip
+from hpcimg.formats import identify
+from tests.parts import layers
+from tests.parts.daemon import missing_commands
+from tests.parts.layers import (
+    TIME,
+    converted,
+    file,
+    folder,
+    layer,
+    link,
+    special,
+    symlink,
+    unpack,
+    whiteout,
+    zstd,
+)  # fmt: skip
+
+pytestmark = pytest.mark.skipif(bool(layers.missing()), reason=layers.missing() or "-")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def refused(path: Path, error: type[HpcimgError], *data: bytes, config: str = "{}") -> str:
+    """Return what is said of an image that cannot be converted."""
+    with pytest.raises(error) as caught:
+        converted(path, data, config=config)
+    assert str(caught.value).isprintable()
+    return str(caught.value)
+
+
+# What comes out
+
+
+@pytest.mark.parametrize("format", ["sif", "squashfs"])
+def test_a_whole_image(tmp_path: Path, format: str) -> None:
+    odd = b"new\nline \xff".decode(errors="surrogateescape")
+    long = f"{'d' * 200}/{'e' * 255}"
+    path = converted(
+        tmp_path / "image",
+        [
+            layer(
+                folder("usr", mode=0o711), file("usr/run", b"run", mode=0o4755), file(odd, b"1"),
+                file("gone"), file("big", b"0123456789" * 100_000), link("hard", "usr/run"),
+                special("null", tarfile.CHRTYPE), special("pipe", tarfile.FIFOTYPE),
+            ),
+            layer(file(long, b"2"), symlink("soft", "/x" * 300), whiteout("gone")),
+        ],
+        format=format,
+    )  # fmt: skip
+    with path.open("rb") as image:
+        expected = (format, platform.machine() if format == "sif" else "")
+        assert identify(image.fileno(), "it") == expected
+    tree = unpack(path)
+    assert stat.S_IMODE(tree.stat().st_mode) == 0o755
+    assert oct((tree / "usr").stat().st_mode) == "0o40711"
+    run = (tree / "usr/run").stat()
+    assert (run.st_size, int(run.st_mtime), run.st_nlink) == (3, TIME, 2)
+    assert run.st_ino == (tree / "hard").stat().st_ino
+    assert (tree / odd).read_bytes() == b"1"
+    assert (tree / long).read_bytes() == b"2"
+    assert (tree / "big").read_bytes() == b"0123456789" * 100_000
+    assert os.readlink(tree / "soft") == "/x" * 300
+    assert stat.S_ISFIFO((tree / "pipe").stat().st_mode)
+    assert not (tree / "gone").exists()
+    assert not (tree / "null").exists()
+
+
+@pytest.mark.parametrize("compression", ["lz4", "xz", "gzip", "gzip:1", "zstd", "zstd:3"])
+def test_compressions(tmp_path: Path, compression: str) -> None:
+    path = converted(tmp_path / "image", [layer(file("a", b"1"))], compression=compression)
+    assert (unpack(path) / "a").read_bytes() == b"1"
+    code = {"gzip": 1, "xz": 4, "lz4": 5, "zstd": 6}[compression.partition(":")[0]]
+    assert path.read_bytes()[20] == code
+
+
+def test_layers_packed_in_all_ways(tmp_path: Path) -> None:
+    data = [
+        layer(file("a", b"low"), file("b", b"1")),
+        layer(file("a", b"middle"), file("c", b"2"), pack=bytes),
+        layer(file("a", b"high"), pack=zstd if not missing_commands("zstd") else bytes),
+        b"",
+    ]
+    tree = unpack(converted(tmp_path / "image", data))
+    assert [(tree / name).read_bytes() for name in "abc"] == [b"high", b"1", b"2"]
+
+
+def test_names_of_all_kinds(tmp_path: Path) -> None:
+    names = [
+        "back\\slash", "-dash", "blank ", "\t", "*?[", "#", "a" * 100, "b" * 101, "c" * 255,
+        "/".join("d" * 2000), "é", ".wh", "..x", "\x7f\x01",
+    ]  # fmt: skip
+    path = converted(tmp_path / "image", [layer(*(file(name, b"x") for name in names))])
+    argv = ["unsquashfs", "-cat", str(path)]
+    for name in names:
+        escaped = "".join(f"\\{c}" if c in "\\*?[" else c for c in name)
+        assert subprocess.run([*argv, escaped], capture_output=True, check=False).stdout == b"x"
+
+
+@pytest.mark.parametrize("size", [0, 8**11 - 1, 8**11, 2**50])
+@pytest.mark.parametrize("length", [1, 100, 101, 4000])
+def test_headers_are_what_another_reader_takes(size: int, length: int) -> None:
+    name, target = "n" * length, "t" * length
+    data = header(FILE, name.encode(), 0o4711, TIME, size, target.encode())
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        member = archive.next()
+    assert member
+    assert (member.name, member.linkname, member.size) == (name, target, size)
+    assert (member.mode, member.mtime, member.uid) == (0o4711, TIME, 0)
+
+
+def test_a_layer_with_a_path_twice_begins_the_image_again(tmp_path: Path) -> None:
+    noise = os.urandom(3_000_000)
+    data = layer(file("a", noise), file("d/x", noise), file("a", b"2"), file("d", b"3"))
+    tree = unpack(converted(tmp_path / "image", [data, layer(file("top", b"4"))], format="sif"))
+    assert [(tree / name).read_bytes() for name in ("a", "d", "top")] == [b"2", b"3", b"4"]
+
+
+def test_progress(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    data = [layer(file(name, os.urandom(2_000_000))) for name in "abc"]
+    converted(tmp_path / "image", data, tell=lambda read, total: told.append((read, total)))
+    total = sum(map(len, data))
+    assert told == sorted(told)
+    assert told[-1] == (total, total)
+
+
+def test_the_caller_s_files_stay_open_and_may_be_deleted(tmp_path: Path) -> None:
+    # What is not root and did not open the file gets no further than /proc/self/fd.
+    output = os.open(tmp_path, os.O_TMPFILE | os.O_RDWR, 0o600)
+    with layers.opened(layer(file("a"))) as descriptors:
+        convert(
+            Work("docker://x", "{}", descriptors, output, str(tmp_path), "sif", "zstd:1", 0),
+            lambda _read, _total: None,
+        )
+        assert os.fstat(descriptors[0]).st_size
+    assert identify(output, "it").extension == "sif"
+    assert not list(tmp_path.iterdir())
+    os.close(output)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "", "[]", "null", "1", "{", '{"config": []}', "[" * 100_000, '{"config": {"Env": "A=1"}}',
+        '{"config": {"Env": [1]}}', '{"config": {"Env": ["A=\\u0000"]}}',
+        '{"config": {"Env": ["A=\\ud800"]}}', '{"config": {"Cmd": {"a": 1}}}',
+        '{"config": {"Entrypoint": "sh"}}', '{"config": {"WorkingDir": 1}}',
+        '{"config": {"Labels": {"a": 1}}}', '{"config": {"Labels": [1]}}', "{}" + " " * (8 << 20),
+        '{"os": "windows"}', '{"os": {}}', '"\ud800"', "NaN",
+    ],
+    ids=lambda text: text[:40].encode("ascii", "replace").decode(),
+)  # fmt: skip
+def test_a_configuration_that_cannot_be(tmp_path: Path, config: str) -> None:
+    assert "docker://x" in refused(tmp_path / "image", NotAnImage, layer(file("a")), config=config)
+
+
+def test_another_processor(tmp_path: Path) -> None:
+    said = refused(
+        tmp_path / "image", WrongArchitecture, layer(file("a")), config='{"architecture": "mips"}'
+    )
+    assert "built for mips" in said
+
+
+def test_no_layers(tmp_path: Path) -> None:
+    assert "it has no layers" in refused(tmp_path / "image", NotAnImage)
+
+
+def test_a_bad_layer_is_named(tmp_path: Path) -> None:
+    good, bad = layer(file("a", b"1")), gzip.compress(os.urandom(5000))
+    assert "layer 1 of docker://x" in refused(tmp_path / "a", NotAnImage, bad, good)
+    assert "layer 2 of docker://x" in refused(tmp_path / "b", Damaged, good, good[:-9])
+    assert "../x" in refused(tmp_path / "c", NotAnImage, layer(file("../x")))
+
+
+def test_too_large(tmp_path: Path) -> None:
+    with pytest.raises(TooLarge, match="docker://x is too large"):
+        converted(tmp_path / "image", [layer(file("a", bytes(1_000_000)))], limit=100_000)

@@ -1,0 +1,209 @@
+"""The programs that conversion needs: old ones, failing ones, and what is said of them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from hpcimg.convert import pick_format, programs
+from hpcimg.errors import (
+    Damaged,
+    HpcimgError,
+    Interrupted,
+    MissingTool,
+    NodeError,
+    NoRoom,
+    NotAnImage,
+)  # fmt: skip
+from tests.parts import layers
+from tests.parts.daemon import wait_until
+from tests.parts.layers import converted, file, layer
+
+pytestmark = pytest.mark.skipif(bool(layers.missing()), reason=layers.missing() or "-")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def refused(path: Path, error: type[HpcimgError], *data: bytes) -> str:
+    """Return what is said of an image that cannot be converted."""
+    with pytest.raises(error) as caught:
+        converted(path, data)
+    assert str(caught.value).isprintable()
+    return str(caught.value)
+
+
+def fake(folder_: Path, monkeypatch: pytest.MonkeyPatch, **scripts: str) -> None:
+    """Put programs of the test's own before the machine's."""
+    for name, script in scripts.items():
+        path = folder_ / name
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+    monkeypatch.setattr(programs, "PATH", f"{folder_}:{programs.PATH}")
+
+
+# The tools
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        ("echo mksquashfs version 4.4-git.1", "is 4.4, which reads no archives"),
+        ("echo hello", "does not say its version"),
+    ],
+)
+def test_an_old_mksquashfs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, why: str
+) -> None:
+    fake(tmp_path, monkeypatch, mksquashfs=script)
+    said = refused(tmp_path / "image", MissingTool, layer(file("a")))
+    assert why in said
+    assert "install squashfs-tools 4.5 or newer" in said
+
+
+def test_no_mksquashfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "PATH", str(tmp_path))
+    assert "has no mksquashfs" in refused(tmp_path / "image", MissingTool, layer(file("a")))
+
+
+@pytest.mark.parametrize(
+    ("script", "error", "why"),
+    [
+        ("echo FATAL ERROR: no threads >&2; exit 1", NodeError, "no threads"),
+        (
+            "cat >/dev/null; echo Write failed because No space left on device >&2; exit 1",
+            NoRoom,
+            "",
+        ),
+        ("yes error | head -c 9999999 >&2; exit 1", NodeError, "error error"),
+        ("kill -9 $$", Interrupted, "was killed"),
+        ("kill -11 $$", NotAnImage, "it crashed, by signal 11"),
+        ("exit 0", NodeError, "it ended with 0"),
+    ],
+)
+def test_mksquashfs_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, error: type[HpcimgError], why: str
+) -> None:
+    first = '[ "$1" != -version ] || { echo mksquashfs version 4.5; exit; }'
+    fake(tmp_path, monkeypatch, mksquashfs=f"{first}\n{script}")
+    said = refused(tmp_path / "image", error, layer(file("a", os.urandom(3_000_000))))
+    assert why in said
+    assert len(said) < 900
+
+
+def test_the_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (pick_format("sif"), pick_format("squashfs")) == ("sif", "squashfs")
+    monkeypatch.setattr(programs, "PATH", str(tmp_path))
+    assert pick_format("auto") == "squashfs"
+    (tmp_path / "singularity").touch(mode=0o755)
+    assert pick_format("auto") == "sif"
+
+
+def test_the_format_is_picked_without_heavy_imports() -> None:
+    program = """
+        import sys; sys.path.insert(0, sys.argv[1])
+        from hpcimg.convert import pick_format
+        pick_format("auto")
+        assert not {"json", "subprocess", "ctypes", "tarfile", "zlib"} & set(sys.modules)
+    """
+    argv = [sys.executable, "-ISc", textwrap.dedent(program), str(ROOT)]
+    subprocess.run(argv, check=True)
+
+
+def test_mksquashfs_ends_when_the_conversion_is_killed(tmp_path: Path) -> None:
+    # One that goes on although nobody writes to it any more.
+    script = '[ "$1" != -version ] || { echo version 4.5; exit; }; exec sleep 100'
+    program = """
+        import sys
+        from pathlib import Path
+        sys.path.insert(0, sys.argv[1])
+        from hpcimg.convert import merge, programs
+        from tests.parts.layers import converted, file, layer
+        def hang(*_):
+            print("ready", flush=True)
+            sys.stdin.read()
+        programs.PATH, merge.Merge.lay = f"{sys.argv[2]}:{programs.PATH}", hang
+        converted(Path(sys.argv[2]) / "image", [layer(file("a"))])
+    """
+    (tmp_path / "mksquashfs").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "mksquashfs").chmod(0o755)
+    argv = [sys.executable, "-c", textwrap.dedent(program), str(ROOT), str(tmp_path)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"ready\n"
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.kill()
+    (child,) = map(int, children)
+    wait_until(lambda: not alive(child), timeout_s=10, what="mksquashfs to end")
+
+
+def alive(pid: int) -> bool:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    return False
+
+
+# Apptainer in the place of an old mksquashfs
+
+
+APPTAINER = """
+    for last; do :; done
+    case "$*" in
+        "build --help") echo "$HELP --disable-cache" ;;
+        *) layout=${last#oci:}
+           echo "$@" >ARGUMENTS
+           cp "$layout/index.json" INDEX
+           cp -r "$layout/blobs/sha256" BLOBS
+           shift $(($# - 2)); echo made >"$1" ;;
+    esac
+"""
+
+
+@pytest.mark.parametrize("help", ["", "--mksquashfs-args"])
+def test_apptainer_builds_where_mksquashfs_is_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, help: str
+) -> None:
+    script = APPTAINER.replace("$HELP", help)
+    for name in ("ARGUMENTS", "INDEX", "BLOBS"):
+        script = script.replace(name, str(tmp_path / name.lower()))
+    fake(tmp_path, monkeypatch, mksquashfs="echo mksquashfs version 4.4", apptainer=script)
+    data = layer(file("a"))
+    output = tmp_path / "image"
+    with pytest.raises(AssertionError):  # the folder is left for the caller to remove
+        converted(output, [data], format="sif")
+    assert output.read_text() == "made\n"
+    arguments = (tmp_path / "arguments").read_text()
+    assert arguments.startswith("--silent build --disable-cache")
+    assert ("--mksquashfs-args -comp zstd -Xcompression-level 1" in arguments) == bool(help)
+    (index,) = json.loads((tmp_path / "index").read_text())["manifests"]
+    blobs = tmp_path / "blobs"
+    manifest = json.loads((blobs / index["digest"].removeprefix("sha256:")).read_text())
+    (described,) = manifest["layers"]
+    assert described["mediaType"].endswith(".tar+gzip")
+    assert (blobs / described["digest"].removeprefix("sha256:")).read_bytes() == data
+
+
+def test_apptainer_makes_no_squashfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake(tmp_path, monkeypatch, mksquashfs="echo mksquashfs version 4.4", apptainer="exit 0")
+    assert "4.5 or newer" in refused(tmp_path / "image", MissingTool, layer(file("a")))
+
+
+@pytest.mark.parametrize(
+    ("script", "error"),
+    [
+        ("echo FATAL: while unpacking layer: gzip: invalid checksum >&2; exit 255", Damaged),
+        ("echo FATAL: write: No space left on device >&2; exit 255", NoRoom),
+        ("echo FATAL: no user namespaces >&2; exit 255", NodeError),
+    ],
+)
+def test_apptainer_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, error: type[HpcimgError]
+) -> None:
+    fake(tmp_path, monkeypatch, mksquashfs="echo mksquashfs version 4.4", singularity=script)
+    with pytest.raises(error):
+        converted(tmp_path / "image", [layer(file("a"))], format="sif")

@@ -1,0 +1,155 @@
+"""The files that runtimes look for in a converted image, and a real runtime that takes them."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.parts import layers
+from tests.parts.daemon import PATH, missing_commands
+from tests.parts.layers import converted, file, folder, layer, symlink, unpack, whiteout
+
+pytestmark = pytest.mark.skipif(bool(layers.missing()), reason=layers.missing() or "-")
+
+# What runtimes find
+
+CONFIG = {
+    "architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), ""),
+    "os": "linux",
+    "config": {
+        "Env": [
+            "PATH=/opt/bin:/bin", "QUOTES=a'b\"c `id` $(id) $HOME \\", "LINES=1\n2", "bad-name=x",
+            "NAME\nx=1", "GREETING=hello", "NONE",
+        ],
+        "Entrypoint": ["printf", "<%s>"],
+        "Cmd": ["$HOME", "it's", "two\nlines"],
+        "WorkingDir": "/data dir",
+        "Labels": {"org.example": "ä"},
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image with a configuration, unpacked."""
+    data = layer(
+        file(".singularity.d/runscript", b"the image's own"), file("etc/environment", b"own"),
+        symlink("etc/resolv.conf", "../run/resolv.conf"), symlink("var", "elsewhere"),
+        folder("tmp", mode=0o700), file("singularity", b"the image's own"),
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("image") / "image"
+    return unpack(converted(path, [data, layer(whiteout("root"))], config=json.dumps(CONFIG)))
+
+
+def sh(script: str, *arguments: str, **environment: str) -> str:
+    """Return what a script says."""
+    argv = ["sh", "-euc", script, "sh", *arguments]
+    return subprocess.run(argv, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def test_variables(tree: Path) -> None:
+    script = (
+        f". {tree}/.singularity.d/env/10-docker2singularity.sh; "
+        'printf "%s|" "$PATH" "$QUOTES" "$LINES" "$GREETING"'
+    )
+    assert sh(script, PATH="/usr/bin:/bin", GREETING="host") == (
+        "/opt/bin:/bin|a'b\"c `id` $(id) $HOME \\|1\n2|host|"
+    )
+    assert sh(script, PATH="/usr/bin:/bin").endswith("|hello|")
+
+
+def test_libraries_of_the_host(tree: Path) -> None:
+    script = f'. {tree}/.singularity.d/env/99-base.sh; echo "$LD_LIBRARY_PATH"'
+    assert sh(script) == "/.singularity.d/libs\n"
+    assert sh(script, LD_LIBRARY_PATH="/a") == "/a:/.singularity.d/libs\n"
+
+
+def test_the_run_script(tree: Path) -> None:
+    run = f"{tree}/.singularity.d/runscript"
+    assert sh(f'"{run}" "$@"') == "<$HOME><it's><two\nlines>"
+    assert sh(f'"{run}" "$@"', "a b", "") == "<a b><>"
+
+
+@pytest.mark.parametrize(
+    ("config", "arguments", "said"),
+    [
+        ({"Cmd": ["echo", "cmd"]}, [], "cmd\n"),
+        ({"Cmd": ["echo", "cmd"]}, ["echo", "x"], "x\n"),
+        ({"Entrypoint": ["echo"]}, [], "\n"),
+        ({}, ["echo", "x"], "x\n"),
+        ({}, [], ""),
+        ({"Entrypoint": None, "Cmd": None, "Env": None, "Labels": None}, ["echo"], "\n"),
+    ],
+)
+def test_entrypoint_and_cmd(
+    tmp_path: Path, config: dict[str, object], arguments: list[str], said: str
+) -> None:
+    text = json.dumps({"config": config})
+    made = unpack(converted(tmp_path / "image", [layer(file("a"))], config=text))
+    assert sh(f'"{made}/.singularity.d/runscript" "$@" </dev/null', *arguments) == said
+
+
+def test_what_is_there_whatever_the_image_has(tree: Path) -> None:
+    assert json.loads((tree / ".singularity.d/oci-config.json").read_text()) == CONFIG
+    assert json.loads((tree / ".singularity.d/labels.json").read_text()) == {"org.example": "ä"}
+    for name in ("etc/hosts", "etc/resolv.conf"):
+        assert (tree / name).read_bytes() == b""
+        assert not (tree / name).is_symlink()
+
+
+def test_what_is_there_if_the_image_has_nothing(tree: Path) -> None:
+    for name in ("dev", "proc", "sys", "home", "root", ".singularity.d/libs"):
+        assert (tree / name).is_dir()
+    assert stat.S_IMODE((tree / "tmp").stat().st_mode) == 0o700
+    assert os.readlink(tree / "var") == "elsewhere"
+    assert (tree / "singularity").read_bytes() == b"the image's own"
+    assert os.readlink(tree / "environment") == ".singularity.d/env/90-environment.sh"
+
+
+def test_what_enroot_reads(tree: Path, tmp_path: Path) -> None:
+    assert (tree / "etc/environment").read_text() == (
+        "PATH=/opt/bin:/bin\nQUOTES=a'b\"c `id` $(id) $HOME \\\nGREETING=hello\n"
+    )
+    rc = (tree / "etc/rc").read_text()
+    assert "cd -- '/data dir'" in rc
+    assert sh(rc.replace("/data dir", str(tmp_path / "data dir")), "x") == "<x>"
+    # Apptainer has its own, and leaves the image's alone.
+    sif = converted(tmp_path / "x.sif", [layer(file("etc/environment", b"own"))], format="sif")
+    assert (unpack(sif) / "etc/environment").read_bytes() == b"own"
+
+
+# The real one
+
+
+@pytest.mark.skipif(
+    bool(missing_commands("apptainer")), reason=missing_commands("apptainer") or "-"
+)
+@pytest.mark.parametrize("format", ["sif", "squashfs"])
+def test_apptainer_takes_it(tmp_path: Path, format: str) -> None:
+    if missing := missing_commands("busybox"):
+        pytest.skip(missing)
+    busybox = Path(shutil.which("busybox", path=PATH) or "").read_bytes()
+    config = json.dumps({"config": {"Env": ["A=1"], "Entrypoint": ["/bin/echo"], "Cmd": ["cmd"]}})
+    data = layer(
+        file("bin/busybox", busybox, mode=0o755), symlink("bin/sh", "busybox"),
+        symlink("bin/echo", "busybox"),
+    )  # fmt: skip
+    path = converted(tmp_path / "image", [data], format=format, config=config)
+
+    def apptainer(*arguments: str) -> str:
+        argv = ["apptainer", "--silent", *arguments]
+        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+
+    assert apptainer("run", str(path)) == "cmd\n"
+    assert apptainer("run", str(path), "a", "b") == "a b\n"
+    assert apptainer("exec", str(path), "sh", "-c", 'echo "$A"') == "1\n"
+    assert "export A=1" in apptainer("inspect", "-e", str(path))
+    if format == "sif":
+        assert "*System" in apptainer("sif", "list", str(path))
