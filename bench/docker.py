@@ -27,8 +27,10 @@ from tests.parts.registry import Registry
 KEPT = ROOT / ".bench"
 CORES = 2
 MB = 1_000_000
-# Seven bits of each byte are random, so that a layer is compressed to 7/8.
 SIZES = {"large": 314 * MB, "small": 200 * MB, "changed": 20 * MB}
+# What images are made of: this machine's own programs, libraries and data.
+REAL = Path("/usr")
+# With --noise seven bits of each byte are random, so that a layer is compressed to 7/8.
 SEVEN_BITS = bytes(byte & 0x7F for byte in range(256))
 FAST = "-comp zstd -Xcompression-level 1"
 
@@ -47,10 +49,27 @@ def layer(name: str, file_bytes: int) -> Layer:
 
 
 def files(name: str, file_bytes: int) -> dict[str, bytes]:
-    """Return the files of a layer, 256 in a folder."""
-    noise = random.Random(name)
+    """Return the files of a layer: noise in files of this size, or real ones where it is 0."""
+    return noise(name, file_bytes) if file_bytes else real(name)
+
+
+def real(name: str) -> dict[str, bytes]:
+    """Return files of this machine, of which no two layers have the same."""
+    found: dict[str, bytes] = {}
+    left, number = SIZES[name], list(SIZES).index(name)
+    # Each takes every n-th, so that all have something of everything.
+    for path in sorted(REAL.rglob("*"))[number :: len(SIZES)]:
+        if left > 0 and path.is_file() and not path.is_symlink():
+            found[str(path.relative_to("/"))] = path.read_bytes()
+            left -= path.stat().st_size
+    return found
+
+
+def noise(name: str, file_bytes: int) -> dict[str, bytes]:
+    """Return files of this size, 256 in a folder."""
+    source = random.Random(name)
     return {
-        f"opt/{name}/{number // 256}/{number}": noise.randbytes(file_bytes).translate(SEVEN_BITS)
+        f"opt/{name}/{number // 256}/{number}": source.randbytes(file_bytes).translate(SEVEN_BITS)
         for number in range(SIZES[name] // file_bytes)
     }
 
@@ -135,14 +154,16 @@ def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m bench.docker", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--small-files", action="store_true", help="of 16 KB instead of 1 MB")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--noise", action="store_true", help="files of 1 MB that compress to 7/8")
+    kinds.add_argument("--small-files", action="store_true", help="the same, of 16 KB")
     options = parser.parse_args()
     if missing := Registry.missing() or missing_commands("apptainer"):
         print(f"{missing}; make bench-docker runs this where there is one")
         return 1
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
     KEPT.mkdir(exist_ok=True)
-    file_bytes = 16_000 if options.small_files else MB
+    file_bytes = 16_000 if options.small_files else MB if options.noise else 0
     large, small, changed = (layer(name, file_bytes) for name in SIZES)
     with tempfile.TemporaryDirectory(prefix="run-", dir=KEPT) as folder, Registry() as registry:
         # The unprivileged account fetches in it.

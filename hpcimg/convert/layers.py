@@ -21,9 +21,9 @@ from hpcimg.errors import Damaged, HpcimgError, MissingTool, NotAnImage, TooLarg
 
 # Read here: when a layer is met, this process may not be able to read Python's own files.
 try:
-    zstd = importlib.import_module("compression.zstd")  # from Python 3.14 on
+    zstd: Any = importlib.import_module("compression.zstd")  # from Python 3.14 on
 except ImportError:
-    zstd = None  # type: ignore[assignment]
+    zstd = None
 
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
@@ -185,7 +185,7 @@ class _Source:
         return self._zstd_program() if zstd is None else _ahead(self._zstd_library())
 
     def _zstd_library(self) -> Unpacked:
-        unzip, begun = library.ZstdDecompressor(), False
+        unzip, begun = zstd.ZstdDecompressor(), False
         try:
             for data in self._packed(_GZIP_CHUNK):
                 while data or (begun and not unzip.needs_input):
