@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +11,16 @@ import pytest
 from tests.integration.checks import let_pass, refused, staged
 from tests.integration.conftest import MakeSif
 from tests.parts.node import Node
+from tests.parts.publish import in_library
 from tests.parts.registry import Registry
 from tests.parts.webanswer import Answer, Request
 from tests.parts.webfaults import Status
 from tests.parts.webserver import WebServer
 
-URI = "library://lab/tools/samtools:1"
-IMAGE = "/v1/images/lab/tools/samtools:1"
-FILE = "/v1/imagefile/lab/tools/samtools:1"
+NAME = "lab/tools/samtools:1"
+URI = f"library://{NAME}"
+IMAGE = f"/v1/images/{NAME}"
+FILE = f"/v1/imagefile/{NAME}"
 HOUR = 3600
 
 
@@ -30,21 +31,10 @@ def library(node: Node, web: WebServer) -> WebServer:
     return web
 
 
-def publish(web: WebServer, data: bytes, *, prefix: str = "sha256.", redirect: str = "") -> None:
-    """Put an image into the library; where `redirect` is given, its file is there."""
-    digest = prefix + hashlib.sha256(data).hexdigest()
-    answer = {"data": {"hash": digest, "size": len(data), "arch": "amd64"}}
-    web.put(IMAGE, json.dumps(answer).encode(), content_type="application/json")
-    if redirect:
-        web.handle(FILE, lambda _: Answer(303, {"Location": redirect}))
-    else:
-        web.put(FILE, data)
-
-
 @pytest.mark.parametrize("prefix", ["sha256.", "sha256:", ""])
 def test_an_image(node: Node, library: WebServer, make_sif: MakeSif, prefix: str) -> None:
     data = make_sif()
-    publish(library, data, prefix=prefix)
+    in_library(library, NAME, data, prefix=prefix)
     staged(node, 1, f"container:{URI}", data, how="fetched")
     assert all("arch=amd64" in request.query for request in library.requests(path=FILE))
     staged(node, 2, f"container:{URI}", data, how="hit")
@@ -55,34 +45,34 @@ def test_a_host_in_the_reference(node: Node, web: WebServer, make_sif: MakeSif) 
     host = f"127.0.0.1:{web.port}"
     node.configure(f"[registry {host}]\ninsecure = yes\n")
     data = make_sif()
-    publish(web, data)
+    in_library(web, NAME, data)
     staged(node, 1, f"container:library://{host}/lab/tools/samtools:1", data)
 
 
 def test_the_file_in_object_storage(node: Node, library: WebServer, make_sif: MakeSif) -> None:
     data = make_sif()
     with WebServer() as storage:
-        publish(library, data, redirect=f"{storage.put('/object', data)}?signature=x")
+        in_library(library, NAME, data, redirect=f"{storage.put('/object', data)}?signature=x")
         staged(node, 1, f"container:{URI}", data)
         assert storage.count("GET") == 1
 
 
 def test_after_the_ttl_one_request_tells(node: Node, library: WebServer, make_sif: MakeSif) -> None:
     first, second = make_sif(), make_sif()
-    publish(library, first)
+    in_library(library, NAME, first)
     staged(node, 1, f"container:{URI}", first)
     before = library.count()
     let_pass(node, 2 * HOUR)
     staged(node, 2, f"container:{URI}", first, how="unchanged")
     assert library.count() == before + 1
-    publish(library, second)
+    in_library(library, NAME, second)
     let_pass(node, 2 * HOUR)
     staged(node, 3, f"container:{URI}", second, how="fetched")
 
 
 def test_another_file_than_announced(node: Node, library: WebServer, make_sif: MakeSif) -> None:
     data = make_sif()
-    publish(library, data)
+    in_library(library, NAME, data)
     library.put(FILE, data[:-1] + bytes([data[-1] ^ 1]))
     refused(node, 1, f"container:{URI}", "Damaged", "is not what was announced")
 
@@ -107,7 +97,7 @@ def test_what_is_no_name(node: Node, library: WebServer, text: str) -> None:
 
 def test_a_busy_library(node: Node, library: WebServer, make_sif: MakeSif) -> None:
     data = make_sif()
-    publish(library, data)
+    in_library(library, NAME, data)
     library.script(IMAGE, [Status(503, retry_after="0")])
     staged(node, 1, f"container:{URI}", data)
 
@@ -126,7 +116,7 @@ def test_a_library_with_a_registry_behind_it(
     data = make_sif()
     (tmp_path / "x.sif").write_bytes(data)
     registry.push_sif(tmp_path / "x.sif", "lab/tools/samtools", "1")
-    publish(library, data)
+    in_library(library, NAME, data)
     seen: list[Request] = []
 
     def redirect(request: Request) -> Answer:

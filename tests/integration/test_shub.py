@@ -9,6 +9,7 @@ import pytest
 from tests.integration.checks import let_pass, refused, staged
 from tests.integration.conftest import MakeSif
 from tests.parts.node import Node
+from tests.parts.publish import in_hub
 from tests.parts.webserver import WebServer
 
 HOUR = 3600
@@ -19,13 +20,6 @@ def hub(node: Node, web: WebServer) -> WebServer:
     """A hub, configured for the node."""
     node.configure(f"[shub]\nurl = {web.url('')}\n")
     return web
-
-
-def publish(web: WebServer, name: str, data: bytes, version: str) -> None:
-    """Put an image into the hub under `user/name:tag`, as the hub's interface names it."""
-    image = web.put(f"/files/{version}.sif", data)
-    answer = {"image": image, "version": version, "commit": "abc"}
-    web.put(f"/api/container/{name}", json.dumps(answer).encode())
 
 
 @pytest.mark.parametrize(
@@ -39,7 +33,7 @@ def publish(web: WebServer, name: str, data: bytes, version: str) -> None:
 )
 def test_an_image(node: Node, hub: WebServer, make_sif: MakeSif, written: str, asked: str) -> None:
     data = make_sif()
-    publish(hub, asked, data, "1")
+    in_hub(hub, asked, data, "1")
     staged(node, 1, f"container:shub://{written}", data, how="fetched")
     staged(node, 2, f"container:shub://{written}", data, how="hit")
 
@@ -48,19 +42,19 @@ def test_a_host_in_the_reference(node: Node, web: WebServer, make_sif: MakeSif) 
     host = f"127.0.0.1:{web.port}"
     node.configure(f"[registry {host}]\ninsecure = yes\n")
     data = make_sif()
-    publish(web, "lab/samtools:1@c0", data, "1")
+    in_hub(web, "lab/samtools:1@c0", data, "1")
     staged(node, 1, f"container:shub://{host}/lab/samtools:1@c0", data)
 
 
 def test_after_the_ttl_one_request_tells(node: Node, hub: WebServer, make_sif: MakeSif) -> None:
     first, second = make_sif(), make_sif()
-    publish(hub, "lab/samtools:latest", first, "1")
+    in_hub(hub, "lab/samtools:latest", first, "1")
     staged(node, 1, "container:shub://lab/samtools", first)
     before = hub.count()
     let_pass(node, 2 * HOUR)
     staged(node, 2, "container:shub://lab/samtools", first, how="unchanged")
     assert hub.count() == before + 1
-    publish(hub, "lab/samtools:latest", second, "2")
+    in_hub(hub, "lab/samtools:latest", second, "2")
     let_pass(node, 2 * HOUR)
     staged(node, 3, "container:shub://lab/samtools", second, how="fetched")
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-
 import pytest
 
 from tests.integration.checks import let_pass, refused, staged
 from tests.integration.conftest import MakeSif
 from tests.parts.node import Node
+from tests.parts.publish import in_static_registry, md5, sha256
 from tests.parts.webserver import WebServer
 
 MANIFEST = "/base/lab/samtools/manifests/1/"
@@ -25,34 +22,16 @@ def pages(node: Node, web: WebServer) -> WebServer:
     return web
 
 
-def sha256(data: bytes) -> str:
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-
-def md5(data: bytes) -> str:
-    return f"md5:{base64.b64encode(hashlib.md5(data).digest()).decode()}"
-
-
-def publish(web: WebServer, data: bytes, digest: str, *, address: str = "") -> None:
-    url = web.put("/files/samtools.simg", data)
-    layer = {
-        "mediaType": "application/vnd.singularity.image.squashfs",
-        "urls": [address or url],
-        "digest": digest,
-    }
-    web.put(MANIFEST, json.dumps({"layers": [layer]}).encode(), content_type="text/html")
-
-
 @pytest.mark.parametrize("digest", [sha256, md5])
 def test_an_image(node: Node, pages: WebServer, make_sif: MakeSif, digest) -> None:
     first, second = make_sif(), make_sif()
-    publish(pages, first, digest(first))
+    in_static_registry(pages, MANIFEST, first, digest=digest)
     staged(node, 1, URI, first, how="fetched")
     before = pages.count()
     let_pass(node, 2 * HOUR)
     staged(node, 2, URI, first, how="unchanged")
     assert pages.count() == before + 1
-    publish(pages, second, digest(second))
+    in_static_registry(pages, MANIFEST, second, digest=digest)
     let_pass(node, 2 * HOUR)
     staged(node, 3, URI, second, how="fetched")
 
@@ -62,7 +41,7 @@ def test_another_file_than_the_manifest_says(
     node: Node, pages: WebServer, make_sif: MakeSif, digest
 ) -> None:
     data = make_sif()
-    publish(pages, data, digest(data + b"x"))
+    in_static_registry(pages, MANIFEST, data, digest=lambda right: digest(right + b"x"))
     refused(node, 1, URI, "Damaged")
     assert node.images() == []
 
@@ -71,7 +50,7 @@ def test_an_address_relative_to_the_manifest(
     node: Node, pages: WebServer, make_sif: MakeSif
 ) -> None:
     data = make_sif()
-    publish(pages, data, sha256(data), address="/files/samtools.simg")
+    in_static_registry(pages, MANIFEST, data, address="/files/samtools.simg")
     staged(node, 1, URI, data)
 
 
