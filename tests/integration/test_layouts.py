@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.integration.checks import let_pass, refused, staged
-from tests.parts import images
-from tests.parts.daemon import PATH, missing_commands
+from tests.parts import images, layouts
 from tests.parts.images import read_from_image
+from tests.parts.layouts import SCHEMES
 from tests.parts.node import Node, Task
 from tests.parts.ociimages import make_layer, push_image
 from tests.parts.registry import Registry
@@ -22,31 +22,20 @@ from tests.parts.registry import Registry
 HOUR = 3600
 BASE = {"etc/release": b"base 1\n", "etc/gone": b"still here\n"}
 TOP = {"bin/tool": b"new\n", "etc/.wh.gone": b""}
-SCHEMES = ["oci", "oci-archive", "docker-archive"]
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one image in all forms, by the names of the schemes, written by skopeo."""
-    if missing := missing_commands("skopeo") or Registry.missing() or images.missing():
+    if missing := layouts.missing() or Registry.missing() or images.missing():
         pytest.skip(missing)
     folder = tmp_path_factory.mktemp("made")
     with Registry() as registry:
         layers = [make_layer(files) for files in (BASE, TOP)]
         push_image(registry, "lab/tool", "1.0", layers, settings={"WorkingDir": "/data"})
-        for scheme in SCHEMES:
-            to = f"{scheme}:{folder}/{scheme}:lab/tool:1.0"
-            _skopeo("--src-tls-verify=false", f"docker://{registry.host}/lab/tool:1.0", to)
+        layouts.save(registry, "lab/tool:1.0", folder)
     return folder
-
-
-def _skopeo(*arguments: str) -> None:
-    subprocess.run(
-        ["skopeo", "--insecure-policy", "copy", "--quiet", *arguments],
-        check=True,
-        env={"PATH": PATH, "HOME": "/nonexistent"},
-    )
 
 
 @pytest.fixture
