@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import http.cookiejar
 import json
+import os
 import re
 import ssl
 import time
@@ -72,7 +73,9 @@ def open_session(*, redirects: bool = True) -> requests.Session:
     """
     session = _Session() if redirects else _NoRedirects()
     known = ssl.get_default_verify_paths()
-    session.verify = known.cafile or known.capath or True
+    # OpenSSL looks into both, requests into one: what was set goes before what is its default.
+    folder_set = "SSL_CERT_DIR" in os.environ and "SSL_CERT_FILE" not in os.environ
+    session.verify = (folder_set and known.capath) or known.cafile or known.capath or True
     session.max_redirects = 5
     session.headers["User-Agent"] = f"hpcimg/{__version__}"
     session.headers["Accept-Encoding"] = "identity"

@@ -1,8 +1,6 @@
-"""Web addresses that lead elsewhere or nowhere, and whom to trust there."""
+"""Web addresses that lead elsewhere or nowhere."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 
@@ -77,36 +75,3 @@ def test_bytes_are_taken_as_they_are(node: Node, web: WebServer, sif: bytes) -> 
     url = web.put(PATH, sif, headers={"Content-Encoding": "gzip"})
     staged(node, 1, f"container:{url}", sif)
     assert web.requests()[0].headers["Accept-Encoding"] == "identity"
-
-
-# Certificates
-
-
-class NodeWithVariables(Node):
-    """A node whose hooks have some more in their environment."""
-
-    variables: dict[str, str]
-
-    def environment(self, job: int | str, comment: str | None = None) -> dict[str, str]:
-        return {**super().environment(job, comment), **self.variables}
-
-
-def test_a_certificate_that_nobody_vouches_for(node: Node, sif: bytes) -> None:
-    with WebServer(tls=True) as web:
-        url = web.put(PATH, sif)
-        refused(node, 1, f"container:{url}", "Forbidden", "cannot be trusted", "certificate")
-        assert node.record(1)["class"] == "user"
-        assert web.count() == 0
-
-
-@pytest.mark.parametrize("name", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"])
-def test_a_certificate_that_the_node_trusts(tmp_path: Path, sif: bytes, name: str) -> None:
-    with WebServer(tls=True) as web:
-        # The account that fetches has to read it.
-        web.certificate.parent.chmod(0o755)
-        node = NodeWithVariables(tmp_path)
-        node.variables = {name: str(web.certificate)}
-        staged(node, 1, f"container:{web.put(PATH, sif)}", sif)
-        # The same address, spelled in a way that the certificate does not name.
-        other = web.url(PATH).replace("127.0.0.1", "127.1")
-        refused(node, 2, f"container:{other}", "Forbidden", "cannot be trusted", "127.1")

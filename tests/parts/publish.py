@@ -1,4 +1,4 @@
-"""Publish images on a web server as the registries do that are only web pages or an interface.
+"""Publish images on a web server that plays a registry, of any of the kinds that there are.
 
 What each of them answers is in the tests of its source.
 """
@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable
 
+from tests.parts.registry import MANIFEST, SIF_CONFIG, SIF_LAYER
 from tests.parts.webanswer import Answer
 from tests.parts.webserver import WebServer
 
@@ -68,3 +69,18 @@ def in_static_registry(
         "digest": digest(data),
     }
     web.put(pages, json.dumps({"layers": [layer]}).encode(), content_type="text/html")
+
+
+def in_registry(web: WebServer, repository: str, tag: str, sif: bytes) -> None:
+    """Put a SIF image into an OCI registry that gives it to everybody."""
+    config = b"{}"
+    layer = {"mediaType": SIF_LAYER, "digest": sha256(sif), "size": len(sif)}
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": {"mediaType": SIF_CONFIG, "digest": sha256(config), "size": len(config)},
+        "layers": [layer],
+    }
+    web.put(f"/v2/{repository}/manifests/{tag}", json.dumps(manifest).encode())
+    for blob in (config, sif):
+        web.put(f"/v2/{repository}/blobs/{sha256(blob)}", blob)
