@@ -65,6 +65,7 @@ class Config:
     state_path: str
     deadline_s: float
     tag_ttl_s: float
+    error_ttl_s: float
     connect_timeout_s: float
     stall_timeout_s: float
     image_format: str
@@ -73,6 +74,9 @@ class Config:
     allow: tuple[str, ...]
     deny: tuple[str, ...]
     max_image_size: int
+    on_transient: str
+    max_requeues: int
+    on_node_fault: str
     comment_from: str
     log_to: str
     library_url: str
@@ -263,6 +267,12 @@ def _url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError(f"{text!r} is not a number")
+    return int(text)
+
+
 def _words(text: str) -> tuple[str, ...]:
     return tuple(text.replace(",", " ").split())
 
@@ -299,6 +309,8 @@ KEYS = (
         "the longest a job is held; keep it below Slurm's timers"),
     Key("stage", "tag_ttl", "tag_ttl_s", "1h", parse_duration,
         "how long a tag is taken at its word before the server is asked again"),
+    Key("stage", "error_ttl", "error_ttl_s", "60s", parse_duration,
+        "how long an error that asking again does not change is remembered; 0 for not at all"),
     Key("stage", "connect_timeout", "connect_timeout_s", "10s", parse_duration,
         "the longest wait for a connection"),
     Key("stage", "stall_timeout", "stall_timeout_s", "60s", parse_duration,
@@ -313,6 +325,12 @@ KEYS = (
         "patterns of references that may not, whatever allow says"),
     Key("policy", "max_image_size", "max_image_size", "0", parse_size,
         "the largest image; 0 is no limit but the cache's"),
+    Key("policy", "on_transient", "on_transient", "fail", _one_of("fail", "requeue"),
+        "what becomes of a job when a server is down or the time is over: fail, or requeue"),
+    Key("policy", "max_requeues", "max_requeues", "3", _count,
+        "a job that was restarted so often is not requeued again"),
+    Key("policy", "on_node_fault", "on_node_fault", "fail", _one_of("fail", "drain"),
+        "drain: let Slurm drain a node whose cache or state folder is found faulty"),
     Key("library", "url", "library_url", "https://library.sylabs.io", _url,
         "the service of library:// references that name no host"),
     Key("shub", "url", "shub_url", "https://singularity-hub.org", _url,

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from hpcimg import accounts, events, parent, reference, sources
 from hpcimg.accounts import Account
-from hpcimg.cache import hot, inflight, store
+from hpcimg.cache import failures, hot, inflight, store
 from hpcimg.cache.arrival import Cache
 from hpcimg.cache.ensure import Staged, ensure
 from hpcimg.cache.evict import Limits
@@ -31,6 +31,8 @@ from hpcimg.errors import (
 from hpcimg.fetching import Arrived, Fetched, Offered, Outcome, Progress, Settings
 from hpcimg.reference import Reference
 
+# A look at a mounted file system costs no server anything: its errors are not remembered.
+_MOUNTED = frozenset({"file", "oci", "oci-archive", "docker-archive"})
 _TRIES = 8
 _TRIES_WITH_A_CACHED_IMAGE = 2
 _UNPACKED = 10  # times the whole cache: no image unpacks to more
@@ -43,6 +45,7 @@ def open_cache(config: Config) -> Cache:
     """
     layout = Layout(config.cache_path, config.state_path)
     store.prepare(layout)
+    failures.sweep(layout, age_s=max(config.error_ttl_s, config.deadline_s))
     swept = store.sweep(layout) + inflight.sweep(layout)
     if swept:
         events.record(layout.events, "sweep", files=swept)
@@ -103,6 +106,7 @@ def stage(
     deadline: float,
     job: str = "",
     uid: int = 0,
+    anew: bool = False,
     progress: Progress = lambda *_: None,
 ) -> Staged:
     """Bring the image that `text` names onto this node; return it when it is whole.
@@ -110,12 +114,13 @@ def stage(
     `job` gets a lease on it ("" gets none). What the unprivileged account may
     read is shared by all, with the site's credentials only where the site says
     so; what only the user `uid` may read stays that user's.
-    `deadline` is a time.monotonic() value. Raises HpcimgError.
+    `deadline` is a time.monotonic() value. With `anew`, no remembered error is
+    the answer. Raises HpcimgError.
     """
     began = time.monotonic()
     wanted = parse(config, text)
     bring = functools.partial(
-        _ensure, config, cache, wanted, job=job, deadline=deadline, progress=progress
+        _ensure, config, cache, wanted, job=job, anew=anew, deadline=deadline, progress=progress
     )
     may_read_as_user = wanted.scheme in sources.READS_AS_USER
     try:
@@ -133,7 +138,8 @@ def stage(
                     raise
                 staged = bring(accounts.of_user(uid), owner=uid, as_user=True)
     except HpcimgError as error:
-        _record(cache, "failed", began, job=job, uri=wanted.uri, message=str(error))
+        _record(cache, "failed", began, job=job, uri=wanted.uri, message=str(error),
+                **{"class": error.kind})  # fmt: skip
         raise
     _record(cache, staged.how, began, job=job, key=staged.entry.key, bytes=staged.entry.size_bytes)
     with contextlib.suppress(OSError):  # the next job then takes the long way
@@ -158,9 +164,17 @@ def _ensure(
     as_user: bool = False,
     auth_file: str = "",
     job: str,
+    anew: bool,
     deadline: float,
     progress: Progress,
 ) -> Staged:
+    memory = failures.Memory(
+        ttl_s=0.0 if anew or wanted.scheme in _MOUNTED else config.error_ttl_s,
+        settings=config.fingerprint,
+        # A user may read what the site's account may not, and the other way round.
+        asker="user" if as_user else "",
+    )
+
     def fetch(
         descriptor: int,
         *,
@@ -220,6 +234,7 @@ def _ensure(
         fetch=fetch,
         convert=convert,
         progress=progress,
+        memory=memory,
     )
 
 
