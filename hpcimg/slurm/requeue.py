@@ -41,7 +41,7 @@ def attempt(
     if not isinstance(error, TransientError) or not restarts.isdecimal():
         return Outcome(False, "")
     if int(restarts) >= limit:
-        return Outcome(False, f"It was requeued {restarts} of {limit} times.")
+        return Outcome(False, f"It was requeued {limit} of {limit} times." if limit else "")
     if nodes.isdecimal() and int(nodes) > 1:
         time.sleep(random.uniform(0, min(int(nodes) * _SPREAD_S, _SPREAD_MAX_S)))
     try:
