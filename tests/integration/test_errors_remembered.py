@@ -7,18 +7,10 @@ import os
 import tempfile
 from pathlib import Path
 
-from tests.integration.checks import refused, staged
+from tests.integration.checks import let_pass, refused, staged
 from tests.parts.node import Node
 from tests.parts.webfaults import Html, Status
 from tests.parts.webserver import WebServer
-
-
-def let_failures_age(node: Node, seconds: float) -> None:
-    """Make what is remembered so many seconds older."""
-    for path in node.state.glob("failures/*"):
-        fields = json.loads(path.read_text())
-        fields["time"] -= seconds
-        path.write_text(json.dumps(fields))
 
 
 def test_two_jobs_and_one_request(node: Node, web: WebServer, url: str) -> None:
@@ -32,10 +24,10 @@ def test_two_jobs_and_one_request(node: Node, web: WebServer, url: str) -> None:
 def test_only_for_a_while(node: Node, web: WebServer, url: str) -> None:
     web.script("/x.sif", [Status(403)])
     refused(node, 1, f"container:{url}", "Forbidden")
-    let_failures_age(node, 59)
+    let_pass(node, 59)
     refused(node, 2, f"container:{url}", "Forbidden", "in 1 s.")
     assert web.count() == 1
-    let_failures_age(node, 1)
+    let_pass(node, 1)
     task = node.stage(3, f"container:{url}")
     assert task.code == 0
     # What was found since is not forgotten for what was before.
