@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
+from tests.parts import docblocks
 from tests.parts.daemon import wait_until
 from tests.parts.node import PROLOG, ROOT
 from tests.parts.site import Site
@@ -257,6 +260,36 @@ def test_a_faulty_node_is_drained_where_the_site_says_so(site: Site) -> None:
     site.cluster.resume("n1")
     site.cluster.scontrol("release", str(job))
     assert completed(site, job) == ["drained\n"]
+
+
+def test_a_health_check_of_slurm_drains_a_faulty_node(tmp_path: Path) -> None:
+    """The script of the documentation, as HealthCheckProgram."""
+    (block,) = [
+        block
+        for block in docblocks.blocks(ROOT / "docs" / "howto-operate.md", "sh")
+        if "doctor --node" in block.text
+    ]
+    if missing := Site.missing():
+        pytest.skip(missing)
+    script = tmp_path / "health-check"
+    lines = f"HealthCheckProgram={script}\nHealthCheckInterval=2"
+    with Site(nodes=2, extra_conf=lines) as site:
+        text = block.text.replace("/opt/hpcimg", str(ROOT))
+        setting = f"export HPCIMG_CONF={site.conf}\nPATH="
+        script.write_text(text.replace("PATH=", setting, 1))
+        script.chmod(0o755)
+        assert completed(site, submit(site, site.put("well"))) == ["well\n"]
+        with faulty_cache(site, "file"):
+            wait_until(
+                lambda: site.cluster.node_states()["n1"] == "drained",
+                timeout_s=60,
+                what="the health check",
+            )
+        reasons = site.cluster.node_reasons()
+        assert reasons["n1"].startswith(f"hpcimg: PROBLEM folders: {site.node('n1').cache} is not")
+        assert reasons["n2"] == "none"
+        site.cluster.resume("n1")
+        assert completed(site, submit(site, site.put("again"))) == ["again\n"]
 
 
 def test_the_doctor_knows_the_hooks_and_the_jobs_of_slurm(site: Site) -> None:
