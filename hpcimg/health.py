@@ -78,9 +78,9 @@ def full(held_bytes: int, free_bytes: int, limits: evict.Limits) -> list[str]:
 
 def _written(check: str, root: str, tmp: str) -> Finding:
     """Write a file as Prolog does, and read it again."""
-    if not os.path.isdir(tmp):
+    if not os.path.isdir(root):
         return _to_be_made(check, root)
-    path = processes.temp_path(tmp, "health")
+    path = processes.temp_path(tmp if os.path.isdir(tmp) else root, "health")
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         try:

@@ -40,7 +40,7 @@ def main() -> int:
         logs.set_up(conf.log_to, name="prolog", job=job)
         _stage_all(conf, job, int(uid), images, started)
     except Exception as error:
-        explained = error if isinstance(error, HpcimgError) else _unforeseen(error)
+        explained = error if isinstance(error, HpcimgError) else _unforeseen(error, job)
         log.error("%s", explained)
         message = _requeued(conf, job, explained)
         _fail(job, int(uid), images, explained, message, started)
@@ -98,11 +98,15 @@ class _LoggedProgress:
         log.info("%s: %s, %s%s", self._uri, phase, format_size(done), of)
 
 
-def _unforeseen(error: Exception) -> HpcimgError:
+def _unforeseen(error: Exception, job: str) -> HpcimgError:
     log.error("unforeseen", exc_info=error)
     if isinstance(error, OSError):
-        return from_os_error(error)
-    return Bug("hpcimg failed on this node", why=f"{type(error).__name__}: {error}")
+        explained = from_os_error(error)
+    else:
+        explained = Bug("hpcimg failed on this node", why=f"{type(error).__name__}: {error}")
+    fields = {"uri": "", "message": str(explained), "class": explained.kind}
+    events.record(_layout_at_any_cost().events, "failed", job=job, **fields)
+    return explained
 
 
 def _requeued(conf: Config | None, job: str, error: HpcimgError) -> str:

@@ -44,6 +44,28 @@ def test_a_node_at_work_is_well(node: Node, url: str) -> None:
         assert f"ok      {check}: " in done.stdout
 
 
+def test_the_short_form_asks_nobody(node: Node, url: str) -> None:
+    node.prolog(1, f"container:{url}")
+    program = """
+import sys
+done = []
+sys.addaudithook(lambda name, _: done.append(name))
+from hpcimg.cli.main import main
+code = main(["doctor", "--node"])
+print([name for name in done if name.startswith(("socket.", "subprocess.", "os.fork", "os.exec",
+    "os.posix_spawn", "os.system"))])
+sys.exit(code)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "HPCIMG_CONF": str(node.conf), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+
+
 def test_json(node: Node) -> None:
     node.configure("[stash]\n")
     fields = node.hpcimg_json("doctor", "--node")
@@ -96,6 +118,16 @@ def test_a_place_where_no_cache_can_be_made(node: Node) -> None:
     with mounted(above, "ro"):
         [line] = problems(node)
     assert line == f"PROBLEM cache: {above}/cache cannot be made: {above} cannot be written"
+
+
+@AS_ROOT
+def test_a_new_cache_folder_on_a_full_disk(node: Node) -> None:
+    node.cache.mkdir()
+    with mounted(node.cache, "mode=0755"):
+        with pytest.raises(OSError, match="No space"):
+            (node.cache / "filler").write_bytes(bytes(2 << 20))
+        [line] = problems(node)
+    assert line.startswith(f"PROBLEM cache: {node.cache} cannot be written: No space left")
 
 
 @AS_ROOT

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import tempfile
+import time
 from pathlib import Path
 
+import pytest
+
+from hpcimg import config, parent, stage
+from hpcimg.accounts import Account
+from hpcimg.errors import Forbidden
+from hpcimg.fetching import Settings
 from tests.integration.checks import let_pass, refused, staged
+from tests.integration.test_node_trouble import AS_ROOT
 from tests.parts.node import Node
 from tests.parts.webfaults import Html, Status
 from tests.parts.webserver import WebServer
@@ -108,6 +117,39 @@ def test_what_was_before_a_reboot_does_not_count(node: Node, web: WebServer, url
     path.write_text(json.dumps({**json.loads(path.read_text()), "boot": "another"}))
     refused(node, 2, f"container:{url}", "NotFound")
     assert web.count() == 2
+
+
+@AS_ROOT
+def test_what_the_node_and_each_user_may_not_read_is_remembered_apart(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, bool]] = []
+
+    def forbidden(*_: object, account: Account, settings: Settings, **__: object) -> None:
+        asked.append((account.uid, settings.as_user))
+        raise Forbidden("no")
+
+    monkeypatch.setattr(parent, "fetch", forbidden)
+    node.configure(f"[stage]\naccount = nobody\n[registry h.example]\nauth_file = {node.conf}\n")
+    loaded = config.load(str(node.conf))
+    cache = stage.open_cache(loaded)
+    nobody, games, mail = (pwd.getpwnam(name).pw_uid for name in ("nobody", "games", "mail"))
+
+    def ask(uid: int, host: str = "other.example") -> list[tuple[int, bool]]:
+        asked.clear()
+        with pytest.raises(Forbidden):
+            stage.stage(
+                loaded, cache, f"docker://{host}/x:1", deadline=time.monotonic() + 9, uid=uid
+            )
+        return asked[:]
+
+    assert ask(games) == [(nobody, False), (games, True)]
+    assert ask(games) == []
+    assert ask(mail) == [(mail, True)]
+    # The site's credentials serve each user apart, and so does what they may not read.
+    for uid in (games, mail):
+        assert ask(uid, "h.example") == [(nobody, False), (uid, True)]
+        assert ask(uid, "h.example") == []
 
 
 def test_old_ones_are_swept(node: Node, web: WebServer) -> None:
