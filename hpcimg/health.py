@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from hpcimg import accounts, config, processes, stage
 from hpcimg.cache import evict, store
+from hpcimg.cache import folders as cache_folders
 from hpcimg.cache.layout import Layout
 from hpcimg.config import Config
 from hpcimg.errors import HpcimgError, from_os_error
@@ -56,7 +57,7 @@ def explained(check: str, error: HpcimgError) -> Finding:
 def folders(layout: Layout) -> list[Finding]:
     """Check the cache and the state folder: what they are, whose, and that they can be written."""
     try:
-        store.check(layout)
+        cache_folders.check(layout)
     except HpcimgError as error:
         return [explained("folders", error)]
     return [

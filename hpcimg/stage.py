@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from hpcimg import accounts, events, parent, reference, sources
 from hpcimg.accounts import Account
-from hpcimg.cache import failures, hot, inflight, store
+from hpcimg.cache import failures, folders, hot, inflight, store
 from hpcimg.cache.arrival import Cache
 from hpcimg.cache.ensure import Staged, ensure
 from hpcimg.cache.evict import Limits
@@ -44,7 +44,7 @@ def open_cache(config: Config) -> Cache:
     Raises CacheUnusable.
     """
     layout = Layout(config.cache_path, config.state_path)
-    store.prepare(layout)
+    folders.prepare(layout)
     failures.sweep(layout, age_s=max(config.error_ttl_s, config.deadline_s))
     swept = store.sweep(layout) + inflight.sweep(layout)
     if swept:

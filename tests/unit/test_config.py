@@ -42,6 +42,9 @@ def test_an_empty_file_is_a_working_node(main: Path) -> None:
     assert (loaded.deadline_s, loaded.tag_ttl_s) == (540, 3600)
     assert (loaded.connect_timeout_s, loaded.stall_timeout_s) == (10, 60)
     assert (loaded.allow, loaded.deny, loaded.max_image_size) == (("*",), (), 0)
+    assert loaded.error_ttl_s == 60
+    assert (loaded.on_transient, loaded.max_requeues) == ("fail", 3)
+    assert loaded.on_node_fault == "fail"
     assert (loaded.comment_from, loaded.log_to, loaded.account) == ("environment", "syslog", "")
     assert (loaded.registries, loaded.aliases) == ({}, {})
     assert loaded.registry("anywhere:5000") == Registry(insecure=False)
@@ -117,6 +120,9 @@ def test_settings_tell_where_they_come_from(main: Path) -> None:
         ("[cache]\nhigh_watermark = 9\n", "[cache] high_watermark", "write 80%"),
         ("[cache]\nmax_size = 101%\n", "[cache] max_size", "write 80%"),
         ("[stage]\ndeadline = soon\n", "[stage] deadline", "write 90s"),
+        ("[policy]\non_transient = wait\n", "[policy] on_transient", "fail, requeue"),
+        ("[policy]\non_node_fault = halt\n", "[policy] on_node_fault", "fail, drain"),
+        ("[policy]\nmax_requeues = -1\n", "[policy] max_requeues", "'-1' is not a number"),
         ("[slurm]\ncomment = maybe\n", "[slurm] comment", "environment, query"),
         ("[log]\nto = hpcimg.log\n", "[log] to", "absolute path"),
         ("[registry h]\ninsecure = perhaps\n", "[registry h] insecure", "neither yes nor no"),
