@@ -78,6 +78,7 @@ class Config:
     max_requeues: int
     on_node_fault: str
     comment_from: str
+    slurm_bin: str
     log_to: str
     library_url: str
     shub_url: str
@@ -337,6 +338,8 @@ KEYS = (
         "the service of shub:// references that name no host"),
     Key("slurm", "comment", "comment_from", "environment", _one_of("environment", "query"),
         "query: ask Slurm where it does not pass the comment to Prolog (before 22.05)"),
+    Key("slurm", "bin", "slurm_bin", "", lambda text: _path(text) if text else "",
+        "the folder of squeue and scontrol where it is none of the system's"),
     Key("log", "to", "log_to", "syslog", _log_target,
         "syslog, stderr, or the path of a file"),
 )  # fmt: skip

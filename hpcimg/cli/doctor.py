@@ -16,6 +16,7 @@ from hpcimg.cli import output
 from hpcimg.errors import printable
 from hpcimg.health import NOTE, OK, PROBLEM, Finding
 from hpcimg.slurm import health as slurm_health
+from hpcimg.slurm import query
 from hpcimg.units import format_duration
 
 HELP = """look for what is wrong with this node, and say what to do about it
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     conf, findings = health.node()
     if conf and not args.node:
+        query.look_in(conf.slurm_bin)
         layout = Layout(conf.cache_path, conf.state_path)
         findings += [_imported(), *_tools(), _leftovers(layout), _failures(layout)]
         findings += [slurm_health.leases(layout), *slurm_health.hooks()]

@@ -38,6 +38,7 @@ def main() -> int:
     try:
         conf = config.load()
         logs.set_up(conf.log_to, name="prolog", job=job)
+        query.look_in(conf.slurm_bin)
         _stage_all(conf, job, int(uid), images, started)
     except Exception as error:
         explained = error if isinstance(error, HpcimgError) else _unforeseen(error, job)

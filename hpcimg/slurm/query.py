@@ -6,6 +6,7 @@ a thousand nodes asking slurmctld at once are a storm.
 
 from __future__ import annotations
 
+import os
 import subprocess
 from typing import Any, Protocol
 
@@ -37,6 +38,12 @@ def open_slurm() -> Slurm:
     except Exception:  # it also fails on a missing slurm.conf or another Slurm release
         return Commands()
     return PySlurm(pyslurm)
+
+
+def look_in(folder: str) -> None:
+    """Look for Slurm's commands there first, "" for nowhere but in PATH."""
+    if folder:
+        os.environ["PATH"] = f"{folder}:{os.environ.get('PATH', os.defpath)}"
 
 
 def run(argv: list[str], *, timeout_s: float = 0) -> subprocess.CompletedProcess[str]:

@@ -46,6 +46,7 @@ def test_an_empty_file_is_a_working_node(main: Path) -> None:
     assert (loaded.on_transient, loaded.max_requeues) == ("fail", 3)
     assert loaded.on_node_fault == "fail"
     assert (loaded.comment_from, loaded.log_to, loaded.account) == ("environment", "syslog", "")
+    assert loaded.slurm_bin == ""
     assert (loaded.registries, loaded.aliases) == ({}, {})
     assert loaded.registry("anywhere:5000") == Registry(insecure=False)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hpcimg.errors import CacheUnusable, HpcimgError, NotFound, Unreachable
-from hpcimg.slurm import requeue
+from hpcimg.slurm import query, requeue
 from hpcimg.slurm.requeue import Outcome, attempt
 
 DOWN = Unreachable("h does not answer")
@@ -111,3 +111,13 @@ def test_slurm_that_hangs(commands: Commands, monkeypatch: pytest.MonkeyPatch) -
     commands._write("squeue", "exec sleep 60")
     said = "It was not requeued: slurmctld does not answer."
     assert attempt("12", DOWN, restarts="0", limit=3) == Outcome(False, said)
+
+
+def test_slurm_in_a_folder_of_its_own(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    query.look_in("")
+    query.look_in(str(tmp_path))
+    assert attempt("12", DOWN, restarts="0", limit=3).requeued
+    assert commands.requeued == ["12"]
