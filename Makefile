@@ -9,16 +9,17 @@ RELEASES ?=
 MATRIX ?= .matrix
 BIN := .venv/bin
 
-.PHONY: help demo test test-kill test-matrix lint bench bench-docker install clean
+.PHONY: help demo test test-kill test-matrix lint bench bench-throughput bench-docker install clean
 help:
-	@echo "make demo         a throwaway Slurm, a registry, real jobs: see it work (two minutes)"
-	@echo "make test         all tests"
-	@echo "make test-kill    a thousand rounds of kill -9 at a random moment"
-	@echo "make test-matrix  the Slurm tests on Slurm 22.05, 24.11 and 26.05"
-	@echo "make lint         ruff, mypy, shellcheck"
-	@echo "make bench        time the warm hit and the cold ways"
-	@echo "make bench-docker time docker:// beside Apptainer"
-	@echo "make install      install to PREFIX ($(PREFIX)), below DESTDIR if set"
+	@echo "make demo              a throwaway Slurm, a registry, real jobs: see it work (two minutes)"
+	@echo "make test              all tests"
+	@echo "make test-kill         a thousand rounds of kill -9 at a random moment"
+	@echo "make test-matrix       the Slurm tests on Slurm 22.05, 24.11 and 26.05"
+	@echo "make lint              ruff, mypy, shellcheck"
+	@echo "make bench             time the warm hit and the cold ways"
+	@echo "make bench-throughput  time large files beside curl"
+	@echo "make bench-docker      time docker:// beside Apptainer"
+	@echo "make install           install to PREFIX ($(PREFIX)), below DESTDIR if set"
 
 # The virtual environment, made anew when its ingredients change.
 .venv/ready: setup.cfg tests/install-packages
@@ -49,6 +50,9 @@ lint: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python -m bench.warm_hit
+
+bench-throughput: .venv/ready
+	$(BIN)/python -m bench.throughput
 
 # In Debian unstable's root file system of test-matrix, which has Apptainer.
 bench-docker:

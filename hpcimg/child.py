@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from hpcimg import rights, sources
 from hpcimg.accounts import Account
-from hpcimg.errors import Bug, CacheUnusable, HpcimgError, NoRoom
+from hpcimg.errors import Bug, CacheUnusable, HpcimgError, MissingTool, NoRoom
 from hpcimg.fetching import Settings
 from hpcimg.reference import Reference
 from hpcimg.sink import DeclinedOffer, Sink
@@ -48,6 +48,8 @@ def main() -> NoReturn:
         words.say("error", **error.to_dict())
     except OSError as error:
         words.say("error", **_explain(error, uri).to_dict())
+    except ModuleNotFoundError as error:
+        words.say("error", **MissingTool.of_package(error).to_dict())
     except Exception as error:
         words.say(
             "error",

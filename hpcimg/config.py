@@ -9,31 +9,17 @@ from __future__ import annotations
 
 import configparser
 import dataclasses
-import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from hpcimg import conffiles
+from hpcimg import configvalues as read
+from hpcimg.configvalues import Size
 from hpcimg.errors import ConfigError
-from hpcimg.registriesconf import is_location
 from hpcimg.units import parse_duration, parse_percent, parse_size
 
 _SCHEME = re.compile(r"[a-z][a-z0-9]*")
-_REGION = re.compile(r"[a-z0-9-]{1,64}")
-# Of squashfs file systems, with the highest level; 0 where there are no levels.
-_COMPRESSORS = {"lz4": 0, "xz": 0, "gzip": 9, "zstd": 22}
-
-
-class Size(NamedTuple):
-    """A size in bytes, or a percentage of the file system it is about."""
-
-    size_bytes: int = 0
-    percent: float = 0.0
-
-    def of(self, total_bytes: int) -> int:
-        """Return the size in bytes on a file system of that size."""
-        return self.size_bytes or int(total_bytes * self.percent / 100)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +58,7 @@ class Config:
     state_path: str
     deadline_s: float
     tag_ttl_s: float
+    error_ttl_s: float
     connect_timeout_s: float
     stall_timeout_s: float
     account: str
@@ -81,7 +68,11 @@ class Config:
     allow: tuple[str, ...]
     deny: tuple[str, ...]
     max_image_size: int
+    on_transient: str
+    max_requeues: int
+    on_node_fault: str
     comment_from: str
+    slurm_bin: str
     log_to: str
     library_url: str
     shub_url: str
@@ -249,146 +240,87 @@ def _wrong(origin: str, section: str, name: str, why: str) -> ConfigError:
     return ConfigError(f"{origin}: [{section}] {name}", why=why)
 
 
-def _path(text: str) -> str:
-    path = text.replace("%n", conffiles.node_name())
-    # Paths go unquoted into task lines, JSON and colon-separated lists.
-    if not path.startswith("/") or any(not c.isprintable() or c in ":\"'\\ " for c in path):
-        raise ValueError(f"{text!r} is not an absolute path without spaces, quotes and colons")
-    if path != os.path.normpath(path):
-        raise ValueError(f"{text!r} is not written plainly; write {os.path.normpath(path)}")
-    return path
-
-
-def _size(text: str) -> Size:
-    if text.endswith("%"):
-        return Size(percent=parse_percent(text))
-    return Size(size_bytes=parse_size(text))
-
-
-def _boolean(text: str) -> bool:
-    words = {"yes": True, "true": True, "on": True, "no": False, "false": False, "off": False}
-    if text.lower() not in words:
-        raise ValueError(f"{text!r} is neither yes nor no")
-    return words[text.lower()]
-
-
-def _url(text: str) -> str:
-    if not text.startswith(("https://", "http://")) or "@" in text or not text.isprintable():
-        raise ValueError(f"{text!r} is not an address; write https://HOST/PATH")
-    return text.rstrip("/")
-
-
-def _region(text: str) -> str:
-    if not _REGION.fullmatch(text):
-        raise ValueError(f"{text!r} is not a region; write one like eu-west-1")
-    return text
-
-
-def _optional(read: Callable[[str], str]) -> Callable[[str], str]:
-    return lambda text: read(text) if text else ""
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.replace(",", " ").split())
-
-
-def _mirrors(text: str) -> tuple[str, ...]:
-    for word in _words(text):
-        if not is_location(word):
-            raise ValueError(f"{word!r} is not a mirror; write HOST[:PORT][/PREFIX]")
-    return _words(text)
-
-
-def _one_of(*choices: str) -> Callable[[str], str]:
-    def read(text: str) -> str:
-        if text not in choices:
-            raise ValueError(f"{text!r} is not one of {', '.join(choices)}")
-        return text
-
-    return read
-
-
-def _compression(text: str) -> str:
-    name, colon, level = text.partition(":")
-    most = _COMPRESSORS.get(name, -1)
-    if most < 0 or (colon and not (level.isdecimal() and 1 <= int(level) <= most)):
-        raise ValueError(
-            f"{text!r} is not a compression; write lz4, xz, gzip, zstd, gzip:1 to gzip:9 "
-            "or zstd:1 to zstd:22"
-        )
-    return text
-
-
-def _log_target(text: str) -> str:
-    return text if text in ("syslog", "stderr") else _path(text)
-
-
 KEYS = (
-    Key("cache", "path", "cache_path", conffiles.DEFAULT_CACHE, _path,
+    Key("cache", "path", "cache_path", conffiles.DEFAULT_CACHE, read.path,
         "the cache, on one node-local file system; %n is the node's name"),
-    Key("cache", "max_size", "max_size", "80%", _size,
+    Key("cache", "max_size", "max_size", "80%", read.size,
         "all images together, 200G or a percentage of the file system"),
     Key("cache", "high_watermark", "high_watermark", "90%", parse_percent,
         "eviction begins above this part of max_size"),
     Key("cache", "low_watermark", "low_watermark", "80%", parse_percent,
         "eviction ends below this part of max_size"),
-    Key("cache", "min_free", "min_free", "5%", _size,
+    Key("cache", "min_free", "min_free", "5%", read.size,
         "what stays free on the file system for others"),
     Key("cache", "min_age", "min_age_s", "2m", parse_duration,
         "an image unused for less than this is not evicted in the epilog"),
-    Key("state", "path", "state_path", conffiles.DEFAULT_STATE, _path,
+    Key("state", "path", "state_path", conffiles.DEFAULT_STATE, read.path,
         "jobs, leases and downloads under way, on a tmpfs; %n likewise"),
     Key("stage", "deadline", "deadline_s", "540s", parse_duration,
         "the longest a job is held; keep it below Slurm's timers"),
     Key("stage", "tag_ttl", "tag_ttl_s", "1h", parse_duration,
         "how long a tag is taken at its word before the server is asked again"),
+    Key("stage", "error_ttl", "error_ttl_s", "60s", parse_duration,
+        "how long an error that asking again does not change is remembered; 0 for not at all"),
     Key("stage", "connect_timeout", "connect_timeout_s", "10s", parse_duration,
         "the longest wait for a connection"),
     Key("stage", "stall_timeout", "stall_timeout_s", "60s", parse_duration,
         "the longest silence within a download"),
     Key("stage", "account", "account", "", str,
         "the unprivileged account that fetches; default hpcimg, or else nobody"),
-    Key("stage", "format", "format", "auto", _one_of("auto", "sif", "squashfs"),
+    Key("stage", "format", "format", "auto", read.one_of("auto", "sif", "squashfs"),
         "what OCI images become; auto: sif where there is Apptainer or Singularity"),
-    Key("stage", "compression", "compression", "zstd:1", _compression,
+    Key("stage", "compression", "compression", "zstd:1", read.compression,
         "how OCI images are packed: lz4, xz, gzip or zstd, with a level as in zstd:19"),
-    Key("stage", "registries_conf", "registries_conf", "/etc/containers/registries.conf", _path,
+    Key("stage", "registries_conf", "registries_conf", "/etc/containers/registries.conf", read.path,
         "mirrors of registries and what is blocked, in the file that podman reads"),
-    Key("policy", "allow", "allow", "*", _words,
+    Key("policy", "allow", "allow", "*", read.words,
         "patterns of references that may be staged"),
-    Key("policy", "deny", "deny", "", _words,
+    Key("policy", "deny", "deny", "", read.words,
         "patterns of references that may not, whatever allow says"),
     Key("policy", "max_image_size", "max_image_size", "0", parse_size,
         "the largest image; 0 is no limit but the cache's"),
-    Key("library", "url", "library_url", "https://library.sylabs.io", _url,
+    Key("policy", "on_transient", "on_transient", "fail", read.one_of("fail", "requeue"),
+        "what becomes of a job when a server is down or the time is over: fail, or requeue"),
+    Key("policy", "max_requeues", "max_requeues", "3", read.count,
+        "a job that was restarted so often is not requeued again"),
+    Key("policy", "on_node_fault", "on_node_fault", "fail", read.one_of("fail", "drain"),
+        "drain: let Slurm drain a node whose cache or state folder is found faulty"),
+    Key("library", "url", "library_url", "https://library.sylabs.io", read.url,
         "the service of library:// references that name no host"),
-    Key("shub", "url", "shub_url", "https://singularity-hub.org", _url,
+    Key("shub", "url", "shub_url", "https://singularity-hub.org", read.url,
         "the service of shub:// references that name no host"),
-    Key("s3", "url", "s3_url", "", _optional(_url),
+    Key("s3", "url", "s3_url", "", read.optional(read.url),
         "the endpoint of s3:// references; default Amazon's"),
-    Key("s3", "region", "s3_region", "", _optional(_region),
+    Key("s3", "region", "s3_region", "", read.optional(read.region),
         "its region; default what the endpoint says"),
-    Key("s3", "auth_file", "s3_auth_file", "", _optional(_path),
+    Key("s3", "auth_file", "s3_auth_file", "", read.optional(read.path),
         "the site's credentials for it, a file like ~/.aws/credentials"),
-    Key("s3", "shared", "s3_shared", "no", _boolean,
+    Key("s3", "shared", "s3_shared", "no", read.boolean,
         "whether what they fetch is for all, not for the job's user alone"),
-    Key("swift", "url", "swift_url", "", _optional(_url),
+    Key("swift", "url", "swift_url", "", read.optional(read.url),
         "the storage URL, https://HOST/v1/AUTH_ACCOUNT, for public containers and temp URLs"),
-    Key("swift", "auth_file", "swift_auth_file", "", _optional(_path),
+    Key("swift", "auth_file", "swift_auth_file", "", read.optional(read.path),
         "a file with the site's credentials, in the form of an openrc file"),
-    Key("swift", "shared", "swift_shared", "no", _boolean,
+    Key("swift", "shared", "swift_shared", "no", read.boolean,
         "whether all may use what was fetched with the site's credentials"),
-    Key("slurm", "comment", "comment_from", "environment", _one_of("environment", "query"),
+    Key("slurm", "comment", "comment_from", "environment", read.one_of("environment", "query"),
         "query: ask Slurm where it does not pass the comment to Prolog (before 22.05)"),
-    Key("log", "to", "log_to", "syslog", _log_target,
+    Key("slurm", "bin", "slurm_bin", "", read.optional(read.path),
+        "the folder of squeue and scontrol where it is none of the system's"),
+    Key("log", "to", "log_to", "syslog", read.log_target,
         "syslog, stderr, or the path of a file"),
 )  # fmt: skip
 _NAMED: dict[str, tuple[type, dict[str, Callable[[str], Any]]]] = {
     "registry": (
         Registry,
-        {"insecure": _boolean, "mirrors": _mirrors, "auth_file": _path, "shared": _boolean},
+        {
+            "insecure": read.boolean,
+            "mirrors": read.mirrors,
+            "auth_file": read.path,
+            "shared": read.boolean,
+        },
     ),
-    "static": (Static, {"url": _url}),
+    "static": (Static, {"url": read.url}),
 }
 _SECTIONS = (*dict.fromkeys(key.section for key in KEYS), "alias")
 # Read from the raw text on the way to a hit, or by the task prolog's shell.

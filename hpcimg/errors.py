@@ -12,6 +12,8 @@ show. Exit codes come in ranges, one per class of failure:
 | 70        | bug       | the job fails, the traceback is in the log          |
 """
 
+from __future__ import annotations
+
 import errno
 
 
@@ -161,6 +163,14 @@ class MissingTool(NodeError):
     """A program or package that this needs is not installed."""
 
     exit_code = 32
+
+    @classmethod
+    def of_package(cls, error: ModuleNotFoundError) -> MissingTool:
+        """Explain a Python package that could not be imported."""
+        return cls(
+            f"the Python package {error.name} is not installed on this node",
+            do="Tell the administrators: `hpcimg doctor` shows what is missing.",
+        )
 
 
 class Bug(HpcimgError):

@@ -12,9 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from filelock import FileLock, Timeout
-
-from hpcimg.errors import CacheUnusable, DeadlinePassed, from_os_error
+from hpcimg.errors import CacheUnusable, DeadlinePassed, MissingTool, from_os_error
 
 _TELL_EVERY_S = 5.0
 
@@ -27,6 +25,10 @@ def held(path: str, *, deadline: float, waiting: Callable[[float], None]) -> Ite
     raised. While waiting, `waiting` is called now and then with the seconds
     waited so far.
     """
+    try:  # here, so that a node without it can say so
+        from filelock import FileLock, Timeout
+    except ModuleNotFoundError as error:
+        raise MissingTool.of_package(error) from None
     # The soft fallback would leave a marker behind when its holder is killed.
     lock = FileLock(path, mode=0o600, fallback_to_soft=False)
     began = time.monotonic()

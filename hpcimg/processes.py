@@ -11,7 +11,7 @@ def tag() -> str:
 
     It holds no dot, so that `TAG.rest` can be taken apart by `alive`.
     """
-    return f"{_boot()}-{os.getpid()}-{_start_time(os.getpid())}"
+    return f"{boot_id()}-{os.getpid()}-{_start_time(os.getpid())}"
 
 
 def temp_path(folder: str, name: str) -> str:
@@ -28,11 +28,12 @@ def alive(name: str) -> bool:
     if len(parts) != 3 or not parts[1].isdecimal():
         return False
     boot, pid, started = parts
-    return boot == _boot() and _start_time(int(pid)) == started
+    return boot == boot_id() and _start_time(int(pid)) == started
 
 
 @functools.cache
-def _boot() -> str:
+def boot_id() -> str:
+    """Return a short text that is another after each boot."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         return file.read(8)
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from hpcimg import accounts, events, parent, reference, services, sources
 from hpcimg.accounts import Account
-from hpcimg.cache import hot, inflight, store
+from hpcimg.cache import failures, folders, hot, inflight, store
 from hpcimg.cache.arrival import Cache
 from hpcimg.cache.ensure import Staged, ensure
 from hpcimg.cache.evict import Limits
@@ -35,6 +35,8 @@ from hpcimg.reference import Reference
 from hpcimg.services import Credentials, Service
 
 log = logging.getLogger(__name__)
+# A look at a mounted file system costs no server anything: its errors are not remembered.
+_MOUNTED = frozenset({"file", "oci", "oci-archive", "docker-archive"})
 _TRIES = 8
 _TRIES_WITH_A_CACHED_IMAGE = 2
 _UNPACKED = 10  # times the whole cache: no image unpacks to more
@@ -46,7 +48,8 @@ def open_cache(config: Config) -> Cache:
     Raises CacheUnusable.
     """
     layout = Layout(config.cache_path, config.state_path)
-    store.prepare(layout)
+    folders.prepare(layout)
+    failures.sweep(layout, age_s=max(config.error_ttl_s, config.deadline_s))
     swept = store.sweep(layout) + inflight.sweep(layout)
     if swept:
         events.record(layout.events, "sweep", files=swept)
@@ -107,6 +110,7 @@ def stage(
     deadline: float,
     job: str = "",
     uid: int = 0,
+    anew: bool = False,
     progress: Progress = lambda *_: None,
 ) -> Staged:
     """Bring the image that `text` names onto this node; return it when it is whole.
@@ -114,7 +118,8 @@ def stage(
     `job` gets a lease on it ("" gets none). What the unprivileged account may
     read is shared by all, with the site's credentials only where the site says
     so; what only the user `uid` may read stays that user's.
-    `deadline` is a time.monotonic() value. Raises HpcimgError.
+    `deadline` is a time.monotonic() value. With `anew`, no remembered error is
+    the answer. Raises HpcimgError.
     """
     began = time.monotonic()
     wanted = parse(config, text)
@@ -123,12 +128,13 @@ def stage(
         staged = _first_allowed(
             _ways(config, wanted, service, uid),
             functools.partial(
-                _ensure, config, cache, wanted, service, job=job, deadline=deadline,
+                _ensure, config, cache, wanted, service, job=job, anew=anew, deadline=deadline,
                 progress=progress,
             ),
         )  # fmt: skip
     except HpcimgError as error:
-        _record(cache, "failed", began, job=job, uri=wanted.uri, message=str(error))
+        _record(cache, "failed", began, job=job, uri=wanted.uri, message=str(error),
+                **{"class": error.kind})  # fmt: skip
         raise
     _record(cache, staged.how, began, job=job, key=staged.entry.key, bytes=staged.entry.size_bytes)
     with contextlib.suppress(OSError):  # the next job then takes the long way
@@ -189,9 +195,17 @@ def _ensure(
     way: _Way,
     *,
     job: str,
+    anew: bool,
     deadline: float,
     progress: Progress,
 ) -> Staged:
+    memory = failures.Memory(
+        ttl_s=0.0 if anew or wanted.scheme in _MOUNTED else config.error_ttl_s,
+        settings=config.fingerprint,
+        # A user may read what the site's account may not, and the other way round.
+        asker="user" if way.as_user else "site" if way.site == "all" else "",
+    )
+
     def fetch(
         descriptor: int,
         *,
@@ -254,6 +268,7 @@ def _ensure(
         fetch=fetch,
         convert=convert,
         progress=progress,
+        memory=memory,
     )
 
 

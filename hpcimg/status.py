@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from hpcimg import conffiles, history, stage
+from hpcimg import conffiles, health, history, stage
 from hpcimg.cache import evict, inflight, lease, store
 from hpcimg.cache.layout import Layout
 from hpcimg.config import Config
 from hpcimg.errors import HpcimgError
-from hpcimg.units import format_size
 
 _FAILURES_SHOWN = 5
 
@@ -58,13 +57,7 @@ def _measure(config: Config, layout: Layout, cache: dict[str, Any]) -> list[str]
         return [str(error)]
     free = evict.free_on_disk(layout)
     cache.update(free_bytes=free, **limits._asdict())
-    problems = []
-    if cache["bytes"] > limits.max_size:
-        problems.append(f"the cache holds {format_size(cache['bytes'])}, more than its max_size")
-    if free < limits.min_free:
-        floor = format_size(limits.min_free)
-        problems.append(f"{format_size(free)} are free on its disk, {floor} should be")
-    return problems
+    return health.full(cache["bytes"], free, limits)
 
 
 def _images_of(job: str, holders: dict[str, list[str]]) -> list[str]:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from hpcimg.cache import failures, lease, store
 from hpcimg.cache.arrival import Arrival, Cache
+from hpcimg.cache.failures import Memory
 from hpcimg.cache.inflight import Inflight
 from hpcimg.cache.store import Entry, Ref
 from hpcimg.errors import (
@@ -35,6 +36,7 @@ from hpcimg.units import format_duration
 log = logging.getLogger(__name__)
 FORMATS = ("sif", "squashfs")  # of converted images; their keys end so
 _URIS_MAX = 32
+NO_MEMORY = Memory()
 _GRACE_S = 60.0  # how long a server that did not answer is left alone
 
 
@@ -57,15 +59,17 @@ def ensure(
     fetch: Fetch,
     convert: Convert,
     progress: Progress = lambda *_: None,
+    memory: Memory = NO_MEMORY,
 ) -> Staged:
     """Return the finished image that `reference` stands for, fetched if need be.
 
     `job` holds a lease on it when this returns; "" takes none. `owner` is the
     uid whose private image it is, None for one that all share. `deadline` is a
     time.monotonic() value for everything together. `progress` hears what `fetch`
-    and `convert` say of theirs. Raises HpcimgError.
+    and `convert` say of theirs. `memory` says which earlier failures answer for
+    the source. Raises HpcimgError.
     """
-    return _Ensure(cache, reference, job, owner, deadline, progress).run(fetch, convert)
+    return _Ensure(cache, reference, job, owner, deadline, progress, memory).run(fetch, convert)
 
 
 class _Ensure:
@@ -79,6 +83,7 @@ class _Ensure:
         owner: int | None,
         deadline: float,
         tell: Progress,
+        memory: Memory,
     ) -> None:
         self.cache = cache
         self.layout = cache.layout
@@ -87,6 +92,7 @@ class _Ensure:
         self.owner = owner
         self.deadline = deadline
         self.tell = tell
+        self.memory = memory
         self.ref_id = store.ref_id(reference.uri, owner)
 
     def run(self, fetch: Fetch, convert: Convert) -> Staged:
@@ -100,19 +106,21 @@ class _Ensure:
             staged = self._fresh(ref, "waited" if waited else "hit")
             if staged:
                 return staged
-            failure = failures.since(self.layout, self.ref_id, began)
+            failure = failures.recall(self.layout, self.ref_id, self.memory, began=began)
             if failure:
                 raise failure
             if waited:
                 store.sweep(self.layout)  # who held the lock may have been killed
             cached = store.load_entry(self.layout, ref.key) if ref else None
             try:
-                return self._fetch(fetch, convert, ref if cached else None)
+                staged = self._fetch(fetch, convert, ref if cached else None)
             except (DeadlinePassed, Interrupted):
                 raise  # ours; who waits may have more time, and fetches in a process of its own
             except HpcimgError as error:
-                failures.record(self.layout, self.ref_id, error)
+                failures.record(self.layout, self.ref_id, self.memory, error)
                 raise
+            failures.forget(self.layout, self.ref_id, self.memory)
+            return staged
 
     def _load_ref(self) -> Ref | None:
         ref = store.load_ref(self.layout, self.ref_id)

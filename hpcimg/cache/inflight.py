@@ -90,6 +90,13 @@ def sweep(layout: Layout) -> int:
     )
 
 
+def stale(layout: Layout) -> int:
+    """Return how many files are of processes that are gone."""
+    return sum(
+        not processes.alive(str(fields.get("process", ""))) for _, fields in _read_all(layout)
+    )
+
+
 def _read_all(layout: Layout) -> list[tuple[str, dict[str, Any]]]:
     found = []
     try:

@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     conf = config.load()
     logs.set_up("stderr", name="gc")
+    query.look_in(conf.slurm_bin)
     cache = stage.cache_of(conf) if args.dry_run else stage.open_cache(conf)
     layout = cache.layout
     ended = _ended_jobs(layout)

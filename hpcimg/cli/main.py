@@ -7,15 +7,16 @@ import os
 import sys
 
 from hpcimg import __version__
-from hpcimg.cli import config, gc, ls, output, path, stage, status
+from hpcimg.cli import config, doctor, gc, ls, output, path, stage, status
 from hpcimg.errors import Bug, HpcimgError
 
 _COMMANDS = {
-    "stage": stage, "path": path, "status": status, "ls": ls, "gc": gc, "config": config,
+    "stage": stage, "path": path, "status": status, "ls": ls, "gc": gc, "doctor": doctor,
+    "config": config,
 }  # fmt: skip
 _EPILOG = """\
-exit codes: 0 done, 1 a problem was found (status), 2 wrong usage, 10-19 the
-request cannot be met, 20-29 it failed now and may succeed later, 30-39 this
+exit codes: 0 done, 1 a problem was found (status, doctor), 2 wrong usage, 10-19
+the request cannot be met, 20-29 it failed now and may succeed later, 30-39 this
 node needs an administrator, 70 a bug. The configuration is read from
 /etc/hpcimg/hpcimg.conf and conf.d/*.conf beside it; HPCIMG_CONF names another.
 """

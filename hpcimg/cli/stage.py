@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
                 cache,
                 uri,
                 deadline=began + conf.deadline_s,
+                anew=True,
                 progress=meter.show,
             )
         results.append({"uri": uri, "path": staged.path, "key": staged.entry.key,

@@ -20,7 +20,8 @@ Counts are since the node booted. Exit code 1 where a problem was found."""
 _COUNTS = {
     "hit": "hits", "waited": "waited for another job", "fetched": "fetched",
     "unchanged": "asked, unchanged", "stale": "served while the server was down",
-    "failed": "failed", "evict": "evicted", "sweep": "times leftovers were swept",
+    "failed": "failed", "requeue": "requeued", "evict": "evicted",
+    "sweep": "times leftovers were swept",
 }  # fmt: skip
 
 

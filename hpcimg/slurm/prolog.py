@@ -1,8 +1,9 @@
 """Prolog's long way: stage what the job asks for, and tell the job what came of it.
 
-It returns 0 whatever happens, since any other exit code makes Slurm drain the
-node: a failure is written into the job's task file, and the job's own task
-prolog prints it and fails.
+A failure is written into the job's task file, and the job's own task prolog
+prints it and fails. Where the site wants it, the job is requeued after a
+failure that passes, and Slurm drains a node that is at fault. Otherwise this
+returns 0 whatever happens, since any other exit code makes Slurm drain the node.
 """
 
 from __future__ import annotations
@@ -11,19 +12,21 @@ import logging
 import os
 import time
 
-from hpcimg import conffiles, config, logs, stage
+from hpcimg import conffiles, config, events, health, logs, stage
 from hpcimg.cache.layout import Layout
 from hpcimg.config import Config
-from hpcimg.errors import BadReference, Bug, HpcimgError, from_os_error
-from hpcimg.slurm import comment, jobfiles, query
+from hpcimg.errors import BadReference, Bug, ConfigError, HpcimgError, NodeError, from_os_error
+from hpcimg.slurm import comment, jobfiles, query, requeue
 from hpcimg.units import format_size
 
 log = logging.getLogger(__name__)
 _TELL_EVERY_S = 10.0
+# The one exit code with which the hook ends with 1; none that Python or a shell has of its own.
+DRAIN = 43
 
 
 def main() -> int:
-    """Run Prolog for the job in the environment; always return 0."""
+    """Run Prolog for the job in the environment; return 0, or DRAIN where the node is at fault."""
     started = time.time()
     job, uid = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_JOB_UID", "")
     logs.set_up("syslog", name="prolog", job=job if job.isdigit() else "?")
@@ -31,14 +34,20 @@ def main() -> int:
         log.error("SLURM_JOB_ID and SLURM_JOB_UID are not set: this is called by slurmd as Prolog")
         return 0
     images: list[jobfiles.Image] = []
+    conf: Config | None = None
     try:
         conf = config.load()
         logs.set_up(conf.log_to, name="prolog", job=job)
+        query.look_in(conf.slurm_bin)
         _stage_all(conf, job, int(uid), images, started)
     except Exception as error:
-        explained = error if isinstance(error, HpcimgError) else _unforeseen(error)
+        explained = error if isinstance(error, HpcimgError) else _unforeseen(error, job)
         log.error("%s", explained)
-        _fail(job, int(uid), images, explained, started)
+        message = _requeued(conf, job, explained)
+        _fail(job, int(uid), images, explained, message, started)
+        if conf and _at_fault(conf, explained):
+            log.critical("Slurm is told to drain this node")
+            return DRAIN
     return 0
 
 
@@ -90,15 +99,59 @@ class _LoggedProgress:
         log.info("%s: %s, %s%s", self._uri, phase, format_size(done), of)
 
 
-def _unforeseen(error: Exception) -> HpcimgError:
+def _unforeseen(error: Exception, job: str) -> HpcimgError:
     log.error("unforeseen", exc_info=error)
     if isinstance(error, OSError):
-        return from_os_error(error)
-    return Bug("hpcimg failed on this node", why=f"{type(error).__name__}: {error}")
+        explained = from_os_error(error)
+    else:
+        explained = Bug("hpcimg failed on this node", why=f"{type(error).__name__}: {error}")
+    fields = {"uri": "", "message": str(explained), "class": explained.kind}
+    events.record(_layout_at_any_cost().events, "failed", job=job, **fields)
+    return explained
+
+
+def _requeued(conf: Config | None, job: str, error: HpcimgError) -> str:
+    """Requeue the job where the site says so; return what the job is told."""
+    if conf is None or conf.on_transient != "requeue":
+        return str(error)
+    outcome = requeue.attempt(
+        job,
+        error,
+        restarts=os.environ.get("SLURM_JOB_RESTART_COUNT", ""),
+        limit=conf.max_requeues,
+        nodes=os.environ.get("SLURM_JOB_NUM_NODES", ""),
+    )
+    if outcome.said:
+        log.warning("%s", outcome.said)
+    if not outcome.requeued:
+        return f"{error} {outcome.said}".rstrip()
+    events.record(Layout(conf.cache_path, conf.state_path).events, "requeue", job=job)
+    # It will be submitted again, so nobody has to be asked for that.
+    return f"{error.brief}. {outcome.said}"
+
+
+def _at_fault(conf: Config, error: HpcimgError) -> bool:
+    """Tell whether the node is to be drained for this error.
+
+    Not for a word in a file that all nodes share. And not on the word of the
+    error alone, which may come of a process that read what a user named: the
+    folders have to be found faulty.
+    """
+    if conf.on_node_fault != "drain":
+        return False
+    if not isinstance(error, NodeError) or isinstance(error, ConfigError):
+        return False
+    found = health.folders(Layout(conf.cache_path, conf.state_path))
+    return any(finding.result == health.PROBLEM for finding in found)
 
 
 def _fail(
-    job: str, uid: int, images: list[jobfiles.Image], error: HpcimgError, started: float
+    job: str,
+    uid: int,
+    images: list[jobfiles.Image],
+    error: HpcimgError,
+    message: str,
+    started: float,
 ) -> None:
     """Write why the job cannot run; where even that fails, the log has it."""
     try:
@@ -110,7 +163,7 @@ def _fail(
             uid,
             images,
             started=started,
-            message=str(error),
+            message=message,
             error=type(error).__name__,
             kind=error.kind,
         )

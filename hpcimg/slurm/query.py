@@ -6,6 +6,7 @@ a thousand nodes asking slurmctld at once are a storm.
 
 from __future__ import annotations
 
+import os
 import subprocess
 from typing import Any, Protocol
 
@@ -39,6 +40,33 @@ def open_slurm() -> Slurm:
     return PySlurm(pyslurm)
 
 
+def look_in(folder: str) -> None:
+    """Look for Slurm's commands there first, "" for nowhere but in PATH."""
+    if folder:
+        os.environ["PATH"] = f"{folder}:{os.environ.get('PATH', os.defpath)}"
+
+
+def run(argv: list[str], *, timeout_s: float = 0) -> subprocess.CompletedProcess[str]:
+    """Run one of Slurm's commands; its exit code is the caller's to judge.
+
+    Raises MissingTool where there is none, Unreachable where it takes too long.
+    """
+    try:
+        return subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s or _TIMEOUT_S,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise MissingTool(f"{argv[0]} is not installed, or not in PATH") from None
+    except subprocess.TimeoutExpired:
+        raise Unreachable("slurmctld does not answer") from None
+
+
 class Commands:
     """Slurm's own squeue."""
 
@@ -51,20 +79,7 @@ class Commands:
 
     def _ask(self, job: str, field: str) -> str:
         """Return one field of the job, "" where Slurm knows no such job."""
-        command = ["squeue", "--noheader", "--states=all", f"--jobs={job}", f"--format={field}"]
-        try:
-            done = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=_TIMEOUT_S,
-                check=False,
-            )
-        except FileNotFoundError:
-            raise MissingTool("squeue is not installed, or not in PATH") from None
-        except subprocess.TimeoutExpired:
-            raise Unreachable("slurmctld does not answer") from None
+        done = run(["squeue", "--noheader", "--states=all", f"--jobs={job}", f"--format={field}"])
         if done.returncode and "Invalid job id" not in done.stderr:
             raise Unreachable("slurmctld cannot be asked", why=done.stderr.strip())
         return done.stdout

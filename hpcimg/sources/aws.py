@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import configparser
 import os
-import pwd
 from typing import NamedTuple
 
 from hpcimg.errors import ConfigError, MissingTool, UserError
+from hpcimg.sources import userfiles
 
 try:  # at once, while the process still has the rights to read its own code
     from botocore.auth import S3SigV4Auth
@@ -15,8 +15,6 @@ try:  # at once, while the process still has the rights to read its own code
     from botocore.credentials import Credentials
 except ImportError:
     Credentials = None
-
-_FILE_MAX = 1 << 18
 
 
 class Keys(NamedTuple):
@@ -48,15 +46,11 @@ def own_keys() -> Keys | None:
     The files are those of AWS's tools, section [default]. No program that they
     name is run. Raises UserError.
     """
-    try:
-        home = pwd.getpwuid(os.getuid()).pw_dir
-    except KeyError:
-        return None
-    for name in ("credentials", "config"):
+    home = userfiles.home()
+    for name in ("credentials", "config") if home else ():
         path = os.path.join(home, ".aws", name)
         try:
-            with open(path, encoding="utf-8") as file:
-                keys = _read(file.read(_FILE_MAX), path)
+            keys = _read(userfiles.read(path), path)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:

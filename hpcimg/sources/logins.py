@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import pwd
 import select
-import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 
 from hpcimg import dockerhub
 from hpcimg.errors import ConfigError
+from hpcimg.sources import userfiles
 from hpcimg.sources.credentials import (
     Keyring,
     Login,
@@ -31,7 +31,6 @@ FILES = (
     "~/.docker/config.json",
 )
 ENROOT_FILE = "~/.config/enroot/.credentials"
-_FILE_MAX = 1 << 20
 _HELPER_PATH = "/usr/local/bin:/usr/bin:/bin"
 _HELPER_MAX = 64 << 10
 _HELPER_TIMEOUT_S = 10.0
@@ -76,7 +75,7 @@ def _places(host: str, repository: str, user: str) -> Iterator[Callable[[], Logi
         name = pattern.format(uid=account.pw_uid)
         parse = parse_netrc if pattern == ENROOT_FILE else parse_docker
         try:
-            keyring = parse(_read(name.replace("~", account.pw_dir, 1)), name)
+            keyring = parse(userfiles.read(name.replace("~", account.pw_dir, 1)), name)
         except (OSError, ValueError):
             continue
         yield from _in_keyring(keyring, host, repository, user, account)
@@ -98,18 +97,6 @@ def _in_keyring(
     yield lambda: find(keyring, host, repository, user=user)
     if keyring.store:
         yield lambda: ask_helper(keyring.store, host, account)
-
-
-def _read(path: str) -> str:
-    """Read a file of at most 1 MiB. Raises OSError, ValueError; never waits, as for a FIFO."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError("not a file")
-        data = file.read(_FILE_MAX + 1)
-    if len(data) > _FILE_MAX:
-        raise ValueError("too large")
-    return data.decode()
 
 
 def ask_helper(name: str, host: str, account: pwd.struct_passwd) -> Login | None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import pwd
 import re
-import stat
 from typing import Any, NamedTuple
 
 from hpcimg.errors import ConfigError, HpcimgError, UserError
+from hpcimg.sources import userfiles
 
 # Below the home folder of the job's user, as the accounts of the node have it.
 OWN_FILE = ".config/hpcimg/swift.rc"
-_MAX = 64 << 10
+
 _LINE = re.compile(
     r"""(?:export\s+)?(?P<key>[A-Za-z_][A-Za-z0-9_]*)=
     (?: '(?P<literal>[^']*)' | "(?P<quoted>[^"$`\\]*)" | (?P<bare>[^\s'"$`\\;&|<>()]*) )
@@ -91,35 +90,18 @@ def own() -> tuple[str, str]:
 
     Raises UserError for one that is there and cannot be read.
     """
-    try:
-        # Not $HOME, which anybody may set.
-        path = os.path.join(pwd.getpwuid(os.geteuid()).pw_dir, OWN_FILE)
-    except KeyError:
+    home = userfiles.home()
+    if not home:
         return f"~/{OWN_FILE}", ""
+    path = os.path.join(home, OWN_FILE)
     try:
-        # O_NONBLOCK: opening a FIFO must not wait for its writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        return path, userfiles.read(path)
     except (FileNotFoundError, NotADirectoryError):
         return path, ""
     except OSError as error:
         raise _unreadable(path, error.strerror or "") from None
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise _unreadable(path, "it is no plain file")
-        return path, _decode(os.read(descriptor, _MAX + 1), path)
-    except OSError as error:
-        raise _unreadable(path, error.strerror or "") from None
-    finally:
-        os.close(descriptor)
-
-
-def _decode(data: bytes, path: str) -> str:
-    if len(data) > _MAX:
-        raise _unreadable(path, f"it is larger than {_MAX >> 10} KiB")
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        raise _unreadable(path, "it is no text in UTF-8") from None
+    except ValueError as error:
+        raise _unreadable(path, str(error)) from None
 
 
 def _unreadable(path: str, why: str) -> UserError:

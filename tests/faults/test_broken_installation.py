@@ -26,11 +26,11 @@ def checkout(tmp_path: Path) -> Path:
     return copy
 
 
-def run(node: Node, hook: Path, job: int) -> str:
+def run(node: Node, hook: Path, job: int, comment: str = COMMENT) -> str:
     """Run a hook, which must end with 0; return what it printed."""
     done = subprocess.run(
         [str(hook)],
-        env=node.environment(job, COMMENT),
+        env=node.environment(job, comment),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -73,3 +73,47 @@ def test_no_interpreter_that_works(checkout: Path, node: Node) -> None:
     python.chmod(0o755)
     assert "not found" in run(node, checkout / "prolog" / "hpcimg-prolog", 1)
     run(node, checkout / "epilog" / "hpcimg-epilog", 1)
+
+
+@pytest.mark.parametrize(
+    ("module", "package"), [("locks", "filelock"), ("retry", "tenacity"), ("transfer", "requests")]
+)
+def test_a_package_that_is_missing(module: str, package: str, checkout: Path, node: Node) -> None:
+    path = checkout / "hpcimg" / f"{module}.py"
+    path.write_text(path.read_text().replace(f"from {package} ", "from no_such_package "))
+    path.write_text(path.read_text().replace(f"import {package}", "import no_such_package"))
+    run(node, checkout / "prolog" / "hpcimg-prolog", 1, "container:http://127.0.0.1:1/x.sif")
+    task = node.task(1)
+    assert task.code == 1
+    assert "the Python package no_such_package is not installed on this node" in task.printed
+    assert node.record(1)["class"] == "node"
+
+
+@pytest.mark.parametrize(("code", "hook_ends"), [(43, 1), (42, 0), (1, 0), (2, 0), (137, 0)])
+def test_the_one_exit_code_that_drains(
+    code: int, hook_ends: int, checkout: Path, node: Node
+) -> None:
+    (checkout / "hpcimg" / "slurm" / "prolog.py").write_text(f"def main(): return {code}\n")
+    hook = checkout / "prolog" / "hpcimg-prolog"
+    done = subprocess.run([str(hook)], env=node.environment(1, COMMENT), timeout=30, check=False)
+    assert done.returncode == hook_ends
+
+
+def test_only_a_cache_that_is_found_faulty_drains_the_node(checkout: Path, node: Node) -> None:
+    hook = checkout / "prolog" / "hpcimg-prolog"
+    node.configure("[policy]\non_node_fault = drain\n")
+    run(node, hook, 1)
+    # The word of the error alone is not enough: it may come of what a user named.
+    stage = checkout / "hpcimg" / "stage.py"
+    text = stage.read_text()
+    stage.write_text(f"{text}\n\ndef stage(*_, **__):\n    raise CacheUnusable('x')\n")
+    run(node, hook, 2)
+    assert node.record(2)["class"] == "node"
+    stage.write_text(text)
+    (node.cache / "images").rename(node.cache / "kept")
+    (node.cache / "images").touch()
+    done = subprocess.run([str(hook)], env=node.environment(3, COMMENT), timeout=30, check=False)
+    assert done.returncode == 1
+    assert "is not a folder" in node.task(3).printed
+    node.configure()
+    run(node, hook, 4)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from hpcimg import reference
-from hpcimg.cache import ensure, evict, hot, lease, store
+from hpcimg.cache import ensure, evict, folders, hot, lease
 from hpcimg.cache.arrival import Cache
 from hpcimg.cache.layout import Layout
 from hpcimg.fetching import Arrived, Fetched, Offer, Offered, Outcome, Progress
@@ -31,7 +31,7 @@ class Image:
 
     def __init__(self, folder: Path, data: bytes) -> None:
         self.layout = Layout(str(folder / "cache"), str(folder / "state"))
-        store.prepare(self.layout)
+        folders.prepare(self.layout)
         self.data = data
         self.key = f"sha256-{hashlib.sha256(data).hexdigest()}"
         self.path = Path(self.layout.image(self.key, "sif", None))

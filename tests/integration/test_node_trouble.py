@@ -59,6 +59,8 @@ def test_what_is_unforeseen_fails_the_job_and_not_the_node(
     assert task.code == 1
     assert "hpcimg failed on this node: ValueError: a \\x1b mistake\\nof ours" in task.printed
     assert in_process.record(1)["class"] == "bug"
+    [failure] = in_process.hpcimg_json("status")["failures"]
+    assert (failure["class"], failure["job"]) == ("bug", "1")
     log = in_process.log()
     assert "Traceback (most recent call last)" in log
     assert "in broken" in log

@@ -200,7 +200,8 @@ def test_a_page_is_not_an_image(node: Node, web: WebServer, url: str, sif: bytes
     web.script("/x.sif", [Html()])
     refused(node, 1, f"container:{url}", "NotAnImage", "is not an image: it is a web page")
     assert node.images() == []
-    # Nor is it remembered.
+    # Nor is it remembered for long.
+    let_pass(node, 60)
     staged(node, 2, f"container:{url}", sif, how="fetched")
 
 

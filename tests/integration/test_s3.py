@@ -228,6 +228,7 @@ def test_the_users_own_keys_that_do_not_serve(
     give_keys(user, SITE._replace(secret="hush").file)
     refused(node, 1, comment, "Forbidden", "the secret key is not", f"Correct {path}")
     give_keys(user, "aws_secret_access_key = hush\n")
+    let_pass(node, 60)
     task = refused(node, 2, comment, "UserError", f"{path} cannot be used", "no INI file")
     assert "hush" not in task.printed + node.log()
 

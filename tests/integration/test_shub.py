@@ -74,6 +74,7 @@ def test_what_is_not_there(node: Node, hub: WebServer) -> None:
     uri = "shub://lab/samtools"
     refused(node, 1, f"container:{uri}", "NotFound", f"there is nothing at {uri}")
     hub.put("/api/container/lab/samtools:latest", b'{"image": "file:///etc/passwd"}')
+    let_pass(node, 60)
     refused(node, 2, f"container:{uri}", "NotAnImage", uri)
 
 

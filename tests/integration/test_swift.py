@@ -206,6 +206,7 @@ def test_a_file_of_the_users_that_is_none(user_node: NodeWithAccount) -> None:
     others = user_node.folder / "others"
     others.touch(mode=0o600)
     file.symlink_to(others)
+    let_pass(user_node, 60)
     refused(user_node, 2, URI, "UserError", "Permission denied")
 
 

@@ -25,6 +25,7 @@ from tests.parts.daemon import (
     wait_until,
 )
 from tests.parts.tokenserver import ISSUER, SERVICE, TokenServer
+from tests.parts.webserver import make_certificate
 
 SIF_LAYER = "application/vnd.sylabs.sif.layer.v1.sif"
 SIF_CONFIG = "application/vnd.sylabs.sif.config.v1+json"
@@ -52,12 +53,18 @@ class Request(NamedTuple):
 class Registry:
     """Debian's docker-registry on a port of its own with a storage folder of its own.
 
-    A context manager. Attributes: host ("127.0.0.1:PORT", as in docker://HOST/...), url, port.
+    A context manager. Attributes: host ("127.0.0.1:PORT", as in docker://HOST/...), url, port;
+    with TLS `certificate`, the PEM file that clients have to trust.
     stop and start simulate an outage: the port and what was pushed stay.
     """
 
     def __init__(
-        self, *, basic: bool = False, tokens: TokenServer | None = None, mirror_of: str = ""
+        self,
+        *,
+        basic: bool = False,
+        tokens: TokenServer | None = None,
+        mirror_of: str = "",
+        tls: bool = False,
     ) -> None:
         """Choose the port; nothing runs yet.
 
@@ -69,7 +76,9 @@ class Registry:
         self._mirror_of = mirror_of
         self.port = free_ports(1)[0]
         self.host = f"127.0.0.1:{self.port}"
-        self.url = f"http://{self.host}"
+        self._tls = tls
+        self.url = f"http{'s' if tls else ''}://{self.host}"
+        self.certificate = Path()
         self._marks = 0
         self._session = Session()
         # Neither proxies nor credentials of whoever runs the tests.
@@ -186,6 +195,8 @@ class Registry:
         )
 
     def _config(self) -> dict[str, object]:
+        # The secret signs the state of uploads.
+        http: dict[str, object] = {"addr": self.host, "secret": secrets.token_hex()}
         config: dict[str, object] = {
             "version": "0.1",
             "log": {"level": "warn", "accesslog": {"disabled": False}},
@@ -193,8 +204,7 @@ class Registry:
                 "filesystem": {"rootdirectory": str(self.folder / "storage")},
                 "delete": {"enabled": True},
             },
-            # The secret signs the state of uploads.
-            "http": {"addr": self.host, "secret": secrets.token_hex()},
+            "http": http,
         }
         if self._basic:
             (self.folder / "htpasswd").write_text(f"{_HTPASSWD}\n")
@@ -209,6 +219,10 @@ class Registry:
                     "rootcertbundle": str(self._tokens.certificate),
                 }
             }
+        if self._tls:
+            self.certificate, key = make_certificate(self.folder)
+            self._session.verify = str(self.certificate)
+            http["tls"] = {"certificate": str(self.certificate), "key": str(key)}
         if self._mirror_of:
             config["proxy"] = {"remoteurl": self._mirror_of}
         return config

@@ -42,8 +42,12 @@ def test_an_empty_file_is_a_working_node(main: Path) -> None:
     assert (loaded.deadline_s, loaded.tag_ttl_s) == (540, 3600)
     assert (loaded.connect_timeout_s, loaded.stall_timeout_s) == (10, 60)
     assert (loaded.allow, loaded.deny, loaded.max_image_size) == (("*",), (), 0)
+    assert loaded.error_ttl_s == 60
+    assert (loaded.on_transient, loaded.max_requeues) == ("fail", 3)
+    assert loaded.on_node_fault == "fail"
     assert (loaded.comment_from, loaded.log_to, loaded.account) == ("environment", "syslog", "")
     assert (loaded.format, loaded.compression) == ("auto", "zstd:1")
+    assert loaded.slurm_bin == ""
     assert (loaded.registries, loaded.aliases) == ({}, {})
     assert loaded.registry("anywhere:5000") == Registry(insecure=None, mirrors=None)
 
@@ -126,6 +130,9 @@ def test_settings_tell_where_they_come_from(main: Path) -> None:
         ("[stage]\ncompression = xz:1\n", "[stage] compression", "zstd:22"),
         ("[stage]\ncompression = gzip:10\n", "[stage] compression", "gzip:9"),
         ("[stage]\ncompression = zstd:\n", "[stage] compression", "zstd:1"),
+        ("[policy]\non_transient = wait\n", "[policy] on_transient", "fail, requeue"),
+        ("[policy]\non_node_fault = halt\n", "[policy] on_node_fault", "fail, drain"),
+        ("[policy]\nmax_requeues = -1\n", "[policy] max_requeues", "'-1' is not a number"),
         ("[slurm]\ncomment = maybe\n", "[slurm] comment", "environment, query"),
         ("[log]\nto = hpcimg.log\n", "[log] to", "absolute path"),
         ("[registry h]\nmirrors = https://m", "[registry h] mirrors", "write HOST[:PORT]"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcimg.cache import evict, store
+from hpcimg.cache import evict, folders, store
 from hpcimg.cache.arrival import Cache
 from hpcimg.cache.ensure import Staged, ensure
 from hpcimg.cache.layout import Layout
@@ -24,7 +24,7 @@ URI = "https://images.example.org/x.sif"
 @pytest.fixture
 def cache(tmp_path: Path) -> Cache:
     layout = Layout(str(tmp_path / "cache"), str(tmp_path / "state"))
-    store.prepare(layout)
+    folders.prepare(layout)
     return Cache(layout, evict.Limits(1 << 40, 1 << 40, 1 << 40, 0, 0.0), tag_ttl_s=0.0)
 
 

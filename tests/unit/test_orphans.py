@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcimg.cache import store
+from hpcimg.cache import folders, store
 from hpcimg.cache.layout import Layout
 from hpcimg.cache.store import Entry, Ref
 
@@ -15,7 +15,7 @@ from hpcimg.cache.store import Entry, Ref
 def layout(tmp_path: Path) -> Layout:
     """A cache with two images, one of them private, and the refs to them."""
     layout = Layout(str(tmp_path / "cache"), str(tmp_path / "state"))
-    store.prepare(layout)
+    folders.prepare(layout)
     for key, owner in (("sha256-a", None), ("u1-sha256-b", 1)):
         entry = Entry(key, "sif", key, 4, "", ("file:///x",), 0.0, owner)
         with store.unfinished(layout, "x") as (temp, descriptor):

@@ -1,0 +1,123 @@
+"""hpcimg doctor: what is wrong with this node, and what to do about it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import shutil
+import subprocess
+import time
+
+from hpcimg import health, history
+from hpcimg.cache import inflight
+from hpcimg.cache.layout import Layout
+from hpcimg.cli import output
+from hpcimg.errors import printable
+from hpcimg.health import NOTE, OK, PROBLEM, Finding
+from hpcimg.slurm import health as slurm_health
+from hpcimg.slurm import query
+from hpcimg.units import format_duration
+
+HELP = """look for what is wrong with this node, and say what to do about it
+
+Exit code 1 where a problem was found. A note is nothing that has to be mended.
+Run it as root. With --node it says nothing where all is well, asks neither the
+network nor Slurm, and takes less than a second: for health checks that run
+often, such as LBNL NHC's check_cmd_status or Slurm's HealthCheckProgram."""
+
+_MKSQUASHFS_SINCE = (4, 5)
+_RECENT_S = 3600.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--node", action="store_true", help="be quick, and silent where all is well"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    conf, findings = health.node()
+    if conf and not args.node:
+        query.look_in(conf.slurm_bin)
+        layout = Layout(conf.cache_path, conf.state_path)
+        findings += [_imported(), *_tools(), _leftovers(layout), _failures(layout)]
+        findings += [slurm_health.leases(layout), *slurm_health.hooks()]
+    bad = [finding for finding in findings if finding.result == PROBLEM]
+    if args.json:
+        output.print_json({"checks": [f._asdict() for f in findings], "problems": len(bad)})
+    else:
+        for finding in bad if args.node else findings:
+            print(_line(finding))
+    return 1 if bad else 0
+
+
+def _line(finding: Finding) -> str:
+    what = f"{finding.what}: {finding.why}" if finding.why else finding.what
+    text = f"{what}. {finding.do}" if finding.do else what
+    return printable(f"{finding.result:7} {finding.check}: {text}")
+
+
+def _imported() -> Finding:
+    """Import what fetches: a package that is installed may still be broken."""
+    for name in health.PACKAGES:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            return Finding("imports", PROBLEM, f"{name} cannot be imported", why, "Reinstall it.")
+    return Finding("imports", OK, "what fetches can be imported")
+
+
+def _tools() -> list[Finding]:
+    """Look for what converts images in layers; a site that has none may do without."""
+    found = []
+    for names in (("mksquashfs",), ("zstd",), ("apptainer", "singularity")):
+        paths = [path for path in map(shutil.which, names) if path]
+        if not paths:
+            found.append(Finding("tools", NOTE, f"there is no {' or '.join(names)}"))
+            continue
+        version = _version(paths[0]) if names == ("mksquashfs",) else _MKSQUASHFS_SINCE
+        if version < _MKSQUASHFS_SINCE:
+            why = f"it is {'.'.join(map(str, version)) or 'unknown'}, 4.5 is needed"
+            found.append(Finding("tools", NOTE, f"{paths[0]} is too old to convert images", why))
+        else:
+            found.append(Finding("tools", OK, paths[0]))
+    return found
+
+
+def _version(mksquashfs: str) -> tuple[int, ...]:
+    try:
+        done = subprocess.run(
+            [mksquashfs, "-version"], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    match = re.search(r"version (\d+)\.(\d+)", done.stdout)
+    return (int(match[1]), int(match[2])) if match else ()
+
+
+def _leftovers(layout: Layout) -> Finding:
+    stale = inflight.stale(layout)
+    if not stale:
+        return Finding("leftovers", OK, "no download was cut off")
+    what = f"{stale} downloads were cut off"
+    return Finding("leftovers", NOTE, what, "the next job with an image clears that away")
+
+
+def _failures(layout: Layout) -> Finding:
+    now = time.time()
+    try:
+        recent = [
+            event
+            for event in history.recent(layout)
+            if event.get("class") in ("node", "bug") and now - event["time"] < _RECENT_S
+        ]
+    except OSError as error:
+        return Finding("failures", NOTE, "the events cannot be read", error.strerror or "")
+    if not recent:
+        return Finding("failures", OK, "no job failed by this node's fault within an hour")
+    last = recent[-1]
+    ago = format_duration(now - last["time"])
+    what = f"{len(recent)} jobs failed by this node's fault within an hour, the last {ago} ago"
+    return Finding("failures", NOTE, what, str(last.get("message", "")))
