@@ -23,8 +23,10 @@ from hpcimg.fetching import Offer, Settings
 from hpcimg.reference import Reference
 from hpcimg.sink import Sink
 from tests.parts import docblocks, images
-from tests.parts.docblocks import EXAMPLE_WEB, PAGES, ROOT, Block
+from tests.parts.docblocks import EXAMPLE_REGISTRY, EXAMPLE_WEB, PAGES, ROOT, Block
 from tests.parts.node import Node
+from tests.parts.ociimages import make_layer, push_image
+from tests.parts.registry import Registry
 from tests.parts.webfaults import Slow
 from tests.parts.webserver import WebServer
 
@@ -39,16 +41,17 @@ needs_images = pytest.mark.skipif(images.missing() != "", reason=images.missing(
 
 
 class World:
-    """A node, a web server and a shared folder, under the names that the documentation uses."""
+    """A node, servers and a shared folder, under the names that the documentation uses."""
 
-    def __init__(self, folder: Path, web: WebServer) -> None:
+    def __init__(self, folder: Path, web: WebServer, registry: Registry) -> None:
         folder.chmod(0o755)  # the unprivileged account reads in it
-        self.node = Node(folder)
+        self.node = Node(folder, f"[registry {registry.host}]\ninsecure = yes\n")
         shared = folder / "shared"
         shared.mkdir()
         # Longest first: some contain others.
         self._real = {
             EXAMPLE_WEB: web.url(),
+            EXAMPLE_REGISTRY: registry.host,
             "/var/cache/hpcimg": str(self.node.cache),
             "/shared/images": str(shared),
             "/run/hpcimg": str(self.node.state),
@@ -111,10 +114,24 @@ def docs_web(files: dict[str, bytes], web: WebServer) -> WebServer:
     return web
 
 
+@pytest.fixture(scope="module")
+def registry() -> Iterator[Registry]:
+    """The documentation's registry, with two versions on one base; not started where missing."""
+    if Registry.missing():
+        yield Registry()
+        return
+    with Registry() as registry:
+        base = make_layer({"usr/lib/base": os.urandom(5 << 20)})
+        for tag in ("1.19", "1.20"):
+            layers = [base, make_layer({"bin/samtools": os.urandom(1 << 20)})]
+            push_image(registry, "bio/samtools", tag, layers)
+        yield registry
+
+
 @pytest.fixture
-def world(docs_web: WebServer) -> Iterator[World]:
+def world(docs_web: WebServer, registry: Registry) -> Iterator[World]:
     folder = Path(tempfile.mkdtemp(prefix="docs-", dir="/tmp"))
-    yield World(folder, docs_web)
+    yield World(folder, docs_web, registry)
     shutil.rmtree(folder)
 
 
@@ -134,8 +151,15 @@ def pages_with_console_blocks() -> list[Any]:
 @needs_images
 @pytest.mark.parametrize("page", pages_with_console_blocks())
 def test_console_blocks_do_what_they_show(page: Path, world: World) -> None:
+    needs_registry(*docblocks.blocks(page, "console"))
     for block in docblocks.blocks(page, "console"):
         run_console_block(block, world)
+
+
+def needs_registry(*blocks: Block) -> None:
+    """Skip a test of blocks that name the registry where there is none."""
+    if Registry.missing() and any(EXAMPLE_REGISTRY in block.text for block in blocks):
+        pytest.skip(Registry.missing())
 
 
 def run_console_block(block: Block, world: World) -> None:
@@ -167,6 +191,7 @@ def test_every_block_has_a_language_that_something_checks() -> None:
 @needs_images
 @pytest.mark.parametrize("block", all_blocks("slurm"))
 def test_a_batch_script_gets_the_variables_that_it_uses(block: Block, world: World) -> None:
+    needs_registry(block)
     assert block.text.startswith("#!/bin/sh\n")
     subprocess.run(["sh", "-n"], input=block.text, text=True, check=True)
     task = world.node.stage(1, world.real(docblocks.comment(block.text)))

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
-# Whose place a test's own web server takes.
+# Whose places a test's own web server and registry take.
 EXAMPLE_WEB = "https://images.example.org"
+EXAMPLE_REGISTRY = "registry.example.org"
 
 _BLOCK = re.compile(r"^```([\w.]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _ROW = re.compile(r"^\|(.*)\|$", re.MULTILINE)

@@ -9,8 +9,9 @@ import pytest
 
 from tests.parts import docblocks
 from tests.parts.daemon import PATH
-from tests.parts.docblocks import EXAMPLE_WEB, PAGES, Block
+from tests.parts.docblocks import EXAMPLE_REGISTRY, EXAMPLE_WEB, PAGES, Block
 from tests.parts.images import make_sif
+from tests.parts.ociimages import make_layer, push_image
 from tests.parts.site import Site
 
 # Programs that the scripts call within the images, and what their images hold.
@@ -35,11 +36,12 @@ BLOCKS = [
 
 @pytest.fixture
 def documented(site: Site) -> Site:
-    """Put the images of the documentation on the web server, and apptainer beside the jobs."""
+    """Put the images of the documentation where it says, and apptainer beside the jobs."""
     for name, says in PROGRAMS.items():
         program = {f"bin/{name}": f"echo '{says}'\n".encode()}
         image = make_sif(site.folder / f"{name}.sif", program, size_bytes=1 << 20)
         site.web.put(f"/{name}.sif", image.read_bytes())
+        push_image(site.registry, f"bio/{name}", "1.19", [make_layer(program)])
     tools = site.folder / "tools"
     tools.mkdir(exist_ok=True)
     tools.chmod(0o755)
@@ -53,6 +55,7 @@ def documented(site: Site) -> Site:
 def test_a_script_of_the_documentation_runs(documented: Site, block: Block) -> None:
     cluster = documented.cluster
     script = block.text.replace(EXAMPLE_WEB, documented.web.url())
+    script = script.replace(EXAMPLE_REGISTRY, documented.registry.host)
     assert script != block.text
     job = cluster.sbatch(script, env={"PATH": f"{documented.folder}/tools:{PATH}"})
     state = cluster.wait(job)
