@@ -15,6 +15,10 @@ show. Exit codes come in ranges, one per class of failure:
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_BRIEF_MAX = 3000  # a reference that is quoted has 1024 characters at most
 
 
 def printable(text: str) -> str:
@@ -40,7 +44,9 @@ class HpcimgError(Exception):
     @property
     def brief(self) -> str:
         """What happened and why, without what to do."""
-        return printable(f"{self.what}: {self.why}" if self.why else self.what).rstrip(".")
+        text = printable(f"{self.what}: {self.why}" if self.why else self.what)
+        text = text if len(text) <= _BRIEF_MAX else f"{text[:_BRIEF_MAX]}..."
+        return text.rstrip(".")
 
     def __str__(self) -> str:
         return f"{self.brief}. {printable(self.do)}".rstrip()
@@ -188,6 +194,15 @@ def from_os_error(
     make = NoRoom if error.errno in (errno.ENOSPC, errno.EDQUOT) else CacheUnusable
     what = path or str(error.filename or "the cache")
     return make(f"{what} cannot {cannot}", why=error.strerror or str(error), do=do)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Let an OSError out as `from_os_error` explains it. A decorator, too."""
+    try:
+        yield
+    except OSError as error:
+        raise from_os_error(error) from error
 
 
 def from_dict(fields: dict[str, object]) -> HpcimgError:

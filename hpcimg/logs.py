@@ -7,6 +7,8 @@ import logging.handlers
 import os
 import sys
 
+_SYSLOG = "/dev/log"
+
 
 def set_up(to: str, *, name: str, job: str = "") -> None:
     """Send log lines to `to`: syslog, stderr, or a path. Lines name the hook and the job.
@@ -21,8 +23,11 @@ def set_up(to: str, *, name: str, job: str = "") -> None:
     if isinstance(handler, logging.handlers.SysLogHandler):
         handler.setFormatter(_OneLine(f"hpcimg[{os.getpid()}]: {who}: %(levelname)s: %(message)s"))
     root = logging.getLogger("hpcimg")
+    for before in root.handlers:
+        before.close()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
+    logging.raiseExceptions = False  # a log that breaks down is no news for slurmd
     root.propagate = False
 
 
@@ -34,7 +39,8 @@ class _OneLine(logging.Formatter):
 def _open(to: str) -> logging.Handler:
     try:
         if to == "syslog":
-            return logging.handlers.SysLogHandler("/dev/log", facility="daemon")
+            os.stat(_SYSLOG)  # which the handler leaves until it has something to say
+            return logging.handlers.SysLogHandler(_SYSLOG, facility="daemon")
         if to != "stderr":
             return logging.FileHandler(to)
     except OSError:

@@ -159,6 +159,9 @@ def _offer(
     worker: Worker, files: dict[int | None, _Follower], offered: Offered, offer: Offer
 ) -> int | None:
     """Pass an offer on, and the answer back; return the bytes that are to come."""
+    image = files[None]
+    files.clear()  # those of an earlier offer are closed by now
+    files[None] = image
     answer = offered(offer)
     wanted = {n: file for n, file in enumerate(answer or ()) if file is not None}
     files.update({number: _Follower(file) for number, file in wanted.items()})

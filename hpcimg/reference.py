@@ -157,13 +157,13 @@ def _address(text: str, scheme: str, rest: str) -> Reference:
             why="comments are public, and so is a password in one",
             do="Leave the credentials out; change the password, since others may have read it.",
         )
-    if not host or (scheme in ("http", "https") and not path):
-        raise BadReference(f"{text!r} names no image", why="something is missing after the //")
     if scheme in ("http", "https"):
         rest = rest.partition("#")[0]
-    if scheme == "docker":
+    if scheme == "docker" and host:
         rest = _docker_name(rest)
         host = rest.partition("/")[0]
+    if not host or (scheme in ("http", "https") and not path):
+        raise BadReference(f"{text!r} names no image", why="something is missing after the //")
     if scheme in _HOST_SCHEMES:  # so that a site's patterns need only one spelling
         rest = host.lower() + rest[len(host) :]
     return Reference(scheme, rest)
@@ -179,7 +179,7 @@ def _docker_name(rest: str) -> str:
     if at and "#" in after and "/" not in before:
         rest = after
     host, mark, path = rest.partition("#")
-    if not mark:
+    if not mark or "/" in host:
         host, slash, path = rest.partition("/")
         if not slash or not (set(".:") & set(host) or host == "localhost"):
             host, path = "docker.io", rest
@@ -192,13 +192,12 @@ def _docker_name(rest: str) -> str:
 
 
 def _has_userinfo(scheme: str, host: str) -> bool:
-    before, at, after = host.partition("@")
-    if not at:
-        return False
-    if scheme == "docker" and after.startswith("sha256:"):
-        return False  # docker://ubuntu@sha256:...
+    if scheme != "docker":
+        return "@" in host
+    named, _, _ = host.partition("@sha256:")  # docker://ubuntu@sha256:...
+    before, at, after = named.rpartition("@")
     # Enroot's docker://USER@REGISTRY#IMAGE has a name and no password.
-    return not (scheme == "docker" and "#" in after and ":" not in before)
+    return bool(at) and not ("#" in after and not {":", "@"} & set(before))
 
 
 def _not_a_uri(text: str, scheme: str, rest: str) -> BadReference:

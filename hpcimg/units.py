@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 _BINARY = "BKMGTP"
+_DIGITS_MAX = 16  # what is longer no clock or disk can take
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -58,6 +59,8 @@ def format_duration(seconds: float) -> str:
 def _split(text: str) -> tuple[float | None, str]:
     text = text.strip()
     digits = len(text) - len(text.lstrip("0123456789."))
+    if digits > _DIGITS_MAX:
+        return None, text
     try:
         return float(text[:digits]), text[digits:].strip()
     except ValueError:

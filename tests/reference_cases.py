@@ -102,6 +102,7 @@ INVALID: list[tuple[str, str]] = [
     ("https://token@example.org/image.sif", "comments are public"),
     ("docker://user:password@registry.example/image", "comments are public"),
     ("docker://user:password@nvcr.io#nvidia/pytorch", "comments are public"),
+    ("docker://user@example.org:password@nvcr.io#nvidia/pytorch", "comments are public"),
     ("tool=docker://user:password@registry.example/image", "comments are public"),
     # characters
     ('"docker://ubuntu"', "characters that no address has"),

@@ -63,12 +63,16 @@ class Arrival(ExitStack):
         self._converted_size = 0  # as far as it can be told beforehand
         self.offer: Offer | None = None
         self.key = ""  # of the image, once it is known and locked
+        self._offered = self.enter_context(ExitStack())  # what is held for the offer
         self._temp, self.descriptor = self.enter_context(store.unfinished(self._layout, "image"))
 
     def offered(self, offer: Offer) -> Files | None:
         """Make room for what is coming, or decline it: the cache has it."""
-        self.offer = offer
-        self._inflight.update("asking")  # an earlier offer needs no room any more
+        # Nothing of an earlier offer counts any more: its key, its layers, its room.
+        self._offered.close()
+        self.offer, self.key, self._blobs = offer, "", None
+        self._inflight.later = 0
+        self._inflight.update("asking")
         size = offer.size_bytes or sum(layer.size_bytes for layer in offer.layers)
         self._check_size(size)
         if offer.sha256 or offer.manifest:
@@ -78,7 +82,7 @@ class Arrival(ExitStack):
         if not offer.layers:
             self._make_room(size)
             return ()
-        self._blobs = self.enter_context(
+        self._blobs = self._offered.enter_context(
             Blobs(self._layout, offer.layers, uri=self._uri, owner=self._owner, lock=self._lock)
         )
         missing = sum(blob.size_bytes for blob in self._blobs.missing())
@@ -117,6 +121,7 @@ class Arrival(ExitStack):
         assert self.offer
         layers = self._blobs.readable()
         self._blobs.release()
+        self._inflight.later = 0
         self.converting("converting", 0, None)
         fetched = convert(
             self.descriptor,
@@ -124,16 +129,14 @@ class Arrival(ExitStack):
             layers=layers,
             progress=self.converting,
         )
+        self._check_fits(fetched.size_bytes, promised=self._converted_size)
         return self._publish(fetched, source=f"sha256:{self.offer.manifest}")
 
     def finish(self, fetched: Fetched) -> Entry:
         """Check the image that was fetched against its offer, and publish it."""
         assert self.offer
-        self._inflight.update("checking", fetched.size_bytes, fetched.size_bytes)
         promised = self.offer.size_bytes
-        if promised is None:
-            self._make_room_as_it_grows(fetched.size_bytes)
-        elif fetched.size_bytes != promised:
+        if promised is not None and fetched.size_bytes != promised:
             raise Damaged(
                 f"{self._uri} is cut short",
                 why=f"{fetched.size_bytes} bytes arrived of {promised}",
@@ -143,6 +146,7 @@ class Arrival(ExitStack):
                 f"{self._uri} is not what was announced",
                 why=f"its sha256 is {fetched.sha256}, promised was {self.offer.sha256}",
             )
+        self._check_fits(fetched.size_bytes, promised=promised or 0)
         return self._publish(fetched)
 
     def _publish(self, fetched: Fetched, *, source: str = "") -> Entry:
@@ -175,7 +179,7 @@ class Arrival(ExitStack):
 
     def _lock_key(self, key: str) -> None:
         if key != self.key:
-            self.enter_context(self._lock(key))
+            self._offered.enter_context(self._lock(key))
             self.key = key
 
     def _check_size(self, size_bytes: int) -> None:
@@ -185,6 +189,13 @@ class Arrival(ExitStack):
                 f"{self._uri} is too large",
                 why=f"this site takes images up to {format_size(limit)}",
             )
+
+    def _check_fits(self, size_bytes: int, *, promised: int) -> None:
+        """Look at the whole file: of what came last, or all at once, nobody was told."""
+        self._check_size(size_bytes)
+        self._inflight.update("checking", size_bytes, size_bytes)
+        if size_bytes > promised:
+            self._make_room_as_it_grows(size_bytes)
 
     def _make_room_as_it_grows(self, size_bytes: int) -> None:
         """Look for room for an image whose size was not announced; so much is there by now."""

@@ -27,6 +27,7 @@ from hpcimg.errors import (
     NoRoom,
     TransientError,
     Unreachable,
+    explained,
 )
 from hpcimg.fetching import Convert, Declined, Fetch, Fetched, Gathered, Progress, Unchanged
 from hpcimg.locks import held
@@ -37,7 +38,6 @@ log = logging.getLogger(__name__)
 FORMATS = ("sif", "squashfs")  # of converted images; their keys end so
 _URIS_MAX = 32
 NO_MEMORY = Memory()
-_GRACE_S = 60.0  # how long a server that did not answer is left alone
 
 
 class Staged(NamedTuple):
@@ -49,6 +49,7 @@ class Staged(NamedTuple):
     fresh_until: float
 
 
+@explained()
 def ensure(
     cache: Cache,
     reference: Reference,
@@ -155,7 +156,7 @@ class _Ensure:
                     progress=arrival.progress,
                 )
             except (Unreachable, DeadlinePassed) as error:
-                staged = self._stale(ref, error)
+                staged = self._stale(ref, error, locked=arrival.key)
                 if staged is None:
                     raise
                 return staged
@@ -181,8 +182,8 @@ class _Ensure:
         store.save_ref(self.layout, self.ref_id, ref)
         return self._leased(ref, how, locked=locked)
 
-    def _stale(self, ref: Ref | None, error: TransientError) -> Staged | None:
-        """Serve what the cache has when the server does not answer."""
+    def _stale(self, ref: Ref | None, error: TransientError, *, locked: str) -> Staged | None:
+        """Serve what the cache has when the server does not answer; `locked` is a key or ""."""
         if ref is None:
             return None
         log.warning(
@@ -191,9 +192,9 @@ class _Ensure:
             format_duration(time.time() - ref.resolved),
             error,
         )
-        ref = dataclasses.replace(ref, grace=time.time() + _GRACE_S)
+        ref = dataclasses.replace(ref, grace=time.time() + store.GRACE_S)
         store.save_ref(self.layout, self.ref_id, ref)
-        return self._leased(ref, "stale")
+        return self._leased(ref, "stale", locked=locked == ref.key)
 
     def _leased(self, ref: Ref, how: str, *, locked: bool = False) -> Staged | None:
         """Lease the image to the job, then look whether it is there: in this order."""

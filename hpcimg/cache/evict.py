@@ -10,7 +10,7 @@ from typing import NamedTuple
 from hpcimg import events
 from hpcimg.cache import inflight, lease, store
 from hpcimg.cache.layout import Layout
-from hpcimg.errors import DeadlinePassed, NoRoom, TooLarge
+from hpcimg.errors import DeadlinePassed, NoRoom, TooLarge, explained
 from hpcimg.locks import held
 from hpcimg.units import format_size
 
@@ -127,12 +127,13 @@ def candidates(layout: Layout, now: float) -> list[Candidate]:
     return found
 
 
+@explained()
 def trim(layout: Layout, limits: Limits, *, time_s: float, dry_run: bool = False) -> Report:
     """Bring the cache down to the low watermark where it is above the high one.
 
     Ends after about `time_s` seconds, with less freed. Takes the lock "room", so
     that two of these do not free the same bytes twice. Raises DeadlinePassed
-    where that is held all the time.
+    where that is held all the time, NoRoom and CacheUnusable for what the disk does.
     """
     until = time.monotonic() + time_s
     with held(layout.lock("room"), deadline=until, waiting=lambda _: None):

@@ -10,6 +10,7 @@ from typing import Any
 
 from hpcimg import atomic, processes
 from hpcimg.cache.layout import Layout
+from hpcimg.errors import explained
 
 _RENEW_EVERY_S = 1.0
 
@@ -81,6 +82,7 @@ def under_way(layout: Layout) -> list[dict[str, Any]]:
     return sorted(found, key=lambda fields: float(fields["since"]))
 
 
+@explained()
 def sweep(layout: Layout) -> int:
     """Remove the files of processes that are gone; return how many."""
     return sum(

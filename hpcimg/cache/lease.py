@@ -35,8 +35,10 @@ def close_to_hits(layout: Layout, key: str) -> bool:
         os.rmdir(layout.lease_folder(key))
     except FileNotFoundError:
         return True
-    except OSError:  # ENOTEMPTY: in use
-        return False
+    except OSError:
+        if holders(layout, key):
+            return False
+        raise
     return True
 
 

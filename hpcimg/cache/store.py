@@ -7,6 +7,7 @@ find out what it is.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -21,11 +22,12 @@ from typing import TypeVar
 
 from hpcimg import atomic, processes
 from hpcimg.cache.layout import Layout
-from hpcimg.errors import from_os_error
+from hpcimg.errors import explained, from_os_error
 
 log = logging.getLogger(__name__)
 VERSION = 1
 BLOB = "blob"  # the extension of a layer or config that is kept to be shared by images
+GRACE_S = 60.0  # how long a server that did not answer is left alone
 _ORPHAN_AGE_S = 3600.0
 T = TypeVar("T")
 
@@ -123,7 +125,10 @@ def ref_id(uri: str, owner: int | None) -> str:
 
 def load_ref(layout: Layout, ref_id: str) -> Ref | None:
     """Return what a reference resolved to last time, or None."""
-    return _load(layout.ref(ref_id), Ref)
+    ref = _load(layout.ref(ref_id), Ref)
+    if ref and ref.grace > time.time() + GRACE_S:  # the clock was set back since
+        return dataclasses.replace(ref, grace=0.0)
+    return ref
 
 
 def save_ref(layout: Layout, ref_id: str, ref: Ref) -> None:
@@ -150,8 +155,9 @@ def last_used(layout: Layout, key: str) -> float:
 
 
 def mark_used(layout: Layout, key: str) -> None:
-    """Record that the image is handed to a job now."""
-    os.utime(layout.meta(key))
+    """Record that the image is handed to a job now, if it is there."""
+    with contextlib.suppress(FileNotFoundError):  # evicted meanwhile, where no lease keeps it
+        os.utime(layout.meta(key))
 
 
 @contextmanager
@@ -179,12 +185,10 @@ def work_folder(layout: Layout, account: int | None) -> Iterator[str]:
     """Give the path of an empty folder that belongs to a uid (None: to us), gone at the end."""
     path = processes.temp_path(layout.work, os.urandom(8).hex())
     try:
-        os.mkdir(path, 0o700)
-        if account is not None:
-            os.chown(path, account, -1)
-    except OSError as error:
-        raise from_os_error(error) from error
-    try:
+        with explained():
+            os.mkdir(path, 0o700)
+            if account is not None:
+                os.chown(path, account, -1)
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
@@ -227,6 +231,7 @@ def forget(layout: Layout, entry: Entry) -> None:
     atomic.remove(layout.meta(entry.key))
 
 
+@explained()
 def sweep(layout: Layout) -> int:
     """Remove what killed processes left in the tmp and work folders; return how many.
 
@@ -244,6 +249,7 @@ def sweep(layout: Layout) -> int:
     return swept
 
 
+@explained()
 def sweep_orphans(layout: Layout) -> int:
     """Remove images without a meta file, and meta files and refs without an image.
 

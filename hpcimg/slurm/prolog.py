@@ -30,7 +30,7 @@ def main() -> int:
     started = time.time()
     job, uid = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_JOB_UID", "")
     logs.set_up("syslog", name="prolog", job=job if job.isdigit() else "?")
-    if not job.isdigit() or not uid.isdigit():
+    if not job.isdecimal() or not uid.isdecimal():  # not isdigit: int() takes no "²"
         log.error("SLURM_JOB_ID and SLURM_JOB_UID are not set: this is called by slurmd as Prolog")
         return 0
     images: list[jobfiles.Image] = []

@@ -67,6 +67,11 @@ def test_aliases_and_canonical_spelling(text: str, uri: str) -> None:
     assert reference.parse(text, aliases).uri == uri
 
 
+def test_enroots_spelling_without_a_host() -> None:
+    with pytest.raises(BadReference, match="names no image"):
+        reference.parse("docker://#ubuntu")
+
+
 def test_an_alias_cannot_lead_to_another() -> None:
     with pytest.raises(BadReference):
         reference.parse("a", {"a": "b", "b": "docker://ubuntu"})

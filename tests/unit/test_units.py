@@ -35,7 +35,22 @@ def test_sizes(text: str, size: int) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "G", "-1G", "1X", "5MG", "5KM", "1e3", "1,5G", "1.2.3G", "80%", "inf", "nan", "\u0661G"],
+    [
+        "",
+        "G",
+        "-1G",
+        "1X",
+        "5MG",
+        "5KM",
+        "1e3",
+        "1,5G",
+        "1.2.3G",
+        "80%",
+        "inf",
+        "nan",
+        "\u0661G",
+        "9" * 400,
+    ],
 )
 def test_not_sizes(text: str) -> None:
     with pytest.raises(ValueError, match="is not a size; write"):

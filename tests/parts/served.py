@@ -1,0 +1,216 @@
+"""Images of a few bytes, and functions that fetch and convert them in this process.
+
+For tests of the cache alone: what a worker does by hpcimg.parent is done here in place, within the
+same contract (hpcimg.fetching), and with a word to the test at each point on the way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import struct
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from hpcimg.cache import hot, inflight, store
+from hpcimg.cache.arrival import Cache
+from hpcimg.cache.ensure import Staged, ensure
+from hpcimg.errors import Damaged
+from hpcimg.fetching import (
+    Arrived,
+    Blob,
+    Declined,
+    Fetched,
+    Gathered,
+    Offer,
+    Offered,
+    Outcome,
+    Progress,
+    Unchanged,
+)
+from hpcimg.reference import parse
+
+# Where `at` is called: the points of a fetch, then those of a conversion.
+FETCHING = ("asked", "offered", "half", "written", "arrived")
+CONVERTING = ("converting", "half converted", "converted")
+_SUPERBLOCK = struct.Struct("<4s24xHH8xQ48x")  # squashfs 4.0: magic, version, bytes used
+
+
+def tiny_image(content: bytes) -> bytes:
+    """Return a squashfs header and what follows it: an image as far as the cache looks."""
+    return _SUPERBLOCK.pack(b"hsqs", 4, 0, _SUPERBLOCK.size + len(content)) + content
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+class Content(NamedTuple):
+    """What a reference stands for: the bytes of a file, or layers.
+
+    `announced` is what its server says beforehand of a file: "digest", "size" or "nothing".
+    """
+
+    data: bytes = b""
+    layers: tuple[bytes, ...] = ()
+    announced: str = "size"
+
+    @property
+    def digest(self) -> str:
+        """Of the file or the manifest."""
+        return sha256(b"".join(sha256(layer).encode() for layer in self.layers) or self.data)
+
+    @property
+    def offer(self) -> Offer:
+        if self.layers:
+            layers = tuple(Blob(sha256(layer), len(layer)) for layer in self.layers)
+            return Offer(self.digest, manifest=self.digest, config="{}", layers=layers)
+        size = None if self.announced == "nothing" else len(self.data)
+        return Offer(self.digest, size, self.digest if self.announced == "digest" else "")
+
+    def key(self, image_format: str, owner: int | None = None) -> str:
+        """Return the key that the cache is to give it."""
+        name = f"sha256-{self.digest}"
+        name = f"{name}-{image_format}" if self.layers else name
+        return name if owner is None else f"u{owner}-{name}"
+
+    def image(self, image_format: str) -> bytes:
+        """Return the file that a job is to get."""
+        return converted(self.layers, image_format) if self.layers else self.data
+
+
+def converted(layers: Sequence[bytes], image_format: str) -> bytes:
+    """Return what a conversion makes of layers."""
+    return tiny_image(image_format.encode() + b"".join(layers))
+
+
+class Server:
+    """Serves one content; what it did is counted. `at` hears of each point and may raise.
+
+    `sent` is put in the place of what was announced: of the file, or of the last layer.
+    """
+
+    def __init__(
+        self,
+        content: Content,
+        *,
+        at: Callable[[str], None] = lambda point: None,
+        sent: bytes | None = None,
+        image_format: str = "squashfs",
+    ) -> None:
+        self.content = content
+        self.at = at
+        self.sent = sent
+        self.image_format = image_format
+        self.lied = False  # what was sent is not what was announced
+        self.asked = 0
+        self.transfers = 0
+        self.conversions = 0
+
+    def fetch(
+        self,
+        descriptor: int,
+        *,
+        validator: str,
+        offered: Offered,
+        arrived: Arrived,
+        progress: Progress,
+    ) -> Outcome:
+        self.asked += 1
+        self.at("asked")
+        offer = self.content.offer
+        if validator == offer.validator:
+            return Unchanged()
+        files = offered(offer)
+        if files is None:
+            return Declined()
+        self.transfers += 1
+        parts = list(self.content.layers) or [self.content.data]
+        if self.sent is not None:
+            parts[-1] = self.sent
+        wanted = dict(enumerate(files)) if offer.layers else {0: descriptor}
+        total = offer.size_bytes
+        if offer.layers:
+            total = sum(offer.layers[n].size_bytes for n in wanted if wanted[n] is not None)
+        try:
+            self.at("offered")
+            done = 0
+            for number, file in wanted.items():
+                if file is not None:
+                    self.lied |= parts[number] is self.sent
+                    half = len(parts[number]) // 2
+                    _write(file, parts[number][:half], 0)
+                    progress("fetching", done + half, total)
+                    self.at("half")
+                    _write(file, parts[number][half:], half)
+                    done += len(parts[number])
+            self.at("written")
+        finally:
+            if offer.layers:
+                for number, file in wanted.items():
+                    if file is not None:
+                        arrived(number, _seen(file))
+        self.at("arrived")
+        return Gathered() if offer.layers else _seen(descriptor)
+
+    def convert(
+        self, descriptor: int, *, image_config: str, layers: Sequence[int], progress: Progress
+    ) -> Fetched:
+        self.conversions += 1
+        self.at("converting")
+        assert image_config == self.content.offer.config
+        read = [_read(file) for file in layers]
+        if tuple(read) != self.content.layers:
+            raise Damaged("the layers are others than were announced")
+        data = converted(read, self.image_format)
+        half = len(data) // 2
+        _write(descriptor, data[:half], 0)
+        progress("converting", 1, 2)
+        self.at("half converted")
+        _write(descriptor, data[half:], half)
+        self.at("converted")
+        return _seen(descriptor)
+
+
+def _write(file: int, data: bytes, offset: int) -> None:
+    assert os.pwrite(file, data, offset) == len(data)
+
+
+def _read(file: int) -> bytes:
+    return os.pread(file, os.fstat(file).st_size, 0)
+
+
+def _seen(file: int) -> Fetched:
+    data = _read(file)
+    return Fetched(len(data), sha256(data))
+
+
+def stage(
+    cache: Cache, uri: str, server: Server, *, job: str = "", owner: int | None = None
+) -> Staged:
+    """Do what a Prolog does for one image, with the short way's record at the end."""
+    layout = cache.layout
+    store.prepare(layout)
+    store.sweep(layout)
+    inflight.sweep(layout)
+    staged = ensure(
+        cache,
+        parse(uri),
+        job=job,
+        owner=owner,
+        deadline=time.monotonic() + 5,
+        fetch=server.fetch,
+        convert=server.convert,
+    )
+    with contextlib.suppress(OSError):
+        hot.remember(
+            layout,
+            uri,
+            hot.Hit(staged.entry.key, staged.path, uri),
+            owner=owner,
+            fingerprint=cache.image_format,
+            fresh_until=staged.fresh_until,
+        )
+    return staged

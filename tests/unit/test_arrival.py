@@ -1,0 +1,141 @@
+"""What an image has to pass on its way into the cache."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from hpcimg.cache import evict, inflight, store
+from hpcimg.cache.arrival import Arrival, Cache
+from hpcimg.cache.ensure import ensure
+from hpcimg.cache.inflight import Inflight
+from hpcimg.cache.layout import Layout
+from hpcimg.errors import TooLarge, Unreachable
+from hpcimg.fetching import Blob, Fetched, Offer, Offered, Outcome
+from hpcimg.locks import held
+from hpcimg.reference import parse
+from tests.parts.served import Content, Server, sha256, stage, tiny_image
+
+URI = "https://images.example.org/x.sif"
+FILE = tiny_image(b"x" * 1000)
+LAYERS = (b"a" * 1000, b"b" * 500)
+IN_LAYERS = Content(layers=LAYERS)
+
+
+def make_cache(folder: Path, *, max_size: int = 1 << 20, max_image_size: int = 0) -> Cache:
+    layout = Layout(str(folder / "cache"), str(folder / "state"))
+    store.prepare(layout)
+    limits = evict.Limits(max_size, max_size, max_size, 0, 0.0)
+    return Cache(layout, limits, tag_ttl_s=0.0, max_image_size=max_image_size)
+
+
+@contextmanager
+def arriving(cache: Cache) -> Iterator[Arrival]:
+    layout, deadline = cache.layout, time.monotonic() + 5
+
+    def lock(name: str) -> AbstractContextManager[bool]:
+        return held(layout.lock(name), deadline=deadline, waiting=lambda _: None)
+
+    with (
+        Inflight(layout, "x", uri=URI, job="1", private=False) as under_way,
+        Arrival(
+            cache, under_way, uri=URI, owner=None, deadline=deadline, lock=lock,
+            tell=lambda *_: None,
+        ) as arrival,
+    ):  # fmt: skip
+        yield arrival
+
+
+def test_a_file_that_comes_in_one_go_keeps_to_the_sites_limit(tmp_path: Path) -> None:
+    """Nothing was announced, and no word of progress was given."""
+    cache = make_cache(tmp_path, max_image_size=1000)
+    with arriving(cache) as arrival:
+        assert arrival.offered(Offer("v1")) == ()
+        os.write(arrival.descriptor, FILE)
+        with pytest.raises(TooLarge, match="this site takes images up to 1000 B"):
+            arrival.finish(Fetched(len(FILE), sha256(FILE)))
+    assert list(store.entries(cache.layout)) == []
+
+
+@pytest.mark.parametrize(("max_size", "max_image_size"), [(6000, 3000), (3400, 0)])
+def test_a_conversion_keeps_to_the_limits_however_large_it_gets(
+    tmp_path: Path, max_size: int, max_image_size: int
+) -> None:
+    cache = make_cache(tmp_path, max_size=max_size, max_image_size=max_image_size)
+    server = Server(IN_LAYERS)
+    made = tiny_image(b"x" * 3500)
+
+    def convert(descriptor: int, **_: object) -> Fetched:
+        os.write(descriptor, made)
+        return Fetched(len(made), sha256(made))
+
+    server.convert = convert  # type: ignore[method-assign,assignment]
+    with pytest.raises(TooLarge):
+        stage(cache, URI, server)
+    assert not os.listdir(cache.layout.images)
+
+
+def test_a_conversion_announces_what_it_needs_once(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path)
+    seen = []
+
+    def at(point: str) -> None:
+        if point == "converting":
+            [work] = inflight.under_way(cache.layout)
+            seen.append((work["written"], work["coming"]))
+
+    stage(cache, URI, Server(IN_LAYERS, at=at))
+    assert seen == [(0, 1500)]
+
+
+def test_another_offer_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    """What a server announced for what it had before says nothing of what it has now."""
+    cache = make_cache(tmp_path)
+    with arriving(cache) as arrival:
+        assert arrival.offered(Offer("v1", 5, "0" * 64)) == ()
+        assert arrival.offered(Offer("v2", len(FILE))) == ()
+        os.write(arrival.descriptor, FILE)
+        entry = arrival.finish(Fetched(len(FILE), sha256(FILE)))
+    assert entry.key == f"sha256-{sha256(FILE)}"
+
+
+def test_the_same_layers_offered_again(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path)
+    layers = tuple(Blob(sha256(layer), len(layer)) for layer in LAYERS)
+    with arriving(cache) as arrival:
+        for digit in "010":
+            files = arrival.offered(Offer(digit, manifest=digit * 64, config="{}", layers=layers))
+            assert files
+        for number, layer in enumerate(LAYERS):
+            file = files[number]
+            assert file is not None
+            os.write(file, layer)
+            arrival.arrived(number, Fetched(len(layer), sha256(layer)))
+        entry = arrival.convert(Server(IN_LAYERS).convert)
+    assert entry.key == f"sha256-{'0' * 64}-squashfs"
+
+
+def test_a_server_that_ends_its_offer_of_what_was_just_evicted(tmp_path: Path) -> None:
+    """The image is gone, so it cannot be served stale; nobody waits for himself."""
+    cache = make_cache(tmp_path)
+    content = Content(FILE, announced="digest")
+    stage(cache, URI, Server(content))
+
+    def fetch(descriptor: int, *, validator: str, offered: Offered, **_: object) -> Outcome:
+        assert validator
+        evict.evict(cache.layout, content.key("squashfs"))
+        assert offered(content.offer) == ()
+        raise Unreachable("gone")
+
+    began = time.monotonic()
+    with pytest.raises(Unreachable, match="gone"):
+        ensure(
+            cache, parse(URI), job="1", owner=None, deadline=began + 3, fetch=fetch,
+            convert=Server(content).convert,
+        )  # fmt: skip
+    assert time.monotonic() - began < 3
