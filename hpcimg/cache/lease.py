@@ -6,9 +6,10 @@ made while the folder is there, and the evictor's rmdir succeeds only while no
 lease is in it. One of the two system calls comes first, and the other fails.
 Whoever holds the key's lock may make the folder again.
 
-Imports only os: the way to a warm hit uses it.
+Imports only os and errno: the way to a warm hit uses it.
 """
 
+import errno
 import os
 
 from hpcimg.cache.layout import Layout
@@ -35,8 +36,8 @@ def close_to_hits(layout: Layout, key: str) -> bool:
         os.rmdir(layout.lease_folder(key))
     except FileNotFoundError:
         return True
-    except OSError:
-        if holders(layout, key):
+    except OSError as error:
+        if error.errno == errno.ENOTEMPTY:
             return False
         raise
     return True

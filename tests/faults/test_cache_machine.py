@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from hpcimg import errors, processes
-from hpcimg.cache import evict, hot, inflight, lease, store
+from hpcimg.cache import evict, folders, hot, inflight, lease, store
 from hpcimg.cache.arrival import Cache
 from hpcimg.cache.ensure import FORMATS, Staged
 from hpcimg.cache.layout import Layout
@@ -141,7 +141,7 @@ class CacheMachine(RuleBasedStateMachine):
         # What jobs were told: the image's path and its bytes.
         self.ready: dict[str, dict[str, bytes]] = {}
         self.spoiled: dict[str, bytes] = {}  # by hand, until it is written anew
-        store.prepare(self.layout)
+        folders.prepare(self.layout)
 
     def teardown(self) -> None:
         self.patches.close()
@@ -236,14 +236,14 @@ class CacheMachine(RuleBasedStateMachine):
         self.sweep_as_an_epilog_does()
 
     def sweep_as_an_epilog_does(self) -> None:
-        store.prepare(self.layout)
+        folders.prepare(self.layout)
         evict.trim(self.layout, self.cache.limits, time_s=10)
         used = sum(entry.size_bytes for entry in store.entries(self.layout))
         assert used <= self.cache.limits.high or self._leased_bytes() > self.cache.limits.low
 
     @rule()
     def gc(self) -> None:
-        store.prepare(self.layout)
+        folders.prepare(self.layout)
         store.sweep(self.layout)
         inflight.sweep(self.layout)
         store.sweep_orphans(self.layout)
@@ -263,7 +263,7 @@ class CacheMachine(RuleBasedStateMachine):
         """The tmpfs is lost, and with it the jobs."""
         shutil.rmtree(self.layout.state)
         self.ready.clear()
-        store.prepare(self.layout)
+        folders.prepare(self.layout)
 
     @rule(seconds=st.sampled_from([1.0, 30.0, 61.0, 1000.0, TTL_S + 1, 30 * TTL_S]))
     def time_passes(self, seconds: float) -> None:
@@ -309,7 +309,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(wanted=WANTED, job=st.sampled_from(JOBS))
     def a_warm_hit(self, wanted: Wanted, job: str) -> None:
         """What the short way finds is what the long way said, no older than it may be."""
-        store.prepare(self.layout)
+        folders.prepare(self.layout)
         uid = wanted.owner or 3000
         hit = hot.lookup(self.layout, wanted.uri, job=job, uid=uid, fingerprint=self.image_format)
         if hit:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from hpcimg.cache import hot, inflight, store
+from hpcimg.cache import folders, hot, inflight, store
 from hpcimg.cache.arrival import Cache
 from hpcimg.cache.ensure import Staged, ensure
 from hpcimg.errors import Damaged
@@ -192,7 +192,7 @@ def stage(
 ) -> Staged:
     """Do what a Prolog does for one image, with the short way's record at the end."""
     layout = cache.layout
-    store.prepare(layout)
+    folders.prepare(layout)
     store.sweep(layout)
     inflight.sweep(layout)
     staged = ensure(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcimg.cache import evict, inflight, store
+from hpcimg.cache import evict, folders, inflight, store
 from hpcimg.cache.arrival import Arrival, Cache
 from hpcimg.cache.ensure import ensure
 from hpcimg.cache.inflight import Inflight
@@ -29,7 +29,7 @@ IN_LAYERS = Content(layers=LAYERS)
 
 def make_cache(folder: Path, *, max_size: int = 1 << 20, max_image_size: int = 0) -> Cache:
     layout = Layout(str(folder / "cache"), str(folder / "state"))
-    store.prepare(layout)
+    folders.prepare(layout)
     limits = evict.Limits(max_size, max_size, max_size, 0, 0.0)
     return Cache(layout, limits, tag_ttl_s=0.0, max_image_size=max_image_size)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcimg.cache import store
+from hpcimg.cache import folders, store
 from hpcimg.cache.layout import Layout
 from hpcimg.cache.store import Ref
 from hpcimg.errors import CacheUnusable
@@ -41,7 +41,7 @@ def test_a_digest_is_taken_at_its_word_for_ever() -> None:
 def test_a_grace_that_a_wrong_clock_gave(tmp_path: Path) -> None:
     """The server is asked again, and the way past it has no longer memory."""
     layout = Layout(str(tmp_path / "cache"), str(tmp_path / "state"))
-    store.prepare(layout)
+    folders.prepare(layout)
     now = time.time()
     for grace, kept in ((now + 30, True), (now + 24 * HOUR, False)):
         store.save_ref(layout, "x", Ref("uri", "key", "v1", now - 10, grace=grace))
@@ -54,7 +54,7 @@ def test_a_work_folder_that_cannot_be_given_away_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout = Layout(str(tmp_path / "cache"), str(tmp_path / "state"))
-    store.prepare(layout)
+    folders.prepare(layout)
 
     def refuse(path: str, *_: int) -> None:
         raise PermissionError(1, "Operation not permitted", path)
