@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import configparser
 import dataclasses
+import ipaddress
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -80,6 +81,7 @@ class Config:
     registries_conf: str
     allow: tuple[str, ...]
     deny: tuple[str, ...]
+    networks: tuple[str, ...]
     max_image_size: int
     comment_from: str
     log_to: str
@@ -208,6 +210,8 @@ def _collect(files: list[tuple[str, str]]) -> _Found:
                 raise _wrong(path, *at, "write the key at the beginning of one line of its own")
         for section in parser.sections():
             kind, _, whose = section.partition(" ")
+            if kind == "registry" and whose:  # named, if nothing else
+                named[kind].setdefault(whose, Registry())
             for name, value in parser[section].items():
                 if section == "alias":
                     aliases[name] = value
@@ -292,6 +296,15 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.replace(",", " ").split())
 
 
+def _networks(text: str) -> tuple[str, ...]:
+    for word in _words(text):
+        try:
+            ipaddress.ip_network(word)
+        except ValueError:
+            raise ValueError(f"{word!r} is not a network; write 10.0.0.0/8 or fd00::/8") from None
+    return _words(text)
+
+
 def _mirrors(text: str) -> tuple[str, ...]:
     for word in _words(text):
         if not is_location(word):
@@ -358,6 +371,8 @@ KEYS = (
         "patterns of references that may be staged"),
     Key("policy", "deny", "deny", "", _words,
         "patterns of references that may not, whatever allow says"),
+    Key("policy", "allow_addresses", "networks", "", _networks,
+        "networks besides the public ones that users may name hosts in"),
     Key("policy", "max_image_size", "max_image_size", "0", parse_size,
         "the largest image; 0 is no limit but the cache's"),
     Key("library", "url", "library_url", "https://library.sylabs.io", _url,

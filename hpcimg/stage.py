@@ -212,6 +212,8 @@ def _ensure(
             credentials=places[-1].credentials,
             as_user=way.as_user,
             places=places if wanted.scheme in sources.IN_REGISTRIES else (),
+            networks=config.networks,
+            site_hosts=service.site_hosts,
         )
         return parent.fetch(
             wanted,

@@ -173,7 +173,7 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
     """Fetch an object; see `hpcimg.sources`."""
     place = Place(settings.service, settings.region)
     target = Target(reference.uri, parse_key(reference), place, _keys(settings))
-    with open_session(redirects=False) as session:
+    with open_session(settings, redirects=False) as session:
         for _ in range(2):
             try:
                 return download(

@@ -14,7 +14,7 @@ from tests.parts import images
 from tests.parts.cluster import Cluster, write_hook
 from tests.parts.daemon import PATH
 from tests.parts.images import READ_IMAGE, make_sif
-from tests.parts.node import EPILOG, PROLOG, ROOT, TASK_PROLOG, Node
+from tests.parts.node import EPILOG, LOOPBACK, PROLOG, ROOT, TASK_PROLOG, Node
 from tests.parts.registry import Registry
 from tests.parts.webserver import WebServer
 
@@ -80,6 +80,7 @@ class Site:
             f"[cache]\npath = {self.folder}/%n/cache\nmin_free = 0\n"
             f"[state]\npath = {self.folder}/%n/state\n[log]\nto = {self.folder}/%n/hpcimg.log\n"
             f"[stage]\nregistries_conf = {self.folder}/registries.conf\n"
+            f"[policy]\nallow_addresses = {LOOPBACK}\n"
             f"[registry {self.registry.host}]\ninsecure = yes\n"
         )
         own = self.folder / "conf.d" / "site.conf"
