@@ -37,6 +37,7 @@ from hpcimg.services import Credentials, Service
 log = logging.getLogger(__name__)
 _TRIES = 8
 _TRIES_WITH_A_CACHED_IMAGE = 2
+_SLACK_BYTES = 64 << 20
 _UNPACKED = 10  # times the whole cache: no image unpacks to more
 
 
@@ -221,6 +222,7 @@ def _ensure(
             account=way.account,
             settings=settings,
             deadline=deadline,
+            file_bytes=_file_bytes(cache),
             validator=validator,
             offered=offered,
             arrived=arrived,
@@ -243,6 +245,7 @@ def _ensure(
                     "max_unpacked_bytes": _UNPACKED * cache.limits.max_size,
                 },
                 deadline=deadline,
+                file_bytes=_file_bytes(cache),
                 layers=layers,
                 progress=progress,
             )
@@ -257,6 +260,12 @@ def _ensure(
         convert=convert,
         progress=progress,
     )
+
+
+def _file_bytes(cache: Cache) -> int:
+    """Return how large a file a worker may write: enough for the cache to say what is too large."""
+    most = cache.limits.max_size
+    return min(most, cache.max_image_size or most) + _SLACK_BYTES
 
 
 def _record(cache: Cache, event: str, began: float, **fields: object) -> None:
