@@ -83,6 +83,7 @@ class Config:
     deny: tuple[str, ...]
     networks: tuple[str, ...]
     max_image_size: int
+    max_user_share: Size
     comment_from: str
     log_to: str
     library_url: str
@@ -375,6 +376,8 @@ KEYS = (
         "networks besides the public ones that users may name hosts in"),
     Key("policy", "max_image_size", "max_image_size", "0", parse_size,
         "the largest image; 0 is no limit but the cache's"),
+    Key("policy", "max_user_share", "max_user_share", "0", _size,
+        "what may be private to one user, 20G or a percentage of max_size; 0 is no limit"),
     Key("library", "url", "library_url", "https://library.sylabs.io", _url,
         "the service of library:// references that name no host"),
     Key("shub", "url", "shub_url", "https://singularity-hub.org", _url,

@@ -77,6 +77,7 @@ def limits(config: Config) -> Limits:
         low=int(max_size * config.low_watermark / 100),
         min_free=config.min_free.of(total),
         min_age_s=config.min_age_s,
+        user_share=config.max_user_share.of(max_size),
     )
 
 

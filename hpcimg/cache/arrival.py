@@ -188,7 +188,7 @@ class Arrival(ExitStack):
 
     def _make_room_as_it_grows(self, size_bytes: int) -> None:
         """Look for room for an image whose size was not announced; so much is there by now."""
-        evict.check_fits(self._cache.limits, size_bytes, what=self._uri)
+        evict.check_fits(self._cache.limits, size_bytes, what=self._uri, owner=self._owner)
         self._make_room(0)
 
     def _make_room(self, size_bytes: int, *, later: int = 0) -> None:
@@ -199,6 +199,7 @@ class Arrival(ExitStack):
                 size_bytes + later,
                 what=self._uri,
                 deadline=self._deadline,
+                owner=self._owner,
             )
             if size_bytes or later:
                 self._inflight.later = later
