@@ -47,6 +47,8 @@ def main() -> NoReturn:
     try:
         if request["work"] == "fetch":
             _fetch(request, files, words)
+        elif request["work"] == "verify":
+            _verify(request, files, words)
         else:
             _convert(request, files, words)
     except DeclinedOffer:
@@ -97,6 +99,15 @@ def _convert(request: dict[str, Any], files: list[int], words: _Words) -> None:
         Work(uri=request["uri"], layers=tuple(layers), output=output, **request["settings"]), tell
     )
     words.say("done", unchanged=False)
+
+
+def _verify(request: dict[str, Any], files: list[int], words: _Words) -> None:
+    from hpcimg.verify import Work, verify
+
+    namespaces.mount_own_proc()
+    _give_up_rights(request, words, _CONVERT_BYTES)
+    verify(Work(uri=request["uri"], file=files[0], **request["settings"]))
+    words.say("done")
 
 
 def _give_up_rights(request: dict[str, Any], words: _Words, memory_bytes: int) -> None:

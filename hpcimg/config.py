@@ -84,6 +84,8 @@ class Config:
     networks: tuple[str, ...]
     max_image_size: int
     max_user_share: Size
+    verify: str
+    keyring: str
     comment_from: str
     log_to: str
     library_url: str
@@ -333,6 +335,10 @@ def _compression(text: str) -> str:
     return text
 
 
+def _verifier(text: str) -> str:
+    return text if text in ("none", "sif") else _path(text)
+
+
 def _log_target(text: str) -> str:
     return text if text in ("syslog", "stderr") else _path(text)
 
@@ -378,6 +384,10 @@ KEYS = (
         "the largest image; 0 is no limit but the cache's"),
     Key("policy", "max_user_share", "max_user_share", "0", _size,
         "what may be private to one user, 20G or a percentage of max_size; 0 is no limit"),
+    Key("policy", "verify", "verify", "none", _verifier,
+        "none; sif: signatures in SIF files; or the path of a program that is asked"),
+    Key("policy", "keyring", "keyring", "", _optional(_path),
+        "the public keys for sif, a file like Apptainer's pgp-public; its global ones count too"),
     Key("library", "url", "library_url", "https://library.sylabs.io", _url,
         "the service of library:// references that name no host"),
     Key("shub", "url", "shub_url", "https://singularity-hub.org", _url,

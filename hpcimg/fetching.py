@@ -142,6 +142,13 @@ class Fetch(Protocol):
         """
 
 
+class Verify(Protocol):
+    """Ask whether the site trusts an image."""
+
+    def __call__(self, descriptor: int, *, source: str) -> None:
+        """Return where it does. `source` is as in a cache's entry. Raises HpcimgError."""
+
+
 class Convert(Protocol):
     """Make one image file of an image's layers."""
 

@@ -110,6 +110,37 @@ def convert(
     return _Follower(descriptor).finish()
 
 
+def verify(
+    uri: str,
+    descriptor: int,
+    *,
+    account: Account | None,
+    settings: dict[str, object],
+    deadline: float,
+    file_bytes: int,
+) -> None:
+    """Ask in a worker that runs as `account` whether the site trusts the image in the file.
+
+    It may read the file and nothing more. `settings` are what `hpcimg.verify.Work` has
+    besides the file and the uri. Raises HpcimgError.
+    """
+    file = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if account is not None:  # by its group: an owner could let itself write
+            os.fchown(descriptor, -1, account.gid)
+            os.fchmod(descriptor, 0o440)
+        with Worker(uri, "verify", deadline=deadline) as worker:
+            request = {"settings": settings, "file_bytes": file_bytes}
+            _begin(worker, account, request, [file])
+            while _hear(worker)["say"] != "done":
+                pass
+    finally:
+        os.close(file)
+        if account is not None:
+            os.fchown(descriptor, -1, os.getegid())
+            os.fchmod(descriptor, 0o600)
+
+
 def _begin(
     worker: Worker, account: Account | None, request: dict[str, Any], files: Sequence[int]
 ) -> None:

@@ -30,9 +30,19 @@ from hpcimg.errors import (
     HpcimgError,
     NotAllowed,
 )
-from hpcimg.fetching import Arrived, Fetched, Offered, Outcome, Progress, Settings
+from hpcimg.fetching import (
+    Arrived,
+    Fetched,
+    Files,
+    Offer,
+    Offered,
+    Outcome,
+    Progress,
+    Settings,
+)
 from hpcimg.reference import Reference
 from hpcimg.services import Credentials, Service
+from hpcimg.verify import refused
 
 log = logging.getLogger(__name__)
 _TRIES = 8
@@ -58,7 +68,15 @@ def cache_of(config: Config) -> Cache:
     """Return the cache as it stands. Raises CacheUnusable where there is none."""
     layout = Layout(config.cache_path, config.state_path)
     image_format = pick_format(config.format)
-    return Cache(layout, limits(config), config.tag_ttl_s, config.max_image_size, image_format)
+    return Cache(
+        layout, limits(config), config.tag_ttl_s, config.max_image_size, image_format,
+        verified_by(config),
+    )  # fmt: skip
+
+
+def verified_by(config: Config) -> str:
+    """Return the name of the policy that images are verified by, "" for none."""
+    return "" if config.verify == "none" else f"{config.verify} {config.keyring}".rstrip()
 
 
 def limits(config: Config) -> Limits:
@@ -202,6 +220,11 @@ def _ensure(
         arrived: Arrived,
         progress: Progress,
     ) -> Outcome:
+        def wanted_offer(offer: Offer) -> Files | None:
+            if offer.layers and config.verify == "sif":
+                raise refused(wanted.uri, "an image in layers has no signature of SIF")
+            return offered(offer)
+
         places = service.places(way.site)
         settings = Settings(
             tries=_TRIES_WITH_A_CACHED_IMAGE if validator else _TRIES,
@@ -225,7 +248,7 @@ def _ensure(
             deadline=deadline,
             file_bytes=_file_bytes(cache),
             validator=validator,
-            offered=offered,
+            offered=wanted_offer,
             arrived=arrived,
             progress=progress,
         )
@@ -251,6 +274,21 @@ def _ensure(
                 progress=progress,
             )
 
+    def verify(descriptor: int, *, source: str) -> None:
+        account = accounts.unprivileged(config.account)
+        with store.work_folder(cache.layout, account.uid if account else None) as folder:
+            parent.verify(
+                wanted.uri,
+                descriptor,
+                account=account,
+                settings={
+                    "how": config.verify, "keyring": config.keyring, "source": source,
+                    "folder": folder,
+                },
+                deadline=deadline,
+                file_bytes=_file_bytes(cache),
+            )  # fmt: skip
+
     return ensure(
         cache,
         wanted,
@@ -260,6 +298,7 @@ def _ensure(
         fetch=fetch,
         convert=convert,
         progress=progress,
+        verify=verify if cache.verified else None,
     )
 
 

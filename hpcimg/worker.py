@@ -30,7 +30,7 @@ _PASSED_ON = (*_PROXIES, *(name.upper() for name in _PROXIES), *_CERTIFICATES)
 class Worker:
     """A process that runs `hpcimg.child`; killed at the end of the context at the latest.
 
-    `uri` is what it works on, for errors; `doing` is "fetch" or "convert".
+    `uri` is what it works on, for errors; `doing` is "fetch", "convert" or "verify".
     `deadline` is a time.monotonic() value.
     """
 

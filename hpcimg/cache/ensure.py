@@ -27,7 +27,7 @@ from hpcimg.errors import (
     TransientError,
     Unreachable,
 )
-from hpcimg.fetching import Convert, Declined, Fetch, Fetched, Gathered, Progress, Unchanged
+from hpcimg.fetching import Convert, Declined, Fetch, Fetched, Gathered, Progress, Unchanged, Verify
 from hpcimg.locks import held
 from hpcimg.reference import Reference
 from hpcimg.units import format_duration
@@ -57,15 +57,17 @@ def ensure(
     fetch: Fetch,
     convert: Convert,
     progress: Progress = lambda *_: None,
+    verify: Verify | None = None,
 ) -> Staged:
     """Return the finished image that `reference` stands for, fetched if need be.
 
     `job` holds a lease on it when this returns; "" takes none. `owner` is the
     uid whose private image it is, None for one that all share. `deadline` is a
     time.monotonic() value for everything together. `progress` hears what `fetch`
-    and `convert` say of theirs. Raises HpcimgError.
+    and `convert` say of theirs. `verify` is asked before an image is published.
+    Raises HpcimgError.
     """
-    return _Ensure(cache, reference, job, owner, deadline, progress).run(fetch, convert)
+    return _Ensure(cache, reference, job, owner, deadline, progress, verify).run(fetch, convert)
 
 
 class _Ensure:
@@ -79,6 +81,7 @@ class _Ensure:
         owner: int | None,
         deadline: float,
         tell: Progress,
+        verify: Verify | None,
     ) -> None:
         self.cache = cache
         self.layout = cache.layout
@@ -87,6 +90,7 @@ class _Ensure:
         self.owner = owner
         self.deadline = deadline
         self.tell = tell
+        self.verify = verify
         self.ref_id = store.ref_id(reference.uri, owner)
 
     def run(self, fetch: Fetch, convert: Convert) -> Staged:
@@ -135,7 +139,7 @@ class _Ensure:
             ) as inflight,
             Arrival(
                 self.cache, inflight, uri=uri, owner=self.owner, deadline=self.deadline,
-                lock=self._lock, tell=self.tell,
+                lock=self._lock, tell=self.tell, verify=self.verify,
             ) as arrival,
         ):  # fmt: skip
             try:
@@ -201,7 +205,7 @@ class _Ensure:
                     lease.open_to_hits(self.layout, key)
                     if self.job:
                         lease.take(self.layout, key, self.job)
-        if entry is None:
+        if entry is None or not self.cache.trusts(entry):
             return None
         store.mark_used(self.layout, key)
         if ref.uri not in entry.uris:
