@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from hpcimg import dockerhub
 from hpcimg.config import Config
 from hpcimg.registriesconf import Rule
 
@@ -18,7 +19,7 @@ def site_hosts(config: Config, rules: Iterable[Rule], *urls: str) -> tuple[str, 
 
 def _named(config: Config, rules: Iterable[Rule], urls: Iterable[str]) -> Iterator[str]:
     for host, said in config.registries.items():
-        yield host
+        yield dockerhub.address(host)
         yield from (mirror.partition("/")[0] for mirror in said.mirrors or ())
     for rule in rules:
         for location in (rule.prefix, rule.location, *(m.location for m in rule.mirrors)):

@@ -72,7 +72,7 @@ def test_a_named_host_is_named_with_its_port() -> None:
 def test_the_site_names_hosts_in_many_places(tmp_path: Path) -> None:
     main = tmp_path / "hpcimg.conf"
     main.write_text(
-        "[registry r.internal:5000]\nmirrors = m.internal:1/proxy\n"
+        "[registry docker.io]\n[registry r.internal:5000]\nmirrors = m.internal:1/proxy\n"
         "[static pages]\nurl = http://pages.internal/registry\n"
         "[alias]\na = https://alias.internal/x.sif\nb/* = oras://alias2.internal:7/b/*\n"
         "c = s3://bucket/x\nd = docker://ubuntu\n"
@@ -86,7 +86,7 @@ def test_the_site_names_hosts_in_many_places(tmp_path: Path) -> None:
     assert set(found) == {
         "r.internal:5000", "m.internal:1", "p.internal", "l.internal:2", "mm.internal",
         "10.0.0.9:8333", "pages.internal", "alias.internal", "alias2.internal:7",
-        "images.internal",
+        "images.internal", "registry-1.docker.io",
     }  # fmt: skip
 
 
