@@ -14,7 +14,12 @@ import requests
 from requests.utils import select_proxy
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import LocationParseError, NameResolutionError, NewConnectionError
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    LocationParseError,
+    NameResolutionError,
+    NewConnectionError,
+)
 
 from hpcimg.addresses import Reach
 from hpcimg.errors import NotAllowed
@@ -56,7 +61,7 @@ class _Checked(HTTPConnection):
                 self._dns_host = address
                 try:
                     return super()._new_conn()
-                except (NewConnectionError, TimeoutError) as failed:
+                except (NewConnectionError, ConnectTimeoutError) as failed:
                     error = failed
         finally:
             self._dns_host = host  # which the certificate has to be for

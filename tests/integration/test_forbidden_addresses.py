@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from urllib3.util import connection
 
 from hpcimg.errors import NotAllowed
 from hpcimg.fetching import Settings
@@ -160,12 +161,22 @@ def test_what_was_looked_at_is_connected_to(
 
 
 def test_of_several_addresses_the_allowed_ones_are_tried(
-    web: WebServer, names: dict[str, list[list[str]]]
+    web: WebServer, names: dict[str, list[list[str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     web.put(PATH, b"x")
-    names["many.example.org"] = [["169.254.169.254", "127.0.0.3", "127.0.0.1"]]
+    names["many.example.org"] = [["169.254.169.254", "127.0.0.3", "127.0.0.2", "127.0.0.1"]]
+    connect, tried = connection.create_connection, []
+
+    def create(at: tuple[str, int], *rest: Any, **more: Any) -> socket.socket:
+        tried.append(at[0])
+        if at[0] == "127.0.0.2":
+            raise TimeoutError
+        return connect(at, *rest, **more)
+
+    monkeypatch.setattr(connection, "create_connection", create)
     url = f"http://many.example.org:{web.port}{PATH}"
     assert get(url, settings(networks=("127.0.0.0/30",))) == 200
+    assert tried == ["127.0.0.3", "127.0.0.2", "127.0.0.1"]
 
 
 @pytest.mark.parametrize(
