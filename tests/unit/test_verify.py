@@ -18,7 +18,7 @@ from tests.parts import images
 pytestmark = pytest.mark.skipif(bool(images.missing()), reason=images.missing() or "-")
 STAND_IN = """#!/bin/sh
 { echo "$@"; echo "$APPTAINER_KEYSDIR"; cat "$APPTAINER_KEYSDIR/pgp-public" 2>&1; } >"$HOME/said"
-cmp -s "$3" %(image)s || exit 2
+cmp -s "$4" %(image)s || exit 2
 [ -e "$HOME/keys/pgp-public" ] && exit 0
 echo "FATAL:   signature object 2 not valid: unknown entity" >&2
 exit 255
