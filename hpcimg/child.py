@@ -12,6 +12,7 @@ import errno
 import importlib
 import json
 import os
+import select
 import socket
 import sys
 import threading
@@ -19,15 +20,21 @@ import time
 import traceback
 from typing import Any, NoReturn
 
-from hpcimg import rights, sources
+from hpcimg import namespaces, rights, sources
 from hpcimg.accounts import Account
-from hpcimg.errors import Bug, CacheUnusable, HpcimgError, MissingTool, NoRoom
+from hpcimg.errors import Bug, CacheUnusable, HpcimgError, MissingTool, NoRoom, TooLarge
 from hpcimg.fetching import Settings
 from hpcimg.reference import Reference
 from hpcimg.sink import DeclinedOffer, Sink
 
 _MESSAGE_MAX = 1 << 20
 _FILES_MAX = 253  # the kernel's limit for one message
+# Writable memory of each process. To fetch: parts that come side by side, threads' stacks.
+_FETCH_BYTES = 2 << 30
+# To convert: what is remembered of ten million files, here and in mksquashfs, which has queues
+# and a thread with its stack for each processor besides.
+_CONVERT_BYTES = 8 << 30
+_PROCESSOR_BYTES = 64 << 20
 _NICENESS = 10  # the node's other jobs go first
 _TELL_EVERY_S = 0.2
 
@@ -40,12 +47,17 @@ def main() -> NoReturn:
     try:
         if request["work"] == "fetch":
             _fetch(request, files, words)
+        elif request["work"] == "verify":
+            _verify(request, files, words)
         else:
             _convert(request, files, words)
     except DeclinedOffer:
         words.say("done", declined=True)
     except HpcimgError as error:
         words.say("error", **error.to_dict())
+    except MemoryError:
+        why = f"to {request['work']} it takes more memory than this node gives to one image"
+        words.say("error", **TooLarge(f"{uri} is too large", why=why).to_dict())
     except OSError as error:
         words.say("error", **_explain(error, uri).to_dict())
     except ModuleNotFoundError as error:
@@ -63,7 +75,7 @@ def _fetch(request: dict[str, Any], files: list[int], words: _Words) -> None:
     reference = Reference(*request["reference"])
     source = importlib.import_module(sources.MODULES.get(reference.scheme, sources.STATIC))
     settings = Settings(**request["settings"])
-    _give_up_rights(request)
+    _give_up_rights(request, words, _FETCH_BYTES)
     sink = Sink(files[0], words.say, words.answer)
     unchanged = source.fetch(reference, sink, validator=request["validator"], settings=settings)
     words.say("done", unchanged=unchanged)
@@ -72,7 +84,9 @@ def _fetch(request: dict[str, Any], files: list[int], words: _Words) -> None:
 def _convert(request: dict[str, Any], files: list[int], words: _Words) -> None:
     from hpcimg.convert.image import Work, convert
 
-    _give_up_rights(request)
+    namespaces.mount_own_proc()
+    processors = len(os.sched_getaffinity(0))
+    _give_up_rights(request, words, _CONVERT_BYTES + processors * _PROCESSOR_BYTES)
     os.nice(_NICENESS)
     output, *layers = files
     told = 0.0
@@ -89,14 +103,26 @@ def _convert(request: dict[str, Any], files: list[int], words: _Words) -> None:
     words.say("done", unchanged=False)
 
 
-def _give_up_rights(request: dict[str, Any]) -> None:
+def _verify(request: dict[str, Any], files: list[int], words: _Words) -> None:
+    from hpcimg.verify import Work, verify
+
+    namespaces.mount_own_proc()
+    _give_up_rights(request, words, _CONVERT_BYTES)
+    verify(Work(uri=request["uri"], file=files[0], **request["settings"]))
+    words.say("done")
+
+
+def _give_up_rights(request: dict[str, Any], words: _Words, memory_bytes: int) -> None:
     account = Account(*request["account"]) if request["account"] else None
-    rights.give_up(account, parent=request["parent"])
+    rights.give_up(account, file_bytes=request["file_bytes"], memory_bytes=memory_bytes)
+    words.end_without_parent()
 
 
 def _explain(error: OSError, uri: str) -> HpcimgError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoRoom(f"the disk of this node filled up while {uri} was fetched")
+    if error.errno == errno.EFBIG:
+        return TooLarge(f"{uri} is too large", why="it is larger than this node takes any")
     return CacheUnusable(f"{uri} could not be written to the cache", why=error.strerror or "")
 
 
@@ -119,6 +145,13 @@ class _Words:
         said = json.loads(text)
         assert isinstance(said, dict)
         return said, files
+
+    def end_without_parent(self) -> None:
+        """End where the parent died before the kernel was asked to tell."""
+        poll = select.poll()
+        poll.register(self._socket, 0)
+        if poll.poll(0):  # it hung up
+            os._exit(1)
 
     def answer(self) -> dict[int, int] | None:
         """Return the files for the layers that were offered, or None for no."""

@@ -67,10 +67,14 @@ class Config:
     registries_conf: str
     allow: tuple[str, ...]
     deny: tuple[str, ...]
+    networks: tuple[str, ...]
     max_image_size: int
     on_transient: str
     max_requeues: int
     on_node_fault: str
+    max_user_share: Size
+    verify: str
+    keyring: str
     comment_from: str
     slurm_bin: str
     log_to: str
@@ -199,6 +203,8 @@ def _collect(files: list[tuple[str, str]]) -> _Found:
                 raise _wrong(path, *at, "write the key at the beginning of one line of its own")
         for section in parser.sections():
             kind, _, whose = section.partition(" ")
+            if kind == "registry" and whose:  # named, if nothing else
+                named[kind].setdefault(whose, Registry())
             for name, value in parser[section].items():
                 if section == "alias":
                     aliases[name] = value
@@ -277,6 +283,8 @@ KEYS = (
         "patterns of references that may be staged"),
     Key("policy", "deny", "deny", "", read.words,
         "patterns of references that may not, whatever allow says"),
+    Key("policy", "allow_addresses", "networks", "", read.networks,
+        "networks besides the public ones that users may name hosts in"),
     Key("policy", "max_image_size", "max_image_size", "0", parse_size,
         "the largest image; 0 is no limit but the cache's"),
     Key("policy", "on_transient", "on_transient", "fail", read.one_of("fail", "requeue"),
@@ -285,6 +293,12 @@ KEYS = (
         "a job that was restarted so often is not requeued again"),
     Key("policy", "on_node_fault", "on_node_fault", "fail", read.one_of("fail", "drain"),
         "drain: let Slurm drain a node whose cache or state folder is found faulty"),
+    Key("policy", "max_user_share", "max_user_share", "0", read.size,
+        "what may be private to one user, 20G or a percentage of max_size; 0 is no limit"),
+    Key("policy", "verify", "verify", "none", read.verifier,
+        "none; sif: signatures in SIF files; or the path of a program that is asked"),
+    Key("policy", "keyring", "keyring", "", read.optional(read.path),
+        "the public keys for sif, a file like Apptainer's pgp-public; its global ones count too"),
     Key("library", "url", "library_url", "https://library.sylabs.io", read.url,
         "the service of library:// references that name no host"),
     Key("shub", "url", "shub_url", "https://singularity-hub.org", read.url,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Callable
@@ -84,6 +85,16 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(text.replace(",", " ").split())
 
 
+def networks(text: str) -> tuple[str, ...]:
+    """Read networks, of IPv4 and IPv6."""
+    for word in words(text):
+        try:
+            ipaddress.ip_network(word)
+        except ValueError:
+            raise ValueError(f"{word!r} is not a network; write 10.0.0.0/8 or fd00::/8") from None
+    return words(text)
+
+
 def mirrors(text: str) -> tuple[str, ...]:
     """Read places of registries."""
     for word in words(text):
@@ -113,6 +124,11 @@ def compression(text: str) -> str:
             "or zstd:1 to zstd:22"
         )
     return text
+
+
+def verifier(text: str) -> str:
+    """Read none, sif or the path of a program."""
+    return text if text in ("none", "sif") else path(text)
 
 
 def log_target(text: str) -> str:

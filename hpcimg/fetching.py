@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
+from hpcimg.addresses import Reach
+
 
 class Place(NamedTuple):
     """A repository that an image can be read from: a mirror's, or that of its own registry.
@@ -33,7 +35,8 @@ class Settings(NamedTuple):
     "" for none. `as_user` says that the fetch runs with the rights of the job's
     user, and that this user's own credentials files may be read. `places` are
     where the image of a registry is looked for, in this order, its own registry
-    last; () stands for that one alone.
+    last; () stands for that one alone. `networks` and `site_hosts` are what may be
+    connected to besides public addresses: see `hpcimg.addresses.Reach`.
     """
 
     tries: int
@@ -46,10 +49,16 @@ class Settings(NamedTuple):
     credentials: str = ""
     as_user: bool = False
     places: tuple[Place, ...] = ()
+    networks: tuple[str, ...] = ()
+    site_hosts: tuple[str, ...] = ()
 
     def address(self, host: str) -> str:
         """Return how the host of a reference is spoken to."""
         return f"{'http' if self.insecure else 'https'}://{host}"
+
+    def reach(self) -> Reach:
+        """Return what may be connected to."""
+        return Reach(self.networks, self.site_hosts)
 
 
 class Blob(NamedTuple):
@@ -131,6 +140,13 @@ class Fetch(Protocol):
         that failed, for each layer's file that was handed out: nobody writes it
         any more. Raises HpcimgError.
         """
+
+
+class Verify(Protocol):
+    """Ask whether the site trusts an image."""
+
+    def __call__(self, descriptor: int, *, source: str) -> None:
+        """Return where it does. `source` is as in a cache's entry. Raises HpcimgError."""
 
 
 class Convert(Protocol):

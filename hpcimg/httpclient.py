@@ -18,6 +18,7 @@ import requests
 import urllib3
 
 from hpcimg import __version__
+from hpcimg.connections import Adapter
 from hpcimg.errors import (
     BadReference,
     ConfigError,
@@ -63,13 +64,14 @@ class _NoRedirects(_Session):
         return None
 
 
-def open_session(*, redirects: bool = True) -> requests.Session:
+def open_session(settings: Settings, *, redirects: bool = True) -> requests.Session:
     """Return a session with hpcimg's manners: few redirects, bytes as they are stored.
 
     It trusts whom the node trusts, a site's own authority among them, rather
     than the bundle that comes with requests. Several threads may use it: it
     takes no cookies, the one thing of a session that a request would change.
-    With `redirects` false a redirect is an answer like any other.
+    With `redirects` false a redirect is an answer like any other. It connects to
+    the addresses that the settings allow, or raises NotAllowed.
     """
     session = _Session() if redirects else _NoRedirects()
     known = ssl.get_default_verify_paths()
@@ -80,9 +82,17 @@ def open_session(*, redirects: bool = True) -> requests.Session:
     session.headers["User-Agent"] = f"hpcimg/{__version__}"
     session.headers["Accept-Encoding"] = "identity"
     session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
+    adapter = Adapter(settings.reach(), connections_kept=_CONNECTIONS_KEPT)
     for scheme in ("https://", "http://"):
-        session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=_CONNECTIONS_KEPT))
+        session.mount(scheme, adapter)
     return session
+
+
+def trust(session: requests.Session, url: str) -> None:
+    """Let the session connect to the host of an address that comes from the site."""
+    adapter = session.get_adapter("https://")
+    assert isinstance(adapter, Adapter)
+    adapter.reach.trust(url)
 
 
 def origin(url: str) -> tuple[str, str, int | None]:

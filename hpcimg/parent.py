@@ -41,6 +41,7 @@ def fetch(
     account: Account | None,
     settings: Settings,
     deadline: float,
+    file_bytes: int,
     validator: str,
     offered: Offered,
     arrived: Arrived,
@@ -48,6 +49,7 @@ def fetch(
 ) -> Outcome:
     """Fetch in a worker that runs as `account` (None: as we do).
 
+    No file that it writes may be larger than `file_bytes`.
     The rest is as `hpcimg.fetching.Fetch` says. The worker is gone when this
     returns or raises. Raises DeadlinePassed when `deadline`, a time.monotonic()
     value, passes.
@@ -56,6 +58,7 @@ def fetch(
         "reference": list(reference),
         "settings": settings._asdict(),
         "validator": validator,
+        "file_bytes": file_bytes,
     }
     files: dict[int | None, _Follower] = {None: _Follower(descriptor)}
     with Worker(reference.uri, "fetch", deadline=deadline) as worker:
@@ -77,19 +80,25 @@ def convert(
     account: Account | None,
     settings: dict[str, object],
     deadline: float,
+    file_bytes: int,
     layers: Sequence[int],
     progress: Progress,
 ) -> Fetched:
     """Convert in a worker that runs as `account` (None: as we do).
 
     `settings` are what `hpcimg.convert.Work` has besides the files and the uri.
-    The rest is as `hpcimg.fetching.Convert` says, with a deadline as in `fetch`.
+    The rest is as `hpcimg.fetching.Convert` says, with the others as in `fetch`.
     """
     with Worker(uri, "convert", deadline=deadline) as worker:
         try:
             if account is not None:  # its tools open the file by a name of their own
                 os.fchown(descriptor, account.uid, -1)
-            _begin(worker, account, {"settings": settings}, [descriptor, *layers])
+            _begin(
+                worker,
+                account,
+                {"settings": settings, "file_bytes": file_bytes},
+                [descriptor, *layers],
+            )
             done, total = 0, None
             while (said := _hear(worker))["say"] != "done":
                 done, total = said.get("bytes", done), said.get("total", total)
@@ -101,12 +110,41 @@ def convert(
     return _Follower(descriptor).finish()
 
 
+def verify(
+    uri: str,
+    descriptor: int,
+    *,
+    account: Account | None,
+    settings: dict[str, object],
+    deadline: float,
+    file_bytes: int,
+) -> None:
+    """Ask in a worker that runs as `account` whether the site trusts the image in the file.
+
+    It may read the file and nothing more. `settings` are what `hpcimg.verify.Work` has
+    besides the file and the uri. Raises HpcimgError.
+    """
+    file = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if account is not None:  # by its group: an owner could let itself write
+            os.fchown(descriptor, -1, account.gid)
+            os.fchmod(descriptor, 0o440)
+        with Worker(uri, "verify", deadline=deadline) as worker:
+            request = {"settings": settings, "file_bytes": file_bytes}
+            _begin(worker, account, request, [file])
+            while _hear(worker)["say"] != "done":
+                pass
+    finally:
+        os.close(file)
+        if account is not None:
+            os.fchown(descriptor, -1, os.getegid())
+            os.fchmod(descriptor, 0o600)
+
+
 def _begin(
     worker: Worker, account: Account | None, request: dict[str, Any], files: Sequence[int]
 ) -> None:
-    worker.tell(
-        files, uri=worker.uri, work=worker.doing, account=account, parent=os.getpid(), **request
-    )
+    worker.tell(files, uri=worker.uri, work=worker.doing, account=account, **request)
 
 
 def _follow(

@@ -12,6 +12,8 @@ from hpcimg.errors import ConfigError
 from hpcimg.fetching import Place
 from hpcimg.reference import Reference
 from hpcimg.registries import Location
+from hpcimg.registriesconf import Rule
+from hpcimg.sitehosts import site_hosts
 
 AMAZON_S3 = "https://s3.amazonaws.com"
 
@@ -26,12 +28,14 @@ class Service(NamedTuple):
     `url` is its address, "" where references name their host. `locations` are
     where to look, in this order: several where a registry has mirrors.
     `auth_text` are credentials that are in no file, as those of a location.
+    `site_hosts` are all that the site names, `HOST[:PORT]`.
     """
 
     locations: tuple[Location, ...]
     url: str = ""
     region: str = ""
     auth_text: str = ""
+    site_hosts: tuple[str, ...] = ()
 
     @property
     def private(self) -> bool:
@@ -66,8 +70,16 @@ class Service(NamedTuple):
 
 def find(config: Config, wanted: Reference, environment: Mapping[str, str] = os.environ) -> Service:
     """Return the service that a reference leads to. Raises ConfigError, NotAllowed."""
+    in_registry = wanted.scheme in sources.IN_REGISTRIES
+    rules = registriesconf.read(config.registries_conf) if in_registry else ()
+    service = _find(config, wanted, rules, environment)
+    return service._replace(site_hosts=site_hosts(config, rules, service.url))
+
+
+def _find(
+    config: Config, wanted: Reference, rules: tuple[Rule, ...], environment: Mapping[str, str]
+) -> Service:
     if wanted.scheme in sources.IN_REGISTRIES:
-        rules = registriesconf.read(config.registries_conf)
         return Service(registries.locate(config.registries, rules, wanted.rest))
     if wanted.scheme == "s3":
         return _s3(config, environment)

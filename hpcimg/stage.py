@@ -30,15 +30,26 @@ from hpcimg.errors import (
     HpcimgError,
     NotAllowed,
 )
-from hpcimg.fetching import Arrived, Fetched, Offered, Outcome, Progress, Settings
+from hpcimg.fetching import (
+    Arrived,
+    Fetched,
+    Files,
+    Offer,
+    Offered,
+    Outcome,
+    Progress,
+    Settings,
+)
 from hpcimg.reference import Reference
 from hpcimg.services import Credentials, Service
+from hpcimg.verify import refused
 
 log = logging.getLogger(__name__)
 # A look at a mounted file system costs no server anything: its errors are not remembered.
 _MOUNTED = frozenset({"file", "oci", "oci-archive", "docker-archive"})
 _TRIES = 8
 _TRIES_WITH_A_CACHED_IMAGE = 2
+_SLACK_BYTES = 64 << 20
 _UNPACKED = 10  # times the whole cache: no image unpacks to more
 
 
@@ -60,7 +71,15 @@ def cache_of(config: Config) -> Cache:
     """Return the cache as it stands. Raises CacheUnusable where there is none."""
     layout = Layout(config.cache_path, config.state_path)
     image_format = pick_format(config.format)
-    return Cache(layout, limits(config), config.tag_ttl_s, config.max_image_size, image_format)
+    return Cache(
+        layout, limits(config), config.tag_ttl_s, config.max_image_size, image_format,
+        verified_by(config),
+    )  # fmt: skip
+
+
+def verified_by(config: Config) -> str:
+    """Return the name of the policy that images are verified by, "" for none."""
+    return "" if config.verify == "none" else f"{config.verify} {config.keyring}".rstrip()
 
 
 def limits(config: Config) -> Limits:
@@ -79,6 +98,7 @@ def limits(config: Config) -> Limits:
         low=int(max_size * config.low_watermark / 100),
         min_free=config.min_free.of(total),
         min_age_s=config.min_age_s,
+        user_share=config.max_user_share.of(max_size),
     )
 
 
@@ -214,6 +234,11 @@ def _ensure(
         arrived: Arrived,
         progress: Progress,
     ) -> Outcome:
+        def wanted_offer(offer: Offer) -> Files | None:
+            if offer.layers and config.verify == "sif":
+                raise refused(wanted.uri, "an image in layers has no signature of SIF")
+            return offered(offer)
+
         places = service.places(way.site)
         settings = Settings(
             tries=_TRIES_WITH_A_CACHED_IMAGE if validator else _TRIES,
@@ -226,6 +251,8 @@ def _ensure(
             credentials=places[-1].credentials,
             as_user=way.as_user,
             places=places if wanted.scheme in sources.IN_REGISTRIES else (),
+            networks=config.networks,
+            site_hosts=service.site_hosts,
         )
         return parent.fetch(
             wanted,
@@ -233,8 +260,9 @@ def _ensure(
             account=way.account,
             settings=settings,
             deadline=deadline,
+            file_bytes=_file_bytes(cache),
             validator=validator,
-            offered=offered,
+            offered=wanted_offer,
             arrived=arrived,
             progress=progress,
         )
@@ -255,9 +283,25 @@ def _ensure(
                     "max_unpacked_bytes": _UNPACKED * cache.limits.max_size,
                 },
                 deadline=deadline,
+                file_bytes=_file_bytes(cache),
                 layers=layers,
                 progress=progress,
             )
+
+    def verify(descriptor: int, *, source: str) -> None:
+        account = accounts.unprivileged(config.account)
+        with store.work_folder(cache.layout, account.uid if account else None) as folder:
+            parent.verify(
+                wanted.uri,
+                descriptor,
+                account=account,
+                settings={
+                    "how": config.verify, "keyring": config.keyring, "source": source,
+                    "folder": folder,
+                },
+                deadline=deadline,
+                file_bytes=_file_bytes(cache),
+            )  # fmt: skip
 
     return ensure(
         cache,
@@ -269,7 +313,14 @@ def _ensure(
         convert=convert,
         progress=progress,
         memory=memory,
+        verify=verify if cache.verified else None,
     )
+
+
+def _file_bytes(cache: Cache) -> int:
+    """Return how large a file a worker may write: enough for the cache to say what is too large."""
+    most = cache.limits.max_size
+    return min(most, cache.max_image_size or most) + _SLACK_BYTES
 
 
 def _record(cache: Cache, event: str, began: float, **fields: object) -> None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from hpcimg import namespaces
 from hpcimg.errors import Bug, DeadlinePassed, Interrupted
 
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from hpcimg.child import main; main()"
@@ -29,7 +30,7 @@ _PASSED_ON = (*_PROXIES, *(name.upper() for name in _PROXIES), *_CERTIFICATES)
 class Worker:
     """A process that runs `hpcimg.child`; killed at the end of the context at the latest.
 
-    `uri` is what it works on, for errors; `doing` is "fetch" or "convert".
+    `uri` is what it works on, for errors; `doing` is "fetch", "convert" or "verify".
     `deadline` is a time.monotonic() value.
     """
 
@@ -40,7 +41,7 @@ class Worker:
         self._heard = bytearray()
         self._ours, theirs = socket.socketpair()
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-        with theirs:
+        with theirs, namespaces.around_next_process():
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-c", _START, _ROOT],
                 stdin=theirs.fileno(),
@@ -63,7 +64,10 @@ class Worker:
         self._stdout.close()
 
     def end(self) -> None:
-        """Kill it and what it started, where they still run."""
+        """Kill it and what it started, where they still run.
+
+        In a PID namespace all of that is gone when this returns.
+        """
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)

@@ -14,7 +14,7 @@ from hpcimg.cache.inflight import Inflight
 from hpcimg.cache.layout import Layout
 from hpcimg.cache.store import Entry
 from hpcimg.errors import Damaged, TooLarge
-from hpcimg.fetching import Convert, Fetched, Files, Offer, Progress
+from hpcimg.fetching import Convert, Fetched, Files, Offer, Progress, Verify
 from hpcimg.units import format_size
 
 
@@ -22,7 +22,8 @@ class Cache(NamedTuple):
     """A cache and its rules.
 
     `max_image_size` of 0 is no limit of its own; `image_format` is what images
-    in layers are converted to, "sif" or "squashfs".
+    in layers are converted to, "sif" or "squashfs". `verified` names the policy
+    that images have to be verified by to be handed out, "" for none.
     """
 
     layout: Layout
@@ -30,6 +31,11 @@ class Cache(NamedTuple):
     tag_ttl_s: float
     max_image_size: int = 0
     image_format: str = "squashfs"
+    verified: str = ""
+
+    def trusts(self, entry: Entry | None) -> bool:
+        """Tell whether an image is there and may be handed out."""
+        return entry is not None and self.verified in ("", entry.verified)
 
 
 class Arrival(ExitStack):
@@ -49,6 +55,7 @@ class Arrival(ExitStack):
         deadline: float,
         lock: Lock,
         tell: Progress,
+        verify: Verify | None = None,
     ) -> None:
         super().__init__()
         self._cache = cache
@@ -59,6 +66,7 @@ class Arrival(ExitStack):
         self._deadline = deadline
         self._lock = lock
         self._tell = tell
+        self._verify = verify
         self._blobs: Blobs | None = None
         self._converted_size = 0  # as far as it can be told beforehand
         self.offer: Offer | None = None
@@ -77,7 +85,7 @@ class Arrival(ExitStack):
         self._check_size(size)
         if offer.sha256 or offer.manifest:
             self._lock_key(self._key_of(offer))
-            if store.load_entry(self._layout, self.key):
+            if self._cache.trusts(store.load_entry(self._layout, self.key)):
                 return None
         if not offer.layers:
             self._make_room(size)
@@ -162,12 +170,16 @@ class Arrival(ExitStack):
             fetched=time.time(),
             owner=self._owner,
             source=source,
+            verified=self._cache.verified,
         )
         # Somebody else's, where the digest was not known before.
         known = store.load_entry(self._layout, self.key)
-        if known is None:
-            store.publish(self._layout, entry, self._temp, self.descriptor)
-        return known or entry
+        if known and self._cache.trusts(known):
+            return known
+        if self._verify:
+            self._verify(self.descriptor, source=source)
+        store.publish(self._layout, entry, self._temp, self.descriptor)
+        return entry
 
     def _key_of(self, offer: Offer) -> str:
         if offer.manifest:
@@ -199,7 +211,7 @@ class Arrival(ExitStack):
 
     def _make_room_as_it_grows(self, size_bytes: int) -> None:
         """Look for room for an image whose size was not announced; so much is there by now."""
-        evict.check_fits(self._cache.limits, size_bytes, what=self._uri)
+        evict.check_fits(self._cache.limits, size_bytes, what=self._uri, owner=self._owner)
         self._make_room(0)
 
     def _make_room(self, size_bytes: int, *, later: int = 0) -> None:
@@ -210,6 +222,7 @@ class Arrival(ExitStack):
                 size_bytes + later,
                 what=self._uri,
                 deadline=self._deadline,
+                owner=self._owner,
             )
             if size_bytes or later:
                 self._inflight.later = later

@@ -29,7 +29,7 @@ from hpcimg.errors import (
     Unreachable,
     explained,
 )
-from hpcimg.fetching import Convert, Declined, Fetch, Fetched, Gathered, Progress, Unchanged
+from hpcimg.fetching import Convert, Declined, Fetch, Fetched, Gathered, Progress, Unchanged, Verify
 from hpcimg.locks import held
 from hpcimg.reference import Reference
 from hpcimg.units import format_duration
@@ -61,6 +61,7 @@ def ensure(
     convert: Convert,
     progress: Progress = lambda *_: None,
     memory: Memory = NO_MEMORY,
+    verify: Verify | None = None,
 ) -> Staged:
     """Return the finished image that `reference` stands for, fetched if need be.
 
@@ -68,9 +69,11 @@ def ensure(
     uid whose private image it is, None for one that all share. `deadline` is a
     time.monotonic() value for everything together. `progress` hears what `fetch`
     and `convert` say of theirs. `memory` says which earlier failures answer for
-    the source. Raises HpcimgError.
+    the source, `verify` is asked before an image is published. Raises HpcimgError.
     """
-    return _Ensure(cache, reference, job, owner, deadline, progress, memory).run(fetch, convert)
+    return _Ensure(cache, reference, job, owner, deadline, progress, memory, verify).run(
+        fetch, convert
+    )
 
 
 class _Ensure:
@@ -85,6 +88,7 @@ class _Ensure:
         deadline: float,
         tell: Progress,
         memory: Memory,
+        verify: Verify | None,
     ) -> None:
         self.cache = cache
         self.layout = cache.layout
@@ -94,6 +98,7 @@ class _Ensure:
         self.deadline = deadline
         self.tell = tell
         self.memory = memory
+        self.verify = verify
         self.ref_id = store.ref_id(reference.uri, owner)
 
     def run(self, fetch: Fetch, convert: Convert) -> Staged:
@@ -144,7 +149,7 @@ class _Ensure:
             ) as inflight,
             Arrival(
                 self.cache, inflight, uri=uri, owner=self.owner, deadline=self.deadline,
-                lock=self._lock, tell=self.tell,
+                lock=self._lock, tell=self.tell, verify=self.verify,
             ) as arrival,
         ):  # fmt: skip
             try:
@@ -210,7 +215,7 @@ class _Ensure:
                     lease.open_to_hits(self.layout, key)
                     if self.job:
                         lease.take(self.layout, key, self.job)
-        if entry is None:
+        if entry is None or not self.cache.trusts(entry):
             return None
         store.mark_used(self.layout, key)
         if ref.uri not in entry.uris:

@@ -16,22 +16,27 @@ from hpcimg.units import format_size
 
 
 class Limits(NamedTuple):
-    """How large the cache may be, in bytes; ages in seconds."""
+    """How large the cache may be, in bytes; ages in seconds.
+
+    `user_share` is what may be private to one user, 0 for no limit but the cache's.
+    """
 
     max_size: int
     high: int
     low: int
     min_free: int
     min_age_s: float
+    user_share: int = 0
 
 
 class Candidate(NamedTuple):
-    """An image as eviction sees it. `jobs` hold leases on it."""
+    """An image as eviction sees it. `jobs` hold leases on it; it is private to `owner`."""
 
     key: str
     size_bytes: int
     last_used: float
     jobs: tuple[str, ...] = ()
+    owner: int | None = None
 
 
 class Plan(NamedTuple):
@@ -102,6 +107,23 @@ def plan_room(
     return _plan(candidates, wanted, min_age_s=0.0, now=now)
 
 
+def plan_share(
+    candidates: Iterable[Candidate],
+    owner: int,
+    *,
+    coming_bytes: int,
+    limits: Limits,
+    now: float,
+) -> Plan:
+    """Plan room in one user's share: of what is private to a user, only that user's own goes.
+
+    `coming_bytes` is what the fetches for this user have written and will write.
+    """
+    own = [c for c in candidates if c.owner == owner]
+    over = sum(c.size_bytes for c in own) + coming_bytes - limits.user_share
+    return _plan(own, max(over, 0), min_age_s=0.0, now=now)
+
+
 def _plan(candidates: list[Candidate], wanted: int, *, min_age_s: float, now: float) -> Plan:
     in_use = tuple(c for c in candidates if c.jobs)
     idle = [c for c in candidates if not c.jobs]
@@ -123,7 +145,7 @@ def candidates(layout: Layout, now: float) -> list[Candidate]:
             store.mark_used(layout, entry.key)
             used = now
         jobs = tuple(lease.holders(layout, entry.key))
-        found.append(Candidate(entry.key, entry.size_bytes, used, jobs))
+        found.append(Candidate(entry.key, entry.size_bytes, used, jobs, entry.owner))
     return found
 
 
@@ -147,15 +169,24 @@ def trim(layout: Layout, limits: Limits, *, time_s: float, dry_run: bool = False
 
 
 def make_room(
-    layout: Layout, limits: Limits, incoming_bytes: int, *, what: str, deadline: float
+    layout: Layout,
+    limits: Limits,
+    incoming_bytes: int,
+    *,
+    what: str,
+    deadline: float,
+    owner: int | None = None,
 ) -> Report:
     """Free what an image of `incoming_bytes`, beyond what is written of it, needs.
 
-    Hold the lock "room" until the image is announced in `inflight`, so that two
-    fetches do not count on the same bytes. Raises TooLarge where the image
-    could never fit, NoRoom where it does not fit now.
+    Where it is private to `owner`, in that user's share first. Hold the lock
+    "room" until the image is announced in `inflight`, so that two fetches do not
+    count on the same bytes. Raises TooLarge where the image could never fit,
+    NoRoom where it does not fit now.
     """
-    check_fits(limits, incoming_bytes, what=what)
+    check_fits(limits, incoming_bytes, what=what, owner=owner)
+    if owner is not None and limits.user_share:
+        _make_room_in_share(layout, limits, incoming_bytes, owner, what=what, deadline=deadline)
     now = time.time()
     under_way = inflight.under_way(layout)
     plan = plan_room(
@@ -178,8 +209,32 @@ def make_room(
     return report
 
 
-def check_fits(limits: Limits, size_bytes: int, *, what: str) -> None:
+def _make_room_in_share(
+    layout: Layout, limits: Limits, incoming_bytes: int, owner: int, *, what: str, deadline: float
+) -> None:
+    now = time.time()
+    own = [work for work in inflight.under_way(layout) if work["id"].startswith(f"u{owner}-")]
+    coming = incoming_bytes + sum(work["written"] + work["coming"] for work in own)
+    found = candidates(layout, now)
+    plan = plan_share(found, owner, coming_bytes=coming, limits=limits, now=now)
+    report = _execute(layout, plan, until=deadline)
+    if report.freed_bytes < plan.wanted_bytes:
+        raise NoRoom(
+            f"there is no room for {what} in your share of this node's cache",
+            why=f"this site lets each user keep {format_size(limits.user_share)} of private "
+            f"images on a node, and of yours {plan.describe()}",
+            do="Wait until your other jobs on this node have ended, or use images that all share.",
+        )
+
+
+def check_fits(limits: Limits, size_bytes: int, *, what: str, owner: int | None = None) -> None:
     """Raise TooLarge for an image that has no room even in an empty cache."""
+    if owner is not None and 0 < limits.user_share < size_bytes:
+        raise TooLarge(
+            f"{what} is too large for your share of this node's cache",
+            why=f"it has {format_size(size_bytes)}, and this site lets each user keep "
+            f"{format_size(limits.user_share)} of private images on a node",
+        )
     if size_bytes > limits.max_size:
         raise TooLarge(
             f"{what} is too large for this cache",

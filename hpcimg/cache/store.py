@@ -37,7 +37,8 @@ class Entry:
     """One finished image, or one blob of images in layers.
 
     Times are Unix times, `owner` the uid of a private image's user. `source` is
-    the digest of the manifest that a converted image was made from.
+    the digest of the manifest that a converted image was made from, `verified`
+    what the site's policy was when the image was verified.
     """
 
     key: str
@@ -49,6 +50,7 @@ class Entry:
     fetched: float
     owner: int | None = None
     source: str = ""
+    verified: str = ""
 
     @property
     def private(self) -> bool:

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     for owner in (None, os.getuid()):
         ref = store.load_ref(layout, store.ref_id(uri, owner))
         entry = store.load_entry(layout, ref.key) if ref else None
-        if entry:
+        if entry and stage.verified_by(conf) in ("", entry.verified):
             path = store.path_of(layout, entry)
             if args.json:
                 output.print_json({"uri": uri, "path": path, "key": entry.key})

@@ -12,10 +12,19 @@ from collections.abc import Callable
 
 from hpcimg.convert import programs
 from hpcimg.convert.stream import Stream
-from hpcimg.errors import HpcimgError, Interrupted, MissingTool, NodeError, NoRoom, NotAnImage
+from hpcimg.errors import (
+    HpcimgError,
+    Interrupted,
+    MissingTool,
+    NodeError,
+    NoRoom,
+    NotAnImage,
+    TooLarge,
+)
 
 _READS_TAR = (4, 5)
 _PIPE_BYTES = 1 << 20
+_MEMORY_MIB, _MEMORY_MIB_EACH = 512, 32
 
 
 def find_mksquashfs() -> str:
@@ -58,10 +67,12 @@ def pack(
     Raises HpcimgError, and what `fill` raises.
     """
     os.ftruncate(output, 0)
+    processors = len(os.sched_getaffinity(0))
     argv = [
         mksquashfs, "-", f"/proc/self/fd/{output}", "-tar", "-noappend", "-all-root", "-no-xattrs",
         "-no-progress", "-quiet", "-root-mode", "755", "-offset", str(offset),
-        "-processors", str(len(os.sched_getaffinity(0))), *options(compression),
+        "-processors", str(processors), "-mem", f"{_memory_mib(processors)}M",
+        *options(compression),
     ]  # fmt: skip
     whole = False
     with (
@@ -102,11 +113,27 @@ def explain(program: str, code: int, said: str, uri: str) -> HpcimgError:
     what = f"{program} could not convert {uri}"
     if "No space left on device" in said or "quota exceeded" in said:
         return NoRoom(f"the disk of this node filled up while {uri} was converted")
+    if -code == signal.SIGXFSZ or "file too large" in said.lower():
+        return TooLarge(
+            f"{uri} is too large", why="converted it is larger than this node takes any"
+        )
+    if "out of memory" in said.lower():
+        why = "to convert it takes more memory than this node gives to one image"
+        return TooLarge(f"{uri} is too large", why=why)
     if -code in (signal.SIGKILL, signal.SIGTERM):
         return Interrupted(what, why="it was killed, by somebody or for want of memory")
     if code < 0:
         return NotAnImage(what, why=f"it crashed, by signal {-code}", do="Use another image.")
     return NodeError(what, why=said or f"it ended with {code}")
+
+
+def _memory_mib(processors: int) -> int:
+    """Return what mksquashfs may queue in memory: as much as keeps it busy, or its own default.
+
+    The default, a quarter of the node's memory, is the jobs'.
+    """
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+    return min(whole // 4, _MEMORY_MIB + processors * _MEMORY_MIB_EACH)
 
 
 def _missing(why: str) -> MissingTool:

@@ -5,18 +5,18 @@ RFC 9110 section 11 for challenges.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import urlsplit
+
+from hpcimg.addresses import LINK_LOCAL, LOOPBACK, PRIVATE, PUBLIC, kind
 
 # A name, and its value where it has one: a name without is a scheme.
 _PART = re.compile(
     r"""[\s,]*([!#$%&'*+.^_`|~0-9A-Za-z-]+)(?:\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]*)))?"""
 )
-_PUBLIC, _PRIVATE, _LINK_LOCAL, _LOOPBACK = "public", "private", "link-local", "loopback"
 # What else a server at one of these places may name.
-_ALSO = {_PRIVATE: {_PUBLIC}, _LINK_LOCAL: {_PUBLIC}, _LOOPBACK: {_PUBLIC, _PRIVATE}}
+_ALSO = {PRIVATE: {PUBLIC}, LINK_LOCAL: {PUBLIC}, LOOPBACK: {PUBLIC, PRIVATE}}
 
 Resolve = Callable[[str], Iterable[str]]
 
@@ -55,11 +55,11 @@ def why_not(realm: str, registry: str, *, secret: bool, resolve: Resolve) -> str
         return f"it wants the login in plain http, at {host}"
     if host == own_host:
         return ""
-    kinds = _kinds(host, resolve) - {_PUBLIC}
+    kinds = _kinds(host, resolve) - {PUBLIC}
     if not kinds:
         return ""
     own_kinds = _kinds(own_host, resolve)
-    allowed = own_kinds.union(*(_ALSO.get(kind, set()) for kind in own_kinds))
+    allowed = own_kinds.union(*(_ALSO.get(own_kind, set()) for own_kind in own_kinds))
     if kinds <= allowed:
         return ""
     return f"it sends to a {min(kinds - allowed)} address, {host}, to log in"
@@ -67,15 +67,4 @@ def why_not(realm: str, registry: str, *, secret: bool, resolve: Resolve) -> str
 
 def _kinds(host: str, resolve: Resolve) -> set[str]:
     """Return what kinds of addresses a host has."""
-    return {_kind(address) for address in resolve(host)}
-
-
-def _kind(text: str) -> str:
-    address = ipaddress.ip_address(text.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-        address = address.ipv4_mapped
-    if address.is_loopback or address.is_unspecified:
-        return _LOOPBACK
-    if address.is_link_local:
-        return _LINK_LOCAL
-    return _PUBLIC if address.is_global else _PRIVATE
+    return {kind(address) for address in resolve(host)}

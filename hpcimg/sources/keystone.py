@@ -16,7 +16,7 @@ import requests
 
 from hpcimg.errors import Forbidden, NotFound, Unreachable
 from hpcimg.fetching import Settings
-from hpcimg.httpclient import check_status, origin, read_json, request
+from hpcimg.httpclient import check_status, origin, read_json, request, trust
 from hpcimg.retry import attempts
 from hpcimg.sink import Sink
 from hpcimg.sources.openrc import Openrc
@@ -59,10 +59,14 @@ class Login:
         return self.storage_url == known
 
     def _log_in(self) -> None:
+        if self._openrc.site:
+            trust(self._session, self._openrc.st_auth or self._openrc.os_auth_url)
         found = self._tempauth() if self._openrc.st_auth else self._keystone()
         self.storage_url = check_address(
             self._openrc.os_storage_url or found, "the object store's address", self._openrc
         )
+        if self._openrc.site:
+            trust(self._session, self.storage_url)
 
     def _tempauth(self) -> str:
         openrc = self._openrc

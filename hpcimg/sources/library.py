@@ -34,7 +34,7 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
     """Fetch the image for this machine from a library; see `hpcimg.sources`."""
     place = parse_place(reference.rest, settings)
     image = f"{place.path}:{place.tag}?{urlencode({'arch': go_name()})}"
-    with open_session() as session:
+    with open_session(settings) as session:
         answer = get_json(
             session, f"{place.service}/v1/images/{image}", sink, settings, what=reference.uri
         )

@@ -38,7 +38,7 @@ class Content(Protocol):
 def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Settings) -> bool:
     """Fetch an image from an OCI registry; see `hpcimg.sources`."""
     name = parse_name(reference.rest)
-    with open_session() as session:
+    with open_session(settings) as session:
         registry = Registry(session, name, sink, settings, uri=reference.uri)
         return fetch_from(registry, sink, uri=reference.uri, validator=validator)
 

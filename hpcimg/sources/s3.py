@@ -22,7 +22,7 @@ from hpcimg.errors import (
     UserError,
 )
 from hpcimg.fetching import Offer, Settings
-from hpcimg.httpclient import check_status, open_session
+from hpcimg.httpclient import check_status, open_session, trust
 from hpcimg.reference import Reference
 from hpcimg.sink import Sink
 from hpcimg.sources import aws
@@ -173,8 +173,9 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
     """Fetch an object; see `hpcimg.sources`."""
     place = Place(settings.service, settings.region)
     target = Target(reference.uri, parse_key(reference), place, _keys(settings))
-    with open_session(redirects=False) as session:
+    with open_session(settings, redirects=False) as session:
         for _ in range(2):
+            trust(session, target.url)  # the service is the site's, bucket and region part of it
             try:
                 return download(
                     session,

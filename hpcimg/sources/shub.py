@@ -17,7 +17,7 @@ _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Settings) -> bool:
     """Fetch an image from a hub; see `hpcimg.sources`."""
     url = api_url(reference.rest, settings)
-    with open_session() as session:
+    with open_session(settings) as session:
         answer = get_json(session, url, sink, settings, what=reference.uri)
         image = answer.get("image")
         if not isinstance(image, str) or not image.startswith(("https://", "http://")):

@@ -32,7 +32,7 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
         )
     # The slash at the end: without it a web server redirects, some of them to http.
     url = f"{settings.service}/{match[1]}/manifests/{match[2] or 'latest'}/"
-    with open_session() as session:
+    with open_session(settings) as session:
         manifest = get_json(session, url, sink, settings, what=reference.uri)
         digest, address = _layer(manifest, reference.uri)
         if digest == validator:

@@ -21,7 +21,7 @@ import requests
 
 from hpcimg.errors import BadReference, Damaged, Forbidden, NotFound, Unreachable, UserError
 from hpcimg.fetching import Offer, Settings
-from hpcimg.httpclient import check_status, open_session
+from hpcimg.httpclient import check_status, open_session, trust
 from hpcimg.reference import Reference
 from hpcimg.sink import Sink
 from hpcimg.sources import openrc, web
@@ -61,7 +61,7 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
     def check(response: requests.Response) -> None:
         _check(response, reference.uri, access)
 
-    with open_session(redirects=False) as session:
+    with open_session(settings, redirects=False) as session:
         access = _find_access(session, reference.uri, sink, settings)
         url = access.storage_url + path
         if access.key:
@@ -137,6 +137,8 @@ def sign(url: str, key: str, *, expires: int) -> str:
 def _find_access(session: requests.Session, uri: str, sink: Sink, settings: Settings) -> Access:
     """Choose the credentials, log in where they want it. Raises Forbidden where there are none."""
     said = _credentials(settings)
+    if said.site:
+        trust(session, said.os_storage_url)
     if said.temp_url_key:
         storage_url = said.os_storage_url or settings.service
         storage_url = check_address(storage_url, "the address for TEMP_URL_KEY", said)

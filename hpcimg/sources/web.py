@@ -17,7 +17,7 @@ _CONDITIONS = {"etag": "If-None-Match", "date": "If-Modified-Since"}
 def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Settings) -> bool:
     """Fetch a file from a web server; see `hpcimg.sources`."""
     asked = condition(validator)
-    with open_session() as session:
+    with open_session(settings) as session:
         return download(session, reference.uri, sink, settings, headers=asked, offer=offer)
 
 

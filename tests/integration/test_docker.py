@@ -313,3 +313,24 @@ def test_layers_are_evicted_like_images(repository: Repository, node: Node) -> N
     node.epilog(1)
     assert list(node.cache.glob("blobs/*")) == []
     assert task.image.exists()
+
+
+def test_an_image_in_layers_has_no_signature(repository: Repository, node: Node) -> None:
+    base = layer(BASE)
+    repository.push(base)
+    configure(node, repository.registry, "[policy]\nverify = sif\n")
+    refused(node, 1, repository.comment(), "NotAllowed", "in layers", "[policy] verify")
+    assert repository.blob_gets(base) == 0
+
+
+def test_a_program_is_told_which_manifest_it_is(
+    repository: Repository, node: Node, open_folder: Path
+) -> None:
+    digest = repository.push(layer(BASE))
+    program = open_folder / "ask"
+    program.write_text(f'#!/bin/sh\n[ "$2" = {digest} ] || {{ echo "it is $2" >&2; exit 1; }}\n')
+    program.chmod(0o755)
+    configure(node, repository.registry, f"[policy]\nverify = {program}\n")
+    holds(node.stage(1, repository.comment()), BASE)
+    repository.push(layer(TOP), tag="2")
+    refused(node, 2, repository.comment(":2"), "NotAllowed", "it is sha256:")

@@ -231,7 +231,7 @@ def test_the_example_of_a_source_fetches(docs_web: WebServer, tmp_path: Path) ->
     answer = f'{{"url": "{docs_web.url("/bwa.sif")}", "size": {SIZES["bwa"]}, "sha256": "12ab"}}'
     docs_web.put("/bwa", answer.encode())
     reference = Reference("catalog", docs_web.url("/bwa").removeprefix("http://"))
-    settings = Settings(2, 30.0, 5.0, 5.0, insecure=True)
+    settings = Settings(2, 30.0, 5.0, 5.0, insecure=True, networks=("127.0.0.1",))
     said: list[tuple[str, dict[str, Any]]] = []
     target = tmp_path / "image"
     with target.open("w+b") as file:

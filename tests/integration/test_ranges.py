@@ -41,8 +41,8 @@ class Download:
         web.script(PATH, faults)
 
     def run(self, *, tries: int = 3) -> bytes:
-        settings = Settings(tries, time.monotonic() + 60, 5.0, 5.0)
-        with self._path.open("w+b", buffering=0) as file, open_session() as session:
+        settings = Settings(tries, time.monotonic() + 60, 5.0, 5.0, networks=("127.0.0.1",))
+        with self._path.open("w+b", buffering=0) as file, open_session(settings) as session:
             sink = Sink(file.fileno(), lambda what, **_: self.said.append(what), dict)
             url = self._web.url(PATH)
             download(session, url, sink, settings, offer=lambda _, total: Offer("v", total))

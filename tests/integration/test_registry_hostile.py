@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from hpcimg.errors import BadReference, Forbidden, Unreachable
+from hpcimg.fetching import Settings
 from hpcimg.httpclient import open_session
 from hpcimg.sources.registry import Registry
 from tests.parts.registryclient import Connect, Target, auth_file, connected
@@ -229,7 +230,7 @@ def test_docker_hub_has_an_address_and_a_login_of_its_own(
 
 
 def test_authorization_is_for_one_scheme_host_and_port() -> None:
-    with open_session() as session:
+    with open_session(Settings(1, 0.0, 1, 1)) as session:
         assert not session.should_strip_auth("http://h/a", "http://h:80/b")
         for other in ("https://h/", "http://h:81/", "http://i/", "http://["):
             assert session.should_strip_auth("http://h/", other)

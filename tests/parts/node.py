@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 PROLOG = ROOT / "prolog" / "hpcimg-prolog"
 TASK_PROLOG = ROOT / "prolog" / "hpcimg-task-prolog"
+LOOPBACK = "127.0.0.0/8 ::1"  # where all servers of the tests are
 EPILOG = ROOT / "epilog" / "hpcimg-epilog"
 
 
@@ -45,6 +46,7 @@ class Node:
             f"[cache]\npath = {self.cache}\nmin_free = 0\n"
             f"[state]\npath = {self.state}\n[log]\nto = {self.log_file}\n"
             f"[stage]\nregistries_conf = {self.folder}/registries.conf\n"
+            f"[policy]\nallow_addresses = {LOOPBACK}\n"
         )
         (self.folder / "conf.d").mkdir(exist_ok=True)
         (self.folder / "conf.d" / "test.conf").write_text(settings)

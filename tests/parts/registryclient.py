@@ -13,6 +13,7 @@ from hpcimg.fetching import Settings
 from hpcimg.httpclient import open_session
 from hpcimg.sink import Sink
 from hpcimg.sources.registry import Registry, parse_name
+from tests.parts.node import LOOPBACK
 from tests.parts.registry import PASSWORD, USER
 from tests.parts.tokenserver import basic
 
@@ -49,7 +50,7 @@ Connect = Callable[..., Registry]
 @contextmanager
 def connected(target: Target) -> Iterator[Connect]:
     """Make clients: `connect("HOST/REPOSITORY:TAG", credentials=..., ...)`, with plain http."""
-    with open_session() as session:
+    with open_session(Settings(3, 0.0, 5, 5, networks=tuple(LOOPBACK.split()))) as session:
 
         def connect(rest: str, **settings: Any) -> Registry:
             given = Settings(

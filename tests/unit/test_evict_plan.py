@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcimg.cache.evict import Candidate, Limits, Plan, plan_room, plan_trim
+from hpcimg.cache.evict import Candidate, Limits, Plan, plan_room, plan_share, plan_trim
 
 NOW = 1_000_000.0
 GIB = 1 << 30
@@ -200,3 +200,23 @@ def test_with_all_victims_gone_nothing_more_is_wanted(
     if freed >= plan.wanted_bytes:
         after = plan_trim(left, free_bytes=free + freed, limits=limits, now=NOW)
         assert after.wanted_bytes == 0
+
+
+# One user's share
+
+
+@pytest.mark.parametrize(
+    ("coming", "wanted"), [(0, 0), (10, 0), (11, 1), (30, 20), (50, 40), (60, 50)]
+)
+def test_a_user_makes_room_in_the_own_share(coming: int, wanted: int) -> None:
+    found = [
+        image("a", 20, age=10)._replace(owner=7),
+        image("b", 20, age=30)._replace(owner=7),
+        image("c", 10, age=50, jobs=("1",))._replace(owner=7),
+        image("d", 1000, age=70)._replace(owner=8),
+        image("e", 1000, age=90),
+    ]
+    limits = LIMITS._replace(user_share=60)
+    plan = plan_share(found, 7, coming_bytes=coming, limits=limits, now=NOW)
+    assert plan.wanted_bytes == wanted
+    assert (keys(plan.victims), keys(plan.in_use)) == ("ba", "c")

@@ -39,8 +39,13 @@ FORBIDDEN = {
 ONLY_IN = {
     "filelock": ("hpcimg.locks",),
     "tenacity": ("hpcimg.retry",),
-    "requests": ("hpcimg.httpclient", "hpcimg.transfer", "hpcimg.sources"),
-    "urllib3": ("hpcimg.httpclient",),
+    "requests": (
+        "hpcimg.httpclient",
+        "hpcimg.connections",
+        "hpcimg.transfer",
+        "hpcimg.sources",
+    ),
+    "urllib3": ("hpcimg.httpclient", "hpcimg.connections"),
     "argparse": ("hpcimg.cli",),
     "botocore": ("hpcimg.sources.aws",),
     "pyslurm": ("hpcimg.slurm.query",),

@@ -1,0 +1,131 @@
+"""What a worker leaves behind, and what it may use up."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hpcimg import namespaces, parent, worker
+from hpcimg.errors import TooLarge
+from hpcimg.fetching import Settings
+from hpcimg.reference import Reference
+from tests.parts.node import ROOT
+
+# It leaves session and group, and is nobody's child any more.
+DETACHED = """
+import fcntl, os, sys, time
+file = open({path!r}, "w")
+fcntl.flock(file, fcntl.LOCK_EX)
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        print('{{"say": "up", "pid": %d}}' % os.getpid(), flush=True)
+        time.sleep(60)
+    os._exit(0)
+time.sleep(60)
+"""
+
+
+def has_namespaces() -> bool:
+    """Tell whether this host lets us make PID namespaces."""
+    program = ["unshare", "--pid", "--fork", "true"]
+    return subprocess.run(program, check=False, capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not has_namespaces(), reason="PID namespaces cannot be made here")
+def test_what_it_detached_is_gone_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "held"
+    monkeypatch.setattr(worker, "_START", DETACHED.format(path=str(path)))
+    with worker.Worker("x", "convert", deadline=time.monotonic() + 30) as made:
+        said = made.hear()
+        while said is None:
+            said = made.hear()
+        assert said["pid"] < 10
+        made.end()
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody holds it any more
+    pid = [sys.executable, "-I", "-S", "-c", "import os; print(os.getpid())"]
+    assert int(subprocess.run(pid, check=True, capture_output=True).stdout) > 10
+
+
+SEES = """
+import os, sys
+sys.path.insert(0, {root!r})
+from hpcimg import namespaces
+namespaces.mount_own_proc()
+print('{{"say": "%d"}}' % len([name for name in os.listdir("/proc") if name.isdigit()]))
+"""
+
+
+@pytest.mark.skipif(not has_namespaces(), reason="PID namespaces cannot be made here")
+def test_a_conversion_sees_its_own_processes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = len(os.listdir("/proc"))
+    monkeypatch.setattr(worker, "_START", SEES.format(root=str(ROOT)))
+    with worker.Worker("x", "convert", deadline=time.monotonic() + 30) as made:
+        assert made.hear() == {"say": "1"}
+    assert len(os.listdir("/proc")) > before / 2  # ours is what it was
+
+
+def test_without_namespaces_it_runs_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(namespaces, "_OURS", "/nonexistent")
+    monkeypatch.setattr(worker, "_START", 'import os; print(\'{"say": "%d"}\' % os.getppid())')
+    with worker.Worker("x", "fetch", deadline=time.monotonic() + 30) as made:
+        assert made.hear() == {"say": str(os.getpid())}
+
+
+def fetch(path: Path, target: Path, file_bytes: int) -> object:
+    with target.open("w+b") as file:
+        return parent.fetch(
+            Reference("file", str(path)),
+            file.fileno(),
+            account=None,
+            settings=Settings(1, time.monotonic() + 30, 5.0, 5.0),
+            deadline=time.monotonic() + 30,
+            file_bytes=file_bytes,
+            validator="",
+            offered=lambda _: (),
+            arrived=lambda *_: None,
+            progress=lambda *_: None,
+        )
+
+
+def test_a_file_that_gets_too_large(tmp_path: Path) -> None:
+    path, target = tmp_path / "image", tmp_path / "target"
+    path.write_bytes(b"x" * 200_000)
+    assert fetch(path, target, 200_000)
+    with pytest.raises(TooLarge, match="larger than this node takes any"):
+        fetch(path, target, 100_000)
+    assert target.stat().st_size == 100_000
+
+
+LIMITED = """
+import os, resource, sys
+sys.path.insert(0, sys.argv[1])
+from hpcimg import rights
+rights.give_up(None, file_bytes=1 << 20, memory_bytes=1 << 30)
+print(open("/proc/self/oom_score_adj").read().strip())
+print(*(resource.getrlimit(name)[1] for name in (resource.RLIMIT_NOFILE, resource.RLIMIT_CORE)))
+try:
+    bytearray(2 << 30)
+except MemoryError:
+    print("enough")
+"""
+
+
+def test_limits() -> None:
+    program = [sys.executable, "-I", "-c", LIMITED, str(ROOT)]
+    done = subprocess.run(program, check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["1000", "1024 0", "enough"]
+
+
+def test_a_lower_limit_of_the_node_stays() -> None:
+    program = [sys.executable, "-I", "-c", LIMITED, str(ROOT)]
+    limited = ["sh", "-c", 'ulimit -n 64; exec "$@"', "sh", *program]
+    done = subprocess.run(limited, check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[1] == "64 0"
