@@ -246,6 +246,8 @@ def _wrong(origin: str, section: str, name: str, why: str) -> ConfigError:
     return ConfigError(f"{origin}: [{section}] {name}", why=why)
 
 
+# A job can reach these by itself, so by default its Prolog may, too.
+INSIDE = "127.0.0.0/8 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 100.64.0.0/10 ::1 fc00::/7"
 KEYS = (
     Key("cache", "path", "cache_path", conffiles.DEFAULT_CACHE, read.path,
         "the cache, on one node-local file system; %n is the node's name"),
@@ -283,7 +285,7 @@ KEYS = (
         "patterns of references that may be staged"),
     Key("policy", "deny", "deny", "", read.words,
         "patterns of references that may not, whatever allow says"),
-    Key("policy", "allow_addresses", "networks", "", read.networks,
+    Key("policy", "allow_addresses", "networks", INSIDE, read.networks,
         "networks besides the public ones that users may name hosts in"),
     Key("policy", "max_image_size", "max_image_size", "0", parse_size,
         "the largest image; 0 is no limit but the cache's"),

@@ -21,14 +21,14 @@ from tests.parts.webfaults import Redirect
 from tests.parts.webserver import WebServer
 
 PATH = "/x.sif"
-NONE = "[policy]\nallow_addresses =\n"  # the default; other tests allow loopback
+NONE = "[policy]\nallow_addresses =\n"
 METADATA = "http://169.254.169.254/latest/meta-data/"
 SAID = "is at an address that this site does not allow"
 
 
 @pytest.fixture
 def strict(node: Node) -> Node:
-    """A node as it is without configuration."""
+    """A node whose site names no network."""
     node.configure(NONE)
     return node
 
@@ -58,6 +58,15 @@ def test_others_are_refused_at_once(strict: Node, uri: str) -> None:
     began = time.monotonic()
     refused(strict, 1, f"container:{uri}", "NotAllowed", SAID)
     assert time.monotonic() - began < 8  # no connection was waited for
+
+
+def test_by_default_what_a_job_can_reach_too_is_allowed(
+    node: Node, url: str, sif: bytes, web: WebServer
+) -> None:
+    staged(node, 1, f"container:{url}", sif)
+    refused(node, 2, f"container:{METADATA}", "NotAllowed", SAID)
+    web.script("/away", [Redirect(METADATA)])
+    refused(node, 3, f"container:{web.url('/away')}", "NotAllowed", SAID)
 
 
 def test_allowed_networks(node: Node, url: str, sif: bytes) -> None:

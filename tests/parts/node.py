@@ -46,7 +46,6 @@ class Node:
             f"[cache]\npath = {self.cache}\nmin_free = 0\n"
             f"[state]\npath = {self.state}\n[log]\nto = {self.log_file}\n"
             f"[stage]\nregistries_conf = {self.folder}/registries.conf\n"
-            f"[policy]\nallow_addresses = {LOOPBACK}\n"
         )
         (self.folder / "conf.d").mkdir(exist_ok=True)
         (self.folder / "conf.d" / "test.conf").write_text(settings)

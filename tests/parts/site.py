@@ -16,7 +16,7 @@ from tests.parts.cluster import Cluster, write_hook
 from tests.parts.daemon import PATH
 from tests.parts.homes import Homes
 from tests.parts.images import READ_IMAGE, make_sif
-from tests.parts.node import EPILOG, LOOPBACK, PROLOG, ROOT, TASK_PROLOG, Node
+from tests.parts.node import EPILOG, PROLOG, ROOT, TASK_PROLOG, Node
 from tests.parts.registry import Registry
 from tests.parts.slurmclient import USERS
 from tests.parts.webserver import WebServer
@@ -92,7 +92,6 @@ class Site:
             f"[cache]\npath = {self.folder}/%n/cache\nmin_free = 0\n"
             f"[state]\npath = {self.folder}/%n/state\n[log]\nto = {self.folder}/%n/hpcimg.log\n"
             f"[stage]\nregistries_conf = {self.folder}/registries.conf\n"
-            f"[policy]\nallow_addresses = {LOOPBACK}\n"
             f"[registry {self.registry.host}]\ninsecure = yes\n"
         )
         own = self.folder / "conf.d" / "site.conf"
