@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +18,7 @@ from tests.parts.daemon import PATH
 from tests.parts.images import READ_IMAGE, make_sif
 from tests.parts.node import EPILOG, PROLOG, ROOT, TASK_PROLOG, Node
 from tests.parts.registry import Registry
+from tests.parts.users import Homes
 from tests.parts.webserver import WebServer
 
 EXAMPLE = ROOT / "etc" / "slurm.conf.example"
@@ -25,8 +28,8 @@ class Site:
     """A Slurm cluster, a registry and a web server, with hpcimg configured for them.
 
     A context manager. Attributes: cluster, registry, web, conf (the hpcimg.conf of all nodes),
-    read_image (a script for jobs: IMAGE NAME) and folder, which has n1/cache, n1/state and
-    n1/hpcimg.log for each node and may be entered by everybody.
+    homes (of users), read_image (a script for jobs: IMAGE NAME) and folder, which has n1/cache,
+    n1/state and n1/hpcimg.log for each node and may be entered by everybody.
     """
 
     def __init__(
@@ -36,16 +39,19 @@ class Site:
         settings: str = "",
         extra_conf: str = "",
         cli_filter: Path | None = None,
+        users: Collection[str] = (),
     ) -> None:
         """Describe the site; nothing runs yet.
 
         settings: lines of hpcimg.conf, by section. extra_conf: lines of slurm.conf, after those
         of the example. cli_filter: a Lua file; the grammar that ours needs is put beside it.
+        users: accounts of this host to whom the nodes give homes of their own, see `homes`.
         """
         self._nodes = nodes
         self._settings = settings
         self._extra_conf = f"{example_settings()}\n{extra_conf}"
         self._cli_filter = cli_filter
+        self._users = {name: pwd.getpwnam(name).pw_uid for name in users}
 
     @staticmethod
     def missing() -> str:
@@ -64,6 +70,7 @@ class Site:
             self.conf = self.folder / "hpcimg.conf"
             self.configure(self._settings)
             self.read_image = self._copy(READ_IMAGE)
+            self.homes = Homes(self.folder, self._users)
             self.cluster = stack.enter_context(self._new_cluster())
             grammar = shutil.copy(ROOT / "etc" / "hpcimg.lua", self.cluster.folder)
             Path(grammar).chmod(0o644)
@@ -126,6 +133,7 @@ class Site:
             task_prolog=write_hook(self.folder, "task-prolog", task_prolog, variables),
             epilog=write_hook(self.folder, "epilog", EPILOG, variables),
             cli_filter=self._cli_filter,
+            accounts=self.homes.accounts if self._users else None,
             extra_conf=self._extra_conf,
         )
 

@@ -1,4 +1,4 @@
-"""A node with users of its own, who have homes, without an account on the machine."""
+"""Users with homes, who need no account on the machine, and a node that knows them."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from tests.parts.daemon import missing_commands
 from tests.parts.node import PROLOG, Node
 
 # In a mount namespace of its own: nobody else sees the other /etc/passwd.
-_WITH_USERS = 'mount --bind "$1" /etc/passwd && exec "$2"'
+_WITH_USERS = 'mount --bind "$0" /etc/passwd && exec "$@"'
 
 
-class NodeWithUsers(Node):
-    """A node whose Prolog knows `users`, uids by name, with homes below the folder.
+class Homes:
+    """Homes of `users`, uids by name, below a folder, and the list of accounts that names them.
 
-    Needs root. `uid` says whose the jobs are.
+    Needs root. `accounts` is that list: /etc/passwd with these users added, or changed.
     """
 
     def __init__(self, folder: Path, users: Mapping[str, int]) -> None:
-        """Make the homes, and the list of accounts."""
-        super().__init__(folder, uid=next(iter(users.values())))
+        """Make the homes, empty and for their users alone, and the list."""
         self.users = dict(users)
-        lines = Path("/etc/passwd").read_text().splitlines()
+        self._folder = folder
+        given = Path("/etc/passwd").read_text().splitlines()
+        lines = [line for line in given if line.partition(":")[0] not in users]
         for name, uid in users.items():
             lines.append(f"{name}:x:{uid}:{uid}::{self.home(name)}:/bin/sh")
             self.home(name).mkdir(mode=0o700)
             os.chown(self.home(name), uid, uid)
-        self._accounts = folder / "passwd"
-        self._accounts.write_text("\n".join(lines) + "\n")
-        self._accounts.chmod(0o644)
+        self.accounts = folder / "passwd"
+        self.accounts.write_text("\n".join(lines) + "\n")
+        self.accounts.chmod(0o644)
 
     @staticmethod
     def missing() -> str:
@@ -45,7 +46,7 @@ class NodeWithUsers(Node):
 
     def home(self, name: str) -> Path:
         """Return the home of a user."""
-        return self.folder / f"home-{name}"
+        return self._folder / f"home-{name}"
 
     def keep(self, name: str, path: str, text: str) -> None:
         """Write a file in a user's home, for that user alone."""
@@ -56,11 +57,34 @@ class NodeWithUsers(Node):
         for made in (file, *file.relative_to(self.home(name)).parents):
             os.chown(self.home(name) / made, self.users[name], self.users[name])
 
+
+def among_users(accounts: Path, argv: list[str]) -> list[str]:
+    """Return the command that becomes `argv` where this list of accounts is /etc/passwd."""
+    private = ["unshare", "--mount", "--propagation", "private"]
+    return [*private, "sh", "-c", _WITH_USERS, str(accounts), *argv]
+
+
+class NodeWithUsers(Node):
+    """A node whose Prolog knows `users`, uids by name, with homes below the folder.
+
+    Needs root. `uid` says whose the jobs are.
+    """
+
+    def __init__(self, folder: Path, users: Mapping[str, int]) -> None:
+        """Make the homes, and the list of accounts."""
+        super().__init__(folder, uid=next(iter(users.values())))
+        self._homes = Homes(folder, users)
+        self.keep = self._homes.keep
+
+    @staticmethod
+    def missing() -> str:
+        """Return a sentence that says what this host lacks, or an empty string."""
+        return Homes.missing()
+
     def start_prolog(self, job: int | str, comment: str | None) -> subprocess.Popen[str]:
         """Start Prolog where its users are known."""
-        argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _WITH_USERS, "sh"]
         return subprocess.Popen(
-            [*argv, str(self._accounts), str(PROLOG)],
+            among_users(self._homes.accounts, [str(PROLOG)]),
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **self.environment(job, comment)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
