@@ -9,11 +9,12 @@ RELEASES ?=
 MATRIX ?= .matrix
 BIN := .venv/bin
 
-.PHONY: help demo test test-kill test-matrix lint bench bench-docker install clean
+.PHONY: help demo test test-kill test-soak test-matrix lint bench bench-docker install clean
 help:
 	@echo "make demo         a throwaway Slurm, a registry, real jobs: see it work (two minutes)"
 	@echo "make test         all tests"
 	@echo "make test-kill    a thousand rounds of kill -9 at a random moment"
+	@echo "make test-soak    five hundred jobs on a Slurm cluster where everything goes wrong"
 	@echo "make test-matrix  the Slurm tests on Slurm 22.05, 24.11 and 26.05"
 	@echo "make lint         ruff, mypy, shellcheck"
 	@echo "make bench        time the warm hit and the cold ways"
@@ -38,6 +39,9 @@ test: .venv/ready
 test-kill: .venv/ready
 	HPCIMG_KILL_ROUNDS=1000 $(BIN)/python -m pytest --timeout=0 tests/faults/test_kill.py
 
+test-soak: .venv/ready
+	HPCIMG_SOAK_JOBS=500 $(BIN)/python -m pytest -s tests/soak
+
 test-matrix:
 	$(PYTHON) -m tests.matrix --folder "$(MATRIX)" $(RELEASES)
 
@@ -45,7 +49,7 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	shellcheck prolog/* epilog/* bin/* tests/install-packages tests/parts/*.sh tests/matrix/*.sh .ci/run
+	shellcheck prolog/* epilog/* bin/* tests/install-packages tests/parts/*.sh tests/soak/*.sh tests/matrix/*.sh .ci/run
 
 bench: .venv/ready
 	$(BIN)/python -m bench.warm_hit

@@ -12,7 +12,7 @@ state=$site/$node/state
 uid=$(id -u)
 
 for name in "$@"; do
-    eval "image=\${HPCIMG_IMAGE_$name-none}"
+    image=$(eval "echo \"\${HPCIMG_IMAGE_$name-none}\"")
     said=$("$site/read-image.sh" "$image" hello 2>&1) || said="unreadable: $said"
     echo "image $node $name $said"
 done

@@ -100,11 +100,11 @@ class Pool:
         site.web.handle("/page.sif", lambda request: Html()(None, request, None))  # type: ignore[arg-type]
         for name, text_of_comment, words in (
             ("no-scheme", "ubuntu:22.04", "did you mean docker://ubuntu:22.04"),
-            ("no-such-scheme", "gopher://x.example.org/y", "hpcimg: "),
+            ("no-such-scheme", "gopher://x.example.org/y", "gopher:// is not known"),
             ("no-web", site.web.url("/none.sif"), nothing),
             ("no-tag", f"oras://{hosts[0]}/oras-0:9.9", nothing),
             ("no-repository", f"docker://{hosts[0]}/none:1", nothing),
-            ("no-file", f"{site.folder}/none.sif", nothing),
+            ("no-file", f"{site.folder}/none.sif", "there is no file"),
             ("a-page", site.web.url("/page.sif"), "is not an image"),
             ("too-large", self._put("too-large", self._sif("large", LIMIT + 1)), "is too large"),
             ("wrong-arch", self._put("wrong-arch", self._sif("arch", arch="ppc64le")), "ppc64le"),

@@ -18,6 +18,10 @@ from tests.soak.plan import Job
 _IMAGE = re.compile(r"^image (n\d+) (\w+) (.*)$", re.MULTILINE)
 _SHARED = re.compile(r"^shared n\d+ (\S+)$", re.MULTILINE)
 _SENTENCE = re.compile(r"^hpcimg: (.*)$", re.MULTILINE)
+_KINDS = (
+    "was killed by signal", "it was killed", "was not ready in time", "cannot be served now",
+    "has no room", "was cut off", "could not be read",
+)  # fmt: skip
 _INTERRUPTED = "Prolog was interrupted on node"
 
 
@@ -101,10 +105,7 @@ class Verdict:
 
 def _kind(sentence: str) -> str:
     """Return what a transient failure is about in a few words, for the count."""
-    for words in (
-        "was killed by signal", "it was killed", "was not ready in time", "cannot be served now", "has no room",
-        "was cut off", "could not be read", "did not end well", "ended with exit code",
-    ):  # fmt: skip
+    for words in _KINDS:
         if words in sentence:
             return words
     return sentence
