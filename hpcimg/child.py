@@ -12,6 +12,7 @@ import errno
 import importlib
 import json
 import os
+import resource
 import socket
 import sys
 import threading
@@ -21,12 +22,13 @@ from typing import Any, NoReturn
 
 from hpcimg import rights, sources
 from hpcimg.accounts import Account
-from hpcimg.errors import Bug, CacheUnusable, HpcimgError, MissingTool, NoRoom
+from hpcimg.errors import Bug, CacheUnusable, HpcimgError, Interrupted, MissingTool, NoRoom
 from hpcimg.fetching import Settings
 from hpcimg.reference import Reference
 from hpcimg.sink import DeclinedOffer, Sink
 
 _MESSAGE_MAX = 1 << 20
+_MEMORY_MAX = 512 << 20  # of a fetch, which needs a tenth: no server can take all of a node's
 _FILES_MAX = 253  # the kernel's limit for one message
 _NICENESS = 10  # the node's other jobs go first
 _TELL_EVERY_S = 0.2
@@ -50,6 +52,8 @@ def main() -> NoReturn:
         words.say("error", **_explain(error, uri).to_dict())
     except ModuleNotFoundError as error:
         words.say("error", **MissingTool.of_package(error).to_dict())
+    except MemoryError:
+        words.say("error", **_too_much(request["work"], uri).to_dict())
     except Exception as error:
         words.say(
             "error",
@@ -64,6 +68,7 @@ def _fetch(request: dict[str, Any], files: list[int], words: _Words) -> None:
     source = importlib.import_module(sources.MODULES.get(reference.scheme, sources.STATIC))
     settings = Settings(**request["settings"])
     _give_up_rights(request)
+    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_MAX, _MEMORY_MAX))
     sink = Sink(files[0], words.say, words.answer)
     unchanged = source.fetch(reference, sink, validator=request["validator"], settings=settings)
     words.say("done", unchanged=unchanged)
@@ -98,6 +103,12 @@ def _explain(error: OSError, uri: str) -> HpcimgError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoRoom(f"the disk of this node filled up while {uri} was fetched")
     return CacheUnusable(f"{uri} could not be written to the cache", why=error.strerror or "")
+
+
+def _too_much(work: str, uri: str) -> HpcimgError:
+    return Interrupted(
+        f"the {work} of {uri} did not end well", why="it takes more memory than it may have"
+    )
 
 
 class _Words:

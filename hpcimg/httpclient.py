@@ -213,7 +213,19 @@ def get_json(
 def read_json(response: requests.Response, what: str) -> dict[str, Any]:
     """Read the JSON object of a response. Raises what the status means, and NotAnImage."""
     check_status(response, what)
-    return parse_json(response.raw.read(JSON_MAX + 1, decode_content=True), what)
+    return parse_json(read_small(response, decode=True), what)
+
+
+def read_small(response: requests.Response, *, decode: bool) -> bytes:
+    """Read a body of up to JSON_MAX bytes; of a longer one there are more than that.
+
+    With `decode` it is unpacked. Raises what `request` makes Unreachable where it is cut off.
+    """
+    body = bytearray()
+    # Only a read at the end of a body tells that it is shorter than was announced.
+    while data := response.raw.read(JSON_MAX + 1 - len(body), decode_content=decode):
+        body += data
+    return bytes(body)
 
 
 def parse_json(body: bytes, what: str) -> dict[str, Any]:
@@ -254,6 +266,10 @@ def _reason(error: BaseException) -> str:
         if not isinstance(cause, BaseException):
             break
         inner = cause
+    if len(inner.args) == 2 and isinstance(inner.args[1], BaseException):
+        # urllib3's words, which have the cause in them or end in a full stop, and the cause.
+        words, cause = inner.args
+        return f"{str(words).partition(':')[0].rstrip('.')}: {str(cause) or type(cause).__name__}"
     text = str(inner)
     # urllib3 puts "<object at 0x...>: " before what a reader wants to know.
     return text.rpartition(">: ")[2] or type(inner).__name__

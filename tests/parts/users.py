@@ -59,7 +59,10 @@ class Homes:
 
 
 def among_users(accounts: Path, argv: list[str]) -> list[str]:
-    """Return the command that becomes `argv` where this list of accounts is /etc/passwd."""
+    """Return the command that becomes `argv` where this list of accounts is /etc/passwd.
+
+    Only until the host's own is replaced, by useradd: the kernel then takes the mount away.
+    """
     private = ["unshare", "--mount", "--propagation", "private"]
     return [*private, "sh", "-c", _WITH_USERS, str(accounts), *argv]
 

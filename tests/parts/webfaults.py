@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from tests.parts.webanswer import Answer, Fault, Request, Resource, Stop, right_answer, wanted_range
+from tests.parts.webanswer import Answer, Request, Resource, Stop, right_answer, wanted_range
 
 _HTML = b"<!DOCTYPE html><html><body><h1>You have reached your limit</h1></body></html>\n"
 
@@ -72,18 +72,6 @@ class Raw:
     def __call__(self, answer: Answer, request: Request, resource: Resource | None) -> Answer:
         body, rate = self.data, self.bytes_per_s
         return Answer(0, body=body, framing="raw", bytes_per_s=rate, endless=self.endless)
-
-
-class Always:
-    """Do what another fault does, for as long as the client comes."""
-
-    sticky = True
-
-    def __init__(self, fault: Fault) -> None:
-        self._fault = fault
-
-    def __call__(self, answer: Answer, request: Request, resource: Resource | None) -> Answer:
-        return self._fault(answer, request, resource)
 
 
 # The status
