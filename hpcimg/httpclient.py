@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import http.client
 import http.cookiejar
 import json
 import re
@@ -269,6 +270,9 @@ def _reason(error: BaseException) -> str:
     if len(inner.args) == 2 and isinstance(inner.args[1], BaseException):
         # urllib3's words, which have the cause in them or end in a full stop, and the cause.
         words, cause = inner.args
+        if type(cause) is http.client.BadStatusLine:
+            # It has what came in it, which is nobody's business: any service may be there.
+            return "what answers there does not speak HTTP"
         return f"{str(words).partition(':')[0].rstrip('.')}: {str(cause) or type(cause).__name__}"
     text = str(inner)
     # urllib3 puts "<object at 0x...>: " before what a reader wants to know.
