@@ -129,11 +129,13 @@ def _explained(where: str) -> Iterator[None]:
     except HpcimgError:
         raise
     except requests.exceptions.SSLError as error:
-        raise Forbidden(
-            f"{where} cannot be trusted",
-            why=_reason(error),
-            do="Its certificate must be one that this node's CA bundle knows.",
-        ) from error
+        cause = _innermost(error)
+        if isinstance(cause, ssl.SSLEOFError):  # as of a server that is just being restarted
+            raise Unreachable(f"{where} could not be read", why=_reason(error)) from error
+        do = "Its certificate must be one that this node's CA bundle knows."
+        if not isinstance(cause, ssl.SSLCertVerificationError):
+            do = "Check the address: what answers there does not speak TLS as this node does."
+        raise Forbidden(f"{where} cannot be trusted", why=_reason(error), do=do) from error
     except requests.exceptions.TooManyRedirects as error:
         raise NotFound(
             f"{where} leads nowhere", why="its redirects go round in a circle"
@@ -259,21 +261,27 @@ def shown(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
-def _reason(error: BaseException) -> str:
-    """Return the innermost cause of what requests and urllib3 wrap several times."""
-    inner: BaseException = error
+def _innermost(error: BaseException) -> BaseException:
+    """Return the cause of what requests and urllib3 wrap several times."""
     while True:
-        cause = getattr(inner, "reason", None) or (inner.args[0] if inner.args else None)
+        cause = getattr(error, "reason", None) or (error.args[0] if error.args else None)
         if not isinstance(cause, BaseException):
-            break
-        inner = cause
-    if len(inner.args) == 2 and isinstance(inner.args[1], BaseException):
-        # urllib3's words, which have the cause in them or end in a full stop, and the cause.
-        words, cause = inner.args
-        if type(cause) is http.client.BadStatusLine:
+            return error
+        error = cause
+
+
+def _reason(error: BaseException) -> str:
+    """Return what the innermost cause says."""
+    inner = _innermost(error)
+    match inner.args:
+        case (str(), http.client.BadStatusLine() as cause) if not isinstance(cause, OSError):
             # It has what came in it, which is nobody's business: any service may be there.
             return "what answers there does not speak HTTP"
-        return f"{str(words).partition(':')[0].rstrip('.')}: {str(cause) or type(cause).__name__}"
+        case (str(words), BaseException() as cause):
+            # urllib3's words have the cause in them or end in a full stop.
+            return f"{words.partition(':')[0].rstrip('.')}: {str(cause) or type(cause).__name__}"
+        case (_, str(words)) if not isinstance(inner, OSError):
+            return words
     text = str(inner)
     # urllib3 puts "<object at 0x...>: " before what a reader wants to know.
     return text.rpartition(">: ")[2] or type(inner).__name__

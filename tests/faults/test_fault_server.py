@@ -17,6 +17,7 @@ What is not here is proved elsewhere, by the same checks:
 - tokens: expired, none, busy, redirected                               test_registry_hostile.py
 - S3's own errors, and regions                                          test_s3_protocol.py
 - certificates, addresses that are none, no server                      test_addresses.py
+- connections that are not made, TLS that breaks                        test_fault_connection.py
 - a server that is slow or fails over several connections               test_ranges.py
 - mirrors that do any of this                                           test_mirrors.py
 """
