@@ -47,13 +47,13 @@ class Cluster(SlurmClient):
         prolog_flags: str = "Alloc",
         cli_filter: Path | None = None,
         job_submit: Path | None = None,
-        accounts: Path | None = None,
+        etc: Path | None = None,
         extra_conf: str = "",
     ) -> None:
         """Describe the cluster; nothing runs yet.
 
-        cli_filter, job_submit: Lua files. accounts: what the nodes have as /etc/passwd; uids are
-        as on this host, homes may be others. extra_conf: lines of slurm.conf; a setting there takes
+        cli_filter, job_submit: Lua files. etc: a folder with what the nodes have in /etc instead
+        of what this host has. extra_conf: lines of slurm.conf; a setting there takes
         the place of the cluster's own.
         """
         self.nodes = [f"n{number}" for number in range(1, nodes + 1)]
@@ -66,7 +66,7 @@ class Cluster(SlurmClient):
             "CliFilterPlugins": "lua" if cli_filter else "",
             "JobSubmitPlugins": "lua" if job_submit else "",
         }
-        self._accounts = accounts
+        self._etc = etc
         self._extra_conf = extra_conf
         self._daemons: dict[str, Daemon] = {}
 
@@ -206,7 +206,7 @@ class Cluster(SlurmClient):
 
     def _start_node(self, node: str, *options: str) -> None:
         argv = ["slurmd", "-D", "-f", str(self.conf), "-N", node, *options]
-        self._start_daemon(node, among_users(self._accounts, argv) if self._accounts else argv)
+        self._start_daemon(node, among_users(self._etc, argv) if self._etc else argv)
 
     def _start_daemon(self, name: str, argv: list[str], *, user: str = "root") -> None:
         self._daemons[name] = Daemon(

@@ -133,7 +133,7 @@ class Site:
             task_prolog=write_hook(self.folder, "task-prolog", task_prolog, variables),
             epilog=write_hook(self.folder, "epilog", EPILOG, variables),
             cli_filter=self._cli_filter,
-            accounts=self.homes.accounts if self._users else None,
+            etc=self.homes.etc if self._users else None,
             extra_conf=self._extra_conf,
         )
 

@@ -10,14 +10,15 @@ from pathlib import Path
 from tests.parts.daemon import missing_commands
 from tests.parts.node import PROLOG, Node
 
-# In a mount namespace of its own: nobody else sees the other /etc/passwd.
-_WITH_USERS = 'mount --bind "$0" /etc/passwd && exec "$@"'
+# In a mount namespace of its own: nobody else sees the other /etc/passwd. Not a mount on that file
+# alone: useradd replaces it, and the kernel would take the mount away.
+_WITH_USERS = 'mount -t overlay overlay -o "lowerdir=$0:/etc" /etc && exec "$@"'
 
 
 class Homes:
     """Homes of `users`, uids by name, below a folder, and the list of accounts that names them.
 
-    Needs root. `accounts` is that list: /etc/passwd with these users added, or changed.
+    Needs root. `etc` is a folder with that list: passwd, with these users added, or changed.
     """
 
     def __init__(self, folder: Path, users: Mapping[str, int]) -> None:
@@ -30,9 +31,12 @@ class Homes:
             lines.append(f"{name}:x:{uid}:{uid}::{self.home(name)}:/bin/sh")
             self.home(name).mkdir(mode=0o700)
             os.chown(self.home(name), uid, uid)
-        self.accounts = folder / "passwd"
-        self.accounts.write_text("\n".join(lines) + "\n")
-        self.accounts.chmod(0o644)
+        self.etc = folder / "etc"
+        self.etc.mkdir()
+        self.etc.chmod(0o755)
+        accounts = self.etc / "passwd"
+        accounts.write_text("\n".join(lines) + "\n")
+        accounts.chmod(0o644)
 
     @staticmethod
     def missing() -> str:
@@ -41,8 +45,10 @@ class Homes:
             return "needs root, to act for several users"
         if missing := missing_commands("unshare", "mount"):
             return missing
-        tried = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False)
-        return "no mount namespace can be made here" if tried.returncode else ""
+        tried = subprocess.run(
+            among_users(Path("/usr"), ["true"]), capture_output=True, check=False
+        )
+        return "no overlay in a mount namespace can be made here" if tried.returncode else ""
 
     def home(self, name: str) -> Path:
         """Return the home of a user."""
@@ -58,13 +64,10 @@ class Homes:
             os.chown(self.home(name) / made, self.users[name], self.users[name])
 
 
-def among_users(accounts: Path, argv: list[str]) -> list[str]:
-    """Return the command that becomes `argv` where this list of accounts is /etc/passwd.
-
-    Only until the host's own is replaced, by useradd: the kernel then takes the mount away.
-    """
+def among_users(etc: Path, argv: list[str]) -> list[str]:
+    """Return the command that becomes `argv` where what this folder has is in /etc."""
     private = ["unshare", "--mount", "--propagation", "private"]
-    return [*private, "sh", "-c", _WITH_USERS, str(accounts), *argv]
+    return [*private, "sh", "-c", _WITH_USERS, str(etc), *argv]
 
 
 class NodeWithUsers(Node):
@@ -87,7 +90,7 @@ class NodeWithUsers(Node):
     def start_prolog(self, job: int | str, comment: str | None) -> subprocess.Popen[str]:
         """Start Prolog where its users are known."""
         return subprocess.Popen(
-            among_users(self._homes.accounts, [str(PROLOG)]),
+            among_users(self._homes.etc, [str(PROLOG)]),
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **self.environment(job, comment)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -165,6 +165,7 @@ def test_all_jobs_get_what_is_theirs_or_are_told_why(soak: Soak) -> None:
     assert verdict.wrong == [], "\n".join(verdict.wrong)
     counts: Counter[str] = check_nodes(site, limit_bytes=CACHE, guesses=soak.pool.guesses)
     print(json.dumps({"counts": counts, "web requests": site.web.count()}, indent=1))
+    assert soak.peak <= CACHE * 1.1
     # It was a soak, not an outage.
     assert verdict.ends["completed"] > JOBS / 3
     assert counts["evict"] > 0
