@@ -62,11 +62,12 @@ class Soak:
 
     def __init__(self, site: Site, private: Registry) -> None:
         self.site = site
+        # One for each: when the others are used is a matter of time.
         self.choose = random.Random(SEED)
         self.jobs: dict[int, Job] = {}
         self.states: dict[int, str] = {}
         self.peak = 0
-        self.pool = Pool(site, private, self.choose)
+        self.pool = Pool(site, private, random.Random(SEED))
         registries = (site.registry, private)
         self.trouble = Trouble(site, self.pool, registries, random.Random(SEED), self.active)
 
