@@ -63,7 +63,7 @@ def plan_job(choose: random.Random, images: Sequence[Image]) -> Job:
         user=user,
         images=dict(zip(NAMES, chosen, strict=False)),
         nodes=choose.choices((1, 2), (9, 1))[0],
-        sleep_s=choose.choice((0, 0, 0.5, 2)),
+        sleep_s=choose.choice((0, 0, 1, 5)),
     )
 
 

@@ -30,7 +30,7 @@ from tests.soak.verdict import Verdict, check_nodes, failures_by_job, stored_byt
 
 JOBS = int(os.environ.get("HPCIMG_SOAK_JOBS", "25"))
 SEED = int(os.environ.get("HPCIMG_SOAK_SEED") or random.SystemRandom().randrange(10**6))
-CACHE = 14 * MIB
+CACHE = 12 * MIB
 # So many jobs are there at once; more than the nodes have room for.
 AT_ONCE = 20
 SETTINGS = f"""
@@ -86,10 +86,10 @@ class Soak:
     def submit(self) -> None:
         """Submit one more job."""
         job = plan_job(self.choose, self.pool.images)
-        check = f"{self.site.folder}/check-images.sh {self.site.folder} {' '.join(job.images)}"
-        run = f"srun {check}" if job.nodes > 1 else check
+        folder = self.site.folder
+        check = f"{folder}/check-images.sh {folder} {job.sleep_s} {' '.join(job.images)}"
         number = self.site.cluster.sbatch(
-            f"{run}\ncode=$?\nsleep {job.sleep_s}\nexit $code",
+            f"srun {check}" if job.nodes > 1 else check,
             f"--comment={job.comment}",
             f"--nodes={job.nodes}",
             user=job.user,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -145,10 +147,9 @@ def stored_bytes(cache: Path) -> int:
 
 def _stored(cache: Path, *more: str) -> int:
     total = 0
-    for folder in ("images", "users", "blobs", *more):
-        for path in (cache / folder).rglob("*"):
-            try:
-                total += path.lstat().st_blocks * 512
-            except FileNotFoundError:
-                continue
+    for name in ("images", "users", "blobs", *more):
+        for folder, _, files in os.walk(cache / name):  # which goes on where a folder disappears
+            for file in files:
+                with contextlib.suppress(FileNotFoundError):
+                    total += os.lstat(f"{folder}/{file}").st_blocks * 512
     return total
