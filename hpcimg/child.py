@@ -30,7 +30,7 @@ from hpcimg.sink import DeclinedOffer, Sink
 _MESSAGE_MAX = 1 << 20
 _FILES_MAX = 253  # the kernel's limit for one message
 # Writable memory of each process. To fetch: parts that come side by side, threads' stacks.
-_FETCH_BYTES = 2 << 30
+_FETCH_BYTES = 1 << 30
 # To convert: what is remembered of ten million files, here and in mksquashfs, which has queues
 # and a thread with its stack for each processor besides.
 _CONVERT_BYTES = 8 << 30

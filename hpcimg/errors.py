@@ -20,12 +20,12 @@ from contextlib import contextmanager
 
 _BRIEF_MAX = 3000  # a reference that is quoted has 1024 characters at most
 
+_WHY_MAX = 500  # characters; servers may have their say in it
+
 
 def printable(text: str) -> str:
     """Escape what must not reach a terminal, a log or a task prolog's line."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
-    )
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class HpcimgError(Exception):
@@ -38,7 +38,7 @@ class HpcimgError(Exception):
     def __init__(self, what: str, *, why: str = "", do: str = "") -> None:
         super().__init__(what)
         self.what = what
-        self.why = why
+        self.why = why if len(why) <= _WHY_MAX else f"{why[:_WHY_MAX]}..."
         self.do = do or self.default_do
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import http.client
 import http.cookiejar
 import json
 import os
@@ -141,11 +142,13 @@ def _explained(where: str) -> Iterator[None]:
     except HpcimgError:
         raise
     except requests.exceptions.SSLError as error:
-        raise Forbidden(
-            f"{where} cannot be trusted",
-            why=_reason(error),
-            do="Its certificate must be one that this node's CA bundle knows.",
-        ) from error
+        cause = _innermost(error)
+        if isinstance(cause, ssl.SSLEOFError):  # as of a server that is just being restarted
+            raise Unreachable(f"{where} could not be read", why=_reason(error)) from error
+        do = "Its certificate must be one that this node's CA bundle knows."
+        if not isinstance(cause, ssl.SSLCertVerificationError):
+            do = "Check the address: what answers there does not speak TLS as this node does."
+        raise Forbidden(f"{where} cannot be trusted", why=_reason(error), do=do) from error
     except requests.exceptions.TooManyRedirects as error:
         raise NotFound(
             f"{where} leads nowhere", why="its redirects go round in a circle"
@@ -226,7 +229,19 @@ def get_json(
 def read_json(response: requests.Response, what: str) -> dict[str, Any]:
     """Read the JSON object of a response. Raises what the status means, and NotAnImage."""
     check_status(response, what)
-    return parse_json(response.raw.read(JSON_MAX + 1, decode_content=True), what)
+    return parse_json(read_small(response, decode=True), what)
+
+
+def read_small(response: requests.Response, *, decode: bool) -> bytes:
+    """Read a body of up to JSON_MAX bytes; of a longer one there are more than that.
+
+    With `decode` it is unpacked. Raises what `request` makes Unreachable where it is cut off.
+    """
+    body = bytearray()
+    # Only a read at the end of a body tells that it is shorter than was announced.
+    while data := response.raw.read(JSON_MAX + 1 - len(body), decode_content=decode):
+        body += data
+    return bytes(body)
 
 
 def parse_json(body: bytes, what: str) -> dict[str, Any]:
@@ -259,14 +274,27 @@ def shown(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
-def _reason(error: BaseException) -> str:
-    """Return the innermost cause of what requests and urllib3 wrap several times."""
-    inner: BaseException = error
+def _innermost(error: BaseException) -> BaseException:
+    """Return the cause of what requests and urllib3 wrap several times."""
     while True:
-        cause = getattr(inner, "reason", None) or (inner.args[0] if inner.args else None)
+        cause = getattr(error, "reason", None) or (error.args[0] if error.args else None)
         if not isinstance(cause, BaseException):
-            break
-        inner = cause
+            return error
+        error = cause
+
+
+def _reason(error: BaseException) -> str:
+    """Return what the innermost cause says."""
+    inner = _innermost(error)
+    match inner.args:
+        case (str(), http.client.BadStatusLine() as cause) if not isinstance(cause, OSError):
+            # It has what came in it, which is nobody's business: any service may be there.
+            return "what answers there does not speak HTTP"
+        case (str(words), BaseException() as cause):
+            # urllib3's words have the cause in them or end in a full stop.
+            return f"{words.partition(':')[0].rstrip('.')}: {str(cause) or type(cause).__name__}"
+        case (_, str(words)) if not isinstance(inner, OSError):
+            return words
     text = str(inner)
     # urllib3 puts "<object at 0x...>: " before what a reader wants to know.
     return text.rpartition(">: ")[2] or type(inner).__name__

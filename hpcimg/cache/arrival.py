@@ -106,13 +106,13 @@ class Arrival(ExitStack):
 
     def progress(self, phase: str, done: int, total: int | None) -> None:
         """Hear of a fetch's progress; raise where it cannot go on."""
-        if self._blobs is None:
-            self._check_size(done)
         if total is not None and done > total:
             raise Damaged(f"{self._uri} does not end where it was announced to")
+        if self._blobs is None:
+            self._check_size(done)
         self._tell(phase, done, total)
         if self._inflight.update(phase, done, total) and total is None:
-            self._make_room_as_it_grows(done)
+            self._make_room(0)
 
     def converting(self, phase: str, done: int, total: int | None) -> None:
         """Hear of a conversion's progress; raise where it cannot go on."""
@@ -121,7 +121,7 @@ class Arrival(ExitStack):
         self._tell(phase, done, total)
         coming = max(0, self._converted_size - size)
         if self._inflight.update(phase, done, total, written=size, coming=coming) and not coming:
-            self._make_room_as_it_grows(size)
+            self._make_room(0)
 
     def convert(self, convert: Convert) -> Entry:
         """Make one file of the layers that were gathered, and publish it."""
@@ -195,24 +195,21 @@ class Arrival(ExitStack):
             self.key = key
 
     def _check_size(self, size_bytes: int) -> None:
+        """Raise TooLarge; cheap, since what has no announced size is checked as it grows."""
         limit = self._cache.max_image_size
         if limit and size_bytes > limit:
             raise TooLarge(
                 f"{self._uri} is too large",
                 why=f"this site takes images up to {format_size(limit)}",
             )
+        evict.check_fits(self._cache.limits, size_bytes, what=self._uri, owner=self._owner)
 
     def _check_fits(self, size_bytes: int, *, promised: int) -> None:
         """Look at the whole file: of what came last, or all at once, nobody was told."""
         self._check_size(size_bytes)
         self._inflight.update("checking", size_bytes, size_bytes)
         if size_bytes > promised:
-            self._make_room_as_it_grows(size_bytes)
-
-    def _make_room_as_it_grows(self, size_bytes: int) -> None:
-        """Look for room for an image whose size was not announced; so much is there by now."""
-        evict.check_fits(self._cache.limits, size_bytes, what=self._uri, owner=self._owner)
-        self._make_room(0)
+            self._make_room(0)
 
     def _make_room(self, size_bytes: int, *, later: int = 0) -> None:
         with self._lock("room"):

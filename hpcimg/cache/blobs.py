@@ -79,7 +79,9 @@ class Blobs(ExitStack):
             architecture="", uris=(self._uri,), fetched=time.time(), owner=self._owner,
         )  # fmt: skip
         store.publish(self._layout, entry, path, file, durable=False)
-        self._readable[blob.sha256] = file
+        # Who converts is to read it, and no more.
+        self._readable[blob.sha256] = os.open(f"/proc/self/fd/{file}", os.O_RDONLY)
+        self.callback(os.close, self._readable[blob.sha256])
 
     def release(self) -> None:
         """Give the locks back: what could be fetched is there for others now."""

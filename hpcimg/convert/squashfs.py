@@ -25,10 +25,15 @@ from hpcimg.errors import (
 _READS_TAR = (4, 5)
 _PIPE_BYTES = 1 << 20
 _MEMORY_MIB, _MEMORY_MIB_EACH = 512, 32
+_KILLED = (-signal.SIGKILL, -signal.SIGTERM)  # exit codes as subprocess has them
+_WHY_KILLED = "it was killed, by somebody or for want of memory"
 
 
 def find_mksquashfs() -> str:
-    """Return the path of mksquashfs. Raises MissingTool where it cannot read tar archives."""
+    """Return the path of mksquashfs. Raises MissingTool where it cannot read tar archives.
+
+    Raises Interrupted where it is killed before it says so.
+    """
     path = programs.find("mksquashfs")
     if not path:
         raise _missing("this node has no mksquashfs")
@@ -39,6 +44,8 @@ def find_mksquashfs() -> str:
         env=programs.environment(),
         check=False,
     )
+    if done.returncode in _KILLED:
+        raise Interrupted(f"{path} could not be asked for its version", why=_WHY_KILLED)
     said = re.search(rb"version (\d+)\.(\d+)", done.stdout)
     if not said:
         raise _missing(f"{path} does not say its version")
@@ -120,8 +127,8 @@ def explain(program: str, code: int, said: str, uri: str) -> HpcimgError:
     if "out of memory" in said.lower():
         why = "to convert it takes more memory than this node gives to one image"
         return TooLarge(f"{uri} is too large", why=why)
-    if -code in (signal.SIGKILL, signal.SIGTERM):
-        return Interrupted(what, why="it was killed, by somebody or for want of memory")
+    if code in _KILLED:
+        return Interrupted(what, why=_WHY_KILLED)
     if code < 0:
         return NotAnImage(what, why=f"it crashed, by signal {-code}", do="Use another image.")
     return NodeError(what, why=said or f"it ended with {code}")

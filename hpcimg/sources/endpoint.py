@@ -15,7 +15,7 @@ import requests
 from hpcimg import dockerhub
 from hpcimg.errors import Damaged, NotAnImage
 from hpcimg.fetching import Place, Settings
-from hpcimg.httpclient import JSON_MAX, check_status, parse_json, request
+from hpcimg.httpclient import JSON_MAX, check_status, parse_json, read_small, request
 from hpcimg.retry import attempts
 from hpcimg.sink import Sink
 from hpcimg.sources import logins
@@ -131,10 +131,10 @@ class Endpoint:
             if response.status_code == 304 and "If-None-Match" in headers:
                 return None
             check_status(response, self._uri)
-            body = response.raw.read(JSON_MAX + 1, decode_content=False)
+            body = read_small(response, decode=False)
         if len(body) > JSON_MAX:
             raise NotAnImage(f"the manifest or config of {self._uri} is too large")
-        return bytes(body)
+        return body
 
 
 def _digest(body: bytes) -> str:

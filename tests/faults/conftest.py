@@ -1,4 +1,4 @@
-"""What the tests with faults share."""
+"""What the tests with faults share, with each other and with those of whole hooks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.integration.conftest import make_sif, sif, start, url
+
+__all__ = ["make_sif", "memory", "sif", "start", "url"]
 
 _SHM = "/dev/shm"
 

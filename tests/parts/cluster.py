@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Self
 
 from tests.parts.daemon import PATH, Daemon, free_ports, listens, missing_commands, wait_until
-from tests.parts.processes import kill_processes
+from tests.parts.processes import descendants, kill_processes
 from tests.parts.slurmclient import USERS, SlurmClient
 from tests.parts.slurmconf import SLURM_USER, slurm_conf
+from tests.parts.users import among_users
 
 MUNGE_USER = "munge"
 
@@ -46,11 +47,13 @@ class Cluster(SlurmClient):
         prolog_flags: str = "Alloc",
         cli_filter: Path | None = None,
         job_submit: Path | None = None,
+        etc: Path | None = None,
         extra_conf: str = "",
     ) -> None:
         """Describe the cluster; nothing runs yet.
 
-        cli_filter, job_submit: Lua files. extra_conf: lines of slurm.conf; a setting there takes
+        cli_filter, job_submit: Lua files. etc: a folder with what the nodes have in /etc instead
+        of what this host has. extra_conf: lines of slurm.conf; a setting there takes
         the place of the cluster's own.
         """
         self.nodes = [f"n{number}" for number in range(1, nodes + 1)]
@@ -63,6 +66,7 @@ class Cluster(SlurmClient):
             "CliFilterPlugins": "lua" if cli_filter else "",
             "JobSubmitPlugins": "lua" if job_submit else "",
         }
+        self._etc = etc
         self._extra_conf = extra_conf
         self._daemons: dict[str, Daemon] = {}
 
@@ -109,6 +113,10 @@ class Cluster(SlurmClient):
         """Start a stopped node, which reports a reboot, and wait until it answers."""
         self._start_node(node, *(["-b"] if rebooted else []))
         self._wait(lambda: self.node_states()[node] in {"idle", "drained"}, f"{node} to be back")
+
+    def on_node(self, node: str) -> list[int]:
+        """Return the processes that a node's slurmd started, hooks and what they started too."""
+        return descendants(self._daemons[node].pid)
 
     def log(self, name: str) -> str:
         """Return the log of slurmctld, munged or a node."""
@@ -197,7 +205,8 @@ class Cluster(SlurmClient):
             path.chmod(0o644)
 
     def _start_node(self, node: str, *options: str) -> None:
-        self._start_daemon(node, ["slurmd", "-D", "-f", str(self.conf), "-N", node, *options])
+        argv = ["slurmd", "-D", "-f", str(self.conf), "-N", node, *options]
+        self._start_daemon(node, among_users(self._etc, argv) if self._etc else argv)
 
     def _start_daemon(self, name: str, argv: list[str], *, user: str = "root") -> None:
         self._daemons[name] = Daemon(

@@ -35,9 +35,27 @@ def kill_processes(
 
 
 def descendants(pid: int) -> list[int]:
-    """Return a process' children, their children and so on."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [other for child in map(int, children) for other in (child, *descendants(child))]
+    """Return a process' children, those of all of its threads, their children and so on.
+
+    Those that end while this looks may be among them or not.
+    """
+    children: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            children += map(int, task.read_text().split())
+    return [other for child in children for other in (child, *descendants(child))]
+
+
+def users_of(folder: Path) -> list[int]:
+    """Return the processes, but this one, that have a file below a folder open."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        if int(process.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                opened = [fd.readlink() for fd in (process / "fd").iterdir()]
+                if any(path.is_relative_to(folder) for path in opened):
+                    found.append(int(process.name))
+    return found
 
 
 def status_of(pid: int) -> dict[str, list[str]]:

@@ -125,6 +125,11 @@ class Registry:
         """Stop; connections are refused from now on."""
         self._daemon.stop()
 
+    @property
+    def is_up(self) -> bool:
+        """Tell whether it runs."""
+        return self._daemon.pid != 0
+
     def requests(self) -> list[Request]:
         """Return all requests answered so far, in the order of their ends."""
         if self._daemon.pid:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -14,11 +15,10 @@ from typing import Any, Self
 from tests.parts import images
 from tests.parts.cluster import Cluster, write_hook
 from tests.parts.daemon import PATH
-from tests.parts.homes import Homes
 from tests.parts.images import READ_IMAGE, make_sif
 from tests.parts.node import EPILOG, PROLOG, ROOT, TASK_PROLOG, Node
 from tests.parts.registry import Registry
-from tests.parts.slurmclient import USERS
+from tests.parts.users import Homes
 from tests.parts.webserver import WebServer
 
 EXAMPLE = ROOT / "etc" / "slurm.conf.example"
@@ -28,9 +28,8 @@ class Site:
     """A Slurm cluster, a registry and a web server, with hpcimg configured for them.
 
     A context manager. Attributes: cluster, registry, web, conf (the hpcimg.conf of all nodes),
-    read_image (a script for jobs: IMAGE NAME) and folder, which has n1/cache, n1/state and
-    n1/hpcimg.log for each node and may be entered by everybody. Where asked for, `homes` are
-    those of USERS that Prolog finds.
+    homes (of users), read_image (a script for jobs: IMAGE NAME) and folder, which has n1/cache,
+    n1/state and n1/hpcimg.log for each node and may be entered by everybody.
     """
 
     def __init__(
@@ -41,21 +40,21 @@ class Site:
         extra_conf: str = "",
         cli_filter: Path | None = None,
         variables: Mapping[str, str] | None = None,
-        homes: bool = False,
+        users: Collection[str] = (),
     ) -> None:
         """Describe the site; nothing runs yet.
 
         settings: lines of hpcimg.conf, by section. extra_conf: lines of slurm.conf, after those
         of the example. cli_filter: a Lua file; the grammar that ours needs is put beside it.
-        variables: what the site sets in the environment of the hooks. homes: give users homes
-        that are not the host's; see Homes.missing.
+        variables: what the site sets in the environment of the hooks.
+        users: accounts of this host to whom the nodes give homes of their own, see `homes`.
         """
         self._nodes = nodes
         self._settings = settings
         self._extra_conf = f"{example_settings()}\n{extra_conf}"
         self._cli_filter = cli_filter
         self._variables = dict(variables or {})
-        self._with_homes = homes
+        self._users = {name: pwd.getpwnam(name).pw_uid for name in users}
 
     @staticmethod
     def missing() -> str:
@@ -74,8 +73,7 @@ class Site:
             self.conf = self.folder / "hpcimg.conf"
             self.configure(self._settings)
             self.read_image = self._copy(READ_IMAGE)
-            if self._with_homes:
-                self.homes = Homes(self.folder / "homes", USERS)
+            self.homes = Homes(self.folder, self._users)
             self.cluster = stack.enter_context(self._new_cluster())
             grammar = shutil.copy(ROOT / "etc" / "hpcimg.lua", self.cluster.folder)
             Path(grammar).chmod(0o644)
@@ -126,7 +124,6 @@ class Site:
 
     def _new_cluster(self) -> Cluster:
         variables = {**self._variables, "HPCIMG_CONF": str(self.conf)}
-        prolog = self.homes.program(PROLOG) if self._with_homes else PROLOG
         # The checkout may be where ordinary users cannot go.
         task_prolog = self._copy(TASK_PROLOG)
         for number in range(1, self._nodes + 1):
@@ -135,10 +132,11 @@ class Site:
             folder.chmod(0o755)
         return Cluster(
             nodes=self._nodes,
-            prolog=write_hook(self.folder, "prolog", prolog, variables),
+            prolog=write_hook(self.folder, "prolog", PROLOG, variables),
             task_prolog=write_hook(self.folder, "task-prolog", task_prolog, variables),
             epilog=write_hook(self.folder, "epilog", EPILOG, variables),
             cli_filter=self._cli_filter,
+            etc=self.homes.etc if self._users else None,
             extra_conf=self._extra_conf,
         )
 

@@ -1,4 +1,4 @@
-"""A node with users of its own, who have homes, without an account on the machine."""
+"""Users with homes, who need no account on the machine, and a node that knows them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,64 @@ from pathlib import Path
 from tests.parts.daemon import missing_commands
 from tests.parts.node import PROLOG, Node
 
-# In a mount namespace of its own: nobody else sees the other /etc/passwd.
-_WITH_USERS = 'mount --bind "$1" /etc/passwd && exec "$2"'
+# In a mount namespace of its own: nobody else sees the other /etc/passwd. Not a mount on that file
+# alone: useradd replaces it, and the kernel would take the mount away.
+_WITH_USERS = 'mount -t overlay overlay -o "lowerdir=$0:/etc" /etc && exec "$@"'
+
+
+class Homes:
+    """Homes of `users`, uids by name, below a folder, and the list of accounts that names them.
+
+    Needs root. `etc` is a folder with that list: passwd, with these users added, or changed.
+    """
+
+    def __init__(self, folder: Path, users: Mapping[str, int]) -> None:
+        """Make the homes, empty and for their users alone, and the list."""
+        self.users = dict(users)
+        self._folder = folder
+        given = Path("/etc/passwd").read_text().splitlines()
+        lines = [line for line in given if line.partition(":")[0] not in users]
+        for name, uid in users.items():
+            lines.append(f"{name}:x:{uid}:{uid}::{self.home(name)}:/bin/sh")
+            self.home(name).mkdir(mode=0o700)
+            os.chown(self.home(name), uid, uid)
+        self.etc = folder / "etc"
+        self.etc.mkdir()
+        self.etc.chmod(0o755)
+        accounts = self.etc / "passwd"
+        accounts.write_text("\n".join(lines) + "\n")
+        accounts.chmod(0o644)
+
+    @staticmethod
+    def missing() -> str:
+        """Return a sentence that says what this host lacks, or an empty string."""
+        if os.geteuid() != 0:
+            return "needs root, to act for several users"
+        if missing := missing_commands("unshare", "mount"):
+            return missing
+        tried = subprocess.run(
+            among_users(Path("/usr"), ["true"]), capture_output=True, check=False
+        )
+        return "no overlay in a mount namespace can be made here" if tried.returncode else ""
+
+    def home(self, name: str) -> Path:
+        """Return the home of a user."""
+        return self._folder / f"home-{name}"
+
+    def keep(self, name: str, path: str, text: str) -> None:
+        """Write a file in a user's home, for that user alone."""
+        file = self.home(name) / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        file.chmod(0o600)
+        for made in (file, *file.relative_to(self.home(name)).parents):
+            os.chown(self.home(name) / made, self.users[name], self.users[name])
+
+
+def among_users(etc: Path, argv: list[str]) -> list[str]:
+    """Return the command that becomes `argv` where what this folder has is in /etc."""
+    private = ["unshare", "--mount", "--propagation", "private"]
+    return [*private, "sh", "-c", _WITH_USERS, str(etc), *argv]
 
 
 class NodeWithUsers(Node):
@@ -23,44 +79,18 @@ class NodeWithUsers(Node):
     def __init__(self, folder: Path, users: Mapping[str, int]) -> None:
         """Make the homes, and the list of accounts."""
         super().__init__(folder, uid=next(iter(users.values())))
-        self.users = dict(users)
-        lines = Path("/etc/passwd").read_text().splitlines()
-        for name, uid in users.items():
-            lines.append(f"{name}:x:{uid}:{uid}::{self.home(name)}:/bin/sh")
-            self.home(name).mkdir(mode=0o700)
-            os.chown(self.home(name), uid, uid)
-        self._accounts = folder / "passwd"
-        self._accounts.write_text("\n".join(lines) + "\n")
-        self._accounts.chmod(0o644)
+        self._homes = Homes(folder, users)
+        self.keep = self._homes.keep
 
     @staticmethod
     def missing() -> str:
         """Return a sentence that says what this host lacks, or an empty string."""
-        if os.geteuid() != 0:
-            return "needs root, to act for several users"
-        if missing := missing_commands("unshare", "mount"):
-            return missing
-        tried = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False)
-        return "no mount namespace can be made here" if tried.returncode else ""
-
-    def home(self, name: str) -> Path:
-        """Return the home of a user."""
-        return self.folder / f"home-{name}"
-
-    def keep(self, name: str, path: str, text: str) -> None:
-        """Write a file in a user's home, for that user alone."""
-        file = self.home(name) / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-        file.chmod(0o600)
-        for made in (file, *file.relative_to(self.home(name)).parents):
-            os.chown(self.home(name) / made, self.users[name], self.users[name])
+        return Homes.missing()
 
     def start_prolog(self, job: int | str, comment: str | None) -> subprocess.Popen[str]:
         """Start Prolog where its users are known."""
-        argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _WITH_USERS, "sh"]
         return subprocess.Popen(
-            [*argv, str(self._accounts), str(PROLOG)],
+            among_users(self._homes.etc, [str(PROLOG)]),
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **self.environment(job, comment)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -50,13 +50,14 @@ class Answer:
     """A response to be sent, and how.
 
     A Content-Length in `headers` is sent as it is, right or wrong; without one the body's
-    own is. `framing` close ends the body with the connection. `endless` repeats it for ever.
+    own is. `framing` close ends the body with the connection; raw sends nothing but the body,
+    which has what a status line and headers would be. `endless` repeats the body for ever.
     """
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | memoryview = b""
-    framing: Literal["length", "chunked", "close"] = "length"
+    framing: Literal["length", "chunked", "close", "raw"] = "length"
     stop: Stop | None = None
     bytes_per_s: float = 0
     endless: bool = False

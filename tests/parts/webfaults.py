@@ -61,6 +61,19 @@ class Slow:
         return replace(answer, bytes_per_s=self.bytes_per_s)
 
 
+@dataclass(frozen=True)
+class Raw:
+    """Send these bytes in place of status line, headers and body, then hang up."""
+
+    data: bytes
+    bytes_per_s: float = 0
+    endless: bool = False
+
+    def __call__(self, answer: Answer, request: Request, resource: Resource | None) -> Answer:
+        body, rate = self.data, self.bytes_per_s
+        return Answer(0, body=body, framing="raw", bytes_per_s=rate, endless=self.endless)
+
+
 # The status
 
 

@@ -263,7 +263,10 @@ class _Handler(BaseHTTPRequestHandler):
         stop = answer.stop
         if stop is not None and stop.at < 0 and not self._go_on(stop):
             return
-        self._send_head(request, answer)
+        if answer.framing == "raw":
+            self.close_connection = True
+        else:
+            self._send_head(request, answer)
         if request.method != "HEAD":
             self._send_body(request, answer)
 

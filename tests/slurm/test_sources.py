@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from tests.parts import layouts, ociimages
-from tests.parts.homes import Homes
 from tests.parts.objectstore import PRIVATE, PUBLIC, SITE, ObjectStore
 from tests.parts.ociimages import make_layer, push_image, push_index
 from tests.parts.publish import in_hub, in_library, in_static_registry, sha256
@@ -20,6 +19,7 @@ from tests.parts.registryclient import auth_file
 from tests.parts.site import Site
 from tests.parts.slurmclient import USERS
 from tests.parts.swiftservers import KEY, USER, SwiftServers
+from tests.parts.users import Homes
 from tests.slurm.checks import completed, failed, settled
 from tests.slurm.world import World, started
 

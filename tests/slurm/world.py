@@ -10,6 +10,7 @@ from tests.parts.objectstore import Identity, ObjectStore
 from tests.parts.registry import Registry
 from tests.parts.registryclient import auth_file
 from tests.parts.site import Site
+from tests.parts.slurmclient import USERS
 from tests.parts.swiftservers import SwiftServers
 from tests.parts.webserver import WebServer
 
@@ -72,7 +73,7 @@ def started() -> Iterator[World]:
         variables = {"REQUESTS_CA_BUNDLE": str(secure.certificate)}
         origin = stack.enter_context(Registry())
         yield World(
-            site=stack.enter_context(Site(nodes=2, variables=variables, homes=True)),
+            site=stack.enter_context(Site(nodes=2, variables=variables, users=USERS)),
             private=stack.enter_context(Registry(basic=True)),
             subscribed=stack.enter_context(Registry(basic=True)),
             origin=origin,

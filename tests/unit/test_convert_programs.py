@@ -66,6 +66,12 @@ def test_an_old_mksquashfs(
     assert "install squashfs-tools 4.5 or newer" in said
 
 
+def test_mksquashfs_is_killed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That says nothing about what it can do."""
+    fake(tmp_path, monkeypatch, mksquashfs="kill -9 $$")
+    assert "was killed" in refused(tmp_path / "image", Interrupted, layer(file("a")))
+
+
 def test_no_mksquashfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(programs, "PATH", str(tmp_path))
     assert "has no mksquashfs" in refused(tmp_path / "image", MissingTool, layer(file("a")))

@@ -14,7 +14,8 @@ from hpcimg.cache import evict, folders, store
 from hpcimg.cache.arrival import Cache
 from hpcimg.cache.ensure import Staged, ensure
 from hpcimg.cache.layout import Layout
-from hpcimg.fetching import Arrived, Fetched, Offer, Offered, Outcome, Progress, Unchanged
+from hpcimg.errors import TooLarge
+from hpcimg.fetching import Arrived, Fetch, Fetched, Offer, Offered, Outcome, Progress, Unchanged
 from hpcimg.reference import parse
 from tests.parts import images
 
@@ -59,7 +60,7 @@ def no_conversion(*_: object, **__: object) -> Fetched:
     raise AssertionError
 
 
-def run(cache: Cache, source: Source, job: str, uri: str = URI) -> Staged:
+def run(cache: Cache, source: Fetch, job: str, uri: str = URI) -> Staged:
     deadline = time.monotonic() + 10
     return ensure(
         cache,
@@ -100,3 +101,18 @@ def test_many_addresses_of_one_image(cache: Cache, data: bytes) -> None:
     assert entry
     assert entry.uris[-1] == f"{URI}?39"
     assert len(entry.uris) == 32
+
+
+def test_what_has_no_length_is_stopped_as_soon_as_the_cache_is_too_small(cache: Cache) -> None:
+    """Not at the next look around, a second later: a fast server fills a disk by then."""
+
+    def endless(_: int, *, offered: Offered, progress: Progress, **__: object) -> Outcome:
+        assert offered(Offer("v1")) == ()
+        for size in range(1, 102):
+            progress("fetching", size, None)
+        raise AssertionError
+
+    limited = cache._replace(limits=cache.limits._replace(max_size=100))
+    with pytest.raises(TooLarge, match="the cache holds 100 B"):
+        run(limited, endless, "1")
+    assert os.listdir(cache.layout.tmp) == os.listdir(cache.layout.inflight) == []

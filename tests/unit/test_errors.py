@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcimg.errors import HpcimgError, TransientError, Unreachable, from_dict, printable
+from tests.parts.node import ROOT
 
 RANGES = {"user": range(10, 20), "transient": range(20, 30), "node": range(30, 40), "bug": [70]}
 
@@ -31,6 +34,10 @@ def test_says_what_why_and_what_to_do(error: type[HpcimgError]) -> None:
     assert str(error("it broke", why="of age", do="Buy one.")) == "it broke: of age. Buy one."
     assert str(error("it broke", why="of age.")).startswith("it broke: of age. ")
     assert error("it broke").do, "somebody always has to know what to do next"
+
+
+def test_what_a_server_says_does_not_fill_the_output_of_a_job() -> None:
+    assert len(str(Unreachable("it broke", why="x" * 100_000))) < 1000
 
 
 @pytest.mark.parametrize("error", all_classes())
@@ -63,3 +70,13 @@ def test_a_message_is_one_printable_line(what: str, why: str) -> None:
 @given(st.text(st.characters(exclude_categories=["C", "Z"])))
 def test_plain_text_stays_as_it_is(text: str) -> None:
     assert printable(text) == text
+
+
+def test_what_is_escaped_needs_no_module_that_is_read_only_then() -> None:
+    """The process that fetches may not be able to read one any more."""
+    program = (
+        "import sys, codecs; from hpcimg.errors import printable; before = set(sys.modules);"
+        r"assert printable('\0\x1b\udcff\u2028') == r'\x00\x1b\udcff\u2028';"
+        "assert set(sys.modules) == before"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
