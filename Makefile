@@ -4,11 +4,12 @@ PREFIX ?= /opt/hpcimg
 DESTDIR ?=
 BIN := .venv/bin
 
-.PHONY: help demo test test-kill lint bench install clean
+.PHONY: help demo test test-kill test-long lint bench install clean
 help:
 	@echo "make demo       a throwaway Slurm, a registry, real jobs: see it work (two minutes)"
 	@echo "make test       all tests"
 	@echo "make test-kill  a thousand rounds of kill -9 at a random moment"
+	@echo "make test-long  100,000 fuzzed comments, 10,000 histories of a cache, each fault at each call"
 	@echo "make lint       ruff, mypy, shellcheck"
 	@echo "make bench      time the warm hit and the cold ways"
 	@echo "make install    install to PREFIX ($(PREFIX)), below DESTDIR if set"
@@ -30,6 +31,9 @@ test: .venv/ready
 
 test-kill: .venv/ready
 	HPCIMG_KILL_ROUNDS=1000 $(BIN)/python -m pytest --timeout=0 tests/faults/test_kill.py
+
+test-long: .venv/ready
+	HPCIMG_LONG=1 $(BIN)/python -m pytest tests/faults/test_cache_machine.py tests/faults/test_every_call.py tests/faults/test_fuzz.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

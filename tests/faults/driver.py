@@ -22,6 +22,8 @@ from typing import Any, NoReturn
 ROOT = Path(__file__).resolve().parents[2]
 # What hpcimg and filelock change files with; of `open`, what may make one.
 CALLS = ("open", "write", "fsync", "rename", "unlink", "rmdir", "mkdir", "fchown", "utime")
+# Those besides, where a run costs little.
+MORE_CALLS = ("pwrite", "ftruncate", "fchmod", "chmod", "chown")
 
 
 class Fault:
@@ -32,9 +34,9 @@ class Fault:
         self._left = number
         self._report = report
 
-    def install(self) -> None:
+    def install(self, calls: tuple[str, ...] = CALLS) -> None:
         """Stand between the os module and whoever uses it."""
-        for name in CALLS:
+        for name in calls:
             setattr(os, name, self._counted(name, getattr(os, name)))
 
     def _counted(self, name: str, real: Any) -> Any:
