@@ -56,7 +56,10 @@ CONTENTS = [
     Content(layers=(LAYERS[0], LAYERS[2])),
     Content(layers=(LAYERS[0], LAYERS[1], LAYERS[0])),
     Content(layers=(LAYERS[3], LAYERS[2])),
-    Content(layers=(b"\x01" * MAX_SIZE,)),
+    Content(layers=(LAYERS[3], LAYERS[0])),
+    # With what is made of it, which is a little larger, it fills the cache and more.
+    Content(layers=(b"e" * (MAX_SIZE // 2 - 20),)),
+    Content(layers=(b"f" * MAX_SIZE,)),
 ]  # fmt: skip
 # What every key that there can be stands for.
 FILES = {
@@ -127,7 +130,9 @@ class CacheMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         shm = "/dev/shm"
-        self.folder = Path(tempfile.mkdtemp(dir=shm if os.access(shm, os.W_OK) else None))
+        self.folder = Path(
+            tempfile.mkdtemp(prefix="hpcimg-test-", dir=shm if os.access(shm, os.W_OK) else None)
+        )
         self.layout = Layout(f"{self.folder}/cache", f"{self.folder}/state")
         self.image_format = "squashfs"
         self.clock = Clock()
@@ -135,8 +140,8 @@ class CacheMachine(RuleBasedStateMachine):
         self.patches.enter_context(self.clock.shown())
         logging.disable()
         self.patches.callback(logging.disable, logging.NOTSET)
-        self.served = {uri: CONTENTS[n] for n, uri in enumerate(REFERENCES)}
-        self.served[PINNED] = CONTENTS[9]
+        kinds = (CONTENTS[0], CONTENTS[10], CONTENTS[-2], CONTENTS[9])
+        self.served = dict(zip(REFERENCES, kinds, strict=True))
         self.known: dict[Wanted, Known] = {}
         # What jobs were told: the image's path and its bytes.
         self.ready: dict[str, dict[str, bytes]] = {}
@@ -214,6 +219,7 @@ class CacheMachine(RuleBasedStateMachine):
         def part() -> None:
             self._hook(wanted, job, server)
 
+        self.clock.now += 0.5  # what is resolved at this moment, it has resolved
         end = forked.run(part, self.layout, fault=fault, number=number)
         note(f"{end}")
         self._check_end(end, fault)
@@ -298,13 +304,13 @@ class CacheMachine(RuleBasedStateMachine):
                     del told[image]
 
     @precondition(lambda self: self._listed(self.layout.blobs))
-    @rule(data=st.data())
-    def a_layer_rots(self, data: st.DataObject) -> None:
-        path = data.draw(st.sampled_from(self._listed(self.layout.blobs)))
-        os.chmod(path, 0o600)
-        rotten = b"?" * os.stat(path).st_size
-        Path(path).write_bytes(rotten)
-        self.spoiled[path] = rotten
+    @rule()
+    def layers_rot(self) -> None:
+        for path in self._listed(self.layout.blobs):
+            os.chmod(path, 0o600)
+            rotten = b"?" * os.stat(path).st_size
+            Path(path).write_bytes(rotten)
+            self.spoiled[path] = rotten
 
     @rule(wanted=WANTED, job=st.sampled_from(JOBS))
     def a_warm_hit(self, wanted: Wanted, job: str) -> None:

@@ -66,7 +66,6 @@ def test_path(node: Node, web: WebServer, url: str) -> None:
     ("settings", "reference", "code", "error"),
     [
         ("", "ubuntu:22.04", 10, "BadReference"),
-        ("", "ubuntu:22.04", 10, "BadReference"),
         ("[policy]\ndeny = *\n", "/data/x.sif", 11, "NotAllowed"),
         ("", "/no/such/x.sif", 12, "NotFound"),
         ("", "/dev/null", 14, "NotAnImage"),
