@@ -99,6 +99,7 @@ def test_a_redirect_gets_no_token(node: Node, cloud: Cloud, sif: bytes) -> None:
         cloud.keystone.script(
             "/identity/v3/auth/tokens", [Redirect(other.url("/v3/auth/tokens"), 307)]
         )
+        let_pass(node, 60)
         refused(node, 2, OBJECT, "NotFound", "is no place to log in", "307")
         assert other.log == []
 
