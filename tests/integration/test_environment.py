@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hpcimg.fetching import Settings
 from hpcimg.httpclient import open_session
 from tests.integration.checks import refused, staged
 from tests.integration.conftest import MakeSif
@@ -165,8 +166,8 @@ def test_a_folder_counts_where_there_is_a_bundle_by_default(
     monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: known)
     for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
         monkeypatch.delenv(name, raising=False)
-    with open_session() as session:
+    with open_session(Settings(1, 0.0, 1.0, 1.0)) as session:
         assert session.verify == __file__
     monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
-    with open_session() as session:
+    with open_session(Settings(1, 0.0, 1.0, 1.0)) as session:
         assert session.verify == str(tmp_path)

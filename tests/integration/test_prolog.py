@@ -158,7 +158,7 @@ def test_a_file_that_is_not_what_was_stored_is_not_handed_out(
         ("container:" + "x" * 64_000, "BadReference", "1024 is the limit"),
         ("container:a=/x.sif container:a=/y.sif", "BadReference", "name a to two images"),
         (" ".join(f"container:/{n}.sif" for n in range(33)), "BadReference", "33 images"),
-        ("container:s3://bucket/x.sif", "BadReference", "no source for s3:"),
+        ("container:dokcer://ubuntu", "BadReference", "did you mean docker://ubuntu"),
         ("container:http://h/x\\n\texit 0", "BadReference", "characters"),
     ],
     ids=lambda value: str(value)[:30].encode("unicode_escape").decode(),

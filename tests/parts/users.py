@@ -80,7 +80,7 @@ class NodeWithUsers(Node):
         """Make the homes, and the list of accounts."""
         super().__init__(folder, uid=next(iter(users.values())))
         self._homes = Homes(folder, users)
-        self.keep = self._homes.keep
+        self.home, self.keep = self._homes.home, self._homes.keep
 
     @staticmethod
     def missing() -> str:
