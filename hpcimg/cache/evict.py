@@ -15,6 +15,9 @@ from hpcimg.locks import held
 from hpcimg.units import format_size
 
 
+_JOBS_NAMED = 8
+
+
 class Limits(NamedTuple):
     """How large the cache may be, in bytes; ages in seconds.
 
@@ -52,9 +55,10 @@ class Plan(NamedTuple):
         eligible = sum(c.size_bytes for c in self.victims)
         parts = [f"{format_size(eligible)} eligible" if eligible else "0 eligible"]
         if self.in_use:
-            jobs = {job for c in self.in_use for job in c.jobs}
+            jobs = sorted({job for c in self.in_use for job in c.jobs}, key=lease.by_number)
             size = format_size(sum(c.size_bytes for c in self.in_use))
-            parts.append(f"{size} in use by {len(jobs)} job{'s' * (len(jobs) != 1)}")
+            named = ", ".join(jobs[:_JOBS_NAMED]) + ", ..." * (len(jobs) > _JOBS_NAMED)
+            parts.append(f"{size} in use by {len(jobs)} job{'s' * (len(jobs) != 1)} ({named})")
         if self.too_young:
             size = format_size(sum(c.size_bytes for c in self.too_young))
             parts.append(f"{size} used a moment ago")

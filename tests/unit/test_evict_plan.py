@@ -123,13 +123,13 @@ def test_a_job_at_hand_is_worth_more_than_an_image_used_a_moment_ago() -> None:
         ([image("a", GIB)], "1.0 GiB eligible"),
         (
             [image("a", 20 * GIB, jobs=("1", "2")), image("b", 21 * GIB, jobs=("2", "3"))],
-            "0 eligible, 41.0 GiB in use by 3 jobs",
+            "0 eligible, 41.0 GiB in use by 3 jobs (1, 2, 3)",
         ),
-        ([image("a", GIB, jobs=("7",))], "0 eligible, 1.0 GiB in use by 1 job"),
+        ([image("a", GIB, jobs=("7",))], "0 eligible, 1.0 GiB in use by 1 job (7)"),
         ([image("a", GIB, age=1)], "0 eligible, 1.0 GiB used a moment ago"),
         (
             [image("a", GIB), image("b", GIB, jobs=("1",)), image("c", GIB, age=1)],
-            "1.0 GiB eligible, 1.0 GiB in use by 1 job, 1.0 GiB used a moment ago",
+            "1.0 GiB eligible, 1.0 GiB in use by 1 job (1), 1.0 GiB used a moment ago",
         ),
     ],
 )
