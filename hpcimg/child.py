@@ -26,6 +26,7 @@ from hpcimg.errors import Bug, CacheUnusable, HpcimgError, MissingTool, NoRoom, 
 from hpcimg.fetching import Settings
 from hpcimg.reference import Reference
 from hpcimg.sink import DeclinedOffer, Sink
+from hpcimg.units import format_size
 
 _MESSAGE_MAX = 1 << 20
 _FILES_MAX = 253  # the kernel's limit for one message
@@ -35,6 +36,7 @@ _FETCH_BYTES = 1 << 30
 # and a thread with its stack for each processor besides.
 _CONVERT_BYTES = 8 << 30
 _PROCESSOR_BYTES = 64 << 20
+_SLACK_BYTES = 64 << 20
 _NICENESS = 10  # the node's other jobs go first
 _TELL_EVERY_S = 0.2
 
@@ -59,7 +61,7 @@ def main() -> NoReturn:
         why = f"to {request['work']} it takes more memory than this node gives to one image"
         words.say("error", **TooLarge(f"{uri} is too large", why=why).to_dict())
     except OSError as error:
-        words.say("error", **_explain(error, uri).to_dict())
+        words.say("error", **_explain(error, uri, request["image_bytes"]).to_dict())
     except ModuleNotFoundError as error:
         words.say("error", **MissingTool.of_package(error).to_dict())
     except Exception as error:
@@ -114,15 +116,19 @@ def _verify(request: dict[str, Any], files: list[int], words: _Words) -> None:
 
 def _give_up_rights(request: dict[str, Any], words: _Words, memory_bytes: int) -> None:
     account = Account(*request["account"]) if request["account"] else None
-    rights.give_up(account, file_bytes=request["file_bytes"], memory_bytes=memory_bytes)
+    # With some more, so that the parent can say first what is too large, and why.
+    most = request["image_bytes"] + _SLACK_BYTES
+    rights.give_up(account, file_bytes=most, memory_bytes=memory_bytes)
     words.end_without_parent()
 
 
-def _explain(error: OSError, uri: str) -> HpcimgError:
+def _explain(error: OSError, uri: str, image_bytes: int) -> HpcimgError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoRoom(f"the disk of this node filled up while {uri} was fetched")
     if error.errno == errno.EFBIG:
-        return TooLarge(f"{uri} is too large", why="it is larger than this node takes any")
+        return TooLarge(
+            f"{uri} is too large", why=f"this node takes images up to {format_size(image_bytes)}"
+        )
     return CacheUnusable(f"{uri} could not be written to the cache", why=error.strerror or "")
 
 

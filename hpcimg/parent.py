@@ -41,7 +41,7 @@ def fetch(
     account: Account | None,
     settings: Settings,
     deadline: float,
-    file_bytes: int,
+    image_bytes: int,
     validator: str,
     offered: Offered,
     arrived: Arrived,
@@ -49,7 +49,7 @@ def fetch(
 ) -> Outcome:
     """Fetch in a worker that runs as `account` (None: as we do).
 
-    No file that it writes may be larger than `file_bytes`.
+    `image_bytes` is how large an image may be here.
     The rest is as `hpcimg.fetching.Fetch` says. The worker is gone when this
     returns or raises. Raises DeadlinePassed when `deadline`, a time.monotonic()
     value, passes.
@@ -58,7 +58,7 @@ def fetch(
         "reference": list(reference),
         "settings": settings._asdict(),
         "validator": validator,
-        "file_bytes": file_bytes,
+        "image_bytes": image_bytes,
     }
     files: dict[int | None, _Follower] = {None: _Follower(descriptor)}
     with Worker(reference.uri, "fetch", deadline=deadline) as worker:
@@ -80,7 +80,7 @@ def convert(
     account: Account | None,
     settings: dict[str, object],
     deadline: float,
-    file_bytes: int,
+    image_bytes: int,
     layers: Sequence[int],
     progress: Progress,
 ) -> Fetched:
@@ -96,7 +96,7 @@ def convert(
             _begin(
                 worker,
                 account,
-                {"settings": settings, "file_bytes": file_bytes},
+                {"settings": settings, "image_bytes": image_bytes},
                 [descriptor, *layers],
             )
             done, total = 0, None
@@ -117,7 +117,7 @@ def verify(
     account: Account | None,
     settings: dict[str, object],
     deadline: float,
-    file_bytes: int,
+    image_bytes: int,
 ) -> None:
     """Ask in a worker that runs as `account` whether the site trusts the image in the file.
 
@@ -130,7 +130,7 @@ def verify(
             os.fchown(descriptor, -1, account.gid)
             os.fchmod(descriptor, 0o440)
         with Worker(uri, "verify", deadline=deadline) as worker:
-            request = {"settings": settings, "file_bytes": file_bytes}
+            request = {"settings": settings, "image_bytes": image_bytes}
             _begin(worker, account, request, [file])
             while _hear(worker)["say"] != "done":
                 pass

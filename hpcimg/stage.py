@@ -49,7 +49,6 @@ log = logging.getLogger(__name__)
 _MOUNTED = frozenset({"file", "oci", "oci-archive", "docker-archive"})
 _TRIES = 8
 _TRIES_WITH_A_CACHED_IMAGE = 2
-_SLACK_BYTES = 64 << 20
 _UNPACKED = 10  # times the whole cache: no image unpacks to more
 
 
@@ -260,7 +259,7 @@ def _ensure(
             account=way.account,
             settings=settings,
             deadline=deadline,
-            file_bytes=_file_bytes(cache),
+            image_bytes=_image_bytes(cache),
             validator=validator,
             offered=wanted_offer,
             arrived=arrived,
@@ -283,7 +282,7 @@ def _ensure(
                     "max_unpacked_bytes": _UNPACKED * cache.limits.max_size,
                 },
                 deadline=deadline,
-                file_bytes=_file_bytes(cache),
+                image_bytes=_image_bytes(cache),
                 layers=layers,
                 progress=progress,
             )
@@ -300,7 +299,7 @@ def _ensure(
                     "folder": folder,
                 },
                 deadline=deadline,
-                file_bytes=_file_bytes(cache),
+                image_bytes=_image_bytes(cache),
             )  # fmt: skip
 
     return ensure(
@@ -317,10 +316,10 @@ def _ensure(
     )
 
 
-def _file_bytes(cache: Cache) -> int:
-    """Return how large a file a worker may write: enough for the cache to say what is too large."""
+def _image_bytes(cache: Cache) -> int:
+    """Return how large an image may be, as the kernel is told as well."""
     most = cache.limits.max_size
-    return min(most, cache.max_image_size or most) + _SLACK_BYTES
+    return min(most, cache.max_image_size or most)
 
 
 def _record(cache: Cache, event: str, began: float, **fields: object) -> None:

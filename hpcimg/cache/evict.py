@@ -14,7 +14,6 @@ from hpcimg.errors import DeadlinePassed, NoRoom, TooLarge, explained
 from hpcimg.locks import held
 from hpcimg.units import format_size
 
-
 _JOBS_NAMED = 8
 
 

@@ -79,7 +79,7 @@ def test_without_namespaces_it_runs_as_well(monkeypatch: pytest.MonkeyPatch) -> 
         assert made.hear() == {"say": str(os.getpid())}
 
 
-def fetch(path: Path, target: Path, file_bytes: int) -> object:
+def fetch(path: Path, target: Path, image_bytes: int) -> object:
     with target.open("w+b") as file:
         return parent.fetch(
             Reference("file", str(path)),
@@ -87,7 +87,7 @@ def fetch(path: Path, target: Path, file_bytes: int) -> object:
             account=None,
             settings=Settings(1, time.monotonic() + 30, 5.0, 5.0),
             deadline=time.monotonic() + 30,
-            file_bytes=file_bytes,
+            image_bytes=image_bytes,
             validator="",
             offered=lambda _: (),
             arrived=lambda *_: None,
@@ -99,9 +99,10 @@ def test_a_file_that_gets_too_large(tmp_path: Path) -> None:
     path, target = tmp_path / "image", tmp_path / "target"
     path.write_bytes(b"x" * 200_000)
     assert fetch(path, target, 200_000)
-    with pytest.raises(TooLarge, match="larger than this node takes any"):
+    with pytest.raises(TooLarge, match="this node takes images up to"):
+        os.truncate(path, 70 << 20)
         fetch(path, target, 100_000)
-    assert target.stat().st_size == 100_000
+    assert target.stat().st_size == 100_000 + (64 << 20)
 
 
 LIMITED = """
