@@ -32,6 +32,14 @@ _KINDS = ("account", "container", "object")
 _SERVERS = tuple(f"swift-{kind}-server" for kind in (*_KINDS, "proxy"))
 _TIMEOUT_S = 60
 
+_SWIFT_CONF = """[swift-hash]
+swift_hash_path_prefix = test
+swift_hash_path_suffix = test
+[storage-policy:0]
+name = Policy-0
+default = yes
+"""
+
 
 class SwiftServers:
     """Debian's Swift, on ports and in a folder of its own. A context manager.
@@ -143,6 +151,8 @@ class SwiftServers:
     def _write_configuration(self, account: str) -> None:
         disk = self._folder / "disks" / "d1"
         disk.mkdir(parents=True)
+        # Older releases take the one in /etc/swift, which Debian's packages bring.
+        (self._folder / "swift.conf").write_text(_SWIFT_CONF)
         common = f"""[DEFAULT]
 bind_ip = 127.0.0.1
 workers = 0
