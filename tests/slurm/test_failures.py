@@ -114,6 +114,7 @@ def test_a_job_is_requeued_until_the_server_is_back(site: Site) -> None:
     site.configure(REQUEUE.format(3))
     url = site.put("back")
     down(site, "back")
+    before = site.status("n1")["counts"].get("requeue", 0)
     job = submit(site, url)
     wait_for_restart(site, job)
     up(site, "back")
@@ -121,7 +122,7 @@ def test_a_job_is_requeued_until_the_server_is_back(site: Site) -> None:
     undrained(site)
     log = site.node("n1").log()
     assert f"job {job}: WARNING: This job was requeued, 1 of 3 times." in log
-    assert site.status("n1")["counts"]["requeue"] == 1
+    assert site.status("n1")["counts"]["requeue"] == before + 1
 
 
 def test_after_so_many_times_it_fails(site: Site) -> None:
