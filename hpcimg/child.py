@@ -1,4 +1,4 @@
-"""The process that works without rights: it gives them up, then fetches or converts.
+"""The process that works without rights: it gives them up, then fetches, converts or verifies.
 
 It is started by `hpcimg.worker` with a socket as its standard input, on which it
 gets one request and open files, and it is heard line by line on standard output:
@@ -16,7 +16,6 @@ import select
 import socket
 import sys
 import threading
-import time
 import traceback
 from typing import Any, NoReturn
 
@@ -38,7 +37,6 @@ _CONVERT_BYTES = 8 << 30
 _PROCESSOR_BYTES = 64 << 20
 _SLACK_BYTES = 64 << 20
 _NICENESS = 10  # the node's other jobs go first
-_TELL_EVERY_S = 0.2
 
 
 def main() -> NoReturn:
@@ -91,13 +89,9 @@ def _convert(request: dict[str, Any], files: list[int], words: _Words) -> None:
     _give_up_rights(request, words, _CONVERT_BYTES + processors * _PROCESSOR_BYTES)
     os.nice(_NICENESS)
     output, *layers = files
-    told = 0.0
 
     def tell(done: int, total: int) -> None:
-        nonlocal told
-        if time.monotonic() - told > _TELL_EVERY_S:
-            told = time.monotonic()
-            words.say("progress", layer=None, bytes=done, total=total)
+        words.say("progress", layer=None, bytes=done, total=total)
 
     convert(
         Work(uri=request["uri"], layers=tuple(layers), output=output, **request["settings"]), tell

@@ -35,7 +35,7 @@ from hpcimg.retry import attempts
 from hpcimg.sink import Sink
 
 # Digits of ASCII, and not so many that int() refuses them: headers can say anything.
-_NUMBER = re.compile(r"[0-9]{1,18}")
+NUMBER = re.compile(r"[0-9]{1,18}")
 JSON_MAX = 4 << 20  # what the OCI specification allows a manifest
 _CONNECTIONS_KEPT = 16  # above it they are closed after use, with a warning
 _TRY_AGAIN = frozenset({408, 425, 429})
@@ -256,7 +256,7 @@ def parse_json(body: bytes, what: str) -> dict[str, Any]:
 
 
 def _retry_after(text: str) -> float | None:
-    if _NUMBER.fullmatch(text):
+    if NUMBER.fullmatch(text):
         return float(text)
     try:
         when = email.utils.parsedate_to_datetime(text).timestamp()

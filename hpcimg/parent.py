@@ -1,4 +1,4 @@
-"""Fetching and converting in processes without rights, and checking after them.
+"""Fetching, converting and verifying in processes without rights, and checking after them.
 
 The parent counts and digests the bytes itself, from the files, while the worker
 writes them: nothing that the worker says about content is believed.

@@ -23,7 +23,6 @@ from hpcimg.cache.layout import Layout
 from hpcimg.config import Config
 from hpcimg.convert import pick_format
 from hpcimg.errors import (
-    BadReference,
     CacheUnusable,
     ConfigError,
     Forbidden,
@@ -107,13 +106,6 @@ def parse(config: Config, text: str) -> Reference:
         if name in reference.SCHEMES:
             raise ConfigError(f"[static {name}] cannot be a scheme", why="it is one already")
     wanted = reference.parse(text, config.aliases, config.statics)
-    if wanted.scheme not in sources.MODULES and wanted.scheme not in config.statics:
-        known = ", ".join(f"{scheme}://" for scheme in sources.MODULES)
-        raise BadReference(
-            f"{wanted.uri} cannot be fetched",
-            why=f"this version of hpcimg has no source for {wanted.scheme}:",
-            do=f"It has {known} and absolute paths.",
-        )
     if reference.matches_any(wanted.uri, config.deny) or not reference.matches_any(
         wanted.uri, config.allow
     ):

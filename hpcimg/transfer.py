@@ -12,13 +12,11 @@ import requests
 from hpcimg import ranges
 from hpcimg.errors import Unreachable
 from hpcimg.fetching import Offer, Settings
-from hpcimg.httpclient import Authorization, check_status, request, shown
+from hpcimg.httpclient import NUMBER, Authorization, check_status, request, shown
 from hpcimg.retry import attempts
 from hpcimg.sink import Sink
 
 _CHUNK = 1 << 18  # a connection that breaks takes what has come of a chunk with it
-# Digits of ASCII, and not so many that int() refuses them: headers can say anything.
-_NUMBER = re.compile(r"[0-9]{1,18}")
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 
 
@@ -104,7 +102,7 @@ def _begin(
             raise
     if sink.position:
         sink.rewind()
-    return int(length) if _NUMBER.fullmatch(length) else None
+    return int(length) if NUMBER.fullmatch(length) else None
 
 
 def _check_part(

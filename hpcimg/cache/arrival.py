@@ -11,7 +11,7 @@ from hpcimg import formats
 from hpcimg.cache import evict, store
 from hpcimg.cache.blobs import Blobs, Lock
 from hpcimg.cache.inflight import Inflight
-from hpcimg.cache.layout import Layout
+from hpcimg.cache.layout import Layout, owned
 from hpcimg.cache.store import Entry
 from hpcimg.errors import Damaged, TooLarge
 from hpcimg.fetching import Convert, Fetched, Files, Offer, Progress, Verify
@@ -159,7 +159,7 @@ class Arrival(ExitStack):
 
     def _publish(self, fetched: Fetched, *, source: str = "") -> Entry:
         image = formats.identify(self.descriptor, self._uri)
-        self._lock_key(self.key or self._prefixed(f"sha256-{fetched.sha256}"))
+        self._lock_key(self.key or owned(f"sha256-{fetched.sha256}", self._owner))
         entry = Entry(
             key=self.key,
             extension=image.extension,
@@ -183,11 +183,8 @@ class Arrival(ExitStack):
 
     def _key_of(self, offer: Offer) -> str:
         if offer.manifest:
-            return self._prefixed(f"sha256-{offer.manifest}-{self._cache.image_format}")
-        return self._prefixed(f"sha256-{offer.sha256}")
-
-    def _prefixed(self, name: str) -> str:
-        return name if self._owner is None else f"u{self._owner}-{name}"
+            return owned(f"sha256-{offer.manifest}-{self._cache.image_format}", self._owner)
+        return owned(f"sha256-{offer.sha256}", self._owner)
 
     def _lock_key(self, key: str) -> None:
         if key != self.key:

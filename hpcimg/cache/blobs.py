@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 
 from hpcimg.cache import store
-from hpcimg.cache.layout import Layout
+from hpcimg.cache.layout import Layout, owned
 from hpcimg.cache.store import BLOB, Entry
 from hpcimg.errors import Damaged
 from hpcimg.fetching import Blob, Fetched, Files
@@ -115,8 +115,7 @@ class Blobs(ExitStack):
         return True
 
     def _key(self, blob: Blob) -> str:
-        prefix = "" if self._owner is None else f"u{self._owner}-"
-        return f"{prefix}blob-sha256-{blob.sha256}"
+        return owned(f"blob-sha256-{blob.sha256}", self._owner)
 
 
 def _sha256(file: int) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from hpcimg import events
 from hpcimg.cache import inflight, lease, store
-from hpcimg.cache.layout import Layout
+from hpcimg.cache.layout import Layout, owned
 from hpcimg.errors import DeadlinePassed, NoRoom, TooLarge, explained
 from hpcimg.locks import held
 from hpcimg.units import format_size
@@ -216,7 +216,7 @@ def _make_room_in_share(
     layout: Layout, limits: Limits, incoming_bytes: int, owner: int, *, what: str, deadline: float
 ) -> None:
     now = time.time()
-    own = [work for work in inflight.under_way(layout) if work["id"].startswith(f"u{owner}-")]
+    own = [work for work in inflight.under_way(layout) if work["id"].startswith(owned("", owner))]
     coming = incoming_bytes + sum(work["written"] + work["coming"] for work in own)
     found = candidates(layout, now)
     plan = plan_share(found, owner, coming_bytes=coming, limits=limits, now=now)

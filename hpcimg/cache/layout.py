@@ -4,6 +4,11 @@ Imports nothing: the way to a warm hit uses it.
 """
 
 
+def owned(name: str, owner: int | None) -> str:
+    """Return the name of what is private to a uid, and of what all share as it is."""
+    return name if owner is None else f"u{owner}-{name}"
+
+
 class Layout:
     """The paths below the cache folder (on disk) and the state folder (tmpfs).
 

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from hpcimg import atomic, processes
-from hpcimg.cache.layout import Layout
+from hpcimg.cache.layout import Layout, owned
 from hpcimg.errors import explained, from_os_error
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def save_entry(layout: Layout, entry: Entry, *, durable: bool = True) -> None:
 def ref_id(uri: str, owner: int | None) -> str:
     """Return the name of a reference's file and lock; a private one is its user's own."""
     digest = hashlib.sha256(uri.encode()).hexdigest()
-    return digest if owner is None else f"u{owner}-{digest}"
+    return owned(digest, owner)
 
 
 def load_ref(layout: Layout, ref_id: str) -> Ref | None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import base64
 import functools
 import re
-import string
 from collections.abc import Mapping
 from typing import NamedTuple
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import requests
 
@@ -25,14 +24,12 @@ from hpcimg.fetching import Offer, Settings
 from hpcimg.httpclient import check_status, open_session, trust
 from hpcimg.reference import Reference
 from hpcimg.sink import Sink
-from hpcimg.sources import aws
+from hpcimg.sources import aws, objectnames
 from hpcimg.transfer import download
 
 # Tenants of Ceph stand before a colon.
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,254}")
 _VERSION = re.compile(r"versionId=([A-Za-z0-9._~+/=-]{1,1024})")
-# What a reference may have and a key may have as it stands.
-_PLAIN = string.ascii_letters + string.digits + "-._~:/#[]@!&()*+,;="
 _AMAZON = re.compile(r"https://s3(?:\.([a-z0-9-]+))?\.(amazonaws\.com(?:\.cn)?)")
 _HOST_LABEL = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 _ERROR_MAX = 1 << 16
@@ -192,12 +189,7 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
 
 
 def parse_key(reference: Reference) -> Key:
-    """Read `bucket/key[?versionId=ID]`.
-
-    What a reference cannot have, and `?` and `%`, is written as %XX, all else as
-    it is: so a key has one spelling, which the site's patterns can know. Raises
-    BadReference.
-    """
+    """Read `bucket/key[?versionId=ID]`, the key as `objectnames` has it. Raises BadReference."""
     bucket, _, rest = reference.rest.partition("/")
     raw, mark, query = rest.partition("?")
     version = _VERSION.fullmatch(query)
@@ -207,16 +199,7 @@ def parse_key(reference: Reference) -> Key:
             why="only versionId=ID may follow a ?, which is %3F in a key" if mark else "",
             do=f"Write {reference.scheme}://BUCKET/KEY.",
         )
-    try:
-        key = unquote(raw, errors="strict")
-    except UnicodeDecodeError:
-        raise BadReference(f"{reference.uri} names no object", why="its key is not UTF-8") from None
-    right = quote(key, safe=_PLAIN)
-    if right != raw:
-        raise BadReference(
-            f"{reference.uri} is not how that object is written",
-            why=f"%XX is for other characters; did you mean {reference.scheme}://{bucket}/{right}",
-        )
+    key = objectnames.decode(reference, raw, before=f"{bucket}/")
     if any(part in (".", "..") for part in key.split("/")):
         raise BadReference(f"{reference.uri} names no object", why="it has . or .. in it")
     return Key(bucket, key, version[1] if version else "")

@@ -11,7 +11,6 @@ import email.utils
 import hashlib
 import hmac
 import re
-import string
 import time
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -24,13 +23,11 @@ from hpcimg.fetching import Offer, Settings
 from hpcimg.httpclient import check_status, open_session, trust
 from hpcimg.reference import Reference
 from hpcimg.sink import Sink
-from hpcimg.sources import openrc, web
+from hpcimg.sources import objectnames, openrc, web
 from hpcimg.sources.keystone import Login, check_address
 from hpcimg.sources.openrc import Openrc
 from hpcimg.transfer import download
 
-# What a reference may have and a name may have as it stands.
-_PLAIN = string.ascii_letters + string.digits + "-._~:/#[]@!&()*+,;="
 _MD5 = re.compile(r"[0-9a-f]{32}")
 _SKEW_S = 60
 _RATE_LIMITED = 498  # Swift's own
@@ -80,11 +77,9 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
 
 
 def parse_name(reference: Reference) -> tuple[str, str]:
-    """Return container and object, as Swift names them.
+    """Return container and object, as Swift names them. Raises BadReference.
 
-    What a reference cannot have, and `?` and `%`, is written as %XX, all else as
-    it is: so an object has one spelling, which the site's patterns can know.
-    Raises BadReference.
+    They are written as `objectnames` has it.
     """
     raw = reference.rest
     if "?" in raw:
@@ -93,16 +88,7 @@ def parse_name(reference: Reference) -> tuple[str, str]:
             why="a signature in a comment could be used by all who see it",
             do="Write swift://CONTAINER/OBJECT, and %3F for a ? in a name.",
         )
-    try:
-        text = unquote(raw, errors="strict")
-    except UnicodeDecodeError:
-        raise BadReference(f"{reference.uri} names no object", why="it is not UTF-8") from None
-    right = quote(text, safe=_PLAIN)
-    if right != raw:
-        raise BadReference(
-            f"{reference.uri} is not how that object is written",
-            why=f"%XX is for other characters; did you mean swift://{right}",
-        )
+    text = objectnames.decode(reference, raw)
     container, _, name = text.partition("/")
     # Dots would be resolved on the way and lead out of the container.
     dots = any(part in (".", "..") for part in text.split("/"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcimg import sources
+from hpcimg import reference, sources
 
 PACKAGE = Path(__file__).resolve().parents[2] / "hpcimg"
 TOP = ("hpcimg.cli", "hpcimg.slurm")
@@ -129,3 +129,7 @@ def test_the_reading_itself() -> None:
     assert "hpcimg.errors" in imports()["hpcimg.locks"]
     # Within a function, too.
     assert "pyslurm" in imports()["hpcimg.slurm.query"]
+
+
+def test_every_scheme_that_can_be_written_has_a_source() -> None:
+    assert set(reference.SCHEMES) == set(sources.MODULES)
