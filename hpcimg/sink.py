@@ -38,13 +38,14 @@ class Sink:
         answer: Callable[[], Mapping[int, int] | None],
         *,
         layer: int | None = None,
+        total: int | None = None,
     ) -> None:
         self._descriptor = descriptor
         self._say = say
         self._answer = answer
         self._layer = layer
         self._told = 0.0
-        self._total: int | None = None
+        self._total = total
         self._offered: Offer | None = None
         self.position = 0
 
@@ -68,7 +69,13 @@ class Sink:
         if files is None:
             raise DeclinedOffer
         return {
-            number: Sink(file, self._say, self._answer, layer=number)
+            number: Sink(
+                file,
+                self._say,
+                self._answer,
+                layer=number,
+                total=offer.layers[number].size_bytes,
+            )
             for number, file in files.items()
         }
 
@@ -79,7 +86,10 @@ class Sink:
             written = os.pwrite(self._descriptor, view, self.position)
             self.position += written
             view = view[written:]
-        if time.monotonic() - self._told > _TELL_EVERY_S:
+        # What is longer than announced is said at once: who hears it ends this fetch, while the
+        # limit of this process would speak of an image that is too large.
+        too_long = self._total is not None and self.position > self._total
+        if too_long or time.monotonic() - self._told > _TELL_EVERY_S:
             self.tell()
 
     def tell(self) -> None:

@@ -72,7 +72,41 @@ def test_no_interpreter_that_works(checkout: Path, node: Node) -> None:
     python.write_text("#!/no/such/interpreter\n")
     python.chmod(0o755)
     assert "not found" in run(node, checkout / "prolog" / "hpcimg-prolog", 1)
+    task = node.task(1)
+    assert task.code == 1
+    assert "Prolog was interrupted on node n1" in task.printed
     run(node, checkout / "epilog" / "hpcimg-epilog", 1)
+
+
+@pytest.mark.parametrize("comment", ["", "no image"])
+def test_jobs_without_an_image_need_no_interpreter(
+    comment: str, checkout: Path, node: Node
+) -> None:
+    (checkout / ".venv").unlink(missing_ok=True)
+    (checkout / "hpcimg" / "slurm" / "warm.py").write_text("not Python\n")
+    (checkout / "hpcimg" / "slurm" / "prolog.py").write_text("not Python\n")
+    run(node, checkout / "prolog" / "hpcimg-prolog", 1, comment)
+    task = node.task(1)
+    assert (task.code, task.printed, task.exports) == (0, "", {})
+    assert not (node.state / "jobs" / "1").exists()
+
+
+def test_both_ways_killed_at_once(checkout: Path, node: Node) -> None:
+    node.prolog(1, COMMENT)
+    for name in ("warm", "prolog"):
+        (checkout / "hpcimg" / "slurm" / f"{name}.py").write_text(KILLED_AT_ONCE)
+    run(node, checkout / "prolog" / "hpcimg-prolog", 2)
+    task = node.task(2)
+    assert task.code == 1
+    assert "Prolog was interrupted on node n1" in task.printed
+    # What was said before is not touched.
+    before = node.task(1)
+    run(node, checkout / "prolog" / "hpcimg-prolog", 1)
+    assert node.task(1) == before
+    assert "there is no file" in before.printed
+    # The folders are as the next job wants them.
+    node.prolog(3, COMMENT)
+    assert "there is no file" in node.task(3).printed
 
 
 @pytest.mark.parametrize(
