@@ -1,4 +1,4 @@
-"""Reading the events of this node, and keeping their file short.
+"""The events of this node: failures are written here, all are read, their file is kept short.
 
 The events of the current file and of the one before are counted as they are;
 what was in older files lives on as sums in `counters.json`.
@@ -14,12 +14,20 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from hpcimg import atomic, processes
+from hpcimg import atomic, events, processes
 from hpcimg.cache.layout import Layout
-from hpcimg.errors import DeadlinePassed
+from hpcimg.errors import DeadlinePassed, HpcimgError
 from hpcimg.locks import held
 
 _ROTATE_AT = 1 << 20
+
+
+def record_failure(
+    layout: Layout, error: HpcimgError, *, job: str, uri: str, took_s: float
+) -> None:
+    """Record that an image could not be had, by the job or, with "", by nobody's."""
+    fields = {"uri": uri, "message": str(error), "class": error.kind}
+    events.record(layout.events, "failed", job=job, took_s=round(took_s, 3), **fields)
 
 
 def totals(layout: Layout) -> dict[str, int]:

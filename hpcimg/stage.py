@@ -26,7 +26,6 @@ from hpcimg.errors import (
     CacheUnusable,
     ConfigError,
     Forbidden,
-    HpcimgError,
     NotAllowed,
 )
 from hpcimg.fetching import (
@@ -135,19 +134,21 @@ def stage(
     began = time.monotonic()
     wanted = parse(config, text)
     service = services.find(config, wanted)
-    try:
-        staged = _first_allowed(
-            _ways(config, wanted, service, uid),
-            functools.partial(
-                _ensure, config, cache, wanted, service, job=job, anew=anew, deadline=deadline,
-                progress=progress,
-            ),
-        )  # fmt: skip
-    except HpcimgError as error:
-        _record(cache, "failed", began, job=job, uri=wanted.uri, message=str(error),
-                **{"class": error.kind})  # fmt: skip
-        raise
-    _record(cache, staged.how, began, job=job, key=staged.entry.key, bytes=staged.entry.size_bytes)
+    staged = _first_allowed(
+        _ways(config, wanted, service, uid),
+        functools.partial(
+            _ensure, config, cache, wanted, service, job=job, anew=anew, deadline=deadline,
+            progress=progress,
+        ),
+    )  # fmt: skip
+    events.record(
+        cache.layout.events,
+        staged.how,
+        took_s=round(time.monotonic() - began, 3),
+        job=job,
+        key=staged.entry.key,
+        bytes=staged.entry.size_bytes,
+    )
     with contextlib.suppress(OSError):  # the next job then takes the long way
         hot.remember(
             cache.layout,
@@ -312,8 +313,3 @@ def _image_bytes(cache: Cache) -> int:
     """Return how large an image may be, as the kernel is told as well."""
     most = cache.limits.max_size
     return min(most, cache.max_image_size or most)
-
-
-def _record(cache: Cache, event: str, began: float, **fields: object) -> None:
-    took = round(time.monotonic() - began, 3)
-    events.record(cache.layout.events, event, took_s=took, **fields)

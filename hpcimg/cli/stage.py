@@ -6,9 +6,10 @@ import argparse
 import sys
 import time
 
-from hpcimg import config, logs
+from hpcimg import config, history, logs
 from hpcimg import stage as staging
 from hpcimg.cli import output
+from hpcimg.errors import HpcimgError
 from hpcimg.units import format_duration, format_size
 
 HELP = """bring images into this node's cache, as Prolog does
@@ -28,15 +29,21 @@ def run(args: argparse.Namespace) -> int:
     results: list[dict[str, object]] = []
     for uri in args.uri:
         began = time.monotonic()
-        with _Meter() as meter:
-            staged = staging.stage(
-                conf,
-                cache,
-                uri,
-                deadline=began + conf.deadline_s,
-                anew=True,
-                progress=meter.show,
+        try:
+            with _Meter() as meter:
+                staged = staging.stage(
+                    conf,
+                    cache,
+                    uri,
+                    deadline=began + conf.deadline_s,
+                    anew=True,
+                    progress=meter.show,
+                )
+        except HpcimgError as error:
+            history.record_failure(
+                cache.layout, error, job="", uri=uri, took_s=time.monotonic() - began
             )
+            raise
         results.append({"uri": uri, "path": staged.path, "key": staged.entry.key,
                         "bytes": staged.entry.size_bytes, "how": staged.how})  # fmt: skip
         if not args.json:

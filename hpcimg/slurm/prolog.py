@@ -12,7 +12,7 @@ import logging
 import os
 import time
 
-from hpcimg import conffiles, config, events, health, logs, stage
+from hpcimg import conffiles, config, events, health, history, logs, stage
 from hpcimg.cache.layout import Layout
 from hpcimg.config import Config
 from hpcimg.errors import BadReference, Bug, ConfigError, HpcimgError, NodeError, from_os_error
@@ -41,10 +41,11 @@ def main() -> int:
         query.look_in(conf.slurm_bin)
         _stage_all(conf, job, int(uid), images, started)
     except Exception as error:
-        explained = error if isinstance(error, HpcimgError) else _unforeseen(error, job)
+        explained = error if isinstance(error, HpcimgError) else _unforeseen(error)
         log.error("%s", explained)
         message = _requeued(conf, job, explained)
         _fail(job, int(uid), images, explained, message, started)
+        _record(job, images, explained, started)
         if conf and _at_fault(conf, explained):
             log.critical("Slurm is told to drain this node")
             return DRAIN
@@ -99,15 +100,21 @@ class _LoggedProgress:
         log.info("%s: %s, %s%s", self._uri, phase, format_size(done), of)
 
 
-def _unforeseen(error: Exception, job: str) -> HpcimgError:
+def _unforeseen(error: Exception) -> HpcimgError:
     log.error("unforeseen", exc_info=error)
     if isinstance(error, OSError):
-        explained = from_os_error(error)
-    else:
-        explained = Bug("hpcimg failed on this node", why=f"{type(error).__name__}: {error}")
-    fields = {"uri": "", "message": str(explained), "class": explained.kind}
-    events.record(_layout_at_any_cost().events, "failed", job=job, **fields)
-    return explained
+        return from_os_error(error)
+    return Bug("hpcimg failed on this node", why=f"{type(error).__name__}: {error}")
+
+
+def _record(job: str, images: list[jobfiles.Image], error: HpcimgError, started: float) -> None:
+    """Let `hpcimg status` count the failure, and tell operators of it."""
+    # All are looked at, in order, before the first is fetched.
+    unread = (image.text for image in images if not image.uri)
+    missing = (image.uri for image in images if not image.path)
+    uri = next(unread, "") or next(missing, "")
+    took_s = time.time() - started
+    history.record_failure(_layout_at_any_cost(), error, job=job, uri=uri, took_s=took_s)
 
 
 def _requeued(conf: Config | None, job: str, error: HpcimgError) -> str:

@@ -134,6 +134,21 @@ def test_status_while_an_image_is_on_its_way(
     assert node.hpcimg_json("status")["staging"] == []
 
 
+def test_status_tells_of_every_failure(node: Node, web: WebServer, url: str, sif: bytes) -> None:
+    missing = web.url("/y.sif")
+    refused(node, 1, "container:" + "x" * 65 + f"={url}", "BadReference")
+    refused(node, 2, f"container:{url} container:gopher://h/x", "BadReference")
+    refused(node, 3, f"container:{url} container:{missing}", "NotFound")
+    assert node.hpcimg("stage", missing).returncode != 0
+    fields = [json.loads(line) for line in (node.state / "events.jsonl").read_text().splitlines()]
+    failed = [event for event in fields if event["event"] == "failed"]
+    assert [(event["job"], event["uri"], event["class"]) for event in failed] == [
+        ("1", url, "user"), ("2", "gopher://h/x", "user"), ("3", missing, "user"),
+        ("", missing, "user"),
+    ]  # fmt: skip
+    assert all(event["took_s"] >= 0 and event["message"] for event in failed)
+
+
 def test_status_counts(node: Node, web: WebServer, url: str, sif: bytes) -> None:
     staged(node, 1, f"container:{url}", sif)
     staged(node, 10, f"container:{url}", sif)
