@@ -78,7 +78,7 @@ def test_no_interpreter_that_works(checkout: Path, node: Node) -> None:
     run(node, checkout / "epilog" / "hpcimg-epilog", 1)
 
 
-@pytest.mark.parametrize("comment", ["", "no image"])
+@pytest.mark.parametrize("comment", ["", "no image", "mycontainer:x"])
 def test_jobs_without_an_image_need_no_interpreter(
     comment: str, checkout: Path, node: Node
 ) -> None:
@@ -89,6 +89,18 @@ def test_jobs_without_an_image_need_no_interpreter(
     task = node.task(1)
     assert (task.code, task.printed, task.exports) == (0, "", {})
     assert not (node.state / "jobs" / "1").exists()
+
+
+@pytest.mark.parametrize("before", ["container:x", "a b\tcontainer:x", "a;container:x"])
+def test_whatever_is_around_the_name(before: str, checkout: Path, node: Node) -> None:
+    for name in ("warm", "prolog"):
+        (checkout / "hpcimg" / "slurm" / f"{name}.py").write_text(KILLED_AT_ONCE)
+    run(node, checkout / "prolog" / "hpcimg-prolog", 1, before)
+    assert node.task(1).code == 1
+    # Not even the other hook is there: nothing is made anywhere.
+    (checkout / "prolog" / "hpcimg-task-prolog").unlink()
+    run(node, checkout / "prolog" / "hpcimg-prolog", 2, before)
+    assert not (node.state / "jobs" / "2").exists()
 
 
 def test_both_ways_killed_at_once(checkout: Path, node: Node) -> None:

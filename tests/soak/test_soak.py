@@ -168,5 +168,5 @@ def test_all_jobs_get_what_is_theirs_or_are_told_why(soak: Soak) -> None:
     print(json.dumps({"counts": counts, "web requests": site.web.count()}, indent=1))
     assert soak.peak <= CACHE * 1.1
     # It was a soak, not an outage.
-    assert verdict.ends["completed"] > JOBS / 3
+    assert verdict.ends["completed"] > JOBS / 5
     assert counts["evict"] > 0
