@@ -40,9 +40,10 @@ def descendants(pid: int) -> list[int]:
     Those that end while this looks may be among them or not.
     """
     children: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            children += map(int, task.read_text().split())
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                children += map(int, (task / "children").read_text().split())
     return [other for child in children for other in (child, *descendants(child))]
 
 
