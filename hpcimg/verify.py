@@ -62,8 +62,11 @@ def _check_signatures(work: Work) -> None:
             why="it has neither Apptainer nor Singularity",
             do="Administrators: install one of them, or change [policy] verify.",
         )
-    if _has_unsigned_parts(work.file):
-        raise refused(work.uri, "it is no SIF file, or has parts that belong to no signed group")
+    head = os.pread(work.file, formats.SIF_HEADER.size, 0)
+    if head[32:42] != formats.SIF_MAGIC:
+        raise refused(work.uri, "it is no SIF file, so nobody can have signed it")
+    if _has_unsigned_parts(work.file, head):
+        raise refused(work.uri, "it has parts that belong to no signed group")
     keys = f"{work.folder}/keys"
     os.mkdir(keys, 0o700)
     if work.keyring:
@@ -115,14 +118,12 @@ def _broken(program: str, why: str) -> HpcimgError:
     return NodeError(f"{program} cannot say whether an image is verified", why=why)
 
 
-def _has_unsigned_parts(file: int) -> bool:
-    """Tell whether there is something that `verify` looks past: it takes groups alone.
+def _has_unsigned_parts(file: int, head: bytes) -> bool:
+    """Tell whether there is something in no group: it is groups that are signed.
 
-    A runtime would use an overlay, or a root file system, that is in none.
+    A runtime would use an overlay, or a root file system, that is in none. Apptainer 1.4 looks
+    for this, too; it is not left to the release at hand.
     """
-    head = os.pread(file, formats.SIF_HEADER.size, 0)
-    if head[32:42] != formats.SIF_MAGIC:
-        return True
     fields = formats.SIF_HEADER.unpack(head)  # `formats.identify` has looked at the numbers
     total, offset = fields[8], fields[9]
     raw = os.pread(file, total * formats.SIF_DESCRIPTOR.size, offset)

@@ -12,18 +12,17 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.parts import docblocks, ociimages, signing
+from tests.parts import apptainer, docblocks, ociimages
+from tests.parts.apptainer import Signer, add_part
 from tests.parts.daemon import PATH
 from tests.parts.docblocks import ROOT
 from tests.parts.images import make_sif, make_squashfs
 from tests.parts.ociimages import make_layer, push_image
-from tests.parts.signing import Signer, add_part
 from tests.parts.site import Site, SiteNode
 from tests.parts.slurmclient import USERS
 from tests.slurm.checks import completed, failed
 
-MISSING = signing.missing() or ociimages.missing()
-pytestmark = pytest.mark.skipif(MISSING != "", reason=MISSING)
+pytestmark = pytest.mark.skipif(apptainer.missing() != "", reason=apptainer.missing())
 
 
 class Signers(NamedTuple):
@@ -179,7 +178,7 @@ def add_to_a_group_of_its_own(signers: Signers, image: Path) -> Path:
     [
         (nobody, "signature not found for object group 1"),
         (change, "data object integrity compromised"),
-        (add_to_no_group, "parts that belong to no signed group"),
+        (add_to_no_group, "it has parts that belong to no signed group"),
         (add_to_the_signed_group, "object not signed"),
         (add_to_a_group_of_its_own, "signature not found for object group 2"),
     ],

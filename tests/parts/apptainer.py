@@ -1,19 +1,22 @@
-"""Key pairs of OpenPGP and SIF images signed with them, all made by a real Apptainer."""
+"""A real Apptainer: whether this host has one, and key pairs that sign SIF images by it."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
-from tests.parts.daemon import PATH, PartError, missing_commands
+from tests.parts import ociimages
+from tests.parts.daemon import PATH, PartError
 
 _GENERIC = "7"  # as `apptainer sif add` counts
 
 
 def missing() -> str:
-    """Return a sentence that says what this host lacks to sign images, or an empty string."""
-    # Not in every release, so not what install-packages could always mend.
-    return "apptainer is not installed here" if missing_commands("apptainer") else ""
+    """Return a sentence that says what this host lacks to run images, or an empty string."""
+    if shutil.which("apptainer", path=PATH) is None:
+        return "apptainer is not installed here"  # not every release has it
+    return ociimages.missing()
 
 
 class Signer:
