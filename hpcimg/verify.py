@@ -17,6 +17,7 @@ from hpcimg.errors import HpcimgError, MissingTool, NodeError, NotAllowed
 
 _SIGNATURE = 0x4005
 _GROUP = 0x0FFFFFFF  # what is no flag in a descriptor's group
+_PACKET = 0x80  # is set in the first byte of all that OpenPGP has: RFC 9580, section 4.2
 
 
 class Work(NamedTuple):
@@ -78,11 +79,24 @@ def _check_signatures(work: Work) -> None:
                 do=f"The account that fetches (uid {os.getuid()}) has to be able to read it.",
             ) from None  # fmt: skip
         os.chmod(f"{keys}/pgp-public", 0o600)
+        _check_keyring(f"{keys}/pgp-public")
     names = ("APPTAINER_KEYSDIR", "SINGULARITY_KEYSDIR", "SINGULARITY_SYPGPDIR")
     environment = programs.environment(HOME=work.folder, **dict.fromkeys(names, keys))
     # Local: no key server is asked, which has keys of everybody.
     argv = [program, "--silent", "verify", "--local", f"/proc/self/fd/{work.file}"]
     _run(work, argv, environment)
+
+
+def _check_keyring(path: str) -> None:
+    """Raise NodeError where it is text: a key for other people, who import it."""
+    with open(path, "rb") as file:
+        first = file.read(1)
+    if first and first[0] < _PACKET:
+        raise NodeError(
+            "[policy] keyring is no keyring",
+            why="it is text, such as a key that was exported with --armor",
+            do="Administrators: `apptainer key import` makes a keyring of it.",
+        )
 
 
 def _run(work: Work, argv: list[str], environment: dict[str, str]) -> None:

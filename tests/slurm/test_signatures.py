@@ -221,7 +221,14 @@ def test_a_keyring_of_another_name_verifies_anew(site: Site, signers: Signers) -
     refused(site, url, "made by unknown entity")
 
 
-# Keys of Apptainer's own
+# Keyrings
+
+
+def test_an_exported_key_is_no_keyring(site: Site, signers: Signers) -> None:
+    url = serve(site, signers.trusted.sign(make_image(site, "exported")))
+    verify(site, signers.trusted.public.name)
+    said = failed(site, submit(site, url))
+    assert said.startswith("hpcimg: [policy] keyring is no keyring: it is text")
 
 
 def test_the_global_keyring_counts_too(site: Site, signers: Signers) -> None:
