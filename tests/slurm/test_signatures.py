@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -134,7 +133,7 @@ def by_path(_: Site, image: Path) -> str:
 
 
 def by_private_path(_: Site, image: Path) -> str:
-    shutil.chown(image, pwd.getpwnam(USERS[0]).pw_uid)
+    shutil.chown(image, USERS[0])  # whose the jobs are
     image.chmod(0o400)
     return f"file://{image}"
 
