@@ -17,6 +17,7 @@ from hpcimg.errors import HpcimgError, MissingTool, NodeError, NotAllowed
 
 _SIGNATURE = 0x4005
 _GROUP = 0x0FFFFFFF  # what is no flag in a descriptor's group
+_PACKET = 0x80  # is set in the first byte of all that OpenPGP has: RFC 9580, section 4.2
 
 
 class Work(NamedTuple):
@@ -62,8 +63,11 @@ def _check_signatures(work: Work) -> None:
             why="it has neither Apptainer nor Singularity",
             do="Administrators: install one of them, or change [policy] verify.",
         )
-    if _has_unsigned_parts(work.file):
-        raise refused(work.uri, "it is no SIF file, or has parts that belong to no signed group")
+    head = os.pread(work.file, formats.SIF_HEADER.size, 0)
+    if head[32:42] != formats.SIF_MAGIC:
+        raise refused(work.uri, "it is no SIF file, so nobody can have signed it")
+    if _has_unsigned_parts(work.file, head):
+        raise refused(work.uri, "it has parts that belong to no signed group")
     keys = f"{work.folder}/keys"
     os.mkdir(keys, 0o700)
     if work.keyring:
@@ -75,11 +79,24 @@ def _check_signatures(work: Work) -> None:
                 do=f"The account that fetches (uid {os.getuid()}) has to be able to read it.",
             ) from None  # fmt: skip
         os.chmod(f"{keys}/pgp-public", 0o600)
+        _check_keyring(f"{keys}/pgp-public")
     names = ("APPTAINER_KEYSDIR", "SINGULARITY_KEYSDIR", "SINGULARITY_SYPGPDIR")
     environment = programs.environment(HOME=work.folder, **dict.fromkeys(names, keys))
     # Local: no key server is asked, which has keys of everybody.
     argv = [program, "--silent", "verify", "--local", f"/proc/self/fd/{work.file}"]
     _run(work, argv, environment)
+
+
+def _check_keyring(path: str) -> None:
+    """Raise NodeError where it is text: a key for other people, who import it."""
+    with open(path, "rb") as file:
+        first = file.read(1)
+    if first and first[0] < _PACKET:
+        raise NodeError(
+            "[policy] keyring is no keyring",
+            why="it is text, such as a key that was exported with --armor",
+            do="Administrators: `apptainer key import` makes a keyring of it.",
+        )
 
 
 def _run(work: Work, argv: list[str], environment: dict[str, str]) -> None:
@@ -115,14 +132,12 @@ def _broken(program: str, why: str) -> HpcimgError:
     return NodeError(f"{program} cannot say whether an image is verified", why=why)
 
 
-def _has_unsigned_parts(file: int) -> bool:
-    """Tell whether there is something that `verify` looks past: it takes groups alone.
+def _has_unsigned_parts(file: int, head: bytes) -> bool:
+    """Tell whether there is something in no group: it is groups that are signed.
 
-    A runtime would use an overlay, or a root file system, that is in none.
+    A runtime would use an overlay, or a root file system, that is in none. Apptainer 1.4 looks
+    for this, too; it is not left to the release at hand.
     """
-    head = os.pread(file, formats.SIF_HEADER.size, 0)
-    if head[32:42] != formats.SIF_MAGIC:
-        return True
     fields = formats.SIF_HEADER.unpack(head)  # `formats.identify` has looked at the numbers
     total, offset = fields[8], fields[9]
     raw = os.pread(file, total * formats.SIF_DESCRIPTOR.size, offset)

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 
-from tests.parts import ociimages
-from tests.parts.daemon import PATH
+from tests.parts import apptainer, ociimages
 from tests.parts.images import make_sif, make_squashfs
 from tests.parts.ociimages import make_layer, push_image, push_index
 from tests.parts.site import Site
 from tests.slurm.checks import completed
 
-HAS_APPTAINER = shutil.which("apptainer", path=PATH) is not None
-MISSING = ociimages.missing() if HAS_APPTAINER else "apptainer is not installed here"
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+pytestmark = pytest.mark.skipif(apptainer.missing() != "", reason=apptainer.missing())
 
 
 def run(site: Site, reference: str, command: str) -> str:

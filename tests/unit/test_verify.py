@@ -16,6 +16,7 @@ from hpcimg.verify import Work, verify
 from tests.parts import images
 
 pytestmark = pytest.mark.skipif(bool(images.missing()), reason=images.missing() or "-")
+KEYS = b"\xc6keys"  # begins as a packet of OpenPGP does
 STAND_IN = """#!/bin/sh
 { echo "$@"; echo "$APPTAINER_KEYSDIR"; cat "$APPTAINER_KEYSDIR/pgp-public" 2>&1; } >"$HOME/said"
 cmp -s "$4" %(image)s || exit 2
@@ -31,7 +32,7 @@ class Place:
     def __init__(self, folder: Path) -> None:
         self.image = images.make_sif(folder / "x.sif", {"hello": b"x"})
         self.keyring = folder / "pgp-public"
-        self.keyring.write_bytes(b"keys")
+        self.keyring.write_bytes(KEYS)
         self.program = folder / "apptainer"
         self.program.write_text(STAND_IN % {"image": self.image})
         self.program.chmod(0o755)
@@ -63,9 +64,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 
 def test_only_keys_of_the_site_count(place: Place) -> None:
     place.verify()
-    arguments, keys, content = (place.work / "said").read_text().splitlines()
-    assert arguments.split()[:3] == ["--silent", "verify", "--local"]
-    assert (keys, content) == (f"{place.work}/keys", "keys")
+    arguments, keys, content = (place.work / "said").read_bytes().splitlines()
+    assert arguments.split()[:3] == [b"--silent", b"verify", b"--local"]
+    assert (keys, content) == (f"{place.work}/keys".encode(), KEYS)
     copy = (place.work / "keys" / "pgp-public").stat()
     assert (copy.st_uid, stat.S_IMODE(copy.st_mode)) == (os.geteuid(), 0o600)
 
@@ -78,6 +79,12 @@ def test_who_signed_is_not_known(place: Place) -> None:
 def test_a_keyring_that_cannot_be_read(place: Place) -> None:
     with pytest.raises(NodeError, match=r"keyring cannot be read.*pgp-private"):
         place.verify(keyring=f"{place.keyring.parent}/pgp-private")
+
+
+def test_a_keyring_that_is_a_key_as_text(place: Place) -> None:
+    place.keyring.write_text("-----BEGIN PGP PUBLIC KEY BLOCK-----\n")
+    with pytest.raises(NodeError, match="keyring is no keyring: it is text"):
+        place.verify()
 
 
 @pytest.mark.parametrize("group", [0, 0xF0000000])
