@@ -54,10 +54,9 @@ class Endpoint:
         settings: Settings,
         *,
         uri: str,
-        user: str = "",
         mirror_of: str = "",
     ) -> None:
-        """Describe it; `user` is whose login goes first, `uri` what the user wrote, for errors."""
+        """Describe it; `uri` is what the user wrote, for errors."""
         self.host, _, repository = place.name.partition("/")
         self._uri = uri
         self._session = session
@@ -80,9 +79,7 @@ class Endpoint:
             repository,
             self._settings,
             uri=uri,
-            login=functools.partial(
-                _login, self.host, repository, place, as_user=settings.as_user, user=user
-            ),
+            login=functools.partial(_login, self.host, repository, place, as_user=settings.as_user),
         )
 
     def blob(self, blob: Blob, sink: Sink) -> bool:
@@ -154,7 +151,7 @@ def _digest(body: bytes) -> str:
     return f"sha256:{hashlib.sha256(body).hexdigest()}"
 
 
-def _login(host: str, repository: str, place: Place, *, as_user: bool, user: str) -> Login | None:
+def _login(host: str, repository: str, place: Place, *, as_user: bool) -> Login | None:
     if place.credentials:
-        return logins.in_text(place.credentials, host, repository, user=user)
-    return logins.of_user(host, repository, user=user) if as_user else None
+        return logins.in_text(place.credentials, host, repository)
+    return logins.of_user(host, repository) if as_user else None

@@ -68,12 +68,8 @@ class Registry:
         settings: Settings,
         *,
         uri: str,
-        user: str = "",
     ) -> None:
-        """Speak to the registry of `name`; `uri` is what the user wrote, for errors.
-
-        Where there are several logins, that of `user` goes first.
-        """
+        """Speak to the registry of `name`; `uri` is what the user wrote, for errors."""
         self._uri = uri
         self._name = name
         self._sink = sink
@@ -87,7 +83,6 @@ class Registry:
                 sink,
                 settings,
                 uri=uri,
-                user=user,
                 mirror_of="" if place is places[-1] else name.host,
             )
             for place in places
