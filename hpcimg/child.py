@@ -153,9 +153,11 @@ class _Words:
         if poll.poll(0):  # it hung up
             os._exit(1)
 
-    def answer(self) -> dict[int, int] | None:
-        """Return the files for the layers that were offered, or None for no."""
+    def answer(self) -> dict[int, int] | str | None:
+        """Return the files for the layers that were offered, None for no, or a digest."""
         said, files = self.hear()
+        if "sha256" in said:
+            return str(said["sha256"])
         if not said["wanted"]:
             return None
         return dict(zip(said["layers"], files, strict=True))

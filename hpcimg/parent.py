@@ -166,6 +166,9 @@ def _follow(
                 in_layers = bool(layers)
                 total = _offer(worker, files, offered, Offer(**said, layers=layers))
                 continue
+            case "sha256":
+                worker.tell(sha256=files[said["layer"]].finish().sha256)
+                continue
             case "progress":
                 files[said["layer"]].follow(int(said["bytes"]))
                 phase, total = "fetching", total if in_layers else said["total"]
@@ -230,5 +233,6 @@ class _Follower:
             self.position += len(data)
 
     def finish(self) -> Fetched:
+        """Return what is in the file up to its end."""
         self.follow(os.fstat(self._descriptor).st_size)
         return Fetched(self.position, self._digest.hexdigest())

@@ -79,9 +79,9 @@ def _moved(name: str, part: str, location: str) -> str:
 
 
 def _canonical(rest: str) -> str:
-    """Return a reference's rest without a user's name, and with the name that its host goes by."""
+    """Return a reference's rest with the name that its host goes by."""
     host, slash, path = rest.partition("/")
-    return f"{dockerhub.canonical(host.rpartition('@')[2])}{slash}{path}"
+    return f"{dockerhub.canonical(host)}{slash}{path}"
 
 
 def _without_version(name: str) -> str:

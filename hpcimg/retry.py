@@ -8,12 +8,13 @@ from tenacity import (
     RetryCallState,
     Retrying,
     retry_if_exception_type,
+    retry_if_not_exception_type,
     stop_after_attempt,
     stop_before_delay,
     wait_random_exponential,
 )
 
-from hpcimg.errors import TransientError
+from hpcimg.errors import Damaged, TransientError
 from hpcimg.fetching import Settings
 from hpcimg.sink import Sink
 
@@ -23,8 +24,9 @@ _backoff = wait_random_exponential(multiplier=1, max=30)
 def attempts(sink: Sink, settings: Settings) -> Retrying:
     """Return an iterator of attempts, each a context manager, as tenacity has it.
 
-    Only a TransientError is tried again. A `Retry-After` is obeyed; where it
-    does not fit into what is left of the deadline, the error stands.
+    Only a TransientError is tried again, and not Damaged: who has something wrong
+    sends it again. A `Retry-After` is obeyed; where it does not fit into what is
+    left of the deadline, the error stands.
     """
 
     def tell(state: RetryCallState) -> None:
@@ -36,7 +38,7 @@ def attempts(sink: Sink, settings: Settings) -> Retrying:
 
     left = max(0.0, settings.deadline - time.monotonic())
     return Retrying(
-        retry=retry_if_exception_type(TransientError),
+        retry=retry_if_exception_type(TransientError) & retry_if_not_exception_type(Damaged),
         stop=stop_after_attempt(settings.tries) | stop_before_delay(left),
         wait=_wait,
         before_sleep=tell,

@@ -9,8 +9,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from hpcimg.fetching import Offer
 
@@ -25,27 +27,30 @@ class DeclinedOffer(Exception):
 class Sink:
     """One image on its way into an open, empty file.
 
-    `say` tells the parent something; `answer` waits for its answer to an offer:
-    None for no, or the files for an offer's layers, by their number. `position`
-    is the number of bytes that are good so far. A sink may be used by one thread
-    while others use theirs.
+    `say` tells the parent something; `answer` waits for its answer to a question:
+    to an offer None for no, or the files for its layers by their number, and to
+    "sha256" a digest. `position` is the number of bytes that are good so far. A
+    sink may be used by one thread while others use theirs.
     """
 
     def __init__(
         self,
         descriptor: int,
         say: Callable[..., None],
-        answer: Callable[[], Mapping[int, int] | None],
+        answer: Callable[[], Any],
         *,
         layer: int | None = None,
         total: int | None = None,
+        asking: threading.Lock | None = None,
     ) -> None:
+        """Take a file; `asking` is the lock of those who wait for answers of the same parent."""
         self._descriptor = descriptor
         self._say = say
         self._answer = answer
         self._layer = layer
         self._told = 0.0
         self._total = total
+        self._asking = asking or threading.Lock()
         self._offered: Offer | None = None
         self.position = 0
 
@@ -55,8 +60,7 @@ class Sink:
             return
         self._offered = offer
         self._total = offer.size_bytes
-        self._say("offer", **offer._asdict())
-        if self._answer() is None:
+        if self._ask("offer", **offer._asdict()) is None:
             raise DeclinedOffer
 
     def offer_layers(self, offer: Offer) -> dict[int, Sink]:
@@ -64,8 +68,7 @@ class Sink:
 
         Raises DeclinedOffer.
         """
-        self._say("offer", **offer._asdict())
-        files = self._answer()
+        files: Mapping[int, int] | None = self._ask("offer", **offer._asdict())
         if files is None:
             raise DeclinedOffer
         return {
@@ -75,6 +78,7 @@ class Sink:
                 self._answer,
                 layer=number,
                 total=offer.layers[number].size_bytes,
+                asking=self._asking,
             )
             for number, file in files.items()
         }
@@ -106,6 +110,13 @@ class Sink:
             offset += len(data)
         return f"md5:{base64.b64encode(digest.digest()).decode()}"
 
+    def sha256(self) -> str:
+        """Return the digest of what was written, in hexadecimal.
+
+        It is the parent's, which has followed: nothing is read a second time.
+        """
+        return str(self._ask("sha256", layer=self._layer))
+
     def rewind(self) -> None:
         """Begin again with an empty file."""
         os.ftruncate(self._descriptor, 0)
@@ -115,3 +126,8 @@ class Sink:
     def retry(self, why: str, wait_s: float) -> None:
         """Say that an attempt failed and when the next one begins."""
         self._say("retry", why=why, wait_s=wait_s)
+
+    def _ask(self, what: str, **fields: object) -> Any:
+        with self._asking:  # answers do not say to whom
+            self._say(what, **fields)
+            return self._answer()

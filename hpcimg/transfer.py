@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 import requests
 
 from hpcimg import ranges
-from hpcimg.errors import Unreachable
+from hpcimg.errors import Damaged, Unreachable
 from hpcimg.fetching import Offer, Settings
 from hpcimg.httpclient import NUMBER, Authorization, check_status, request, shown
 from hpcimg.retry import attempts
@@ -30,6 +30,7 @@ def download(
     authorization: Authorization | None = None,
     offer: Callable[[requests.Response, int | None], Offer] | None = None,
     check: Callable[[requests.Response], None] = check_status,
+    size_bytes: int | None = None,
 ) -> bool:
     """Bring the body of a URL into the sink, in as many attempts as it takes.
 
@@ -37,8 +38,9 @@ def download(
     still has the same file; otherwise it begins again. `headers` may be a
     function, asked anew for each attempt. `offer` makes the offer from a
     response that begins and its length; without it one was made before.
-    `check` raises what a response means that is not the body. What comes slowly
-    over one connection comes over several, if the server can do that.
+    `check` raises what a response means that is not the body. With `size_bytes`
+    a body of another length is Damaged, and no more than that is written. What
+    comes slowly over one connection comes over several, if the server can do that.
     Returns True where the server answered 304 to a condition in `headers`.
     """
     same: dict[str, str] = {}
@@ -75,7 +77,11 @@ def download(
                 same = _same(response)
                 if offer and not sink.position:
                     sink.offer(offer(response, total))
-                slow = _read_while_fast(response, sink, total if same else None)
+                if total is not None:
+                    _check_length(total, size_bytes, url)
+                slow = _read_while_fast(
+                    response, sink, total if same else None, size_bytes=size_bytes, url=url
+                )
             if slow and total:
                 ranges.fetch_rest(sink, total, read)
             sink.tell()
@@ -83,7 +89,16 @@ def download(
                 raise Unreachable(
                     f"{shown(url)} was cut off", why=f"after {sink.position} of {total} bytes"
                 )
+            _check_length(sink.position, size_bytes, url)
     return False
+
+
+def _check_length(length: int, size_bytes: int | None, url: str) -> None:
+    if size_bytes is not None and length != size_bytes:
+        raise Damaged(
+            f"{shown(url)} is not what was announced",
+            why=f"it has {length} bytes, promised were {size_bytes}",
+        )
 
 
 def _begin(
@@ -121,14 +136,24 @@ def _check_part(
     return None if match[3] == "*" else int(match[3])
 
 
-def _read_while_fast(response: requests.Response, sink: Sink, total: int | None) -> bool:
+def _read_while_fast(
+    response: requests.Response,
+    sink: Sink,
+    total: int | None,
+    *,
+    size_bytes: int | None,
+    url: str,
+) -> bool:
     """Bring a body into the sink; return True where it is better read in another way.
 
-    `total` is None where there is no other way.
+    `total` is None where there is no other way. Raises Damaged where more than
+    `size_bytes` come.
     """
     begin, began = sink.position, time.monotonic()
     takes_ranges = response.status_code == 206 or response.headers.get("Accept-Ranges") == "bytes"
     for chunk in response.raw.stream(_CHUNK, decode_content=False):
+        if size_bytes is not None and sink.position + len(chunk) > size_bytes:
+            _check_length(sink.position + len(chunk), size_bytes, url)
         sink.write(chunk)
         if (
             takes_ranges

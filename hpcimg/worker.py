@@ -75,12 +75,16 @@ class Worker:
             self._process.wait()
 
     def tell(self, files: Sequence[int] = (), **fields: object) -> None:
-        """Send it one message, with open files."""
-        # It may have ended; what it said last, or its exit code, then tells why.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        """Send it one message, with open files. Raises DeadlinePassed where it does not listen."""
+        self._ours.settimeout(max(0.001, self._deadline - time.monotonic()))
+        try:
             text = json.dumps(fields).encode() + b"\n"
             sent = socket.send_fds(self._ours, [text], files)
             self._ours.sendall(text[sent:])
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it ended; what it said last, or its exit code, tells why
+        except TimeoutError:
+            raise self._late() from None
 
     def hear(self) -> dict[str, Any] | None:
         """Return the next thing it says, or None after a second of silence.
@@ -92,10 +96,7 @@ class Worker:
             if left > 0 and not select.select([self._stdout], [], [], min(left, 1.0))[0]:
                 return None
             if left <= 0:
-                raise DeadlinePassed(
-                    f"{self.uri} was not ready in time",
-                    why="the time that this site allows for staging is over",
-                )
+                raise self._late()
             more = os.read(self._stdout.fileno(), _READ)
             if not more:
                 raise self._ended()
@@ -107,6 +108,12 @@ class Worker:
         said = json.loads(line)
         assert isinstance(said, dict)
         return said
+
+    def _late(self) -> DeadlinePassed:
+        return DeadlinePassed(
+            f"{self.uri} was not ready in time",
+            why="the time that this site allows for staging is over",
+        )
 
     def _ended(self) -> Interrupted:
         code = self._process.wait()

@@ -108,12 +108,12 @@ def parse_helper(text: str, source: str) -> Login | None:
     return Login(username, secret, source=source) if username else None
 
 
-def find(keyring: Keyring, host: str, repository: str, *, user: str = "") -> Login | None:
-    """Return the login for a repository: that of `user` where there is one, then the nearest."""
-    found = [
+def find(keyring: Keyring, host: str, repository: str) -> Login | None:
+    """Return the login for a repository: the first of those with the nearest key."""
+    found = (
         login for wanted in keys(host, repository) for key, login in keyring.logins if key == wanted
-    ]
-    return next((login for login in found if login.username == user), found[0]) if found else None
+    )
+    return next(found, None)
 
 
 def keys(host: str, repository: str) -> Iterator[str]:

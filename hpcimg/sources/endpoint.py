@@ -14,8 +14,8 @@ import requests
 
 from hpcimg import dockerhub
 from hpcimg.errors import Damaged, NotAnImage
-from hpcimg.fetching import Place, Settings
-from hpcimg.httpclient import JSON_MAX, check_status, parse_json, read_small, request
+from hpcimg.fetching import Blob, Place, Settings
+from hpcimg.httpclient import JSON_MAX, check_status, parse_json, read_small, request, shown
 from hpcimg.retry import attempts
 from hpcimg.sink import Sink
 from hpcimg.sources import logins
@@ -42,7 +42,8 @@ class Endpoint:
     """A repository at one place. Attributes: host, as it was configured.
 
     `mirror_of` is the host of the registry that it stands for, "" for none:
-    a mirror is asked only once and not waited for long.
+    a mirror is asked only once and not waited for long, and its blobs are checked
+    while there is another place to have them from.
     """
 
     def __init__(
@@ -53,14 +54,14 @@ class Endpoint:
         settings: Settings,
         *,
         uri: str,
-        user: str = "",
         mirror_of: str = "",
     ) -> None:
-        """Describe it; `user` is whose login goes first, `uri` what the user wrote, for errors."""
+        """Describe it; `uri` is what the user wrote, for errors."""
         self.host, _, repository = place.name.partition("/")
         self._uri = uri
         self._session = session
         self._sink = sink
+        self._is_mirror = mirror_of != ""
         self._settings = self._blob_settings = settings._replace(insecure=place.insecure)
         if mirror_of:
             connect_s = min(settings.connect_timeout_s, _MIRROR_CONNECT_S)
@@ -78,17 +79,26 @@ class Endpoint:
             repository,
             self._settings,
             uri=uri,
-            login=functools.partial(
-                _login, self.host, repository, place, as_user=settings.as_user, user=user
-            ),
+            login=functools.partial(_login, self.host, repository, place, as_user=settings.as_user),
         )
 
-    def blob(self, digest: str, sink: Sink) -> bool:
-        """Bring a blob into a sink, with as many attempts as it takes."""
-        url = f"{self._base}/blobs/{digest}{self._query}"
-        return download(
-            self._session, url, sink, self._blob_settings, authorization=self.authorization
+    def blob(self, blob: Blob, sink: Sink) -> bool:
+        """Bring a blob into a sink, with as many attempts as it takes.
+
+        Raises Damaged where a mirror has another one.
+        """
+        url = f"{self._base}/blobs/sha256:{blob.sha256}{self._query}"
+        unchanged = download(
+            self._session,
+            url,
+            sink,
+            self._blob_settings,
+            authorization=self.authorization,
+            size_bytes=blob.size_bytes if self._is_mirror else None,
         )
+        if self._is_mirror and (found := sink.sha256()) != blob.sha256:
+            raise Damaged(f"{shown(url)} is not what was announced", why=f"its sha256 is {found}")
+        return unchanged
 
     def manifest(self, version: str, known: str = "") -> Manifest | None:
         """Return a manifest, its digest checked; None where it still is the one `known` names."""
@@ -141,7 +151,7 @@ def _digest(body: bytes) -> str:
     return f"sha256:{hashlib.sha256(body).hexdigest()}"
 
 
-def _login(host: str, repository: str, place: Place, *, as_user: bool, user: str) -> Login | None:
+def _login(host: str, repository: str, place: Place, *, as_user: bool) -> Login | None:
     if place.credentials:
-        return logins.in_text(place.credentials, host, repository, user=user)
-    return logins.of_user(host, repository, user=user) if as_user else None
+        return logins.in_text(place.credentials, host, repository)
+    return logins.of_user(host, repository) if as_user else None

@@ -167,8 +167,8 @@ class _Layout:
             raise Damaged(f"{self._files.uri} is damaged", why=f"{digest} has another digest")
         return data.decode(errors="replace")
 
-    def download(self, digest: str, sink: Sink) -> bool:
-        self._files.copy(f"blobs/sha256/{hex_of(digest)}", sink)
+    def download(self, blob: Blob, sink: Sink) -> bool:
+        self._files.copy(f"blobs/sha256/{blob.sha256}", sink)
         return False
 
     def _read(self, digest: str) -> Manifest:

@@ -7,7 +7,7 @@ import pwd
 import select
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from hpcimg import dockerhub
 from hpcimg.errors import ConfigError
@@ -36,7 +36,7 @@ _HELPER_MAX = 64 << 10
 _HELPER_TIMEOUT_S = 10.0
 
 
-def in_text(text: str, host: str, repository: str, *, user: str = "") -> Login | None:
+def in_text(text: str, host: str, repository: str) -> Login | None:
     """Return the login that the site's credentials file has. Helpers in it are not run.
 
     Raises ConfigError.
@@ -49,24 +49,16 @@ def in_text(text: str, host: str, repository: str, *, user: str = "") -> Login |
             why=str(error),
             do="Write it as docker's config.json.",
         ) from None
-    return find(keyring, host, repository, user=user)
+    return find(keyring, host, repository)
 
 
-def of_user(host: str, repository: str, *, user: str = "") -> Login | None:
-    """Return the login that the account we run as has.
-
-    One whose name is `user` goes first. What cannot be read is passed over.
-    """
-    first: Login | None = None
-    for look in _places(host, repository, user):
-        login = look()
-        if login is not None and user in ("", login.username):
-            return login
-        first = first or login
-    return first
+def of_user(host: str, repository: str) -> Login | None:
+    """Return the login that the account we run as has. What cannot be read is passed over."""
+    return next((login for login in _found(host, repository) if login is not None), None)
 
 
-def _places(host: str, repository: str, user: str) -> Iterator[Callable[[], Login | None]]:
+def _found(host: str, repository: str) -> Iterator[Login | None]:
+    """Yield what each place has, which is looked into only where those before it had nothing."""
     try:
         account = pwd.getpwuid(os.geteuid())
     except KeyError:  # without an account, no home
@@ -78,25 +70,21 @@ def _places(host: str, repository: str, user: str) -> Iterator[Callable[[], Logi
             keyring = parse(userfiles.read(name.replace("~", account.pw_dir, 1)), name)
         except (OSError, ValueError):
             continue
-        yield from _in_keyring(keyring, host, repository, user, account)
+        yield from _in_keyring(keyring, host, repository, account)
         if pattern == ENROOT_FILE:  # in netrc, a host is named without its port
-            bare = host.partition(":")[0]
-            yield lambda: find(keyring, bare, repository, user=user)  # noqa: B023  # called at once
+            yield find(keyring, host.partition(":")[0], repository)
 
 
 def _in_keyring(
-    keyring: Keyring, host: str, repository: str, user: str, account: pwd.struct_passwd
-) -> Iterator[Callable[[], Login | None]]:
-    """Yield the ways to a login, as docker orders them: a helper for the host, the file, a store.
-
-    Each is taken only where those before it led to nothing.
-    """
+    keyring: Keyring, host: str, repository: str, account: pwd.struct_passwd
+) -> Iterator[Login | None]:
+    """Yield logins in docker's order: of a helper for the host, of the file, of a store."""
     named = keyring.helpers.get(dockerhub.canonical(host), "")
     if named:
-        yield lambda: ask_helper(named, host, account)
-    yield lambda: find(keyring, host, repository, user=user)
+        yield ask_helper(named, host, account)
+    yield find(keyring, host, repository)
     if keyring.store:
-        yield lambda: ask_helper(keyring.store, host, account)
+        yield ask_helper(keyring.store, host, account)
 
 
 def ask_helper(name: str, host: str, account: pwd.struct_passwd) -> Login | None:

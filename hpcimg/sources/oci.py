@@ -8,7 +8,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Protocol
 
-from hpcimg.fetching import Offer, Settings
+from hpcimg.fetching import Blob, Offer, Settings
 from hpcimg.httpclient import open_session
 from hpcimg.reference import Reference
 from hpcimg.sink import Sink
@@ -31,7 +31,7 @@ class Content(Protocol):
     def read_blob(self, digest: str) -> str:
         """Return the text of a small blob, its digest checked."""
 
-    def download(self, digest: str, sink: Sink) -> bool:
+    def download(self, blob: Blob, sink: Sink) -> bool:
         """Bring a blob into a sink."""
 
 
@@ -64,7 +64,7 @@ def fetch_from(
     sif = manifests.sif_layer(manifest)
     if sif:
         sink.offer(Offer(known_as, sif.size_bytes, sif.sha256))
-        return content.download(f"sha256:{sif.sha256}", sink)
+        return content.download(sif, sink)
     layers = manifests.layers(manifest, uri)
     config = content.read_blob(manifests.config_digest(manifest, uri))
     manifests.parse_config(config, uri)
@@ -76,8 +76,7 @@ def fetch_from(
     pool = ThreadPoolExecutor(at_once)
     try:
         downloads = [
-            pool.submit(content.download, f"sha256:{layers[number].sha256}", sinks[number])
-            for number in by_size
+            pool.submit(content.download, layers[number], sinks[number]) for number in by_size
         ]
         for ended in as_completed(downloads):
             ended.result()

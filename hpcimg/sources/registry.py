@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 import requests
 
 from hpcimg.errors import BadReference, HpcimgError, NodeError, TransientError
-from hpcimg.fetching import Place, Settings
+from hpcimg.fetching import Blob, Place, Settings
 from hpcimg.sink import Sink
 from hpcimg.sources.endpoint import Endpoint
 from hpcimg.sources.manifests import Manifest, digest_for_this_machine, is_digest
@@ -68,12 +68,8 @@ class Registry:
         settings: Settings,
         *,
         uri: str,
-        user: str = "",
     ) -> None:
-        """Speak to the registry of `name`; `uri` is what the user wrote, for errors.
-
-        Where there are several logins, that of `user` goes first.
-        """
+        """Speak to the registry of `name`; `uri` is what the user wrote, for errors."""
         self._uri = uri
         self._name = name
         self._sink = sink
@@ -87,7 +83,6 @@ class Registry:
                 sink,
                 settings,
                 uri=uri,
-                user=user,
                 mirror_of="" if place is places[-1] else name.host,
             )
             for place in places
@@ -107,9 +102,9 @@ class Registry:
         _, body = self._ask(lambda endpoint: endpoint.read_blob(digest), self._sink)
         return body.decode(errors="replace")
 
-    def download(self, digest: str, sink: Sink) -> bool:
+    def download(self, blob: Blob, sink: Sink) -> bool:
         """Bring a blob into a sink, with as many attempts as it takes."""
-        return self._ask(lambda endpoint: endpoint.blob(digest, sink), sink)[1]
+        return self._ask(lambda endpoint: endpoint.blob(blob, sink), sink)[1]
 
     def for_this_machine(self, manifest: Manifest) -> Manifest:
         """Follow an index to the manifest for this machine's processor.

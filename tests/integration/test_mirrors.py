@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 from uuid import uuid4
 
 import pytest
 
 from tests.integration.checks import let_pass, refused, staged
 from tests.integration.conftest import MakeSif
+from tests.parts import images
 from tests.parts.daemon import free_ports
+from tests.parts.images import read_from_image
 from tests.parts.node import Node
-from tests.parts.registry import PASSWORD, Registry
+from tests.parts.ociimages import make_layer, push_image, push_index
+from tests.parts.registry import MANIFEST, PASSWORD, Registry
 from tests.parts.registryclient import auth_file
-from tests.parts.webanswer import Answer, Request
+from tests.parts.webanswer import Answer, Fault, Request
+from tests.parts.webfaults import Chunked, Corrupt, Endless, NoLength, Ok, WrongLength
 from tests.parts.webserver import WebServer
 
 pytestmark = pytest.mark.skipif(Registry.missing() != "", reason=Registry.missing())
@@ -199,27 +204,193 @@ def test_a_manifest_under_a_digest_that_is_not_its_own(
     assert "is not what the registry sent" in node.log()
 
 
+def stored(origin: Registry, digest: str) -> bytes:
+    """Return a manifest or blob that a registry has."""
+    [path] = origin.folder.glob(f"storage/**/sha256/*/{digest.removeprefix('sha256:')}/data")
+    return path.read_bytes()
+
+
+def copy(origin: Registry, repository: str, web: WebServer) -> list[str]:
+    """Serve the image under tag 1 as a mirror does; return its blobs' paths, the layers' first."""
+    links = f"storage/**/repositories/{repository}/_manifests/tags/1/current/link"
+    [link] = origin.folder.glob(links)
+    text = stored(origin, link.read_text())
+    web.put(f"/v2/{repository}/manifests/1", text, content_type=MANIFEST)
+    manifest = json.loads(text)
+    digests = [blob["digest"] for blob in (*manifest["layers"], manifest["config"])]
+    paths = {f"/v2/{repository}/blobs/{digest}": stored(origin, digest) for digest in digests}
+    for path, data in paths.items():
+        web.put(path, data, etag='"1"')
+    return list(paths)
+
+
 @pytest.mark.parametrize("kind", ["cut", "missing"])
 def test_a_blob_that_the_mirror_does_not_have_comes_from_the_next(
     node: Node, web: WebServer, origin: Registry, repository: str, sif: bytes, kind: str
 ) -> None:
     host = f"127.0.0.1:{web.port}"
-    stored = origin.folder.glob(
-        f"storage/**/repositories/{repository}/_manifests/tags/1/current/link"
-    )
-    digest = next(iter(stored)).read_text()
-    [data] = origin.folder.glob(f"storage/**/sha256/*/{digest.removeprefix('sha256:')}/data")
-    manifest = data.read_bytes()
-    blob = json.loads(manifest)["layers"][0]["digest"]
-    web.put(f"/v2/{repository}/manifests/1", manifest)
+    path = copy(origin, repository, web)[0]
+    web.remove(path)
     if kind == "cut":
-        path = f"/v2/{repository}/blobs/{blob}"
         wrong_length = {"Content-Length": str(len(sif))}
         web.handle(path, lambda _: Answer(200, wrong_length, sif[:100_000]))
     node.configure(conf(origin, host))
     staged(node, 1, f"container:oras://{origin.host}/{repository}:1", sif, how="fetched")
     assert read_from(origin, repository) == ["blobs"]
     assert f"mirror {host}: " in node.log()
+
+
+class Wrong(NamedTuple):
+    """What a mirror makes of a blob, how it sends it, and what the log says of that."""
+
+    data: Callable[[bytes], bytes]
+    fault: Fault
+    words: str
+
+
+WRONG = {
+    "first byte": Wrong(bytes, Corrupt(0), "its sha256 is "),
+    "last byte": Wrong(bytes, Corrupt(-1), "its sha256 is "),
+    "last byte, no length": Wrong(lambda data: data[:-1] + b"?", Chunked(), "its sha256 is "),
+    "short": Wrong(lambda data: data[:-7], Ok(), "bytes, promised were "),
+    "short, no length": Wrong(lambda data: data[:-7], NoLength(), "bytes, promised were "),
+    "long": Wrong(lambda data: data + b"more", Ok(), "bytes, promised were "),
+    "long, no length": Wrong(lambda data: data + b"more", Chunked(), "bytes, promised were "),
+    "endless": Wrong(bytes, Endless(), "bytes, promised were "),
+    "more announced": Wrong(bytes, WrongLength(+7), "bytes, promised were "),
+    "fewer announced": Wrong(bytes, WrongLength(-7), "bytes, promised were "),
+    "empty": Wrong(lambda _: b"", Ok(), "bytes, promised were "),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_wrong_file_comes_from_the_next(
+    node: Node, web: WebServer, origin: Registry, repository: str, sif: bytes, kind: str
+) -> None:
+    host = f"127.0.0.1:{web.port}"
+    path = copy(origin, repository, web)[0]
+    web.put(path, WRONG[kind].data(sif), etag='"1"')
+    web.script(path, [WRONG[kind].fault])
+    node.configure(conf(origin, host))
+    staged(node, 1, f"container:oras://{origin.host}/{repository}:1", sif, how="fetched")
+    assert read_from(origin, repository) == ["blobs"]
+    assert web.count(path=path) == 1  # who has something wrong has it the next time, too
+    [told] = [line for line in node.log().splitlines() if f"mirror {host}: " in line]
+    assert f"{path} is not what was announced: " in told
+    assert WRONG[kind].words in told
+
+
+FILES = {"etc/release": b"base 1\n", "noise": os.urandom(300_000)}
+MORE = {"top": b"top 1\n"}
+
+
+@pytest.fixture
+def in_layers(origin: Registry) -> str:
+    """A repository of this test's own, with an image in two layers, the larger one the lowest."""
+    if missing := images.missing():
+        pytest.skip(missing)
+    name = f"lab/{uuid4().hex}"
+    push_image(origin, name, "1", [make_layer(FILES), make_layer(MORE)])
+    return name
+
+
+def holds_all(node: Node, job: int, comment: str) -> None:
+    """Stage the image in layers, and see that it has what is in both."""
+    task = node.stage(job, comment)
+    assert task.code == 0, (task.printed, node.log())
+    files = {**FILES, **MORE}
+    assert {name: read_from_image(task.image, name) for name in files} == files
+    assert node.leftovers() == []
+
+
+@pytest.mark.parametrize("which", [0, 1, 2], ids=["lower", "upper", "config"])
+@pytest.mark.parametrize("kind", ["first byte", "last byte", "short", "long, no length"])
+def test_a_wrong_part_of_an_image_comes_from_the_next(
+    node: Node, web: WebServer, origin: Registry, in_layers: str, which: int, kind: str
+) -> None:
+    host = f"127.0.0.1:{web.port}"
+    paths = copy(origin, in_layers, web)
+    good = stored(origin, paths[which].rpartition("/")[2])
+    web.put(paths[which], WRONG[kind].data(good), etag='"1"')
+    web.script(paths[which], [WRONG[kind].fault])
+    node.configure(conf(origin, host))
+    holds_all(node, 1, f"container:docker://{origin.host}/{in_layers}:1")
+    read = [line.path for line in origin.blob_gets() if f"/{in_layers}/" in line.path]
+    assert paths[which] in read
+    assert f"mirror {host}: " in node.log()
+    assert web.count(path=paths[which]) == 1
+
+
+def test_a_layer_that_is_wrong_everywhere(
+    node: Node, web: WebServer, origin: Registry, in_layers: str
+) -> None:
+    with WebServer() as other:
+        hosts = [f"127.0.0.1:{each.port}" for each in (web, other)]
+        paths = copy(origin, in_layers, web)
+        assert copy(origin, in_layers, other) == paths
+        for each in (web, other):
+            each.script(paths[0], [Corrupt(0)])
+        node.configure(
+            f"[registry {hosts[1]}]\ninsecure = yes\nmirrors = {hosts[0]}\n"
+            f"[registry {hosts[0]}]\ninsecure = yes\n[stage]\nerror_ttl = 0\n"
+        )
+        comment = f"container:docker://{hosts[1]}/{in_layers}:1"
+        refused(node, 1, comment, "Damaged", "layer 1 of 2", "digest")
+        assert [each.count(path=paths[0]) for each in (web, other)] == [1, 1]
+        assert node.images() == []
+        # The other layer is kept: it is what it should be.
+        assert [path.name[12:-5] for path in node.cache.glob("blobs/*")] == [paths[1][-64:]]
+        holds_all(node, 2, comment)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("last byte", "is not what was announced: its sha256 is "),
+        ("short", "is cut short: "),
+        ("long, no length", "does not end where it was announced to"),
+    ],
+)
+def test_a_file_that_is_wrong_everywhere(
+    node: Node,
+    web: WebServer,
+    origin: Registry,
+    repository: str,
+    sif: bytes,
+    kind: str,
+    words: str,
+) -> None:
+    with WebServer() as other:
+        hosts = [f"127.0.0.1:{each.port}" for each in (web, other)]
+        for each in (web, other):
+            path = copy(origin, repository, each)[0]
+            each.put(path, WRONG[kind].data(sif), etag='"1"')
+            each.script(path, [WRONG[kind].fault])
+        node.configure(
+            f"[registry {hosts[1]}]\ninsecure = yes\nmirrors = {hosts[0]}\n"
+            f"[registry {hosts[0]}]\ninsecure = yes\n"
+        )
+        comment = f"container:oras://{hosts[1]}/{repository}:1"
+        refused(node, 1, comment, "Damaged", f"{repository}:1 {words}")
+        assert [each.count(path=path) for each in (web, other)] == [1, 1]
+    assert node.images() == []
+    assert f"mirror {hosts[0]}: " in node.log()
+
+
+def test_an_index_whose_manifest_is_another(
+    node: Node, web: WebServer, origin: Registry, in_layers: str
+) -> None:
+    """A mirror may serve a manifest under a digest that is not its own one step further, too."""
+    image = push_image(origin, in_layers, "image", [make_layer(FILES), make_layer(MORE)])
+    digest = push_index(origin, in_layers, "1", [image])
+    host = f"127.0.0.1:{web.port}"
+    web.put(f"/v2/{in_layers}/manifests/1", stored(origin, digest))
+    bad = f"/v2/{in_layers}/manifests/{image.digest}"
+    web.put(bad, stored(origin, image.digest) + b"\n")
+    node.configure(conf(origin, host))
+    holds_all(node, 1, f"container:docker://{origin.host}/{in_layers}:1")
+    assert web.count(path=bad) == 1
+    assert "is not what the registry sent" in node.log()
 
 
 def test_a_mirror_that_says_nothing(

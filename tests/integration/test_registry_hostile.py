@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hpcimg.errors import BadReference, Forbidden, Unreachable
-from hpcimg.fetching import Settings
+from hpcimg.fetching import Blob, Settings
 from hpcimg.httpclient import open_session
 from hpcimg.sources.registry import Registry
 from tests.parts.registryclient import Connect, Target, auth_file, connected
@@ -19,9 +19,9 @@ from tests.parts.webserver import WebServer
 
 MANIFEST = json.dumps({"schemaVersion": 2, "layers": []}).encode()
 MANIFEST_PATH = "/v2/lab/x/manifests/1"
-DIGEST = "sha256:" + "1" * 64
-BLOB_PATH = f"/v2/lab/x/blobs/{DIGEST}"
 BLOB = bytes(range(256)) * 4096
+LAYER = Blob("1" * 64, len(BLOB))
+BLOB_PATH = f"/v2/lab/x/blobs/sha256:{LAYER.sha256}"
 SECRETS = ("s3cret", "am86czNjcmV0", "1dentity", "tok3n")
 
 
@@ -73,7 +73,7 @@ def test_a_login_does_not_follow_a_redirect(place: Place, target: Target) -> Non
     with WebServer() as storage:
         goal = storage.put("/blob", BLOB)
         place.web.handle(BLOB_PATH, lambda _: Answer(307, {"Location": f"{goal}?signature=s3cret"}))
-        client.download(DIGEST, target.sink)
+        client.download(LAYER, target.sink)
         assert target.content() == BLOB
         [request] = storage.requests()
         assert "Authorization" not in request.headers
@@ -81,7 +81,7 @@ def test_a_login_does_not_follow_a_redirect(place: Place, target: Target) -> Non
         storage.handle("/blob", lambda _: Answer(401, {"WWW-Authenticate": 'Basic realm="x"'}))
         target.sink.rewind()
         with pytest.raises(Forbidden) as caught:
-            client.download(DIGEST, target.sink)
+            client.download(LAYER, target.sink)
         assert storage.count() == 2
         assert "Authorization" not in storage.requests()[-1].headers
     assert not any(secret in str(caught.value.to_dict()) for secret in SECRETS)
@@ -192,7 +192,7 @@ def test_a_token_runs_out_while_a_blob_is_resumed(place: Place, target: Target) 
         BLOB_PATH,
         [Status(401, headers=challenge), Truncate(300_000), Status(401, headers=challenge)],
     )
-    place.client().download(DIGEST, target.sink)
+    place.client().download(LAYER, target.sink)
     assert target.content() == BLOB
     seen = [
         (request.headers["Authorization"], request.headers["Range"], request.status)

@@ -12,6 +12,8 @@ import pytest
 import requests
 
 from hpcimg.errors import ConfigError, Forbidden, Unreachable
+from hpcimg.fetching import Blob
+from hpcimg.sources.manifests import hex_of
 from tests.parts.daemon import wait_until
 from tests.parts.registry import MANIFEST, PASSWORD, Registry
 from tests.parts.registryclient import Connect, Target, auth_file, connected
@@ -51,8 +53,8 @@ def connect(target: Target) -> Iterator[Connect]:
         yield connect
 
 
-def push(registry: Registry, *blobs: bytes) -> list[str]:
-    """Push an image of these layers as lab/x:1; return their digests."""
+def push(registry: Registry, *blobs: bytes) -> list[Blob]:
+    """Push an image of these layers as lab/x:1; return them as manifests name them."""
     empty = registry.push_blob("lab/x", io.BytesIO(b"{}"))
     layers = [
         {
@@ -65,16 +67,19 @@ def push(registry: Registry, *blobs: bytes) -> list[str]:
     config = {"mediaType": "application/json", "size": 2, "digest": empty}
     content = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers}
     registry.push_manifest("lab/x", "1", content)
-    return [str(layer["digest"]) for layer in layers]
+    return [
+        Blob(hex_of(str(layer["digest"])), len(blob))
+        for layer, blob in zip(layers, blobs, strict=True)
+    ]
 
 
 def test_basic(with_basic: Registry, connect: Connect, target: Target) -> None:
-    [digest] = push(with_basic, BLOB)
+    [blob] = push(with_basic, BLOB)
     registry = connect(f"{with_basic.host}/lab/x:1", credentials=auth_file(with_basic.host))
     manifest = registry.manifest()
     assert manifest
-    assert manifest.content["layers"][0]["digest"] == digest
-    registry.download(digest, target.sink)
+    assert hex_of(manifest.content["layers"][0]["digest"]) == blob.sha256
+    registry.download(blob, target.sink)
     assert target.content() == BLOB
 
 
@@ -101,11 +106,11 @@ def test_a_token_for_a_login(
     target: Target,
     fields: dict[str, str],
 ) -> None:
-    [digest] = push(with_tokens, BLOB)
+    [blob] = push(with_tokens, BLOB)
     credentials = auth_file(with_tokens.host, **fields)
     registry = connect(f"{with_tokens.host}/lab/x:1", credentials=credentials)
     assert registry.manifest()
-    registry.download(digest, target.sink)
+    registry.download(blob, target.sink)
     assert target.content() == BLOB
     [request] = tokens.requests()
     assert request.method == ("POST" if fields else "GET")
@@ -171,7 +176,7 @@ def test_a_token_that_runs_out_in_the_middle_of_a_blob(
     target: Target,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    [digest] = push(with_tokens, BLOB)
+    [blob] = push(with_tokens, BLOB)
     tokens.lifetime_s = 2
     write = target.sink.write
 
@@ -185,10 +190,10 @@ def test_a_token_that_runs_out_in_the_middle_of_a_blob(
     monkeypatch.setattr(target.sink, "write", cut_once)
     registry = connect(f"{with_tokens.host}/lab/x:1", credentials=auth_file(with_tokens.host))
     assert registry.manifest()
-    registry.download(digest, target.sink)
+    registry.download(blob, target.sink)
     assert target.content() == BLOB
     assert len(tokens.given) == 2
-    answered = [line.status for line in with_tokens.requests() if f"/blobs/{digest}" in line.path]
+    answered = [line.status for line in with_tokens.requests() if blob.sha256 in line.path]
     assert answered[-3:] == [200, 401, 206]
     assert target.retries() == ["the connection was cut"]
 
@@ -197,7 +202,7 @@ def test_threads_share_one_new_token(
     tokens: TokenServer, with_tokens: Registry, connect: Connect
 ) -> None:
     blobs = [os.urandom(200_000) for _ in range(8)]
-    digests = push(with_tokens, *blobs)
+    layers = push(with_tokens, *blobs)
     tokens.lifetime_s = 2
     registry = connect(f"{with_tokens.host}/lab/x:1", credentials=auth_file(with_tokens.host))
     assert registry.manifest()
@@ -205,12 +210,12 @@ def test_threads_share_one_new_token(
     tokens.lifetime_s = 300
     together = Barrier(len(blobs))
 
-    def fetch(digest: str) -> bytes:
+    def fetch(blob: Blob) -> bytes:
         target = Target()
         together.wait()
-        registry.download(digest, target.sink)
+        registry.download(blob, target.sink)
         return target.content()
 
     with ThreadPoolExecutor(len(blobs)) as pool:
-        assert list(pool.map(fetch, digests)) == blobs
+        assert list(pool.map(fetch, layers)) == blobs
     assert len(tokens.given) == 2

@@ -103,15 +103,6 @@ def test_the_nearest_key(host: str, repository: str, user: str) -> None:
     assert (login.username if login else "") == user
 
 
-def test_a_user_may_be_preferred() -> None:
-    login = find(NESTED, "h:5000", "a/b/c", user="host")
-    assert login
-    assert login.username == "host"
-    login = find(NESTED, "h:5000", "a/b/c", user="nobody")
-    assert login
-    assert login.username == "deep"
-
-
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "5", '"auths"', "[" * 100_000, '{"a":' * 100_000, "\0", "1" * 10_000]
 )
@@ -169,20 +160,19 @@ default login jo password everywhere
 
 
 @pytest.mark.parametrize(
-    ("host", "user", "name"),
+    ("host", "name"),
     [
-        ("nvcr.io", "", "$oauthtoken"),
-        ("docker.io", "", "jo"),
-        ("gcr.io", "", ""),
-        ("ecr.example.org", "", ""),
-        ("two.example.org", "", "a"),
-        ("two.example.org", "b", "b"),
-        ("incomplete.example.org", "", ""),
-        ("other.example.org", "", ""),
+        ("nvcr.io", "$oauthtoken"),
+        ("docker.io", "jo"),
+        ("gcr.io", ""),
+        ("ecr.example.org", ""),
+        ("two.example.org", "a"),
+        ("incomplete.example.org", ""),
+        ("other.example.org", ""),
     ],
 )
-def test_enroots_file(host: str, user: str, name: str) -> None:
-    login = find(credentials.parse_netrc(ENROOT, "f"), host, "x", user=user)
+def test_enroots_file(host: str, name: str) -> None:
+    login = find(credentials.parse_netrc(ENROOT, "f"), host, "x")
     assert (login.username if login else "") == name
 
 

@@ -32,8 +32,8 @@ def keep(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def of_user(host: str = "h", user: str = "") -> Login | None:
-    return logins.of_user(host, "lab/x", user=user)
+def of_user(host: str = "h") -> Login | None:
+    return logins.of_user(host, "lab/x")
 
 
 def test_the_files_in_their_order(home: Path) -> None:
@@ -49,9 +49,6 @@ def test_the_files_in_their_order(home: Path) -> None:
         assert login
         assert login.username == path
         assert login.source.endswith(path)
-    login = of_user(user="enroot")
-    assert login
-    assert login.username == "enroot"
 
 
 def test_enroots_hosts_have_no_port(home: Path) -> None:

@@ -90,7 +90,7 @@ def rules() -> tuple[registriesconf.Rule, ...]:
                 "docker.io/library/x",
             ],
         ),
-        ("jo@docker.io/lab/x@" + DIGEST, ["hub-mirror.example.org:5000/hub/lab/x",
+        ("docker.io/lab/x@" + DIGEST, ["hub-mirror.example.org:5000/hub/lab/x",
                                           "localhost:5000/lab/x !", "docker.io/lab/x"]),
         ("docker.io.example.org/x", ["docker.io.example.org/x"]),
         ("docker.io:5000/x", ["docker.io:5000/x"]),

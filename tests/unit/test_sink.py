@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -35,3 +36,31 @@ def test_more_than_was_announced_is_told_at_once(descriptor: int, in_layers: boo
         sink.write(data)
     # The first word is always told, and then nothing for a while.
     assert said == [("offer", None), ("progress", 2), ("progress", 4), ("progress", 5)]
+
+
+def test_an_answer_is_for_who_asked(descriptor: int) -> None:
+    """Answers come in the order of the questions; here the second waits for the first."""
+    asked: list[object] = []
+    found: dict[int, str] = {}
+
+    def ask(number: int) -> None:
+        found[number] = sinks[number].sha256()
+
+    second = threading.Thread(target=ask, args=(1,))
+
+    def say(what: str, **fields: object) -> None:
+        asked.append(what if what == "offer" else fields["layer"])
+        if asked[-1] == 0:
+            second.start()
+            second.join(0.1)
+
+    def answer() -> object:
+        question = asked.pop(0)
+        return {0: descriptor, 1: descriptor} if question == "offer" else f"digest {question}"
+
+    layers = (Blob("12", 3), Blob("34", 3))
+    sinks = Sink(descriptor, say, answer).offer_layers(Offer("", layers=layers))
+    # Without turns, the second takes what the first asked for.
+    ask(0)
+    second.join()
+    assert found == {0: "digest 0", 1: "digest 1"}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hpcimg import namespaces, parent, worker
-from hpcimg.errors import TooLarge
+from hpcimg.errors import DeadlinePassed, TooLarge
 from hpcimg.fetching import Settings
 from hpcimg.reference import Reference
 from tests.parts.node import ROOT
@@ -70,6 +70,22 @@ def test_a_conversion_sees_its_own_processes_alone(monkeypatch: pytest.MonkeyPat
     with worker.Worker("x", "convert", deadline=time.monotonic() + 30) as made:
         assert made.hear() == {"say": "1"}
     assert len(os.listdir("/proc")) > before / 2  # ours is what it was
+
+
+ASKS_AND_DOES_NOT_LISTEN = """
+import os
+while True:
+    os.write(1, b'{"say": "sha256"}' + bytes([10]))
+"""
+
+
+def test_who_asks_and_does_not_listen_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "_START", ASKS_AND_DOES_NOT_LISTEN)
+    with worker.Worker("x", "fetch", deadline=time.monotonic() + 2) as made:
+        assert made.hear() == {"say": "sha256"}
+        full = [b"0" * 100_000] * 100  # more than waits in any socket
+        with pytest.raises(DeadlinePassed, match="x was not ready in time"):
+            made.tell(sha256=str(full))
 
 
 def test_without_namespaces_it_runs_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
