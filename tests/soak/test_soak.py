@@ -167,6 +167,7 @@ def test_all_jobs_get_what_is_theirs_or_are_told_why(soak: Soak) -> None:
     counts: Counter[str] = check_nodes(site, limit_bytes=CACHE, guesses=soak.pool.guesses)
     print(json.dumps({"counts": counts, "web requests": site.web.count()}, indent=1))
     assert soak.peak <= CACHE * 1.1
-    # It was a soak, not an outage.
-    assert verdict.ends["completed"] > JOBS / 5
-    assert counts["evict"] > 0
+    # It was a soak, not an outage; a few jobs may be too few to say.
+    if JOBS >= 100:
+        assert verdict.ends["completed"] > JOBS / 5
+        assert counts["evict"] > 0
