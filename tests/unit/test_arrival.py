@@ -135,7 +135,7 @@ def test_a_server_that_ends_its_offer_of_what_was_just_evicted(tmp_path: Path) -
     began = time.monotonic()
     with pytest.raises(Unreachable, match="gone"):
         ensure(
-            cache, parse(URI), job="1", owner=None, deadline=began + 3, fetch=fetch,
+            cache, parse(URI), job="1", owner=None, deadline=began + 30, fetch=fetch,
             convert=Server(content).convert,
         )  # fmt: skip
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 30
