@@ -35,8 +35,9 @@ help:
 demo: .venv/ready
 	$(BIN)/python -m tests.demo
 
+# Two at a time: most tests wait for daemons. A file's tests share what they started.
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-kill: .venv/ready
 	HPCIMG_KILL_ROUNDS=1000 $(BIN)/python -m pytest --timeout=0 tests/faults/test_kill.py
