@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pwd
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from hpcimg.errors import ConfigError, NodeError
@@ -37,6 +39,27 @@ def unprivileged(name: str) -> Account | None:
         f"[stage] account: there is no account {name or 'hpcimg or nobody'}",
         do="Create it: useradd --system --no-create-home --shell /usr/sbin/nologin hpcimg",
     )
+
+
+@contextmanager
+def acting_as(account: Account | None) -> Iterator[None]:
+    """Look at files with an account's rights for a while; None changes nothing.
+
+    For a process of one thread. Not to run anything of a user's: the way back is open.
+    """
+    if account is None:
+        yield
+        return
+    groups, gid = os.getgroups(), os.getegid()
+    os.setgroups(account.groups)
+    os.setegid(account.gid)
+    os.seteuid(account.uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(gid)
+        os.setgroups(groups)
 
 
 def of_user(uid: int) -> Account | None:

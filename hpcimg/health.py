@@ -12,7 +12,7 @@ import os
 import time
 from typing import NamedTuple
 
-from hpcimg import accounts, config, processes, stage
+from hpcimg import accounts, config, processes, stage, verify
 from hpcimg.cache import evict, store
 from hpcimg.cache import folders as cache_folders
 from hpcimg.cache.layout import Layout
@@ -46,7 +46,7 @@ def node() -> tuple[Config | None, list[Finding]]:
     layout = Layout(conf.cache_path, conf.state_path)
     findings = [Finding("configuration", OK, "it can be read and is valid")]
     findings += [*folders(layout), *_space(conf, layout), _state(layout)]
-    return conf, [*findings, _account(conf), *_packages(), _clock()]
+    return conf, [*findings, _account(conf), *_verifier(conf), *_packages(), _clock()]
 
 
 def explained(check: str, error: HpcimgError) -> Finding:
@@ -155,6 +155,18 @@ def _account(conf: Config) -> Finding:
     if account is None:
         return Finding("account", NOTE, "not looked for: only root fetches as another account")
     return Finding("account", OK, f"images are fetched as uid {account.uid}")
+
+
+def _verifier(conf: Config) -> list[Finding]:
+    """Look, as the account that fetches, for what says whether an image is trusted."""
+    if conf.verify == "none":
+        return []
+    try:
+        with accounts.acting_as(accounts.unprivileged(conf.account)):
+            verify.check_ready(conf.verify, conf.keyring)
+    except HpcimgError as error:
+        return [explained("verify", error)]
+    return [Finding("verify", OK, f"images can be verified by {stage.verified_by(conf)}")]
 
 
 def _packages() -> list[Finding]:

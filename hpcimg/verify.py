@@ -6,7 +6,6 @@ Runs in the process without rights. Nothing but the exit code of what it starts 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 from typing import NamedTuple
@@ -46,6 +45,17 @@ def verify(work: Work) -> None:
         _run(work, argv, programs.environment(HOME=work.folder))
 
 
+def check_ready(how: str, keyring: str) -> None:
+    """Look for what `verify` needs on this node, as who calls. Raises NodeError, MissingTool."""
+    if how != "sif":
+        if not os.path.isfile(how) or not os.access(how, os.X_OK, effective_ids=True):
+            raise _broken(how, "it is no program that the account which fetches can run")
+        return
+    _find_runtime()
+    if keyring:
+        _read_keyring(keyring)
+
+
 def refused(uri: str, why: str) -> NotAllowed:
     """Return the error for an image that the site does not trust."""
     return NotAllowed(
@@ -56,13 +66,7 @@ def refused(uri: str, why: str) -> NotAllowed:
 
 
 def _check_signatures(work: Work) -> None:
-    program = programs.find(*RUNTIMES)
-    if not program:
-        raise MissingTool(
-            "signatures cannot be verified on this node",
-            why="it has neither Apptainer nor Singularity",
-            do="Administrators: install one of them, or change [policy] verify.",
-        )
+    program = _find_runtime()
     head = os.pread(work.file, formats.SIF_HEADER.size, 0)
     if head[32:42] != formats.SIF_MAGIC:
         raise refused(work.uri, "it is no SIF file, so nobody can have signed it")
@@ -70,16 +74,11 @@ def _check_signatures(work: Work) -> None:
         raise refused(work.uri, "it has parts that belong to no signed group")
     keys = f"{work.folder}/keys"
     os.mkdir(keys, 0o700)
-    if work.keyring:
-        try:  # a copy: it has to belong to who verifies
-            shutil.copyfile(work.keyring, f"{keys}/pgp-public")
-        except OSError as error:
-            raise NodeError(
-                "[policy] keyring cannot be read", why=str(error),
-                do=f"The account that fetches (uid {os.getuid()}) has to be able to read it.",
-            ) from None  # fmt: skip
-        os.chmod(f"{keys}/pgp-public", 0o600)
-        _check_keyring(f"{keys}/pgp-public")
+    if work.keyring:  # a copy: it has to belong to who verifies
+        content = _read_keyring(work.keyring)
+        descriptor = os.open(f"{keys}/pgp-public", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(content)
     names = ("APPTAINER_KEYSDIR", "SINGULARITY_KEYSDIR", "SINGULARITY_SYPGPDIR")
     environment = programs.environment(HOME=work.folder, **dict.fromkeys(names, keys))
     # Local: no key server is asked, which has keys of everybody.
@@ -87,16 +86,35 @@ def _check_signatures(work: Work) -> None:
     _run(work, argv, environment)
 
 
-def _check_keyring(path: str) -> None:
-    """Raise NodeError where it is text: a key for other people, who import it."""
-    with open(path, "rb") as file:
-        first = file.read(1)
-    if first and first[0] < _PACKET:
+def _find_runtime() -> str:
+    program = programs.find(*RUNTIMES)
+    if not program:
+        raise MissingTool(
+            "signatures cannot be verified on this node",
+            why="it has neither Apptainer nor Singularity",
+            do="Administrators: install one of them, or change [policy] verify.",
+        )
+    return program
+
+
+def _read_keyring(path: str) -> bytes:
+    """Return the site's keyring. Raises NodeError where it cannot be read, or is none."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except OSError as error:
+        raise NodeError(
+            "[policy] keyring cannot be read",
+            why=str(error),
+            do=f"The account that fetches (uid {os.geteuid()}) has to be able to read it.",
+        ) from None
+    if content and content[0] < _PACKET:
         raise NodeError(
             "[policy] keyring is no keyring",
             why="it is text, such as a key that was exported with --armor",
             do="Administrators: `apptainer key import` makes a keyring of it.",
         )
+    return content
 
 
 def _run(work: Work, argv: list[str], environment: dict[str, str]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from hpcimg import health
+from hpcimg.convert import RUNTIMES, programs
 from hpcimg.slurm import health as slurm_health
 from tests.integration.checks import refused
 from tests.integration.test_node_trouble import AS_ROOT, mounted
@@ -42,6 +43,25 @@ def test_a_node_at_work_is_well(node: Node, url: str) -> None:
     assert "PROBLEM" not in done.stdout.replace("PROBLEM leases", "")
     for check in ("configuration", "cache", "state", "space", "packages", "clock", "imports"):
         assert f"ok      {check}: " in done.stdout
+
+
+@AS_ROOT
+def test_what_verifies_images(node: Node, open_folder: Path) -> None:
+    program = open_folder / "trusted"
+    program.write_text("#!/bin/sh\n")
+    node.configure(f"[policy]\nverify = {program}\n")
+    for mode in (0o700, 0o644):  # it is not root that runs it
+        program.chmod(mode)
+        [said] = problems(node)
+        assert said.startswith(f"PROBLEM verify: {program} cannot say whether an image is verified")
+    program.chmod(0o755)
+    assert problems(node) == []
+    assert f"ok      verify: images can be verified by {program}" in node.hpcimg("doctor").stdout
+    node.configure("[policy]\nverify = sif\nkeyring = /no/such/keyring\n")
+    [said] = problems(node)
+    why = "keyring cannot be read" if programs.find(*RUNTIMES) else "neither Apptainer nor"
+    assert said.startswith("PROBLEM verify: ")
+    assert why in said
 
 
 def test_the_short_form_asks_nobody(node: Node, url: str) -> None:

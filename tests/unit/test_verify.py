@@ -12,7 +12,7 @@ import pytest
 from hpcimg import formats
 from hpcimg.convert import programs
 from hpcimg.errors import MissingTool, NodeError, NotAllowed
-from hpcimg.verify import Work, verify
+from hpcimg.verify import Work, check_ready, verify
 from tests.parts import images
 
 pytestmark = pytest.mark.skipif(bool(images.missing()), reason=images.missing() or "-")
@@ -79,6 +79,16 @@ def test_who_signed_is_not_known(place: Place) -> None:
 def test_a_keyring_that_cannot_be_read(place: Place) -> None:
     with pytest.raises(NodeError, match=r"keyring cannot be read.*pgp-private"):
         place.verify(keyring=f"{place.keyring.parent}/pgp-private")
+
+
+def test_what_is_ready_to_verify(place: Place) -> None:
+    for keyring in ("", str(place.keyring)):
+        check_ready("sif", keyring)
+    check_ready(str(place.program), "")
+    with pytest.raises(NodeError, match="keyring cannot be read"):
+        check_ready("sif", f"{place.keyring}.not")
+    with pytest.raises(NodeError, match="cannot say whether"):
+        check_ready(str(place.work), "")
 
 
 def test_a_keyring_that_is_a_key_as_text(place: Place) -> None:
