@@ -90,8 +90,8 @@ def _convert(request: dict[str, Any], files: list[int], words: _Words) -> None:
     os.nice(_NICENESS)
     output, *layers = files
 
-    def tell(done: int, total: int) -> None:
-        words.say("progress", layer=None, bytes=done, total=total)
+    def tell(done: int, total: int, disk_bytes: int) -> None:
+        words.say("progress", bytes=done, total=total, beside=disk_bytes)
 
     convert(
         Work(uri=request["uri"], layers=tuple(layers), output=output, **request["settings"]), tell

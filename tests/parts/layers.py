@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hpcimg.convert.image import Work, convert
+from hpcimg.convert.progress import Tell
 from tests.parts.daemon import PATH, missing_commands
 
 TIME = 1_600_000_000
@@ -105,7 +106,7 @@ def converted(
     config: str = "{}",
     compression: str = "zstd:1",
     limit: int = 0,
-    tell: Callable[[int, int], None] = lambda _read, _total: None,
+    tell: Tell = lambda _done, _total, _disk: None,
 ) -> Path:
     """Convert layers to an image at a path; return the path."""
     folder_ = path.with_name(f"{path.name}.work")
