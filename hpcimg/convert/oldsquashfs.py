@@ -66,7 +66,7 @@ def _run(
 ) -> None:
     with (
         programs.listen() as words,
-        started(mksquashfs, argv, output, cwd=tree, words=words) as process,
+        started(mksquashfs, argv, output, words=words, cwd=tree) as process,
     ):
         while True:
             try:
@@ -93,7 +93,7 @@ def _known(mksquashfs: Mksquashfs, compression: str) -> str:
 
 
 def _move(output: int, offset: int) -> None:
-    """Move what is in a file to an offset, from the end on: it needs no room besides."""
+    """Move what is in a file behind zeros, from its end on: that needs no room besides."""
     at = os.fstat(output).st_size
     while at:
         size = min(_CHUNK, at)
@@ -102,3 +102,4 @@ def _move(output: int, offset: int) -> None:
         while data:
             written = os.pwrite(output, data, at + offset + size - len(data))
             data = data[written:]
+    os.pwrite(output, bytes(offset), 0)

@@ -93,7 +93,7 @@ def pack(
     argv += ["-offset", str(offset), *options(compression)]
     with (
         programs.listen() as words,
-        started(mksquashfs, argv, output, cwd="/", words=words) as process,
+        started(mksquashfs, argv, output, words=words, stdin=subprocess.PIPE) as process,
     ):
         assert process.stdin
         with contextlib.suppress(OSError):
@@ -113,9 +113,15 @@ def pack(
 
 @contextmanager
 def started(
-    mksquashfs: Mksquashfs, argv: list[str], output: int, *, cwd: str, words: IO[Any]
+    mksquashfs: Mksquashfs,
+    argv: list[str],
+    output: int,
+    *,
+    words: IO[Any],
+    cwd: str = "/",
+    stdin: int = subprocess.DEVNULL,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run mksquashfs with a pipe to it; it is gone at the end, killed where that is an error."""
+    """Run mksquashfs; it is gone at the end, and killed where that is an error."""
     os.ftruncate(output, 0)
     processors = len(os.sched_getaffinity(0))
     with subprocess.Popen(
@@ -124,7 +130,7 @@ def started(
             "-processors", str(processors), "-mem", f"{_memory_mib(processors)}M",
         ],
         bufsize=0,
-        stdin=subprocess.PIPE,
+        stdin=stdin,
         stdout=subprocess.DEVNULL,
         stderr=words,
         cwd=cwd,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -35,12 +36,13 @@ def missing() -> str:
 
 
 def put(folder: Path, version: str) -> Path:
-    """Make the mksquashfs of that version, 4.3 or 4.4, in an empty folder; return its path."""
+    """Put the mksquashfs of that version, 4.3 or 4.4, into a folder; return its path."""
     path = folder / "mksquashfs"
     if version == "4.4":
-        path.symlink_to(PROGRAM)
+        shutil.copy(PROGRAM, path)
     else:
-        path.write_text(_LIKE_4_3.replace("$program", str(PROGRAM)))
+        program = shutil.copy(PROGRAM, folder / "mksquashfs-4.4")
+        path.write_text(_LIKE_4_3.replace("$program", str(program)))
         path.chmod(0o755)
     return path
 
