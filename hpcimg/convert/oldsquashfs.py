@@ -19,6 +19,9 @@ from hpcimg.convert.squashfs import Mksquashfs, explain, options, started
 from hpcimg.convert.unpack import Folder
 
 _HAS_OFFSET = (4, 4)
+# To find equal files, these versions read back what they may not have written yet, and then end
+# with "uncompress failed". It also takes several times as long where many are of one size.
+_NO_DUPLICATES = "-no-duplicates"
 _ALWAYS_THERE = "gzip:1"
 _CHUNK = 1 << 20
 _LOOK_EVERY_S = 1.0
@@ -47,7 +50,7 @@ def pack(
             fill(files)
             files.end()
         ready = mksquashfs.version >= _HAS_OFFSET
-        argv = [".", f"/proc/self/fd/{output}", "-exit-on-error", "-pf", pseudo]
+        argv = [".", f"/proc/self/fd/{output}", "-exit-on-error", "-pf", pseudo, _NO_DUPLICATES]
         argv += ["-offset", str(offset)] if ready else []
         argv += options(_known(mksquashfs, compression))
         _run(mksquashfs, argv, output, tree, uri=uri, packed=packed)

@@ -23,8 +23,9 @@ class Progress:
         self._tell = tell
         self._sizes = [layer.size_bytes for layer in layers]
         self._total = sum(self._sizes) * (2 if apart else 1)
-        self._most = -1
+        self._done = 0
         self._disk_bytes = 0
+        self._told = -1, 0
         self._next = 0.0
 
     def of(self, number: int, receiver: Receiver) -> Callable[[int], None]:
@@ -48,7 +49,9 @@ class Progress:
         self._say(self._total)
 
     def _say(self, done: int) -> None:
-        now = time.monotonic()
-        if now >= self._next and done > self._most:
-            self._most, self._next = done, now + _TELL_EVERY_S
-            self._tell(done, self._total, self._disk_bytes)
+        # What is read again is no progress, but may be written to the disk.
+        self._done = max(self._done, done)
+        known, now = (self._done, self._disk_bytes), time.monotonic()
+        if now >= self._next and known != self._told:
+            self._told, self._next = known, now + _TELL_EVERY_S
+            self._tell(self._done, self._total, self._disk_bytes)

@@ -57,13 +57,16 @@ def find_mksquashfs() -> Mksquashfs:
     path = programs.find("mksquashfs")
     if not path:
         raise _missing("this node has no mksquashfs")
-    done = subprocess.run(
-        [path, "-version"],
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
-        env=programs.environment(),
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [path, "-version"],
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            env=programs.environment(),
+            check=False,
+        )
+    except OSError as error:
+        raise _missing(f"{path} does not run: {error.strerror}") from error
     if done.returncode in _KILLED:
         raise Interrupted(f"{path} could not be asked for its version", why=_WHY_KILLED)
     said = re.search(rb"version (\d+)\.(\d+)", done.stdout)

@@ -64,6 +64,15 @@ def test_a_mksquashfs_that_is_too_old(
     assert "install squashfs-tools, 4.5 or newer is best, 4.3 the oldest" in said
 
 
+def test_a_mksquashfs_for_another_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake(tmp_path, monkeypatch, mksquashfs="")
+    (tmp_path / "mksquashfs").write_bytes(b"\x7fELF" + bytes(60))
+    said = refused(tmp_path / "image", MissingTool, layer(file("a")))
+    assert "mksquashfs does not run: Exec format error" in said
+
+
 def test_mksquashfs_is_killed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That says nothing about what it can do."""
     fake(tmp_path, monkeypatch, mksquashfs="kill -9 $$")
