@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults.disk import CannotMount, Disk, small_disk
 from tests.faults.invariants import check_images, check_no_leftovers
-from tests.parts import images, oldsquashfs
+from tests.parts import images
 from tests.parts.images import read_from_image
 from tests.parts.ociimages import make_layer, push_image
 from tests.parts.oldsquashfs import NodeWithOldSquashfs
@@ -17,7 +17,7 @@ from tests.parts.registry import Registry
 
 MIB = 1 << 20
 DISK = "24M"
-MISSING = oldsquashfs.missing() or images.missing() or Registry.missing()
+MISSING = NodeWithOldSquashfs.missing() or images.missing() or Registry.missing()
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING or "-")
 
 

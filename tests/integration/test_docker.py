@@ -18,7 +18,7 @@ from hpcimg.cache import inflight
 from hpcimg.cache.layout import Layout
 from tests.integration.checks import let_pass, refused, staged, together
 from tests.integration.conftest import MakeSif, Start
-from tests.parts import images, layers, oldsquashfs
+from tests.parts import images, layers
 from tests.parts.daemon import PartError, wait_until
 from tests.parts.images import read_from_image
 from tests.parts.node import Node, Task
@@ -29,6 +29,9 @@ from tests.parts.registry import MANIFEST, Registry
 from tests.parts.webserver import WebServer
 
 HOUR = 3600
+NEEDS_OLD = pytest.mark.skipif(
+    bool(NodeWithOldSquashfs.missing()), reason=NodeWithOldSquashfs.missing() or "-"
+)
 
 
 @pytest.fixture(scope="module")
@@ -273,8 +276,13 @@ def test_a_site_that_changes_the_format(repository: Repository, node: Node) -> N
     assert len(node.images()) == 2
 
 
-def test_a_conversion_that_is_killed(repository: Repository, node: Node, start: Start) -> None:
+@pytest.mark.parametrize("kind", [Node, pytest.param(NodeWithOldSquashfs, marks=NEEDS_OLD)])
+def test_a_conversion_that_is_killed(
+    registry: Registry, open_folder: Path, start: Start, kind: type[Node]
+) -> None:
     """Nothing is left, and the next job need not fetch again."""
+    node, repository = kind(open_folder), Repository(registry)
+    configure(node, registry)
     big = layer({"big": os.urandom(40_000_000)})
     repository.push(big)
     layout = Layout(str(node.cache), str(node.state))
@@ -340,8 +348,7 @@ def test_a_program_is_told_which_manifest_it_is(
 # Where mksquashfs reads no archives
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to put another mksquashfs in its place")
-@pytest.mark.skipif(bool(oldsquashfs.missing()), reason=oldsquashfs.missing() or "-")
+@NEEDS_OLD
 @pytest.mark.parametrize("format", ["sif", "squashfs"])
 def test_an_old_mksquashfs(registry: Registry, open_folder: Path, format: str) -> None:
     node = NodeWithOldSquashfs(open_folder)

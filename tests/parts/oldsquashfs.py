@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -49,6 +50,13 @@ def put(folder: Path, version: str) -> Path:
 
 class NodeWithOldSquashfs(Node):
     """A node whose mksquashfs is an old one. Needs root."""
+
+    @staticmethod
+    def missing() -> str:
+        """Return a sentence that says what this host lacks, or an empty string."""
+        if os.geteuid() != 0:
+            return "needs root, to put another mksquashfs in its place"
+        return missing()
 
     def start_prolog(self, job: int | str, comment: str | None) -> subprocess.Popen[str]:
         """Start Prolog where the old program is in the place of the machine's, and only there."""
