@@ -27,8 +27,8 @@ _BLOCK = 4096  # what a file takes on the disk besides its content, about
 _MOST_NAME_BYTES = 4093
 # mksquashfs, and what removes the folder, have each folder of a path open at a time.
 _MOST_FOLDERS = 250
-# Limits of file systems: links to one file, the length of a symbolic link, an empty one.
-_LIMITS = (errno.EMLINK, errno.ENAMETOOLONG, errno.ENOENT, errno.EILSEQ)
+# Limits of file systems: links to one file, the length of a symbolic link, letters of names.
+_LIMITS = (errno.EMLINK, errno.ENAMETOOLONG, errno.EILSEQ)
 
 
 class Folder:
@@ -67,7 +67,8 @@ class Folder:
         """Add a member; `content` yields `size` bytes."""
         if len(name) > _MOST_NAME_BYTES or name.count(b"/") > _MOST_FOLDERS:
             raise self._refused(name, "it is too long, or in too many folders")
-        self.disk_bytes += _BLOCK
+        if kind != DIRECTORY:  # which count where they are made
+            self.disk_bytes += _BLOCK
         try:
             if kind == DIRECTORY:
                 self._enter(name)
@@ -155,6 +156,7 @@ class Folder:
                 opened = os.open(part, _FOLDER, dir_fd=above)
             except FileNotFoundError:
                 os.mkdir(part, _OPEN, dir_fd=above)
+                self.disk_bytes += _BLOCK
                 opened = os.open(part, _FOLDER, dir_fd=above)
             self._open.append(opened)
             self._at.append(part)
@@ -169,7 +171,7 @@ class Folder:
         return NotAnImage(
             f"{self._uri} cannot be converted on this node",
             why=f"it cannot unpack {shown(name)}: {why}",
-            do="Build the image again, or use another one.",
+            do="Use another image, or ask the administrators for squashfs-tools 4.5 or newer.",
         )
 
 

@@ -62,7 +62,8 @@ def test_files_fill_the_disk(
     task = node.task(1)
     assert task.code == 1
     assert node.record(1)["class"] == "transient", task.printed
-    assert "the disk of this node filled up" in task.printed
+    assert "the disk of this node filled up while" in task.printed
+    assert "lab/small:1 was converted" in task.printed
     check_images(node)
     check_no_leftovers(node)
     task = node.stage(2, push(registry, "2", {"a": b"1"}))
