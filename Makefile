@@ -24,10 +24,11 @@ help:
 	@echo "make install           install to PREFIX ($(PREFIX)), below DESTDIR if set"
 
 # The virtual environment, made anew when its ingredients change.
-.venv/ready: setup.cfg tests/install-packages
+.venv/ready: setup.cfg tests/install-packages tests/fetch-old-squashfs
 	tests/install-packages
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hpcimg needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
+	tests/fetch-old-squashfs .venv/squashfs-tools-4.4
 	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
 	$(BIN)/python -m compileall -q hpcimg
 	touch $@
@@ -55,7 +56,7 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	shellcheck prolog/* epilog/* bin/* tests/install-packages tests/parts/*.sh tests/soak/*.sh tests/matrix/*.sh .ci/run
+	shellcheck prolog/* epilog/* bin/* tests/install-packages tests/fetch-old-squashfs tests/parts/*.sh tests/soak/*.sh tests/matrix/*.sh .ci/run
 
 bench: .venv/ready
 	$(BIN)/python -m bench.warm_hit

@@ -36,6 +36,7 @@ _FETCH_BYTES = 1 << 30
 _CONVERT_BYTES = 8 << 30
 _PROCESSOR_BYTES = 64 << 20
 _SLACK_BYTES = 64 << 20
+_DONE = {"fetch": "fetched", "convert": "converted", "verify": "verified"}
 _NICENESS = 10  # the node's other jobs go first
 
 
@@ -59,7 +60,7 @@ def main() -> NoReturn:
         why = f"to {request['work']} it takes more memory than this node gives to one image"
         words.say("error", **TooLarge(f"{uri} is too large", why=why).to_dict())
     except OSError as error:
-        words.say("error", **_explain(error, uri, request["image_bytes"]).to_dict())
+        words.say("error", **_explain(error, request).to_dict())
     except ModuleNotFoundError as error:
         words.say("error", **MissingTool.of_package(error).to_dict())
     except Exception as error:
@@ -90,8 +91,8 @@ def _convert(request: dict[str, Any], files: list[int], words: _Words) -> None:
     os.nice(_NICENESS)
     output, *layers = files
 
-    def tell(done: int, total: int) -> None:
-        words.say("progress", layer=None, bytes=done, total=total)
+    def tell(done: int, total: int, disk_bytes: int) -> None:
+        words.say("progress", bytes=done, total=total, beside=disk_bytes)
 
     convert(
         Work(uri=request["uri"], layers=tuple(layers), output=output, **request["settings"]), tell
@@ -116,13 +117,13 @@ def _give_up_rights(request: dict[str, Any], words: _Words, memory_bytes: int) -
     words.end_without_parent()
 
 
-def _explain(error: OSError, uri: str, image_bytes: int) -> HpcimgError:
+def _explain(error: OSError, request: dict[str, Any]) -> HpcimgError:
+    uri, done = request["uri"], _DONE[request["work"]]
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoRoom(f"the disk of this node filled up while {uri} was fetched")
+        return NoRoom(f"the disk of this node filled up while {uri} was {done}")
     if error.errno == errno.EFBIG:
-        return TooLarge(
-            f"{uri} is too large", why=f"this node takes images up to {format_size(image_bytes)}"
-        )
+        most = format_size(request["image_bytes"])
+        return TooLarge(f"{uri} is too large", why=f"this node takes images up to {most}")
     return CacheUnusable(f"{uri} could not be written to the cache", why=error.strerror or "")
 
 

@@ -114,6 +114,8 @@ Files = Sequence[int | None]
 Offered = Callable[[Offer], Files | None]
 Arrived = Callable[[int, Fetched], None]
 Progress = Callable[[str, int, int | None], None]
+# Bytes that are done, and all; the bytes that are on the disk besides the image's.
+Converting = Callable[[int, int | None, int], None]
 
 
 class Fetch(Protocol):
@@ -153,11 +155,10 @@ class Convert(Protocol):
     """Make one image file of an image's layers."""
 
     def __call__(
-        self, descriptor: int, *, image_config: str, layers: Sequence[int], progress: Progress
+        self, descriptor: int, *, image_config: str, layers: Sequence[int], progress: Converting
     ) -> Fetched:
         """Write it to the empty file `descriptor`; return what is in there.
 
         `image_config` and `layers` are as an Offer has them, the layers as
-        descriptors. `progress` is called with the bytes of the layers that were read,
-        and may raise. Raises HpcimgError.
+        descriptors. `progress` may raise. Raises HpcimgError.
         """

@@ -17,6 +17,7 @@ from hpcimg.errors import from_dict
 from hpcimg.fetching import (
     Arrived,
     Blob,
+    Converting,
     Declined,
     Fetched,
     Gathered,
@@ -82,7 +83,7 @@ def convert(
     deadline: float,
     image_bytes: int,
     layers: Sequence[int],
-    progress: Progress,
+    progress: Converting,
 ) -> Fetched:
     """Convert in a worker that runs as `account` (None: as we do).
 
@@ -99,10 +100,11 @@ def convert(
                 {"settings": settings, "image_bytes": image_bytes},
                 [descriptor, *layers],
             )
-            done, total = 0, None
+            done, total, beside = 0, None, 0
             while (said := _hear(worker))["say"] != "done":
-                done, total = said.get("bytes", done), said.get("total", total)
-                progress("converting", done, total)
+                if said["say"] == "progress":
+                    done, total, beside = said["bytes"], said["total"], said["beside"]
+                progress(done, total, beside)
         finally:
             worker.end()
             if account is not None:

@@ -30,6 +30,7 @@ from hpcimg.errors import (
 )
 from hpcimg.fetching import (
     Arrived,
+    Converting,
     Fetched,
     Files,
     Offer,
@@ -260,7 +261,7 @@ def _ensure(
         )
 
     def convert(
-        descriptor: int, *, image_config: str, layers: Sequence[int], progress: Progress
+        descriptor: int, *, image_config: str, layers: Sequence[int], progress: Converting
     ) -> Fetched:
         with store.work_folder(cache.layout, way.account.uid if way.account else None) as folder:
             return parent.convert(

@@ -114,13 +114,19 @@ class Arrival(ExitStack):
         if self._inflight.update(phase, done, total) and total is None:
             self._make_room(0)
 
-    def converting(self, phase: str, done: int, total: int | None) -> None:
-        """Hear of a conversion's progress; raise where it cannot go on."""
+    def converting(self, done: int, total: int | None, beside: int) -> None:
+        """Hear of a conversion's progress; raise where it cannot go on.
+
+        `beside` is what it has on the disk besides the image, which nobody could foresee.
+        """
         size = os.fstat(self.descriptor).st_size
         self._check_size(size)
-        self._tell(phase, done, total)
+        self._tell("converting", done, total)
         coming = max(0, self._converted_size - size)
-        if self._inflight.update(phase, done, total, written=size, coming=coming) and not coming:
+        put_down = self._inflight.update(
+            "converting", done, total, written=size + beside, coming=coming
+        )
+        if put_down and (beside or not coming):
             self._make_room(0)
 
     def convert(self, convert: Convert) -> Entry:
@@ -130,7 +136,7 @@ class Arrival(ExitStack):
         layers = self._blobs.readable()
         self._blobs.release()
         self._inflight.later = 0
-        self.converting("converting", 0, None)
+        self.converting(0, None, 0)
         fetched = convert(
             self.descriptor,
             image_config=self.offer.config,

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import re
-import shutil
-import subprocess
 import time
 
 from hpcimg import health, history
 from hpcimg.cache import inflight
 from hpcimg.cache.layout import Layout
 from hpcimg.cli import output
-from hpcimg.errors import printable
+from hpcimg.convert import RUNTIMES, programs, squashfs
+from hpcimg.errors import HpcimgError, printable
 from hpcimg.health import NOTE, OK, PROBLEM, Finding
 from hpcimg.slurm import health as slurm_health
 from hpcimg.slurm import query
@@ -26,7 +24,6 @@ Run it as root. With --node it says nothing where all is well, asks neither the
 network nor Slurm, and takes less than a second: for health checks that run
 often, such as LBNL NHC's check_cmd_status or Slurm's HealthCheckProgram."""
 
-_MKSQUASHFS_SINCE = (4, 5)
 _RECENT_S = 3600.0
 
 
@@ -71,30 +68,24 @@ def _imported() -> Finding:
 
 def _tools() -> list[Finding]:
     """Look for what converts images in layers; a site that has none may do without."""
-    found = []
-    for names in (("mksquashfs",), ("zstd",), ("apptainer", "singularity")):
-        paths = [path for path in map(shutil.which, names) if path]
-        if not paths:
-            found.append(Finding("tools", NOTE, f"there is no {' or '.join(names)}"))
-            continue
-        version = _version(paths[0]) if names == ("mksquashfs",) else _MKSQUASHFS_SINCE
-        if version < _MKSQUASHFS_SINCE:
-            why = f"it is {'.'.join(map(str, version)) or 'unknown'}, 4.5 is needed"
-            found.append(Finding("tools", NOTE, f"{paths[0]} is too old to convert images", why))
-        else:
-            found.append(Finding("tools", OK, paths[0]))
+    found = [_mksquashfs()]
+    for names in (("zstd",), RUNTIMES):
+        path = programs.find(*names)
+        what = path or f"there is no {' or '.join(names)}"
+        found.append(Finding("tools", OK if path else NOTE, what))
     return found
 
 
-def _version(mksquashfs: str) -> tuple[int, ...]:
+def _mksquashfs() -> Finding:
     try:
-        done = subprocess.run(
-            [mksquashfs, "-version"], capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ()
-    match = re.search(r"version (\d+)\.(\d+)", done.stdout)
-    return (int(match[1]), int(match[2])) if match else ()
+        found = squashfs.find_mksquashfs()
+    except HpcimgError as error:
+        return Finding("tools", NOTE, error.what, error.why)
+    if found.reads_tar:
+        return Finding("tools", OK, found.path)
+    what = f"{found.path} is {found.version[0]}.{found.version[1]}, which reads no archives"
+    why = "images in layers are unpacked on the cache's disk to be converted, which takes longer"
+    return Finding("tools", NOTE, what, why)
 
 
 def _leftovers(layout: Layout) -> Finding:

@@ -1,8 +1,8 @@
 """Turning the layers of an OCI or Docker image into one SIF or squashfs file.
 
-Nothing is unpacked on disk: `hpcimg.convert.image` merges the layers into one tar
-stream, which mksquashfs reads. All of it runs without root's rights but
-`pick_format`. What the file holds is described in docs/converted-images.md.
+`hpcimg.convert.image` merges the layers into one tar stream, which mksquashfs reads;
+nothing is unpacked on disk, but for an old mksquashfs. All of it runs without root's
+rights but `pick_format`. What the file holds is described in docs/converted-images.md.
 """
 
 from __future__ import annotations

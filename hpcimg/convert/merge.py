@@ -1,4 +1,4 @@
-"""Merging the layers of an image, highest first, into one stream of members.
+"""Merging the layers of an image, highest first, into one row of members.
 
 OCI image specification, layer.md, "Applying Changesets". What lies lower is
 known to be hidden before it is read, so that it is never written; what is left
@@ -13,7 +13,7 @@ from typing import NamedTuple, NoReturn
 
 from hpcimg.convert import sparse
 from hpcimg.convert.layers import Layer, Reader
-from hpcimg.convert.stream import Stream
+from hpcimg.convert.receiver import Receiver
 from hpcimg.convert.tar import (
     DEVICE,
     DIRECTORY,
@@ -80,11 +80,11 @@ class Merge:
     one; without that, they raise Repeated.
     """
 
-    def __init__(self, tree: Tree, stream: Stream, limits: Limits, *, careful: bool) -> None:
+    def __init__(self, tree: Tree, receiver: Receiver, limits: Limits, *, careful: bool) -> None:
         self.tree = tree
         # Attributes of directories: mode and time of modification.
         self.directories: dict[bytes, tuple[int, int]] = {}
-        self._stream = stream
+        self._receiver = receiver
         self._limits = limits
         self._careful = careful
         self._budget = _Budget(limits.uri)
@@ -118,7 +118,7 @@ class Merge:
         first, *others = names
         if member.kind == FILE:
             limit = self._limits.content_bytes
-            if limit and self._stream.content_bytes + member.size > limit:
+            if limit and self._receiver.content_bytes + member.size > limit:
                 raise TooLarge(
                     f"{self._limits.uri} is too large",
                     why=f"its files are more than {limit} bytes",
@@ -129,7 +129,7 @@ class Merge:
                 content = sparse.content(member.segments, member.size, reader)
         else:
             content = iter(())
-        self._stream.add(
+        self._receiver.add(
             member.kind, first, mode=member.mode, mtime=member.mtime, size=member.size,
             target=member.target, content=content,
         )  # fmt: skip
@@ -138,7 +138,7 @@ class Merge:
     def link(self, names: list[bytes], target: bytes, member: Member) -> None:
         """Write hard links to what was written."""
         for name in names:
-            self._stream.add(LINK, name, mode=member.mode, mtime=member.mtime, target=target)
+            self._receiver.add(LINK, name, mode=member.mode, mtime=member.mtime, target=target)
 
     def want(self, target: bytes, names: list[bytes]) -> None:
         """Let hard links wait for their target in the layers below this one."""

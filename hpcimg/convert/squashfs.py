@@ -1,4 +1,8 @@
-"""Packing a tar stream into a squashfs file system: mksquashfs of squashfs-tools 4.5 or newer."""
+"""Packing a merged image into a squashfs file system, by mksquashfs.
+
+That of squashfs-tools 4.5 or newer reads archives, and gets one through a pipe;
+`hpcimg.convert.oldsquashfs` is for those before.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,12 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, Any, NamedTuple
 
 from hpcimg.convert import programs
+from hpcimg.convert.receiver import Receiver
 from hpcimg.convert.stream import Stream
 from hpcimg.errors import (
     HpcimgError,
@@ -22,48 +29,62 @@ from hpcimg.errors import (
     TooLarge,
 )
 
+_OLDEST = (4, 3)
 _READS_TAR = (4, 5)
+# To find equal files, those before read back what they may not have written yet, and then end with
+# "uncompress failed". They also take several times as long where many files are of one size.
+_FINDS_DUPLICATES = (4, 6)
 _PIPE_BYTES = 1 << 20
 _MEMORY_MIB, _MEMORY_MIB_EACH = 512, 32
 _KILLED = (-signal.SIGKILL, -signal.SIGTERM)  # exit codes as subprocess has them
 _WHY_KILLED = "it was killed, by somebody or for want of memory"
 
 
-def find_mksquashfs() -> str:
-    """Return the path of mksquashfs. Raises MissingTool where it cannot read tar archives.
+class Mksquashfs(NamedTuple):
+    """The program, and which one it is."""
 
-    Raises Interrupted where it is killed before it says so.
+    path: str
+    version: tuple[int, int]
+
+    @property
+    def reads_tar(self) -> bool:
+        """Tell whether it takes an archive rather than a folder."""
+        return self.version >= _READS_TAR
+
+
+def find_mksquashfs() -> Mksquashfs:
+    """Return the node's mksquashfs. Raises MissingTool where it has none, or a too old one.
+
+    Raises Interrupted where it is killed before it says its version.
     """
     path = programs.find("mksquashfs")
     if not path:
         raise _missing("this node has no mksquashfs")
-    done = subprocess.run(
-        [path, "-version"],
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
-        env=programs.environment(),
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [path, "-version"],
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            env=programs.environment(),
+            check=False,
+        )
+    except OSError as error:
+        raise _missing(f"{path} does not run: {error.strerror}") from error
     if done.returncode in _KILLED:
         raise Interrupted(f"{path} could not be asked for its version", why=_WHY_KILLED)
     said = re.search(rb"version (\d+)\.(\d+)", done.stdout)
     if not said:
         raise _missing(f"{path} does not say its version")
-    if (int(said[1]), int(said[2])) < _READS_TAR:
-        raise _missing(f"{path} is {said[1].decode()}.{said[2].decode()}, which reads no archives")
-    return path
-
-
-def options(compression: str) -> list[str]:
-    """Return mksquashfs' options for `[stage] compression`, NAME or NAME:LEVEL."""
-    name, _, level = compression.partition(":")
-    return ["-comp", name, *(["-Xcompression-level", level] if level else [])]
+    version = int(said[1]), int(said[2])
+    if version < _OLDEST:
+        raise _missing(f"{path} is {version[0]}.{version[1]}, which is too old")
+    return Mksquashfs(path, version)
 
 
 def pack(
-    mksquashfs: str,
+    mksquashfs: Mksquashfs,
     output: int,
-    fill: Callable[[Stream], None],
+    fill: Callable[[Receiver], None],
     *,
     compression: str,
     offset: int,
@@ -71,30 +92,14 @@ def pack(
 ) -> None:
     """Write a squashfs at an offset of the open file `output` from what `fill` adds.
 
-    Raises HpcimgError, and what `fill` raises.
+    For a mksquashfs that reads archives. Raises HpcimgError, and what `fill` raises.
     """
-    os.ftruncate(output, 0)
-    processors = len(os.sched_getaffinity(0))
-    argv = [
-        mksquashfs, "-", f"/proc/self/fd/{output}", "-tar", "-noappend", "-all-root", "-no-xattrs",
-        "-no-progress", "-quiet", "-root-mode", "755", "-offset", str(offset),
-        "-processors", str(processors), "-mem", f"{_memory_mib(processors)}M",
-        *options(compression),
-    ]  # fmt: skip
     whole = False
+    argv = ["-", f"/proc/self/fd/{output}", "-tar", "-quiet", "-root-mode", "755"]
+    argv += ["-offset", str(offset), *options(compression)]
     with (
         programs.listen() as words,
-        subprocess.Popen(
-            argv,
-            bufsize=0,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=words,
-            cwd="/",
-            env=programs.environment(),
-            pass_fds=(output,),
-            preexec_fn=programs.die_with_parent(),  # noqa: PLW1509
-        ) as process,
+        started(mksquashfs, argv, output, words=words, stdin=subprocess.PIPE) as process,
     ):
         assert process.stdin
         with contextlib.suppress(OSError):
@@ -106,18 +111,56 @@ def pack(
             whole = True
         except BrokenPipeError:
             pass  # it ended; why is looked at below
-        except BaseException:
-            process.kill()
-            raise
         process.stdin.close()
         code = process.wait()
         if code or not whole:
-            raise explain("mksquashfs", code, programs.last_words(words), uri)
+            raise explain(code, programs.last_words(words), uri)
 
 
-def explain(program: str, code: int, said: str, uri: str) -> HpcimgError:
-    """Return the error for a program that failed."""
-    what = f"{program} could not convert {uri}"
+@contextmanager
+def started(
+    mksquashfs: Mksquashfs,
+    argv: list[str],
+    output: int,
+    *,
+    words: IO[Any],
+    cwd: str = "/",
+    stdin: int = subprocess.DEVNULL,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run mksquashfs; it is gone at the end, and killed where that is an error."""
+    os.ftruncate(output, 0)
+    processors = len(os.sched_getaffinity(0))
+    duplicates = [] if mksquashfs.version >= _FINDS_DUPLICATES else ["-no-duplicates"]
+    with subprocess.Popen(
+        [
+            mksquashfs.path, *argv, *duplicates, "-noappend", "-all-root", "-no-xattrs",
+            "-no-progress", "-processors", str(processors), "-mem", f"{_memory_mib(processors)}M",
+        ],
+        bufsize=0,
+        stdin=stdin,
+        stdout=subprocess.DEVNULL,
+        stderr=words,
+        cwd=cwd,
+        env=programs.environment(),
+        pass_fds=(output,),
+        preexec_fn=programs.die_with_parent(),  # noqa: PLW1509
+    ) as process:  # fmt: skip
+        try:
+            yield process
+        except BaseException:
+            process.kill()
+            raise
+
+
+def options(compression: str) -> list[str]:
+    """Return mksquashfs' options for `[stage] compression`, NAME or NAME:LEVEL."""
+    name, _, level = compression.partition(":")
+    return ["-comp", name, *(["-Xcompression-level", level] if level else [])]
+
+
+def explain(code: int, said: str, uri: str) -> HpcimgError:
+    """Return the error for a mksquashfs that failed."""
+    what = f"mksquashfs could not convert {uri}"
     if "No space left on device" in said or "quota exceeded" in said:
         return NoRoom(f"the disk of this node filled up while {uri} was converted")
     if -code == signal.SIGXFSZ or "file too large" in said.lower():
@@ -147,5 +190,5 @@ def _missing(why: str) -> MissingTool:
     return MissingTool(
         "images cannot be converted on this node",
         why=why,
-        do="Administrators: install squashfs-tools 4.5 or newer.",
+        do="Administrators: install squashfs-tools, 4.5 or newer is best, 4.3 the oldest.",
     )

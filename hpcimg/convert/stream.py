@@ -32,6 +32,7 @@ class Stream:
         self._pieces: list[bytes] = []
         self._waiting = 0
         self.content_bytes = 0
+        self.disk_bytes = 0  # and so it stays
 
     def add(
         self,

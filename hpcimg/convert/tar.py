@@ -90,6 +90,8 @@ def members(reader: Reader) -> Iterator[Member]:
             size, end = 0, reader.position
             if known in (LINK, SYMLINK):
                 target = extended.get(b"linkpath") or block[157:257].partition(b"\0")[0]
+                if not target:
+                    raise layer.refused(f"the link {shown(name)} in it leads nowhere")
                 target = plain(target, layer) if known == LINK else _checked(target, layer)
         mode = _number(block[100:108], layer) & 0o7777
         mtime = _number(block[136:148], layer)

@@ -18,16 +18,20 @@ from hpcimg.cache import inflight
 from hpcimg.cache.layout import Layout
 from tests.integration.checks import let_pass, refused, staged, together
 from tests.integration.conftest import MakeSif, Start
-from tests.parts import images
+from tests.parts import images, layers
 from tests.parts.daemon import PartError, wait_until
 from tests.parts.images import read_from_image
 from tests.parts.node import Node, Task
 from tests.parts.ociimages import Layer, make_layer, push_image, push_index
+from tests.parts.oldsquashfs import NodeWithOldSquashfs
 from tests.parts.processes import descendants, gone
 from tests.parts.registry import MANIFEST, Registry
 from tests.parts.webserver import WebServer
 
 HOUR = 3600
+NEEDS_OLD = pytest.mark.skipif(
+    bool(NodeWithOldSquashfs.missing()), reason=NodeWithOldSquashfs.missing() or "-"
+)
 
 
 @pytest.fixture(scope="module")
@@ -272,8 +276,13 @@ def test_a_site_that_changes_the_format(repository: Repository, node: Node) -> N
     assert len(node.images()) == 2
 
 
-def test_a_conversion_that_is_killed(repository: Repository, node: Node, start: Start) -> None:
+@pytest.mark.parametrize("kind", [Node, pytest.param(NodeWithOldSquashfs, marks=NEEDS_OLD)])
+def test_a_conversion_that_is_killed(
+    registry: Registry, open_folder: Path, start: Start, kind: type[Node]
+) -> None:
     """Nothing is left, and the next job need not fetch again."""
+    node, repository = kind(open_folder), Repository(registry)
+    configure(node, registry)
     big = layer({"big": os.urandom(40_000_000)})
     repository.push(big)
     layout = Layout(str(node.cache), str(node.state))
@@ -334,3 +343,29 @@ def test_a_program_is_told_which_manifest_it_is(
     holds(node.stage(1, repository.comment()), BASE)
     repository.push(layer(TOP), tag="2")
     refused(node, 2, repository.comment(":2"), "NotAllowed", "it is sha256:")
+
+
+# Where mksquashfs reads no archives
+
+
+@NEEDS_OLD
+@pytest.mark.parametrize("format", ["sif", "squashfs"])
+def test_an_old_mksquashfs(registry: Registry, open_folder: Path, format: str) -> None:
+    node = NodeWithOldSquashfs(open_folder)
+    configure(node, registry, f"[stage]\nformat = {format}\n")
+    repository = Repository(registry)
+    data = layers.layer(
+        layers.folder("shut", mode=0), layers.file("shut/x", b"1", mode=0o4111),
+        layers.file("bin/tool", b"old"), layers.file("etc/gone"),
+    )  # fmt: skip
+    upper = layer(TOP)
+    repository.push(upper._replace(data=data), upper)
+    task = node.stage(1, repository.comment())
+    holds(task, {"bin/tool": b"new\n", "shut/x": b"1"})
+    with pytest.raises(PartError, match="no file"):
+        read_from_image(task.image, "etc/gone")
+    modes = {line.split()[-1]: line.split()[0] for line in layers.listing(task.image)}
+    assert modes["squashfs-root/shut"] == "d---------"
+    assert modes["squashfs-root/shut/x"] == "---s--x--x"
+    assert task.image.suffix == f".{format}"
+    assert node.leftovers() == []

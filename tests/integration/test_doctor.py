@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from hpcimg import health
+from hpcimg.cli.main import main
 from hpcimg.convert import RUNTIMES, programs
 from hpcimg.slurm import health as slurm_health
 from tests.integration.checks import refused
@@ -62,6 +63,36 @@ def test_what_verifies_images(node: Node, open_folder: Path) -> None:
     why = "keyring cannot be read" if programs.find(*RUNTIMES) else "neither Apptainer nor"
     assert said.startswith("PROBLEM verify: ")
     assert why in said
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        ("4.5", "ok      tools: {}\n"),
+        ("4.4", "note    tools: {} is 4.4, which reads no archives: images in layers are unpacked"),
+        (
+            "4.2",
+            "note    tools: images cannot be converted on this node: {} is 4.2, which is too old",
+        ),
+    ],
+)
+def test_which_mksquashfs_there_is(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    node: Node,
+    version: str,
+    said: str,
+) -> None:
+    tool = node.folder / "mksquashfs"
+    tool.write_text(f"#!/bin/sh\necho mksquashfs version {version}\n")
+    tool.chmod(0o755)
+    monkeypatch.setattr(programs, "PATH", str(node.folder))
+    monkeypatch.setenv("HPCIMG_CONF", str(node.conf))
+    main(["doctor"])
+    printed = capsys.readouterr().out
+    assert said.format(tool) in printed
+    assert "note    tools: there is no zstd\n" in printed
+    assert "note    tools: there is no apptainer or singularity\n" in printed
 
 
 def test_the_short_form_asks_nobody(node: Node, url: str) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hpcimg.convert.image import Work, convert
+from hpcimg.convert.progress import Tell
 from tests.parts.daemon import PATH, missing_commands
 
 TIME = 1_600_000_000
@@ -105,7 +106,7 @@ def converted(
     config: str = "{}",
     compression: str = "zstd:1",
     limit: int = 0,
-    tell: Callable[[int, int], None] = lambda _read, _total: None,
+    tell: Tell = lambda _done, _total, _disk: None,
 ) -> Path:
     """Convert layers to an image at a path; return the path."""
     folder_ = path.with_name(f"{path.name}.work")
@@ -126,19 +127,30 @@ def converted(
                 ),
                 tell,
             )
-        assert not list(folder_.iterdir())
     finally:
         os.close(output)
+        assert not list(folder_.iterdir())
     return path
 
 
 def unpack(path: Path) -> Path:
     """Unpack an image beside it; return the folder, which holds files of this process' own."""
     to = path.with_name(f"{path.name}.tree")
-    offset = ["-o", str(PARTITION_OFFSET)] if path.read_bytes()[32:41] == b"SIF_MAGIC" else []
-    argv = ["unsquashfs", "-n", "-q", *offset, "-d", str(to), str(path)]
-    subprocess.run(argv, env={"PATH": PATH}, capture_output=True, check=True)
+    _unsquashfs(path, "-n", "-q", "-d", str(to))
     return to
+
+
+def listing(path: Path) -> list[str]:
+    """Return a line for all that is in an image: mode, owner, size, time, name, target."""
+    return _unsquashfs(path, "-lln").decode(errors="surrogateescape").splitlines()
+
+
+def _unsquashfs(path: Path, *options: str) -> bytes:
+    with path.open("rb") as file:
+        is_sif = file.read(41).endswith(b"SIF_MAGIC")
+    offset = ["-o", str(PARTITION_OFFSET)] if is_sif else []
+    argv = ["unsquashfs", *options, *offset, str(path)]
+    return subprocess.run(argv, env={"PATH": PATH}, capture_output=True, check=True).stdout
 
 
 def _member(name: str, kind: bytes, mode: int, target: str = "") -> tarfile.TarInfo:

@@ -21,6 +21,7 @@ from hpcimg.errors import Damaged
 from hpcimg.fetching import (
     Arrived,
     Blob,
+    Converting,
     Declined,
     Fetched,
     Gathered,
@@ -156,7 +157,7 @@ class Server:
         return Gathered() if offer.layers else _seen(descriptor)
 
     def convert(
-        self, descriptor: int, *, image_config: str, layers: Sequence[int], progress: Progress
+        self, descriptor: int, *, image_config: str, layers: Sequence[int], progress: Converting
     ) -> Fetched:
         self.conversions += 1
         self.at("converting")
@@ -167,7 +168,7 @@ class Server:
         data = converted(read, self.image_format)
         half = len(data) // 2
         _write(descriptor, data[:half], 0)
-        progress("converting", 1, 2)
+        progress(1, 2, 0)
         self.at("half converted")
         _write(descriptor, data[half:], half)
         self.at("converted")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from tests.parts import apptainer, ociimages
+from hpcimg.convert import programs
+from tests.parts import apptainer, ociimages, oldsquashfs
 from tests.parts.images import make_sif, make_squashfs
+from tests.parts.layers import converted
 from tests.parts.ociimages import make_layer, push_image, push_index
 from tests.parts.site import Site
 from tests.slurm.checks import completed
@@ -48,6 +52,20 @@ def test_a_docker_image_runs(site: Site, compression: str) -> None:
     reference = f"docker://{site.registry.host}/lab/{name}:1.0"
     assert run(site, reference, "cat /hello") == f"from {name} layers\n"
     assert run(site, reference, "cat /etc/gone 2>/dev/null || echo no file") == "no file\n"
+
+
+@pytest.mark.skipif(bool(oldsquashfs.missing()), reason=oldsquashfs.missing() or "-")
+@pytest.mark.parametrize("version", ["4.4", "4.3"])
+@pytest.mark.parametrize("format", ["sif", "squashfs"])
+def test_what_an_old_mksquashfs_made_of_layers_runs(
+    site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, format: str
+) -> None:
+    tool = oldsquashfs.put(tmp_path, version)
+    monkeypatch.setattr(programs, "PATH", f"{tool.parent}:{programs.PATH}")
+    data = make_layer(runnable("from an old tool")).data
+    image = converted(tmp_path / "image", [data], format=format)
+    url = site.web.put(f"/{version}-{format}", image.read_bytes())
+    assert run(site, url, "cat /hello") == "from an old tool\n"
 
 
 def test_a_docker_image_of_an_index_has_its_environment(site: Site) -> None:

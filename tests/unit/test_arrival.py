@@ -15,8 +15,8 @@ from hpcimg.cache.arrival import Arrival, Cache
 from hpcimg.cache.ensure import ensure
 from hpcimg.cache.inflight import Inflight
 from hpcimg.cache.layout import Layout
-from hpcimg.errors import TooLarge, Unreachable
-from hpcimg.fetching import Blob, Fetched, Offer, Offered, Outcome
+from hpcimg.errors import NoRoom, TooLarge, Unreachable
+from hpcimg.fetching import Blob, Converting, Fetched, Offer, Offered, Outcome
 from hpcimg.locks import held
 from hpcimg.reference import parse
 from tests.parts.served import Content, Server, sha256, stage, tiny_image
@@ -91,6 +91,38 @@ def test_a_conversion_announces_what_it_needs_once(tmp_path: Path) -> None:
 
     stage(cache, URI, Server(IN_LAYERS, at=at))
     assert seen == [(0, 1500)]
+
+
+def test_what_a_conversion_unpacks_counts_and_makes_room(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path, max_size=10_000)
+    old = Content(tiny_image(b"o" * 4000))
+    stage(cache, "https://images.example.org/old.sif", Server(old))
+    layers = tuple(Blob(sha256(layer), len(layer)) for layer in LAYERS)
+    with arriving(cache) as arrival:
+        files = arrival.offered(Offer("v1", manifest="0" * 64, config="{}", layers=layers))
+        assert files
+        for number, layer in enumerate(LAYERS):
+            file = files[number]
+            assert file is not None
+            os.write(file, layer)
+            arrival.arrived(number, Fetched(len(layer), sha256(layer)))
+
+        def convert(descriptor: int, *, progress: Converting, **_: object) -> Fetched:
+            # Layers, image and files: 1500 + 1500 + 2000 bytes beside the 4096 of another image.
+            beside(progress, 2000)
+            assert store.load_entry(cache.layout, old.key(""))
+            beside(progress, 6000)
+            assert not store.load_entry(cache.layout, old.key(""))
+            assert [work["written"] for work in inflight.under_way(cache.layout)] == [6000]
+            beside(progress, 9000)
+            raise AssertionError("there is no room for that")
+
+        def beside(progress: Converting, size_bytes: int) -> None:
+            arrival._inflight._next = 0.0
+            progress(1, 2, size_bytes)
+
+        with pytest.raises(NoRoom, match="no room on this node"):
+            arrival.convert(convert)
 
 
 def test_another_offer_takes_the_place_of_the_first(tmp_path: Path) -> None:

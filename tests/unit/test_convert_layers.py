@@ -207,6 +207,10 @@ def test_a_path_that_is_too_long_is_refused(name: str) -> None:
     assert "longer than" in refused(tar(file(name)))
 
 
+def test_a_link_to_nowhere_is_refused() -> None:
+    assert "s in it leads nowhere" in refused(tar(symlink("s", "")), NotAnImage)
+
+
 def test_an_old_directory_is_a_file_with_a_slash() -> None:
     ((member, _),) = read(patched(tar(file("x/")), 156, b"\0"))
     assert (member.kind, member.name) == (DIRECTORY, b"x")

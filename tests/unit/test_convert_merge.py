@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import stat
 import tarfile
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -13,10 +18,14 @@ from hypothesis import strategies as st
 
 from hpcimg.convert.layers import Layer
 from hpcimg.convert.merge import Limits, Merge
+from hpcimg.convert.receiver import Receiver
 from hpcimg.convert.stream import Stream
+from hpcimg.convert.tar import DIRECTORY
 from hpcimg.convert.tree import Repeated, Tree
+from hpcimg.convert.unpack import Folder
 from hpcimg.errors import HpcimgError, NotAnImage, TooLarge
 from tests.parts.layers import (
+    TIME,
     file,
     folder,
     link,
@@ -34,35 +43,27 @@ Merged = dict[str, str]
 
 def merged(*layers: Sequence[Entry], limit: int = 0) -> Merged:
     """Return what an image of these layers holds, the lowest first; directories end with /."""
-    output = os.memfd_create("merged")
-    try:
-        for careful in (False, True):
-            os.ftruncate(output, 0)
-            os.lseek(output, 0, os.SEEK_SET)
-            try:
-                folders = stream_to(output, layers, limit, careful=careful)
-                break
-            except Repeated:
-                assert not careful
-        os.lseek(output, 0, os.SEEK_SET)
-        with open(output, "rb", closefd=False) as stream:
-            return {**folders, **read(stream)}
-    finally:
-        os.close(output)
+    for careful in (False, True):
+        with contextlib.suppress(Repeated), open(os.memfd_create("merged"), "w+b") as output:
+            stream = Stream(output.fileno())
+            folders = merge_into(stream, layers, limit, careful=careful)
+            stream.end()
+            output.seek(0)
+            return {**folders, **read(output)}
+    raise AssertionError("even with care it came twice")
 
 
-def stream_to(
-    output: int, layers: Sequence[Sequence[Entry]], limit: int, *, careful: bool
+def merge_into(
+    receiver: Receiver, layers: Sequence[Sequence[Entry]], limit: int, *, careful: bool
 ) -> Merged:
-    tree, stream = Tree(len(layers), "docker://x"), Stream(output)
-    merge = Merge(tree, stream, Limits("docker://x", limit), careful=careful)
+    tree = Tree(len(layers), "docker://x")
+    merge = Merge(tree, receiver, Limits("docker://x", limit), careful=careful)
     with opened(*(tar(*entries) for entries in layers)) as descriptors:
         for number in reversed(range(len(layers))):
             descriptor = descriptors[number]
             given_layer = Layer(descriptor, os.fstat(descriptor).st_size, f"layer {number + 1}")
             merge.lay(given_layer, number, lambda _read: None)
     merge.end()
-    stream.end()
     modes = {name: attributes[0] for name, attributes in merge.directories.items()}
     return {f"{name.decode()}/": f"{modes.get(name, 0o755):o}" for name in tree.directories()}
 
@@ -83,6 +84,36 @@ def read(stream: object) -> Merged:
                 assert member.issym() or member.isfifo()
                 found[member.name] = f"-> {member.linkname}"
     return found
+
+
+def unpacked_by_folder(layers: Sequence[Sequence[Entry]]) -> Merged:
+    """Return what a folder holds of these layers, with the modes that are in the pseudo file."""
+    for careful in (False, True):
+        with contextlib.suppress(Repeated), tempfile.TemporaryDirectory() as path:
+            pseudo = io.BytesIO()
+            with contextlib.closing(Folder(path, pseudo, uri="docker://x")) as receiver:
+                folders = merge_into(receiver, layers, 0, careful=careful)
+                for name, mode in folders.items():
+                    receiver.add(DIRECTORY, name[:-1].encode(), mode=int(mode, 8), mtime=TIME)
+                receiver.end()
+            restored = dict(line.split(" m ") for line in pseudo.getvalue().decode().splitlines())
+            return {
+                name: f"{int(restored[name[:-1]].split()[0], 8):o}"
+                if name[:-1] in restored
+                else content
+                for name, content in on_disk(Path(path))
+            }
+    raise AssertionError("even with care it came twice")
+
+
+def on_disk(top: Path) -> Iterator[tuple[str, str]]:
+    for path in top.rglob("*"):
+        name = str(path.relative_to(top))
+        if path.is_dir():
+            assert path.stat().st_mtime == TIME
+            yield f"{name}/", f"{stat.S_IMODE(path.stat().st_mode):o}"
+        else:
+            yield name, path.read_text()
 
 
 # What follows what, by hand
@@ -319,7 +350,7 @@ def remove(tree: dict[str, Node], name: str, *, below: bool = False) -> None:
 NAMES = st.sampled_from(["a", "b", "a/x", "a/y", "a/x/z", "b/x"])
 ENTRIES = st.one_of(
     st.builds(file, NAMES, st.sampled_from([b"1", b"2", b"3", b"4"])),
-    st.builds(folder, NAMES, mode=st.sampled_from([0o700, 0o711])),
+    st.builds(folder, NAMES, mode=st.sampled_from([0o700, 0o111])),
     st.builds(link, NAMES, NAMES),
     st.builds(whiteout, NAMES),
     st.builds(opaque, st.sampled_from(["", "a", "b", "a/x"])),
@@ -340,3 +371,4 @@ def test_as_if_unpacked_from_the_lowest_on(layers: list[list[Entry]]) -> None:
     except HpcimgError as error:
         raise AssertionError(f"refused: {error}") from error
     assert found == expected
+    assert unpacked_by_folder(layers) == expected

@@ -131,6 +131,7 @@ def test_what_enroot_reads(tree: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(
     bool(missing_commands("apptainer")), reason=missing_commands("apptainer") or "-"
 )
+@pytest.mark.usefixtures("mksquashfs")
 @pytest.mark.parametrize("format", ["sif", "squashfs"])
 def test_apptainer_takes_it(tmp_path: Path, format: str) -> None:
     if missing := missing_commands("busybox"):

@@ -1,0 +1,105 @@
+"""Packing a merged image by a mksquashfs that reads no archives: squashfs-tools 4.3 and 4.4.
+
+The image is unpacked into a folder first, so the disk has to have room for its
+files. Options are those that 4.3 has.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from contextlib import closing
+from tempfile import TemporaryDirectory
+
+from hpcimg.convert import programs
+from hpcimg.convert.receiver import Receiver
+from hpcimg.convert.squashfs import Mksquashfs, explain, options, started
+from hpcimg.convert.unpack import Folder
+
+_HAS_OFFSET = (4, 4)
+_ALWAYS_THERE = "gzip:1"
+_CHUNK = 1 << 20
+_LOOK_EVERY_S = 1.0
+
+
+def pack(
+    mksquashfs: Mksquashfs,
+    output: int,
+    fill: Callable[[Receiver], None],
+    *,
+    folder: str,
+    compression: str,
+    offset: int,
+    uri: str,
+    packed: Callable[[int], None],
+) -> None:
+    """Write a squashfs at an offset of the open file `output` from what `fill` adds.
+
+    Works in `folder`, and leaves nothing there. `packed` is told how large the file
+    is while it grows. Raises HpcimgError, OSError, and what `fill` raises.
+    """
+    with TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as own:
+        tree, pseudo = f"{own}/tree", f"{own}/pseudo"
+        os.mkdir(tree)
+        with open(pseudo, "xb") as lines, closing(Folder(tree, lines, uri=uri)) as files:
+            fill(files)
+            files.end()
+        ready = mksquashfs.version >= _HAS_OFFSET
+        argv = [".", f"/proc/self/fd/{output}", "-exit-on-error", "-pf", pseudo]
+        argv += ["-offset", str(offset)] if ready else []
+        argv += options(_known(mksquashfs, compression))
+        _run(mksquashfs, argv, output, tree, uri=uri, packed=packed)
+        if offset and not ready:
+            _move(output, offset)
+
+
+def _run(
+    mksquashfs: Mksquashfs,
+    argv: list[str],
+    output: int,
+    tree: str,
+    *,
+    uri: str,
+    packed: Callable[[int], None],
+) -> None:
+    with (
+        programs.listen() as words,
+        started(mksquashfs, argv, output, words=words, cwd=tree) as process,
+    ):
+        while True:
+            try:
+                code = process.wait(_LOOK_EVERY_S)
+                break
+            except subprocess.TimeoutExpired:
+                packed(os.fstat(output).st_size)
+        if code:
+            raise explain(code, programs.last_words(words), uri)
+
+
+def _known(mksquashfs: Mksquashfs, compression: str) -> str:
+    """Return the compression that is wanted, or one that is always there: builds differ."""
+    said = subprocess.run(
+        [mksquashfs.path, "-help"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=programs.environment(),
+        check=False,
+    )
+    name = compression.partition(":")[0]
+    return compression if re.search(rf"(?m)^\t+{name}\b", said.stderr) else _ALWAYS_THERE
+
+
+def _move(output: int, offset: int) -> None:
+    """Move what is in a file behind zeros, from its end on: that needs no room besides."""
+    at = os.fstat(output).st_size
+    while at:
+        size = min(_CHUNK, at)
+        at -= size
+        data = os.pread(output, size, at)
+        while data:
+            written = os.pwrite(output, data, at + offset + size - len(data))
+            data = data[written:]
+    os.pwrite(output, bytes(offset), 0)

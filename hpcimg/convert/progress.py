@@ -1,0 +1,57 @@
+"""How far a conversion is, as it is told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from hpcimg.convert.layers import Layer
+from hpcimg.convert.receiver import Receiver
+
+# Bytes that are done, and all; the bytes that are on the disk beside the image.
+Tell = Callable[[int, int, int], None]
+_TELL_EVERY_S = 0.25
+
+
+class Progress:
+    """Word of how far the layers are read: never less than before, and not too often.
+
+    Where packing comes `apart`, after the reading, it counts as much as that.
+    """
+
+    def __init__(self, tell: Tell, layers: list[Layer], *, apart: bool) -> None:
+        self._tell = tell
+        self._sizes = [layer.size_bytes for layer in layers]
+        self._total = sum(self._sizes) * (2 if apart else 1)
+        self._done = 0
+        self._disk_bytes = 0
+        self._told = -1, 0
+        self._next = 0.0
+
+    def of(self, number: int, receiver: Receiver) -> Callable[[int], None]:
+        """Return what takes the bytes read of a layer, those above it being done."""
+        above = sum(self._sizes[number + 1 :])
+
+        def read(position: int) -> None:
+            self._disk_bytes = receiver.disk_bytes
+            self._say(above + position)
+
+        return read
+
+    def packed(self, size_bytes: int) -> None:
+        """Take the bytes of the image, which is about as large as the layers."""
+        layers = sum(self._sizes)
+        self._say(layers + min(size_bytes, layers))
+
+    def end(self) -> None:
+        """Tell that all is done."""
+        self._next = 0
+        self._say(self._total)
+
+    def _say(self, done: int) -> None:
+        # What is read again is no progress, but may be written to the disk.
+        self._done = max(self._done, done)
+        known, now = (self._done, self._disk_bytes), time.monotonic()
+        if now >= self._next and known != self._told:
+            self._told, self._next = known, now + _TELL_EVERY_S
+            self._tell(self._done, self._total, self._disk_bytes)

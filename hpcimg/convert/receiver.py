@@ -1,0 +1,29 @@
+"""What takes the members of a merged image: an archive on its way, or a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+
+class Receiver(Protocol):
+    """Takes members one by one; each name comes once, the target of a hard link before it.
+
+    `content_bytes` is what the files hold so far, `disk_bytes` what they take on the disk.
+    """
+
+    content_bytes: int
+    disk_bytes: int
+
+    def add(
+        self,
+        kind: int,
+        name: bytes,
+        *,
+        mode: int = 0o755,
+        mtime: int,
+        size: int = 0,
+        target: bytes = b"",
+        content: Iterable[bytes] = (),
+    ) -> None:
+        """Add a member; `content` yields `size` bytes."""

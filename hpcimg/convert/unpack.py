@@ -1,0 +1,180 @@
+"""The members of an image as files in a folder, for a mksquashfs that reads no archives.
+
+Names are hostile: each part of a path is opened in the folder that it is in, and
+no symbolic link is followed, so that nothing is written outside. All belongs to
+this process' account, which has to read it again: where a mode does not let it,
+the file gets one that does, and the true one goes into the pseudo file.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterable
+from typing import IO
+
+from hpcimg.convert.tar import DIRECTORY, FIFO, FILE, LINK, SYMLINK, shown
+from hpcimg.errors import NotAnImage
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_ROOT = 0o755  # of the image's root directory
+_READABLE, _OPEN = 0o400, 0o700  # what the owner of a file and of a directory needs
+_ZEROS = bytes(1 << 20)
+_BLOCK = 4096  # what a file takes on the disk besides its content, about
+# mksquashfs puts "./" before a name, and the kernel takes no path of PATH_MAX bytes.
+_MOST_NAME_BYTES = 4093
+# mksquashfs, and what removes the folder, have each folder of a path open at a time.
+_MOST_FOLDERS = 250
+# Limits of file systems: links to one file, the length of a symbolic link, letters of names.
+_LIMITS = (errno.EMLINK, errno.ENAMETOOLONG, errno.EILSEQ)
+
+
+class Folder:
+    """Members written into the empty folder `path`, and lines for mksquashfs' -pf into `pseudo`.
+
+    `add` raises NotAnImage for what cannot be on this node's disk, OSError.
+    """
+
+    def __init__(self, path: str, pseudo: IO[bytes], *, uri: str) -> None:
+        self._uri = uri
+        self._directories: list[tuple[bytes, int, int]] = []
+        # The folder that is at hand: the parts of its path, and all that are open on the way.
+        self._at: list[bytes] = []
+        self._open = [os.open(path, _FOLDER)]
+        os.fchmod(self._open[0], _ROOT)
+        self._pseudo = pseudo
+        self.content_bytes = 0
+        self.disk_bytes = 0
+
+    def close(self) -> None:
+        """Close the folders that are open."""
+        while self._open:
+            os.close(self._open.pop())
+
+    def add(
+        self,
+        kind: int,
+        name: bytes,
+        *,
+        mode: int = 0o755,
+        mtime: int,
+        size: int = 0,
+        target: bytes = b"",
+        content: Iterable[bytes] = (),
+    ) -> None:
+        """Add a member; `content` yields `size` bytes."""
+        if len(name) > _MOST_NAME_BYTES or name.count(b"/") > _MOST_FOLDERS:
+            raise self._refused(name, "it is too long, or in too many folders")
+        if kind != DIRECTORY:  # which count where they are made
+            self.disk_bytes += _BLOCK
+        try:
+            if kind == DIRECTORY:
+                self._enter(name)
+                self._directories.append((name, mode, mtime))
+            elif kind == FILE:
+                self._write(name, mode, mtime, content)
+                self.content_bytes += size
+            elif kind == LINK:
+                self._link(name, target)
+            else:
+                self._make(kind, name, mode, mtime, target)
+        except OSError as error:
+            if error.errno in _LIMITS:
+                raise self._refused(name, os.strerror(error.errno)) from error
+            raise
+
+    def end(self) -> None:
+        """Give the directories their attributes, now that nothing comes into them any more."""
+        for name, mode, mtime in self._directories:
+            folder = self._enter(name)
+            os.fchmod(folder, mode | _OPEN)
+            os.utime(folder, (mtime, mtime))
+            if mode | _OPEN != mode:
+                self._restore(name, mode)
+
+    def _write(self, name: bytes, mode: int, mtime: int, content: Iterable[bytes]) -> None:
+        folder, last = self._split(name)
+        file = os.open(last, _NEW, 0o600, dir_fd=folder)
+        try:
+            at = end = 0
+            for piece in content:
+                if not _ZEROS.startswith(piece):  # else it becomes a hole
+                    self._write_all(file, piece, at)
+                    end = at + len(piece)
+                at += len(piece)
+            if end < at:
+                os.ftruncate(file, at)
+            # After the content: writing takes setuid bits away.
+            os.fchmod(file, mode | _READABLE)
+            os.utime(file, (mtime, mtime))
+        finally:
+            os.close(file)
+        if mode | _READABLE != mode:
+            self._restore(name, mode)
+
+    def _write_all(self, file: int, piece: bytes, at: int) -> None:
+        while piece:
+            written = os.pwrite(file, piece, at)
+            self.disk_bytes += written
+            at += written
+            piece = piece[written:]
+
+    def _link(self, name: bytes, target: bytes) -> None:
+        there, first = self._split(target)
+        there = os.dup(there)
+        try:
+            folder, last = self._split(name)
+            os.link(first, last, src_dir_fd=there, dst_dir_fd=folder, follow_symlinks=False)
+        finally:
+            os.close(there)
+
+    def _make(self, kind: int, name: bytes, mode: int, mtime: int, target: bytes) -> None:
+        folder, last = self._split(name)
+        if kind == SYMLINK:
+            os.symlink(target, last, dir_fd=folder)
+        else:
+            assert kind == FIFO
+            os.mkfifo(last, dir_fd=folder)
+            os.chmod(last, mode, dir_fd=folder)
+        os.utime(last, (mtime, mtime), dir_fd=folder, follow_symlinks=False)
+
+    def _split(self, name: bytes) -> tuple[int, bytes]:
+        """Return the folder that a name is in, open and made if need be, and the name there."""
+        above, _, last = name.rpartition(b"/")
+        return self._enter(above), last
+
+    def _enter(self, folder: bytes) -> int:
+        parts = folder.split(b"/") if folder else []
+        while self._at != parts[: len(self._at)]:
+            self._at.pop()
+            os.close(self._open.pop())
+        for part in parts[len(self._at) :]:
+            above = self._open[-1]
+            try:
+                opened = os.open(part, _FOLDER, dir_fd=above)
+            except FileNotFoundError:
+                os.mkdir(part, _OPEN, dir_fd=above)
+                self.disk_bytes += _BLOCK
+                opened = os.open(part, _FOLDER, dir_fd=above)
+            self._open.append(opened)
+            self._at.append(part)
+        return self._open[-1]
+
+    def _restore(self, name: bytes, mode: int) -> None:
+        # A line cannot hold a line's end, and the lines behind it may be commands.
+        if b"\n" not in name:
+            self._pseudo.write(b"%b m %o 0 0\n" % (_escaped(name), mode))
+
+    def _refused(self, name: bytes, why: str) -> NotAnImage:
+        return NotAnImage(
+            f"{self._uri} cannot be converted on this node",
+            why=f"it cannot unpack {shown(name)}: {why}",
+            do="Use another image, or ask the administrators for squashfs-tools 4.5 or newer.",
+        )
+
+
+def _escaped(name: bytes) -> bytes:
+    """Return a name with a backslash before all that might mean something."""
+    return re.sub(rb"([^\w./-])", rb"\\\1", name)
