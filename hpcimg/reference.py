@@ -6,6 +6,7 @@ Pure: no file, no network, no configuration but what is passed in.
 from __future__ import annotations
 
 import difflib
+import re
 import string
 from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -25,12 +26,14 @@ SCHEMES = (
 _HOST_SCHEMES = ("https", "http", "oras", "docker")
 _DOCKER_HUB = ("docker.io", "index.docker.io", "registry-1.docker.io")
 _PATH_SCHEMES = ("oci", "oci-archive", "docker-archive")
+_WITH_QUERY = ("https", "http")
+_LEFT_OUT = "..."
+_PASSWORD = re.compile(r".*:.*@(?!sha256:)")
 
 
 class Reference(NamedTuple):
     """An image as it was asked for.
 
-    `uri` is the canonical spelling and identifies the reference in the cache;
     `rest` is what follows `scheme://`, for `file` an absolute path.
     """
 
@@ -38,8 +41,14 @@ class Reference(NamedTuple):
     rest: str
 
     @property
-    def uri(self) -> str:
+    def address(self) -> str:
+        """The canonical spelling, which identifies the reference; a query may hold a signature."""
         return f"{self.scheme}:{'' if self.scheme in _PATH_SCHEMES else '//'}{self.rest}"
+
+    @property
+    def uri(self) -> str:
+        """The address as it is shown and kept: without the values of a query."""
+        return without_query(self.address) if self.scheme in _WITH_QUERY else self.address
 
     @property
     def pinned(self) -> bool:
@@ -69,6 +78,25 @@ def parse(
     return _parse_uri(expanded, schemes)
 
 
+def without_query(text: str) -> str:
+    """Return a text with the names in a query, and without what they stand for."""
+    path, mark, query = text.partition("?")
+    if not mark:
+        return text
+    parts = (part.partition("=") for part in query.split("&"))
+    return f"{path}?" + "&".join(f"{name}={_LEFT_OUT}" if equals else _LEFT_OUT
+                                 for name, equals, _ in parts)  # fmt: skip
+
+
+def _told(text: str) -> str:
+    """Return what a user wrote as it may be told to others: without what may be a secret."""
+    path, mark, query = text.partition("?")
+    scheme, slashes, rest = path.partition("//")
+    if not slashes:
+        scheme, rest = "", path
+    return without_query(f"{scheme}{slashes}{_PASSWORD.sub(f'{_LEFT_OUT}@', rest)}{mark}{query}")
+
+
 def _check_characters(text: str) -> None:
     if not text:
         raise BadReference(
@@ -77,13 +105,13 @@ def _check_characters(text: str) -> None:
     if len(text) > MAX_LENGTH:
         raise BadReference(
             f"a reference of {len(text)} characters is too long",
-            why=f"{MAX_LENGTH} is the limit; it begins {printable(text[:60])!r}",
+            why=f"{MAX_LENGTH} is the limit; it begins {printable(_told(text)[:60])!r}",
         )
     wrong = sorted(set(text) - ALLOWED)
     if wrong:
         shown = " ".join(printable(c) for c in wrong[:8])
         raise BadReference(
-            f"'{printable(text[:200])}' is not a reference to an image",
+            f"'{printable(_told(text)[:200])}' is not a reference to an image",
             why=f"it holds characters that no address has: {shown}",
             do="Variables are not replaced in a comment; write them out." if "$" in wrong else "",
         )
@@ -136,7 +164,7 @@ def _path(text: str, path: str) -> Reference:
     if not path.startswith("/"):
         raise _bad(text, "the path is not absolute", f"file:///{path}")
     if path.endswith("/"):
-        raise BadReference(f"{text!r} names a folder", do="Name the image file in it.")
+        raise BadReference(f"{_told(text)!r} names a folder", do="Name the image file in it.")
     _check_plain(text, path)
     return Reference("file", path)
 
@@ -144,7 +172,9 @@ def _path(text: str, path: str) -> Reference:
 def _check_plain(text: str, path: str) -> None:
     if any(part in (".", "..") for part in path.split("/")):
         raise BadReference(
-            f"{text!r} is not a plain path", why="it has . or .. in it", do="Write the path out."
+            f"{_told(text)!r} is not a plain path",
+            why="it has . or .. in it",
+            do="Write the path out.",
         )
 
 
@@ -163,7 +193,9 @@ def _address(text: str, scheme: str, rest: str) -> Reference:
         rest = _docker_name(rest)
         host = rest.partition("/")[0]
     if not host or (scheme in ("http", "https") and not path):
-        raise BadReference(f"{text!r} names no image", why="something is missing after the //")
+        raise BadReference(
+            f"{_told(text)!r} names no image", why="something is missing after the //"
+        )
     if scheme in _HOST_SCHEMES:  # so that a site's patterns need only one spelling
         rest = host.lower() + rest[len(host) :]
     return Reference(scheme, rest)
@@ -204,7 +236,7 @@ def _not_a_uri(text: str, scheme: str, rest: str) -> BadReference:
     relative = not scheme and text.endswith((".sif", ".simg", ".squashfs", ".sqfs"))
     if relative or text.startswith(("./", "../", "~")):
         return BadReference(
-            f"{text!r} is a relative path",
+            f"{_told(text)!r} is a relative path",
             why="each node would look for it in another folder",
             do="Write the absolute path.",
         )
@@ -215,8 +247,8 @@ def _not_a_uri(text: str, scheme: str, rest: str) -> BadReference:
 
 
 def _bad(text: str, why: str, meant: str = "", *, do: str = "") -> BadReference:
-    hint = f"; did you mean {meant}" if meant else ""
-    return BadReference(f"{text!r} is not a reference to an image", why=why + hint, do=do)
+    hint = f"; did you mean {_told(meant)}" if meant else ""
+    return BadReference(f"{_told(text)!r} is not a reference to an image", why=why + hint, do=do)
 
 
 def matches_any(uri: str, patterns: Iterable[str]) -> bool:

@@ -106,8 +106,8 @@ def parse(config: Config, text: str) -> Reference:
         if name in reference.SCHEMES:
             raise ConfigError(f"[static {name}] cannot be a scheme", why="it is one already")
     wanted = reference.parse(text, config.aliases, config.statics)
-    if reference.matches_any(wanted.uri, config.deny) or not reference.matches_any(
-        wanted.uri, config.allow
+    if reference.matches_any(wanted.address, config.deny) or not reference.matches_any(
+        wanted.address, config.allow
     ):
         raise NotAllowed(f"{wanted.uri} is not allowed at this site")
     return wanted

@@ -99,7 +99,7 @@ class _Ensure:
         self.tell = tell
         self.memory = memory
         self.verify = verify
-        self.ref_id = store.ref_id(reference.uri, owner)
+        self.ref_id = store.ref_id(reference.address, owner)
 
     def run(self, fetch: Fetch, convert: Convert) -> Staged:
         ref = self._load_ref()

@@ -23,18 +23,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     conf = config.load()
     layout = Layout(conf.cache_path, conf.state_path)
-    uri = stage.parse(conf, args.uri).uri
+    wanted = stage.parse(conf, args.uri)
     for owner in (None, os.getuid()):
-        ref = store.load_ref(layout, store.ref_id(uri, owner))
+        ref = store.load_ref(layout, store.ref_id(wanted.address, owner))
         entry = store.load_entry(layout, ref.key) if ref else None
         if entry and stage.verified_by(conf) in ("", entry.verified):
             path = store.path_of(layout, entry)
             if args.json:
-                output.print_json({"uri": uri, "path": path, "key": entry.key})
+                output.print_json({"uri": wanted.uri, "path": path, "key": entry.key})
             else:
                 print(path)
             return 0
     raise NotFound(
-        f"{uri} is not in the cache of this node",
+        f"{wanted.uri} is not in the cache of this node",
         do="A job that names it brings it, and so does `hpcimg stage`.",
     )

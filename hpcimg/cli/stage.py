@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
     results: list[dict[str, object]] = []
     for uri in args.uri:
         began = time.monotonic()
+        wanted = staging.parse(conf, uri)
         try:
             with _Meter() as meter:
                 staged = staging.stage(
@@ -40,9 +41,8 @@ def run(args: argparse.Namespace) -> int:
                     progress=meter.show,
                 )
         except HpcimgError as error:
-            history.record_failure(
-                cache.layout, error, job="", uri=uri, took_s=time.monotonic() - began
-            )
+            took_s = time.monotonic() - began
+            history.record_failure(cache.layout, error, job="", uri=wanted.uri, took_s=took_s)
             raise
         results.append({"uri": uri, "path": staged.path, "key": staged.entry.key,
                         "bytes": staged.entry.size_bytes, "how": staged.how})  # fmt: skip

@@ -109,10 +109,9 @@ def _unforeseen(error: Exception) -> HpcimgError:
 
 def _record(job: str, images: list[jobfiles.Image], error: HpcimgError, started: float) -> None:
     """Let `hpcimg status` count the failure, and tell operators of it."""
-    # All are looked at, in order, before the first is fetched.
-    unread = (image.text for image in images if not image.uri)
-    missing = (image.uri for image in images if not image.path)
-    uri = next(unread, "") or next(missing, "")
+    # All are looked at before the first is fetched. What could not be read may hold a password.
+    unread = any(not image.uri for image in images)
+    uri = "" if unread else next((image.uri for image in images if not image.path), "")
     took_s = time.time() - started
     history.record_failure(_layout_at_any_cost(), error, job=job, uri=uri, took_s=took_s)
 

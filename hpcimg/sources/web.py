@@ -18,7 +18,7 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
     """Fetch a file from a web server; see `hpcimg.sources`."""
     asked = condition(validator)
     with open_session(settings) as session:
-        return download(session, reference.uri, sink, settings, headers=asked, offer=offer)
+        return download(session, reference.address, sink, settings, headers=asked, offer=offer)
 
 
 def condition(validator: str) -> dict[str, str]:

@@ -60,14 +60,27 @@ def test_no_server_there(node: Node) -> None:
     assert "Connection refused" in node.log()
 
 
-def test_the_query_is_part_of_the_address_and_kept_out_of_messages(
+def test_the_query_is_part_of_the_address_and_kept_nowhere(
     node: Node, web: WebServer, comment: str, sif: bytes
 ) -> None:
+    url = comment.removeprefix("container:")
     staged(node, 1, f"{comment}?signature=s3cret", sif)
+    staged(node, 2, f"{comment}?signature=s3cret", sif, how="hit")
     assert web.requests()[0].query == "signature=s3cret"
+    assert node.hpcimg("path", f"{url}?signature=s3cret").returncode == 0
+    assert node.hpcimg("path", f"{url}?signature=s4cret").returncode != 0
     web.remove(PATH)
-    refused(node, 2, f"{comment}?signature=s4cret", "NotFound", "there is nothing at")
-    assert "s4cret" not in node.task(2).printed
+    refused(node, 3, f"{comment}?signature=s4cret", "NotFound", "there is nothing at")
+    refused(node, 4, f"container:{url.replace('//', '//jo:s5cret@')}", "BadReference")
+    assert node.hpcimg("stage", f"{url}?signature=s4cret").returncode != 0
+    said = "".join(node.task(job).printed for job in (3, 4)) + node.log()
+    said += "".join(node.hpcimg(*words.split()).stdout for words in ("ls", "status", "ls --json"))
+    # What the job's user wrote is that user's to read, and root's.
+    for path in [*node.cache.rglob("*"), *node.state.rglob("*")]:
+        if path.is_file() and path.suffix != ".sif" and path.name != "record.json":
+            said += path.read_text() if path.parts[-3] != "hot" else ""
+    assert "cret" not in said
+    assert f"{url}?signature=..." in said
 
 
 def test_bytes_are_taken_as_they_are(node: Node, web: WebServer, sif: bytes) -> None:

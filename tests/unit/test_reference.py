@@ -24,8 +24,45 @@ def parse_token(text: str) -> reference.Reference:
 def test_valid(text: str) -> None:
     parsed = parse_token(text)
     # The canonical spelling means the same again, where it is not too long for a comment.
-    if len(parsed.uri) <= reference.MAX_LENGTH:
-        assert reference.parse(parsed.uri) == parsed
+    if len(parsed.address) <= reference.MAX_LENGTH:
+        assert reference.parse(parsed.address) == parsed
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://h/x?a=SECRET&b=&SECRET&c=SECRET=SECRET", "https://h/x?a=...&b=...&...&c=..."),
+        ("HTTP://H/x?SECRET#SECRET", "http://h/x?..."),
+        ("https://h/x", "https://h/x"),
+        ("s3://bucket/a?b=c", "s3://bucket/a?b=c"),
+        ("/path/a?b=c", "file:///path/a?b=c"),
+    ],
+)
+def test_a_query_is_no_part_of_what_is_shown(text: str, shown: str) -> None:
+    assert reference.parse(text).uri == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://user:SECRET@h/x", "https:user:SECRET@h/x", "https:/user:SECRET@h/x.sif",
+        "user:SECRET@h/x.sif", "htps://user:SE/CRET@SECRET@h/x", "docker:user:SECRET@h/x",
+        "https://user:SECRET@h/$x", "https:/h/x?signature=SECRET", "htps://h/x?SECRET",
+        "https://?signature=SECRET", "/a/../x?SECRET", f"https://user:SECRET@h/{'x' * 1024}",
+        "oci:user:SECRET@h", "a-b=https://user:SECRET@h/x", "https://h/$x?SECRET",
+    ],
+)  # fmt: skip
+def test_what_may_be_a_secret_is_not_told(text: str) -> None:
+    with pytest.raises(BadReference) as caught:
+        reference.parse(text)
+    assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["docker://h:1/x@sha256:12 3", "htps://h:1/x:2", "docker:h:1/x:2"])
+def test_what_is_none_is_told(text: str) -> None:
+    with pytest.raises(BadReference) as caught:
+        reference.parse(text)
+    assert text in str(caught.value)
 
 
 @pytest.mark.parametrize(("text", "hint"), INVALID)
