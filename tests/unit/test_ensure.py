@@ -95,11 +95,11 @@ def test_an_image_evicted_while_the_server_was_asked_is_fetched_again(
 
 def test_many_addresses_of_one_image(cache: Cache, data: bytes) -> None:
     source = Source(data, lambda: None)
-    staged = [run(cache, source, "", f"{URI}?{number}") for number in range(40)]
+    staged = [run(cache, source, "", f"{URI}.{number}") for number in range(40)]
     assert len({each.path for each in staged}) == 1
     entry = store.load_entry(cache.layout, staged[0].entry.key)
     assert entry
-    assert entry.uris[-1] == f"{URI}?39"
+    assert entry.uris[-1] == f"{URI}.39"
     assert len(entry.uris) == 32
 
 
