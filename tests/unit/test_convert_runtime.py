@@ -9,6 +9,7 @@ import shutil
 import stat
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -133,7 +134,7 @@ def test_what_enroot_reads(tree: Path, tmp_path: Path) -> None:
 )
 @pytest.mark.usefixtures("mksquashfs")
 @pytest.mark.parametrize("format", ["sif", "squashfs"])
-def test_apptainer_takes_it(tmp_path: Path, format: str) -> None:
+def test_apptainer_takes_it(open_folder: Path, format: str) -> None:
     if missing := missing_commands("busybox"):
         pytest.skip(missing)
     busybox = Path(shutil.which("busybox", path=PATH) or "").read_bytes()
@@ -142,11 +143,24 @@ def test_apptainer_takes_it(tmp_path: Path, format: str) -> None:
         file("bin/busybox", busybox, mode=0o755), symlink("bin/sh", "busybox"),
         symlink("bin/echo", "busybox"),
     )  # fmt: skip
-    path = converted(tmp_path / "image", [data], format=format, config=config)
+    path = converted(open_folder / "image", [data], format=format, config=config)
+    path.chmod(0o644)
+    home = open_folder / "home"
+    home.mkdir()
+    home.chmod(0o777)
+    # As users do. As root it wants all that root may do, which not every host gives.
+    ordinary: dict[str, Any] = {}
+    if os.geteuid() == 0:
+        ordinary = {"user": "nobody", "group": "nogroup", "extra_groups": []}
 
     def apptainer(*arguments: str) -> str:
         argv = ["apptainer", "--silent", *arguments]
-        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+        environment = {"PATH": PATH, "HOME": str(home)}
+        done = subprocess.run(
+            argv, capture_output=True, text=True, cwd=home, env=environment, **ordinary, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     assert apptainer("run", str(path)) == "cmd\n"
     assert apptainer("run", str(path), "a", "b") == "a b\n"
