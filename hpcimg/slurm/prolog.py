@@ -45,7 +45,6 @@ def main() -> int:
         log.error("%s", explained)
         message = _requeued(conf, job, explained)
         _fail(job, int(uid), images, explained, message, started)
-        _record(job, images, explained, started)
         if conf and _at_fault(conf, explained):
             log.critical("Slurm is told to drain this node")
             return DRAIN
@@ -107,15 +106,6 @@ def _unforeseen(error: Exception) -> HpcimgError:
     return Bug("hpcimg failed on this node", why=f"{type(error).__name__}: {error}")
 
 
-def _record(job: str, images: list[jobfiles.Image], error: HpcimgError, started: float) -> None:
-    """Let `hpcimg status` count the failure, and tell operators of it."""
-    # All are looked at before the first is fetched. What could not be read may hold a password.
-    unread = any(not image.uri for image in images)
-    uri = "" if unread else next((image.uri for image in images if not image.path), "")
-    took_s = time.time() - started
-    history.record_failure(_layout_at_any_cost(), error, job=job, uri=uri, took_s=took_s)
-
-
 def _requeued(conf: Config | None, job: str, error: HpcimgError) -> str:
     """Requeue the job where the site says so; return what the job is told."""
     if conf is None or conf.on_transient != "requeue":
@@ -159,7 +149,7 @@ def _fail(
     message: str,
     started: float,
 ) -> None:
-    """Write why the job cannot run; where even that fails, the log has it."""
+    """Write why the job cannot run, for the job and for operators; else the log alone has it."""
     try:
         layout = _layout_at_any_cost()
         jobfiles.prepare(layout, job)
@@ -173,6 +163,10 @@ def _fail(
             error=type(error).__name__,
             kind=error.kind,
         )
+        # All are looked at before the first is fetched. What could not be read may hold a password.
+        unread = any(not image.uri for image in images)
+        uri = "" if unread else next((image.uri for image in images if not image.path), "")
+        history.record_failure(layout, error, job=job, uri=uri, took_s=time.time() - started)
     except Exception as worse:
         log.critical("the job cannot be told: %s", worse, exc_info=worse)
 
