@@ -22,21 +22,23 @@ class Cutter:
         self, port: int, *, after_bytes: int, then: Callable[[], None] = lambda: None
     ) -> None:
         self._target = ("127.0.0.1", port)
-        self._left: int | None = after_bytes
+        self._after_bytes = after_bytes
         self._then = then
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.heads: list[str] = []
 
     def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=self._accept)
-        self._thread.start()
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._thread.join()
+        self._threads[0].join()
+        for thread in self._threads[1:]:
+            thread.join()
 
     def _accept(self) -> None:
         while True:
@@ -44,33 +46,38 @@ class Cutter:
                 client, _ = self._listener.accept()
             except OSError:  # closed
                 return
-            with client, socket.create_connection(self._target) as server:
-                asking = threading.Thread(target=self._ask, args=(client, server))
-                asking.start()
-                with suppress(OSError):
-                    self._answer(server, client)
-                for end in (client, server):
-                    with suppress(OSError):
-                        end.shutdown(socket.SHUT_RDWR)
-                asking.join()
+            # Each by itself: a client may have several at a time.
+            self.heads.append("")
+            thread = threading.Thread(target=self._relay, args=(client, len(self.heads) - 1))
+            self._threads.append(thread)
+            thread.start()
 
-    def _ask(self, client: socket.socket, server: socket.socket) -> None:
-        number = len(self.heads)
-        self.heads.append("")
+    def _relay(self, client: socket.socket, number: int) -> None:
+        with client, socket.create_connection(self._target) as server:
+            asking = threading.Thread(target=self._ask, args=(client, server, number))
+            asking.start()
+            with suppress(OSError):
+                self._answer(server, client, number)
+            for end in (client, server):
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+            asking.join()
+
+    def _ask(self, client: socket.socket, server: socket.socket, number: int) -> None:
         with suppress(OSError):
             while data := client.recv(_CHUNK):
                 self.heads[number] += data.decode("latin-1")
                 server.sendall(data)
             server.shutdown(socket.SHUT_RDWR)
 
-    def _answer(self, server: socket.socket, client: socket.socket) -> None:
+    def _answer(self, server: socket.socket, client: socket.socket, number: int) -> None:
+        left = self._after_bytes
         while data := server.recv(_CHUNK):
-            if self._left is None:
+            if number:
                 client.sendall(data)
                 continue
-            client.sendall(data[: self._left])
-            self._left -= len(data)
-            if self._left <= 0:
-                self._left = None
+            client.sendall(data[:left])
+            left -= len(data)
+            if left <= 0:
                 self._then()
                 return
