@@ -68,6 +68,8 @@ class Cutter:
             while data := client.recv(_CHUNK):
                 self.heads[number] += data.decode("latin-1")
                 server.sendall(data)
+        # Whether the client hung up or reset the connection: nobody waits for an answer.
+        with suppress(OSError):
             server.shutdown(socket.SHUT_RDWR)
 
     def _answer(self, server: socket.socket, client: socket.socket, number: int) -> None:
