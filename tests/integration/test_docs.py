@@ -67,9 +67,10 @@ class World:
 
     def shown(self, text: str) -> str:
         """Put the documentation's places for those of the test."""
-        for name, place in self._real.items():
-            text = text.replace(place, name)
-        return text
+        names = {place: name for name, place in self._real.items()}
+        # In one pass: a place may be part of a name, as that of a checkout in /hpcimg is.
+        places = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+        return re.sub(rf"(?<![\w.-])(?:{places})", lambda found: names[found[0]], text)
 
     def sh(self, script: str) -> str:
         """Run a script as an administrator would; return all of its output."""
