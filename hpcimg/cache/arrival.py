@@ -35,7 +35,7 @@ class Cache(NamedTuple):
 
     def trusts(self, entry: Entry | None) -> bool:
         """Tell whether an image is there and may be handed out."""
-        return entry is not None and self.verified in ("", entry.verified)
+        return entry is not None and entry.serves(self.verified)
 
 
 class Arrival(ExitStack):

@@ -60,6 +60,10 @@ class Entry:
     def is_blob(self) -> bool:
         return self.extension == BLOB
 
+    def serves(self, policy: str) -> bool:
+        """Tell whether it may be handed out where images have to be verified by this policy."""
+        return policy in ("", self.verified)
+
 
 @dataclasses.dataclass(frozen=True)
 class Ref:

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     for owner in (None, os.getuid()):
         ref = store.load_ref(layout, store.ref_id(wanted.address, owner))
         entry = store.load_entry(layout, ref.key) if ref else None
-        if entry and stage.verified_by(conf) in ("", entry.verified):
+        if entry and entry.serves(stage.verified_by(conf)):
             path = store.path_of(layout, entry)
             if args.json:
                 output.print_json({"uri": wanted.uri, "path": path, "key": entry.key})

@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.disk import CannotMount, Disk, small_disk
 from tests.integration.conftest import make_sif, sif, start, url
+from tests.parts.node import Node
 
 __all__ = ["make_sif", "memory", "sif", "start", "url"]
 
 _SHM = "/dev/shm"
+# What else is on such a disk: the journal, meta files, locks.
+_DISK = "24M"
 
 
 @pytest.fixture
@@ -22,3 +26,13 @@ def memory() -> Iterator[Path]:
     where = _SHM if os.access(_SHM, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="hpcimg-test-", dir=where) as made:
         yield Path(made)
+
+
+@pytest.fixture
+def disk(node: Node) -> Iterator[Disk]:
+    """The disk of the node's cache; its state is elsewhere, as on a tmpfs."""
+    try:
+        with small_disk(node.cache, size=_DISK) as disk:
+            yield disk
+    except CannotMount as error:
+        pytest.skip(str(error))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.faults.disk import CannotMount, Disk, small_disk
+from tests.faults.disk import Disk
 from tests.faults.invariants import check_images, check_no_leftovers, check_staged
 from tests.parts.daemon import wait_until
 from tests.parts.images import make_sif
@@ -16,18 +15,6 @@ from tests.parts.webfaults import Chunked, Endless, Slow, Status, Truncate
 from tests.parts.webserver import WebServer
 
 MIB = 1 << 20
-# What else is on such a disk: the journal, meta files, locks.
-DISK = "24M"
-
-
-@pytest.fixture
-def disk(node: Node) -> Iterator[Disk]:
-    """The disk of the node's cache; its state is elsewhere, as on a tmpfs."""
-    try:
-        with small_disk(node.cache, size=DISK) as disk:
-            yield disk
-    except CannotMount as error:
-        pytest.skip(str(error))
 
 
 def put(web: WebServer, folder: Path, name: str, size_bytes: int) -> tuple[str, bytes]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.disk import CannotMount, Disk, small_disk
+from tests.faults.disk import Disk
 from tests.faults.invariants import check_images, check_no_leftovers
 from tests.parts import images
 from tests.parts.images import read_from_image
@@ -16,7 +16,6 @@ from tests.parts.oldsquashfs import NodeWithOldSquashfs
 from tests.parts.registry import Registry
 
 MIB = 1 << 20
-DISK = "24M"
 MISSING = NodeWithOldSquashfs.missing() or images.missing() or Registry.missing()
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING or "-")
 
@@ -32,16 +31,6 @@ def registry() -> Iterator[Registry]:
 def node(open_folder: Path, registry: Registry) -> NodeWithOldSquashfs:
     """A node whose cache the account that unpacks can reach."""
     return NodeWithOldSquashfs(open_folder, f"[registry {registry.host}]\ninsecure = yes\n")
-
-
-@pytest.fixture
-def disk(node: NodeWithOldSquashfs) -> Iterator[Disk]:
-    """The disk of the node's cache."""
-    try:
-        with small_disk(node.cache, size=DISK) as disk:
-            yield disk
-    except CannotMount as error:
-        pytest.skip(str(error))
 
 
 def push(registry: Registry, tag: str, files: dict[str, bytes]) -> str:

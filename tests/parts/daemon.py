@@ -111,6 +111,15 @@ class Daemon:
             output = self._output.read_text(errors="replace")[-3000:]
             raise PartError(f"{self._argv[0]} ended by itself:\n{output}")
 
+    def wait_for(self, port: int, *, timeout_s: float, what: str) -> None:
+        """Wait until it accepts connections on a loopback port; `what` it is, for PartError."""
+
+        def answers() -> bool:
+            self.expect_running()
+            return listens(port)
+
+        wait_until(answers, timeout_s=timeout_s, what=what)
+
     def stop(self, *, grace_s: float = 5.0) -> None:
         """Send SIGTERM, after the grace SIGKILL, and reap. Nothing happens where nothing runs."""
         if self._process is None:

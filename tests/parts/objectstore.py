@@ -20,9 +20,7 @@ from tests.parts.daemon import (
     Daemon,
     PartError,
     free_ports,
-    listens,
     missing_commands,
-    wait_until,
 )
 
 PUBLIC, PRIVATE = "public", "private"
@@ -105,11 +103,7 @@ class ObjectStore:
     def _start(self) -> None:
         self._daemon.start()
 
-        def answers() -> bool:
-            self._daemon.expect_running()
-            return listens(self.port)
-
-        wait_until(answers, timeout_s=_TIMEOUT_S, what="the object store")
+        self._daemon.wait_for(self.port, timeout_s=_TIMEOUT_S, what="the object store")
         for bucket in (PUBLIC, PRIVATE):
             self._send("PUT", f"/{bucket}")
 

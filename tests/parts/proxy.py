@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Self
 
-from tests.parts.daemon import Daemon, free_ports, listens, missing_commands, wait_until
+from tests.parts.daemon import Daemon, free_ports, missing_commands
 
 _REQUEST = re.compile(r"Request \(file descriptor \d+\): (\S+) (\S+) HTTP/")
 _TIMEOUT_S = 30
@@ -40,13 +40,9 @@ class Proxy:
         self._log = self._folder / "log"
         self._daemon = Daemon(["tinyproxy", "-d", "-c", str(conf)], output=self._log)
 
-        def answers() -> bool:
-            self._daemon.expect_running()
-            return listens(self._port)
-
         try:
             self._daemon.start()
-            wait_until(answers, timeout_s=_TIMEOUT_S, what="the proxy")
+            self._daemon.wait_for(self._port, timeout_s=_TIMEOUT_S, what="the proxy")
         except BaseException:
             self.__exit__()
             raise

@@ -20,7 +20,6 @@ from tests.parts.daemon import (
     Daemon,
     PartError,
     free_ports,
-    listens,
     missing_commands,
     wait_until,
 )
@@ -115,11 +114,7 @@ class Registry:
         """Start, and wait until it answers."""
         self._daemon.start()
 
-        def answers() -> bool:
-            self._daemon.expect_running()
-            return listens(self.port)
-
-        wait_until(answers, timeout_s=_TIMEOUT_S, what="the registry")
+        self._daemon.wait_for(self.port, timeout_s=_TIMEOUT_S, what="the registry")
 
     def stop(self) -> None:
         """Stop; connections are refused from now on."""

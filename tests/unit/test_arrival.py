@@ -16,7 +16,7 @@ from hpcimg.cache.ensure import ensure
 from hpcimg.cache.inflight import Inflight
 from hpcimg.cache.layout import Layout
 from hpcimg.errors import NoRoom, TooLarge, Unreachable
-from hpcimg.fetching import Blob, Converting, Fetched, Offer, Offered, Outcome
+from hpcimg.fetching import Blob, Converting, Fetched, Files, Offer, Offered, Outcome
 from hpcimg.locks import held
 from hpcimg.reference import parse
 from tests.parts.served import Content, Server, sha256, stage, tiny_image
@@ -49,6 +49,15 @@ def arriving(cache: Cache) -> Iterator[Arrival]:
         ) as arrival,
     ):  # fmt: skip
         yield arrival
+
+
+def bring(arrival: Arrival, files: Files) -> None:
+    """Let all of LAYERS arrive in the files for them."""
+    for number, layer in enumerate(LAYERS):
+        file = files[number]
+        assert file is not None
+        os.write(file, layer)
+        arrival.arrived(number, Fetched(len(layer), sha256(layer)))
 
 
 def test_a_file_that_comes_in_one_go_keeps_to_the_sites_limit(tmp_path: Path) -> None:
@@ -101,11 +110,7 @@ def test_what_a_conversion_unpacks_counts_and_makes_room(tmp_path: Path) -> None
     with arriving(cache) as arrival:
         files = arrival.offered(Offer("v1", manifest="0" * 64, config="{}", layers=layers))
         assert files
-        for number, layer in enumerate(LAYERS):
-            file = files[number]
-            assert file is not None
-            os.write(file, layer)
-            arrival.arrived(number, Fetched(len(layer), sha256(layer)))
+        bring(arrival, files)
 
         def convert(descriptor: int, *, progress: Converting, **_: object) -> Fetched:
             # Layers, image and files: 1500 + 1500 + 2000 bytes beside the 4096 of another image.
@@ -143,11 +148,7 @@ def test_the_same_layers_offered_again(tmp_path: Path) -> None:
         for digit in "010":
             files = arrival.offered(Offer(digit, manifest=digit * 64, config="{}", layers=layers))
             assert files
-        for number, layer in enumerate(LAYERS):
-            file = files[number]
-            assert file is not None
-            os.write(file, layer)
-            arrival.arrived(number, Fetched(len(layer), sha256(layer)))
+        bring(arrival, files)
         entry = arrival.convert(Server(IN_LAYERS).convert)
     assert entry.key == f"sha256-{'0' * 64}-squashfs"
 
