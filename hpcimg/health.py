@@ -12,13 +12,17 @@ import os
 import time
 from typing import NamedTuple
 
-from hpcimg import accounts, config, processes, stage, verify
-from hpcimg.cache import evict, store
+from hpcimg import processes
+from hpcimg.cache import evict, policy, store
 from hpcimg.cache import folders as cache_folders
-from hpcimg.cache.layout import Layout
-from hpcimg.config import Config
+from hpcimg.cache.paths import Layout
+from hpcimg.config import load as config
+from hpcimg.config.keys import Config
 from hpcimg.errors import HpcimgError, from_os_error
+from hpcimg.image import verify
+from hpcimg.node import limits, verified_by
 from hpcimg.units import format_size
+from hpcimg.worker import accounts
 
 OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"
 PACKAGES = ("requests", "filelock", "tenacity")
@@ -66,7 +70,7 @@ def folders(layout: Layout) -> list[Finding]:
     ]
 
 
-def full(held_bytes: int, free_bytes: int, limits: evict.Limits) -> list[str]:
+def full(held_bytes: int, free_bytes: int, limits: policy.Limits) -> list[str]:
     """Return what is wrong with how much the cache holds and its disk has left."""
     problems = []
     if held_bytes > limits.max_size:
@@ -115,7 +119,7 @@ def _space(conf: Config, layout: Layout) -> list[Finding]:
     try:
         held = sum(entry.size_bytes for entry in store.entries(layout))
         free = evict.free_on_disk(layout)
-        problems = full(held, free, stage.limits(conf))
+        problems = full(held, free, limits(conf))
     except HpcimgError as error:
         return [explained("space", error)]
     except OSError as error:
@@ -166,7 +170,7 @@ def _verifier(conf: Config) -> list[Finding]:
             verify.check_ready(conf.verify, conf.keyring)
     except HpcimgError as error:
         return [explained("verify", error)]
-    return [Finding("verify", OK, f"images can be verified by {stage.verified_by(conf)}")]
+    return [Finding("verify", OK, f"images can be verified by {verified_by(conf)}")]
 
 
 def _packages() -> list[Finding]:

@@ -13,22 +13,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from hpcimg import accounts, events, parent, reference, services, sources
-from hpcimg.accounts import Account
-from hpcimg.cache import failures, folders, hot, inflight, store
-from hpcimg.cache.arrival import Cache
+from hpcimg import sources
+from hpcimg.cache import events, failures, hot, store
 from hpcimg.cache.ensure import Staged, ensure
-from hpcimg.cache.evict import Limits
-from hpcimg.cache.layout import Layout
-from hpcimg.config import Config
-from hpcimg.convert import pick_format
-from hpcimg.errors import (
-    CacheUnusable,
-    ConfigError,
-    Forbidden,
-    NotAllowed,
-)
-from hpcimg.fetching import (
+from hpcimg.cache.policy import Cache
+from hpcimg.config.keys import Config
+from hpcimg.errors import Forbidden
+from hpcimg.fetch.contract import (
     Arrived,
     Converting,
     Fetched,
@@ -37,11 +28,14 @@ from hpcimg.fetching import (
     Offered,
     Outcome,
     Progress,
-    Settings,
 )
+from hpcimg.fetch.settings import Settings
+from hpcimg.image.verify import refused
 from hpcimg.reference import Reference
-from hpcimg.services import Credentials, Service
-from hpcimg.verify import refused
+from hpcimg.site import policy, services
+from hpcimg.site.services import Credentials, Service
+from hpcimg.worker import accounts, monitor
+from hpcimg.worker.accounts import Account
 
 log = logging.getLogger(__name__)
 # A look at a mounted file system costs no server anything: its errors are not remembered.
@@ -49,68 +43,6 @@ _MOUNTED = frozenset({"file", "oci", "oci-archive", "docker-archive"})
 _TRIES = 8
 _TRIES_WITH_A_CACHED_IMAGE = 2
 _UNPACKED = 10  # times the whole cache: no image unpacks to more
-
-
-def open_cache(config: Config) -> Cache:
-    """Return the cache, its folders made and what killed work left behind swept away.
-
-    Raises CacheUnusable.
-    """
-    layout = Layout(config.cache_path, config.state_path)
-    folders.prepare(layout)
-    failures.sweep(layout, age_s=max(config.error_ttl_s, config.deadline_s))
-    swept = store.sweep(layout) + inflight.sweep(layout)
-    if swept:
-        events.record(layout.events, "sweep", files=swept)
-    return cache_of(config)
-
-
-def cache_of(config: Config) -> Cache:
-    """Return the cache as it stands. Raises CacheUnusable where there is none."""
-    layout = Layout(config.cache_path, config.state_path)
-    image_format = pick_format(config.format)
-    return Cache(
-        layout, limits(config), config.tag_ttl_s, config.max_image_size, image_format,
-        verified_by(config),
-    )  # fmt: skip
-
-
-def verified_by(config: Config) -> str:
-    """Return the name of the policy that images are verified by, "" for none."""
-    return "" if config.verify == "none" else f"{config.verify} {config.keyring}".rstrip()
-
-
-def limits(config: Config) -> Limits:
-    """Return the cache's limits in bytes, on the file system that it is on."""
-    try:
-        seen = os.statvfs(config.cache_path)
-    except OSError as error:
-        raise CacheUnusable(
-            f"{config.cache_path} cannot be used", why=error.strerror or ""
-        ) from error
-    total = seen.f_blocks * seen.f_frsize
-    max_size = config.max_size.of(total)
-    return Limits(
-        max_size=max_size,
-        high=int(max_size * config.high_watermark / 100),
-        low=int(max_size * config.low_watermark / 100),
-        min_free=config.min_free.of(total),
-        min_age_s=config.min_age_s,
-        user_share=config.max_user_share.of(max_size),
-    )
-
-
-def parse(config: Config, text: str) -> Reference:
-    """Read a reference as this site allows it. Raises BadReference, NotAllowed."""
-    for name in config.statics:
-        if name in reference.SCHEMES:
-            raise ConfigError(f"[static {name}] cannot be a scheme", why="it is one already")
-    wanted = reference.parse(text, config.aliases, config.statics)
-    if reference.matches_any(wanted.address, config.deny) or not reference.matches_any(
-        wanted.address, config.allow
-    ):
-        raise NotAllowed(f"{wanted.uri} is not allowed at this site")
-    return wanted
 
 
 def stage(
@@ -133,7 +65,7 @@ def stage(
     the answer. Raises HpcimgError.
     """
     began = time.monotonic()
-    wanted = parse(config, text)
+    wanted = policy.parse(config, text)
     service = services.find(config, wanted)
     staged = _first_allowed(
         _ways(config, wanted, service, uid),
@@ -247,7 +179,7 @@ def _ensure(
             networks=config.networks,
             site_hosts=service.site_hosts,
         )
-        return parent.fetch(
+        return monitor.fetch(
             wanted,
             descriptor,
             account=way.account,
@@ -264,7 +196,7 @@ def _ensure(
         descriptor: int, *, image_config: str, layers: Sequence[int], progress: Converting
     ) -> Fetched:
         with store.work_folder(cache.layout, way.account.uid if way.account else None) as folder:
-            return parent.convert(
+            return monitor.convert(
                 wanted.uri,
                 descriptor,
                 account=way.account,
@@ -284,7 +216,7 @@ def _ensure(
     def verify(descriptor: int, *, source: str) -> None:
         account = accounts.unprivileged(config.account)
         with store.work_folder(cache.layout, account.uid if account else None) as folder:
-            parent.verify(
+            monitor.verify(
                 wanted.uri,
                 descriptor,
                 account=account,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from hpcimg import conffiles, health, history, stage
-from hpcimg.cache import evict, inflight, lease, store
-from hpcimg.cache.layout import Layout
-from hpcimg.config import Config
+from hpcimg import health, node
+from hpcimg.cache import evict, history, inflight, lease, store
+from hpcimg.cache.paths import Layout
+from hpcimg.config import files as conffiles
+from hpcimg.config.keys import Config
 from hpcimg.errors import HpcimgError
 
 _FAILURES_SHOWN = 5
@@ -52,7 +53,7 @@ def gather(config: Config) -> dict[str, Any]:
 def _measure(config: Config, layout: Layout, cache: dict[str, Any]) -> list[str]:
     """Add to `cache` how much there may be and is; return what is wrong with that."""
     try:
-        limits = stage.limits(config)
+        limits = node.limits(config)
     except HpcimgError as error:
         return [str(error)]
     free = evict.free_on_disk(layout)

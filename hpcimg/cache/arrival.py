@@ -5,37 +5,17 @@ from __future__ import annotations
 import os
 import time
 from contextlib import ExitStack
-from typing import NamedTuple
 
-from hpcimg import formats
 from hpcimg.cache import evict, store
 from hpcimg.cache.blobs import Blobs, Lock
 from hpcimg.cache.inflight import Inflight
-from hpcimg.cache.layout import Layout, owned
+from hpcimg.cache.paths import owned
+from hpcimg.cache.policy import Cache
 from hpcimg.cache.store import Entry
 from hpcimg.errors import Damaged, TooLarge
-from hpcimg.fetching import Convert, Fetched, Files, Offer, Progress, Verify
+from hpcimg.fetch.contract import Convert, Fetched, Files, Offer, Progress, Verify
+from hpcimg.image import formats
 from hpcimg.units import format_size
-
-
-class Cache(NamedTuple):
-    """A cache and its rules.
-
-    `max_image_size` of 0 is no limit of its own; `image_format` is what images
-    in layers are converted to, "sif" or "squashfs". `verified` names the policy
-    that images have to be verified by to be handed out, "" for none.
-    """
-
-    layout: Layout
-    limits: evict.Limits
-    tag_ttl_s: float
-    max_image_size: int = 0
-    image_format: str = "squashfs"
-    verified: str = ""
-
-    def trusts(self, entry: Entry | None) -> bool:
-        """Tell whether an image is there and may be handed out."""
-        return entry is not None and entry.serves(self.verified)
 
 
 class Arrival(ExitStack):

@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 
 from hpcimg.cache import store
-from hpcimg.cache.layout import Layout, owned
+from hpcimg.cache.paths import Layout, owned
 from hpcimg.cache.store import BLOB, Entry
 from hpcimg.errors import Damaged
-from hpcimg.fetching import Blob, Fetched, Files
+from hpcimg.fetch.contract import Blob, Fetched, Files
 
 Lock = Callable[[str], AbstractContextManager[bool]]
 

@@ -16,9 +16,10 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import NamedTuple
 
 from hpcimg.cache import failures, lease, store
-from hpcimg.cache.arrival import Arrival, Cache
+from hpcimg.cache.arrival import Arrival
 from hpcimg.cache.failures import Memory
 from hpcimg.cache.inflight import Inflight
+from hpcimg.cache.policy import Cache
 from hpcimg.cache.store import Entry, Ref
 from hpcimg.errors import (
     DeadlinePassed,
@@ -29,7 +30,16 @@ from hpcimg.errors import (
     Unreachable,
     explained,
 )
-from hpcimg.fetching import Convert, Declined, Fetch, Fetched, Gathered, Progress, Unchanged, Verify
+from hpcimg.fetch.contract import (
+    Convert,
+    Declined,
+    Fetch,
+    Fetched,
+    Gathered,
+    Progress,
+    Unchanged,
+    Verify,
+)
 from hpcimg.locks import held
 from hpcimg.reference import Reference
 from hpcimg.units import format_duration

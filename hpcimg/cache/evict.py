@@ -7,28 +7,14 @@ import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from hpcimg import events
-from hpcimg.cache import inflight, lease, store
-from hpcimg.cache.layout import Layout, owned
+from hpcimg.cache import events, inflight, lease, store
+from hpcimg.cache.paths import Layout, owned
+from hpcimg.cache.policy import Limits
 from hpcimg.errors import DeadlinePassed, NoRoom, TooLarge, explained
 from hpcimg.locks import held
 from hpcimg.units import format_size
 
 _JOBS_NAMED = 8
-
-
-class Limits(NamedTuple):
-    """How large the cache may be, in bytes; ages in seconds.
-
-    `user_share` is what may be private to one user, 0 for no limit but the cache's.
-    """
-
-    max_size: int
-    high: int
-    low: int
-    min_free: int
-    min_age_s: float
-    user_share: int = 0
 
 
 class Candidate(NamedTuple):

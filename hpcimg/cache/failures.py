@@ -15,7 +15,7 @@ import time
 from typing import NamedTuple
 
 from hpcimg import atomic, processes
-from hpcimg.cache.layout import Layout
+from hpcimg.cache.paths import Layout
 from hpcimg.errors import HpcimgError, from_dict
 from hpcimg.units import format_duration
 

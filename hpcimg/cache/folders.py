@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
-from hpcimg.cache.layout import Layout
+from hpcimg.cache.paths import Layout
 from hpcimg.errors import CacheUnusable, HpcimgError, from_os_error
 
 

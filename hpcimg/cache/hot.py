@@ -14,7 +14,7 @@ import time
 
 from hpcimg import atomic
 from hpcimg.cache import lease
-from hpcimg.cache.layout import Layout
+from hpcimg.cache.paths import Layout
 
 _NAME_MAX = 250  # file systems allow 255
 

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from hpcimg import atomic, processes
-from hpcimg.cache.layout import Layout
+from hpcimg.cache.paths import Layout
 from hpcimg.errors import explained
 
 _RENEW_EVERY_S = 1.0

@@ -12,7 +12,7 @@ Imports only os and errno: the way to a warm hit uses it.
 import errno
 import os
 
-from hpcimg.cache.layout import Layout
+from hpcimg.cache.paths import Layout
 
 
 def take(layout: Layout, key: str, job: str) -> bool:

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from hpcimg import atomic, processes
-from hpcimg.cache.layout import Layout, owned
+from hpcimg.cache.paths import Layout, owned
 from hpcimg.errors import explained, from_os_error
 
 log = logging.getLogger(__name__)

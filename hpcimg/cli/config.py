@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from hpcimg import config, registriesconf
 from hpcimg.cli import output
+from hpcimg.config import load as config
+from hpcimg.config import registriesconf
 
 HELP = """check the configuration and print each value and where it was set
 

@@ -6,11 +6,11 @@ import argparse
 import importlib
 import time
 
-from hpcimg import health, history
-from hpcimg.cache import inflight
-from hpcimg.cache.layout import Layout
+from hpcimg import health, programs
+from hpcimg.cache import history, inflight
+from hpcimg.cache.paths import Layout
 from hpcimg.cli import output
-from hpcimg.convert import RUNTIMES, programs, squashfs
+from hpcimg.convert import RUNTIMES, squashfs
 from hpcimg.errors import HpcimgError, printable
 from hpcimg.health import NOTE, OK, PROBLEM, Finding
 from hpcimg.slurm import health as slurm_health

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import logging
 
-from hpcimg import config, history, logs, stage
-from hpcimg.cache import evict, lease, store
-from hpcimg.cache.layout import Layout
+from hpcimg import logs, node
+from hpcimg.cache import evict, history, lease, store
+from hpcimg.cache.paths import Layout
 from hpcimg.cli import output
+from hpcimg.config import load as config
 from hpcimg.errors import HpcimgError
 from hpcimg.slurm import jobfiles, query
 from hpcimg.units import format_size
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     conf = config.load()
     logs.set_up("stderr", name="gc")
     query.look_in(conf.slurm_bin)
-    cache = stage.cache_of(conf) if args.dry_run else stage.open_cache(conf)
+    cache = node.cache_of(conf) if args.dry_run else node.open_cache(conf)
     layout = cache.layout
     ended = _ended_jobs(layout)
     orphans = 0

@@ -6,10 +6,10 @@ import argparse
 import dataclasses
 import time
 
-from hpcimg import config
 from hpcimg.cache import lease, store
-from hpcimg.cache.layout import Layout
+from hpcimg.cache.paths import Layout
 from hpcimg.cli import output
+from hpcimg.config import load as config
 from hpcimg.units import format_duration, format_size
 
 HELP = """list the images on this node, the most recently used first

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 
-from hpcimg import config, stage
+from hpcimg import node
 from hpcimg.cache import store
-from hpcimg.cache.layout import Layout
+from hpcimg.cache.paths import Layout
 from hpcimg.cli import output
+from hpcimg.config import load as config
 from hpcimg.errors import NotFound
+from hpcimg.site import policy
 
 HELP = """print where an image is on this node, without asking any server
 
@@ -23,11 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     conf = config.load()
     layout = Layout(conf.cache_path, conf.state_path)
-    wanted = stage.parse(conf, args.uri)
+    wanted = policy.parse(conf, args.uri)
     for owner in (None, os.getuid()):
         ref = store.load_ref(layout, store.ref_id(wanted.address, owner))
         entry = store.load_entry(layout, ref.key) if ref else None
-        if entry and entry.serves(stage.verified_by(conf)):
+        if entry and entry.serves(node.verified_by(conf)):
             path = store.path_of(layout, entry)
             if args.json:
                 output.print_json({"uri": wanted.uri, "path": path, "key": entry.key})

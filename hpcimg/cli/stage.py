@@ -6,10 +6,13 @@ import argparse
 import sys
 import time
 
-from hpcimg import config, history, logs
+from hpcimg import logs, node
 from hpcimg import stage as staging
+from hpcimg.cache import history
 from hpcimg.cli import output
+from hpcimg.config import load as config
 from hpcimg.errors import HpcimgError
+from hpcimg.site import policy
 from hpcimg.units import format_duration, format_size
 
 HELP = """bring images into this node's cache, as Prolog does
@@ -25,11 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     conf = config.load()
     logs.set_up("stderr", name="stage")
-    cache = staging.open_cache(conf)
+    cache = node.open_cache(conf)
     results: list[dict[str, object]] = []
     for uri in args.uri:
         began = time.monotonic()
-        wanted = staging.parse(conf, uri)
+        wanted = policy.parse(conf, uri)
         try:
             with _Meter() as meter:
                 staged = staging.stage(

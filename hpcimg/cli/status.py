@@ -7,8 +7,9 @@ import sys
 import time
 from typing import Any
 
-from hpcimg import config, status
+from hpcimg import status
 from hpcimg.cli import output
+from hpcimg.config import load as config
 from hpcimg.errors import printable
 from hpcimg.units import format_duration, format_size
 

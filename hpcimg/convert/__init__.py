@@ -7,7 +7,7 @@ rights but `pick_format`. What the file holds is described in docs/converted-ima
 
 from __future__ import annotations
 
-from hpcimg.convert import programs
+from hpcimg import programs
 
 RUNTIMES = ("apptainer", "singularity")
 

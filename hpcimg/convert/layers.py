@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
-from hpcimg.convert import programs
+from hpcimg import programs
 from hpcimg.errors import Damaged, HpcimgError, MissingTool, NotAnImage, TooLarge
 
 # Read here: when a layer is met, this process may not be able to read Python's own files.

@@ -14,15 +14,7 @@ from typing import NamedTuple, NoReturn
 from hpcimg.convert import sparse
 from hpcimg.convert.layers import Layer, Reader
 from hpcimg.convert.receiver import Receiver
-from hpcimg.convert.tar import (
-    DEVICE,
-    DIRECTORY,
-    FILE,
-    LINK,
-    Member,
-    members,
-    shown,
-)  # fmt: skip
+from hpcimg.convert.tar import DEVICE, DIRECTORY, FILE, LINK, Member, members, shown  # fmt: skip
 from hpcimg.convert.tree import Repeated, Tree
 from hpcimg.errors import NotAnImage, TooLarge
 

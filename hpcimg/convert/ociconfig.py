@@ -6,8 +6,8 @@ import json
 import re
 from typing import Any, NamedTuple
 
-from hpcimg.architecture import go_name
 from hpcimg.errors import NotAnImage, WrongArchitecture
+from hpcimg.image.architecture import go_name
 
 _MAX_BYTES = 8 << 20
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

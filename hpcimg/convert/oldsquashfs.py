@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import closing
 from tempfile import TemporaryDirectory
 
-from hpcimg.convert import programs
+from hpcimg import programs
 from hpcimg.convert.receiver import Receiver
 from hpcimg.convert.squashfs import Mksquashfs, explain, options, started
 from hpcimg.convert.unpack import Folder

@@ -8,14 +8,14 @@ import struct
 import time
 import uuid
 
-from hpcimg.formats import (
+from hpcimg.image.formats import (  # fmt: skip
     ARCHITECTURES,
     SIF_DESCRIPTOR,
     SIF_HEADER,
     SIF_MAGIC,
     SIF_PARTITION,
     SIF_PRIMARY,
-)  # fmt: skip
+)
 
 _LAUNCH = b"#!/usr/bin/env run-singularity\n"
 _VERSION = b"01"

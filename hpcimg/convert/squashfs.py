@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any, NamedTuple
 
-from hpcimg.convert import programs
+from hpcimg import programs
 from hpcimg.convert.receiver import Receiver
 from hpcimg.convert.stream import Stream
 from hpcimg.errors import (

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import os
 
-from hpcimg import config, history, logs, stage
-from hpcimg.cache import evict, lease
+from hpcimg import logs, node
+from hpcimg.cache import evict, history, lease
+from hpcimg.config import load as config
 from hpcimg.errors import HpcimgError
 from hpcimg.slurm import jobfiles
 from hpcimg.units import format_size
@@ -29,7 +30,7 @@ def main() -> int:
     try:
         conf = config.load()
         logs.set_up(conf.log_to, name="epilog", job=job)
-        cache = stage.open_cache(conf)
+        cache = node.open_cache(conf)
         # The short way did this, unless something was wrong with it.
         lease.drop(cache.layout, job)
         jobfiles.remove(cache.layout, job)

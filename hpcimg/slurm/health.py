@@ -6,7 +6,7 @@ import glob
 import re
 
 from hpcimg.cache import lease
-from hpcimg.cache.layout import Layout
+from hpcimg.cache.paths import Layout
 from hpcimg.errors import HpcimgError, Unreachable
 from hpcimg.health import NOTE, OK, PROBLEM, Finding
 from hpcimg.slurm import jobfiles, query

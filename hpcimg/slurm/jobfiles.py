@@ -6,7 +6,7 @@ Imports only os: the way to a warm hit writes them.
 import os
 
 from hpcimg import atomic
-from hpcimg.cache.layout import Layout
+from hpcimg.cache.paths import Layout
 from hpcimg.plainjson import dumps
 
 

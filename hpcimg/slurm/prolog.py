@@ -12,10 +12,14 @@ import logging
 import os
 import time
 
-from hpcimg import conffiles, config, events, health, history, logs, stage
-from hpcimg.cache.layout import Layout
-from hpcimg.config import Config
+from hpcimg import health, logs, node, stage
+from hpcimg.cache import events, history
+from hpcimg.cache.paths import Layout
+from hpcimg.config import files as conffiles
+from hpcimg.config import load as config
+from hpcimg.config.keys import Config
 from hpcimg.errors import BadReference, Bug, ConfigError, HpcimgError, NodeError, from_os_error
+from hpcimg.site import policy
 from hpcimg.slurm import comment, jobfiles, query, requeue
 from hpcimg.units import format_size
 
@@ -65,8 +69,8 @@ def _stage_all(
     if problem := comment.problem(wanted):
         raise BadReference(problem)
     for image in images:  # all are looked at before the first is fetched
-        image.uri = stage.parse(conf, image.text).uri
-    cache = stage.open_cache(conf)
+        image.uri = policy.parse(conf, image.text).uri
+    cache = node.open_cache(conf)
     # The folder comes first: the epilog looks for leases where there is one.
     jobfiles.prepare(cache.layout, job)
     for image in images:

@@ -7,7 +7,7 @@ their own. A test names the modules that may be loaded here.
 
 import os
 
-from hpcimg import conffiles
+from hpcimg.config import files as conffiles
 from hpcimg.slurm import comment
 
 LONG_WAY = 10  # exit code: the hook goes on with the full program
@@ -40,9 +40,8 @@ def prolog(environ: dict[str, str]) -> int:
     # Most jobs never come this far.
     import time
 
-    from hpcimg import events
-    from hpcimg.cache import hot
-    from hpcimg.cache.layout import Layout
+    from hpcimg.cache import events, hot
+    from hpcimg.cache.paths import Layout
     from hpcimg.slurm import jobfiles
 
     started = time.time()
@@ -65,7 +64,7 @@ def prolog(environ: dict[str, str]) -> int:
 
 def epilog(environ: dict[str, str]) -> int:
     """Drop the job's leases; return LONG_WAY when it had images, so that room may be made."""
-    from hpcimg.cache.layout import Layout
+    from hpcimg.cache.paths import Layout
 
     job = environ["SLURM_JOB_ID"]
     layout = Layout(*conffiles.folders(conffiles.read_files(conffiles.main_file())))

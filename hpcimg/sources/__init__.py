@@ -15,15 +15,15 @@ MODULES = {
     "https": "hpcimg.sources.web",
     "http": "hpcimg.sources.web",
     "file": "hpcimg.sources.files",
-    "docker": "hpcimg.sources.oci",
-    "oras": "hpcimg.sources.oci",
-    "oci": "hpcimg.sources.layouts",
-    "oci-archive": "hpcimg.sources.layouts",
-    "docker-archive": "hpcimg.sources.layouts",
+    "docker": "hpcimg.sources.oci.image",
+    "oras": "hpcimg.sources.oci.image",
+    "oci": "hpcimg.sources.oci.layouts",
+    "oci-archive": "hpcimg.sources.oci.layouts",
+    "docker-archive": "hpcimg.sources.oci.layouts",
     "library": "hpcimg.sources.library",
     "shub": "hpcimg.sources.shub",
     "s3": "hpcimg.sources.s3",
-    "swift": "hpcimg.sources.swift",
+    "swift": "hpcimg.sources.openstack.swift",
 }
 # Of schemes that the site configures under names of its own, as [static NAME].
 STATIC = "hpcimg.sources.static"

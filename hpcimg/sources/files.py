@@ -7,9 +7,10 @@ import os
 import stat
 
 from hpcimg.errors import Damaged, Forbidden, HpcimgError, NotAnImage, NotFound, Unreachable
-from hpcimg.fetching import Offer, Settings
+from hpcimg.fetch.contract import Offer
+from hpcimg.fetch.settings import Settings
+from hpcimg.fetch.sink import Sink
 from hpcimg.reference import Reference
-from hpcimg.sink import Sink
 
 _CHUNK = 4 << 20  # parallel file systems like large reads
 

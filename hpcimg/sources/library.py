@@ -8,15 +8,16 @@ from urllib.parse import urlencode, urlsplit
 
 import requests
 
-from hpcimg.architecture import go_name
 from hpcimg.errors import BadReference, NotAnImage, NotFound
-from hpcimg.fetching import Offer, Settings
-from hpcimg.httpclient import get_json, open_session
+from hpcimg.fetch.contract import Offer
+from hpcimg.fetch.settings import Settings
+from hpcimg.fetch.sink import Sink
+from hpcimg.http.download import download
+from hpcimg.http.session import get_json, open_session
+from hpcimg.image.architecture import go_name
 from hpcimg.reference import Reference
-from hpcimg.sink import Sink
-from hpcimg.sources import oci
-from hpcimg.sources.registry import Name, Registry
-from hpcimg.transfer import download
+from hpcimg.sources.oci import image as oci
+from hpcimg.sources.oci.registry import Name, Registry
 
 _HASH = re.compile(r"(?:sha256[.:])?([0-9a-f]{64})")
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -20,12 +20,13 @@ from hpcimg.errors import (
     Unreachable,
     UserError,
 )
-from hpcimg.fetching import Offer, Settings
-from hpcimg.httpclient import check_status, open_session, trust
+from hpcimg.fetch.contract import Offer
+from hpcimg.fetch.settings import Settings
+from hpcimg.fetch.sink import Sink
+from hpcimg.http.download import download
+from hpcimg.http.session import check_status, open_session, trust
 from hpcimg.reference import Reference
-from hpcimg.sink import Sink
 from hpcimg.sources import aws, objectnames
-from hpcimg.transfer import download
 
 # Tenants of Ceph stand before a colon.
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,254}")

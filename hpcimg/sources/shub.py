@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 
 from hpcimg.errors import BadReference, NotAnImage
-from hpcimg.fetching import Offer, Settings
-from hpcimg.httpclient import get_json, open_session
+from hpcimg.fetch.contract import Offer
+from hpcimg.fetch.settings import Settings
+from hpcimg.fetch.sink import Sink
+from hpcimg.http.download import download
+from hpcimg.http.session import get_json, open_session
 from hpcimg.reference import Reference
-from hpcimg.sink import Sink
-from hpcimg.transfer import download
 
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 

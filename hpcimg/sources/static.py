@@ -11,11 +11,12 @@ from typing import Any
 from urllib.parse import urljoin
 
 from hpcimg.errors import BadReference, Damaged, NotAnImage
-from hpcimg.fetching import Offer, Settings
-from hpcimg.httpclient import get_json, open_session
+from hpcimg.fetch.contract import Offer
+from hpcimg.fetch.settings import Settings
+from hpcimg.fetch.sink import Sink
+from hpcimg.http.download import download
+from hpcimg.http.session import get_json, open_session
 from hpcimg.reference import Reference
-from hpcimg.sink import Sink
-from hpcimg.transfer import download
 
 _SQUASHFS = "application/vnd.singularity.image.squashfs"
 _NAME = re.compile(r"([A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)+)(?::([A-Za-z0-9._-]+))?")

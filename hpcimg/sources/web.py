@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import requests
 
-from hpcimg.fetching import Offer, Settings
-from hpcimg.httpclient import open_session
+from hpcimg.fetch.contract import Offer
+from hpcimg.fetch.settings import Settings
+from hpcimg.fetch.sink import Sink
+from hpcimg.http.download import download
+from hpcimg.http.session import open_session
 from hpcimg.reference import Reference
-from hpcimg.sink import Sink
-from hpcimg.transfer import download
 
 # Which header goes with which kind of validator, in what we keep and what we ask.
 _CONDITIONS = {"etag": "If-None-Match", "date": "If-Modified-Since"}

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from hpcimg import processes
 from hpcimg.cache import inflight
-from hpcimg.cache.layout import Layout
+from hpcimg.cache.paths import Layout
 from hpcimg.errors import HpcimgError
 from tests.faults.driver import CALLS, MORE_CALLS, Fault
 

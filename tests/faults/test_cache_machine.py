@@ -25,10 +25,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from hpcimg import errors, processes
-from hpcimg.cache import evict, folders, hot, inflight, lease, store
-from hpcimg.cache.arrival import Cache
+from hpcimg.cache import evict, folders, hot, inflight, lease, policy, store
 from hpcimg.cache.ensure import FORMATS, Staged
-from hpcimg.cache.layout import Layout
+from hpcimg.cache.paths import Layout
+from hpcimg.cache.policy import Cache
 from hpcimg.errors import HpcimgError, NoRoom, TooLarge
 from hpcimg.locks import held
 from tests.faults import forked
@@ -154,7 +154,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @property
     def cache(self) -> Cache:
-        limits = evict.Limits(MAX_SIZE, MAX_SIZE * 9 // 10, MAX_SIZE // 2, 0, 0.0)
+        limits = policy.Limits(MAX_SIZE, MAX_SIZE * 9 // 10, MAX_SIZE // 2, 0, 0.0)
         return Cache(self.layout, limits, TTL_S, image_format=self.image_format)
 
     # What happens

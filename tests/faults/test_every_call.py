@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import pytest
 
-from hpcimg.cache import evict, inflight, lease, store
-from hpcimg.cache.arrival import Cache
-from hpcimg.cache.layout import Layout
+from hpcimg.cache import evict, inflight, lease, policy, store
+from hpcimg.cache.paths import Layout
+from hpcimg.cache.policy import Cache
 from hpcimg.errors import CacheUnusable, NoRoom
 from tests.faults import forked
 from tests.faults.forked import End
@@ -74,7 +74,7 @@ class Bench:
     def __init__(self, folder: Path, case: Case) -> None:
         folder.mkdir()
         self.case = case
-        limits = evict.Limits(case.max_size, case.max_size, case.max_size // 2, 0, 0.0)
+        limits = policy.Limits(case.max_size, case.max_size, case.max_size // 2, 0, 0.0)
         layout = Layout(f"{folder}/cache", f"{folder}/state")
         self.cache = Cache(layout, limits, tag_ttl_s=3600)
         self.layout = layout
@@ -149,7 +149,7 @@ def test_eviction(faults: tuple[str, ...], memory: Path) -> None:
     evicted = 0
     for number, fault in enumerate(itertools.cycle(faults), start=1):
         bench = Bench(memory / str(number), Case((*OLD, IN_LAYERS), FILE))
-        layout, limits = bench.layout, evict.Limits(4000, 4000, 2000, 0, 0.0)
+        layout, limits = bench.layout, policy.Limits(4000, 4000, 2000, 0, 0.0)
 
         trim = functools.partial(evict.trim, layout, limits, time_s=5)
         end = forked.run(trim, layout, fault=fault, number=number)

@@ -16,9 +16,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hpcimg import conffiles, config, parent, reference, stage
+from hpcimg import reference
+from hpcimg.config import files as conffiles
+from hpcimg.config import keys
+from hpcimg.config import load as config
 from hpcimg.errors import ConfigError, HpcimgError, NotFound
+from hpcimg.site import policy
 from hpcimg.slurm import comment, prolog, warm
+from hpcimg.worker import monitor
 from tests.parts.node import EPILOG, PROLOG, ROOT, TASK_PROLOG, Node
 from tests.reference_cases import INVALID, VALID
 from tests.unit.test_conffiles import TEXTS
@@ -98,7 +103,7 @@ def test_a_comment(text: str) -> None:
     for name, written in images:
         assert not name or (name.isascii() and f"x{name}".isidentifier())
         try:
-            found = stage.parse(conf, written)
+            found = policy.parse(conf, written)
         except HpcimgError as error:
             check_message(error)
             continue
@@ -115,7 +120,7 @@ def quiet_node(memory: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
     def fetch(wanted: reference.Reference, *_: object, **__: object) -> None:
         raise NotFound(f"there is nothing at {wanted.uri}")
 
-    monkeypatch.setattr(parent, "fetch", fetch)
+    monkeypatch.setattr(monitor, "fetch", fetch)
     made = Node(memory)
     for name, value in made.environment(1).items():
         monkeypatch.setenv(name, value)
@@ -176,7 +181,7 @@ HEADS = st.sampled_from(
 )  # fmt: skip
 NAMES = st.sampled_from(
     [
-        *(key.name for key in config.KEYS),
+        *(key.name for key in keys.KEYS),
         "insecure",
         "auth_file",
         "shared",

@@ -113,7 +113,7 @@ def kill_hook(pid: int) -> bool:
 
 
 def kill_fetch(pid: int) -> bool:
-    return _kill_member(pid, "hpcimg.child")
+    return _kill_member(pid, "hpcimg.worker.main")
 
 
 def kill_program(pid: int) -> bool:

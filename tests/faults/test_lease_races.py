@@ -14,16 +14,16 @@ from typing import Any
 import pytest
 
 from hpcimg import reference
-from hpcimg.cache import ensure, evict, folders, hot, lease
-from hpcimg.cache.arrival import Cache
-from hpcimg.cache.layout import Layout
-from hpcimg.fetching import Arrived, Fetched, Offer, Offered, Outcome, Progress
+from hpcimg.cache import ensure, evict, folders, hot, lease, policy
+from hpcimg.cache.paths import Layout
+from hpcimg.cache.policy import Cache
+from hpcimg.fetch.contract import Arrived, Fetched, Offer, Offered, Outcome, Progress
 from tests.parts.images import make_sif
 
 TEXT = "https://example.org/x.sif"
 URI = reference.parse(TEXT)
 CALLS = ("open", "close", "stat", "lstat", "utime", "mkdir", "rmdir", "rename", "unlink", "fsync")
-LIMITS = evict.Limits(max_size=1 << 30, high=1 << 30, low=0, min_free=0, min_age_s=0)
+LIMITS = policy.Limits(max_size=1 << 30, high=1 << 30, low=0, min_free=0, min_age_s=0)
 
 
 class Image:

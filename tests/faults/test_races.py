@@ -12,8 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from hpcimg import config, processes, stage
+from hpcimg import processes
 from hpcimg.cache import evict
+from hpcimg.config import load as config
+from hpcimg.node import open_cache
 from tests.faults.invariants import check_images, check_no_jobs, check_no_leftovers, check_staged
 from tests.integration.checks import wait_for_log
 from tests.parts.images import make_sif
@@ -45,7 +47,7 @@ def test_jobs_against_evictors(node: Node, open_folder: Path) -> None:
     """Three jobs at a time, each with one of six images, on a node with room for four."""
     node.configure(ROOM_FOR_NONE.replace("300K", "900K") + "min_age = 0s\n")
     images = make_images(open_folder, 6)
-    cache = stage.open_cache(config.load(str(node.conf)))
+    cache = open_cache(config.load(str(node.conf)))
     told = []
 
     def run_job(job: int) -> None:

@@ -13,9 +13,9 @@ from uuid import uuid4
 
 import pytest
 
-from hpcimg.architecture import go_name
 from hpcimg.cache import inflight
-from hpcimg.cache.layout import Layout
+from hpcimg.cache.paths import Layout
+from hpcimg.image.architecture import go_name
 from tests.integration.checks import let_pass, refused, staged, together
 from tests.integration.conftest import MakeSif, Start
 from tests.parts import images, layers

@@ -17,11 +17,14 @@ from typing import Any
 
 import pytest
 
-from hpcimg import config, errors
+from hpcimg import errors
 from hpcimg.cli import main as cli
-from hpcimg.fetching import Offer, Settings
+from hpcimg.config import load as config
+from hpcimg.config.keys import KEYS
+from hpcimg.fetch.contract import Offer
+from hpcimg.fetch.settings import Settings
+from hpcimg.fetch.sink import Sink
 from hpcimg.reference import Reference
-from hpcimg.sink import Sink
 from tests.parts import docblocks, images
 from tests.parts.docblocks import EXAMPLE_REGISTRY, EXAMPLE_WEB, PAGES, ROOT, Block
 from tests.parts.node import Node
@@ -304,11 +307,11 @@ def test_the_readme_names_every_page() -> None:
     assert {f"docs/{page.name}" for page in DOCS.iterdir()} <= named
 
 
-@pytest.mark.parametrize("name", list(dict.fromkeys(key.section for key in config.KEYS)))
+@pytest.mark.parametrize("name", list(dict.fromkeys(key.section for key in KEYS)))
 def test_every_key_is_in_the_reference_with_its_default(name: str) -> None:
     table = docblocks.rows(docblocks.section(DOCS / "reference-config.md", f"[{name}]"))
     found = {row[0]: row[1].replace("(empty)", "") for row in table[2:]}
-    assert found == {key.name: key.default for key in config.KEYS if key.section == name}
+    assert found == {key.name: key.default for key in KEYS if key.section == name}
 
 
 def test_every_key_is_in_the_man_page_with_its_default() -> None:
@@ -320,7 +323,7 @@ def test_every_key_is_in_the_man_page_with_its_default() -> None:
         here = section or here
         if name:
             keys.append((here, name, default))
-    known = [(key.section, key.name, key.default) for key in config.KEYS]
+    known = [(key.section, key.name, key.default) for key in KEYS]
     assert keys[: len(known)] == known
     own = [name for kind in ("registry", "static") for name in config._NAMED[kind][1]]
     assert [name for _, name, _ in keys[len(known) :]] == own
@@ -342,7 +345,7 @@ def test_the_example_configuration_uncommented_is_the_defaults(tmp_path: Path) -
 
 def test_the_example_configuration_explains_every_key() -> None:
     example = (ROOT / "etc/hpcimg.conf.example").read_text().lower()
-    for key in config.KEYS:
+    for key in KEYS:
         line = f"# {key.about}.\n#{key.name} = {key.default}".rstrip()
         assert f"{line}\n".lower() in example
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from hpcimg import health
+from hpcimg import health, programs
 from hpcimg.cli.main import main
-from hpcimg.convert import RUNTIMES, programs
+from hpcimg.convert import RUNTIMES
 from hpcimg.slurm import health as slurm_health
 from tests.integration.checks import refused
 from tests.integration.test_node_trouble import AS_ROOT, mounted

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hpcimg.fetching import Settings
-from hpcimg.httpclient import open_session
+from hpcimg.fetch.settings import Settings
+from hpcimg.http.session import open_session
 from tests.integration.checks import refused, staged
 from tests.integration.conftest import MakeSif
 from tests.parts.node import Node

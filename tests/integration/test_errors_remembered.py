@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from hpcimg import config, parent, stage
-from hpcimg.accounts import Account
+from hpcimg import stage
+from hpcimg.config import load as config
 from hpcimg.errors import Forbidden
-from hpcimg.fetching import Settings
+from hpcimg.fetch.settings import Settings
+from hpcimg.node import open_cache
+from hpcimg.worker import monitor
+from hpcimg.worker.accounts import Account
 from tests.integration.checks import let_pass, refused, staged
 from tests.integration.test_node_trouble import AS_ROOT
 from tests.parts.node import Node
@@ -129,10 +132,10 @@ def test_what_the_node_and_each_user_may_not_read_is_remembered_apart(
         asked.append((account.uid, settings.as_user))
         raise Forbidden("no")
 
-    monkeypatch.setattr(parent, "fetch", forbidden)
+    monkeypatch.setattr(monitor, "fetch", forbidden)
     node.configure(f"[stage]\naccount = nobody\n[registry h.example]\nauth_file = {node.conf}\n")
     loaded = config.load(str(node.conf))
-    cache = stage.open_cache(loaded)
+    cache = open_cache(loaded)
     nobody, games, mail = (pwd.getpwnam(name).pw_uid for name in ("nobody", "games", "mail"))
 
     def ask(uid: int, host: str = "other.example") -> list[tuple[int, bool]]:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from hpcimg.errors import Damaged
-from hpcimg.fetching import Settings
+from hpcimg.fetch.settings import Settings
+from hpcimg.fetch.sink import Sink
 from hpcimg.reference import Reference
-from hpcimg.sink import Sink
 from hpcimg.sources import files
 from tests.integration.checks import failed, got, let_pass, refused, staged, together
 from tests.integration.conftest import MakeSif, Start

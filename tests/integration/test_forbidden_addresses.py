@@ -12,8 +12,8 @@ import pytest
 from urllib3.util import connection
 
 from hpcimg.errors import NotAllowed
-from hpcimg.fetching import Settings
-from hpcimg.httpclient import open_session, request
+from hpcimg.fetch.settings import Settings
+from hpcimg.http.session import open_session, request
 from tests.integration.checks import refused, staged
 from tests.parts.node import Node
 from tests.parts.webanswer import Answer

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from hpcimg import ranges
 from hpcimg.errors import Unreachable
-from hpcimg.fetching import Offer, Settings
-from hpcimg.httpclient import open_session
-from hpcimg.sink import Sink
-from hpcimg.transfer import download
+from hpcimg.fetch.contract import Offer
+from hpcimg.fetch.settings import Settings
+from hpcimg.fetch.sink import Sink
+from hpcimg.http import ranges
+from hpcimg.http.download import download
+from hpcimg.http.session import open_session
 from tests.parts.webanswer import Fault
 from tests.parts.webfaults import Slow, Status, Truncate
 from tests.parts.webserver import WebServer

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from hpcimg.errors import BadReference, Forbidden, Unreachable
-from hpcimg.fetching import Blob, Settings
-from hpcimg.httpclient import open_session
-from hpcimg.sources.registry import Registry
+from hpcimg.fetch.contract import Blob
+from hpcimg.fetch.settings import Settings
+from hpcimg.http.session import open_session
+from hpcimg.sources.oci.registry import Registry
 from tests.parts.registryclient import Connect, Target, auth_file, connected
 from tests.parts.webanswer import Answer, Request
 from tests.parts.webfaults import Status, Truncate
@@ -217,7 +218,7 @@ def test_docker_hub_has_an_address_and_a_login_of_its_own(
 ) -> None:
     # As a proxy, the server is asked for what is at every host.
     monkeypatch.setenv("http_proxy", web.url())
-    monkeypatch.setattr("hpcimg.sources.regauth._addresses", lambda _: ["203.0.113.1"])
+    monkeypatch.setattr("hpcimg.sources.oci.auth._addresses", lambda _: ["203.0.113.1"])
     place = Place(web, connect)
     web.handle("/token", lambda _: Answer(200, {}, b'{"token": "tok3n"}'))
     path = "/v2/library/x/manifests/latest"

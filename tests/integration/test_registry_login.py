@@ -12,8 +12,8 @@ import pytest
 import requests
 
 from hpcimg.errors import ConfigError, Forbidden, Unreachable
-from hpcimg.fetching import Blob
-from hpcimg.sources.manifests import hex_of
+from hpcimg.fetch.contract import Blob
+from hpcimg.sources.oci.manifests import hex_of
 from tests.parts.daemon import wait_until
 from tests.parts.registry import MANIFEST, PASSWORD, Registry
 from tests.parts.registryclient import Connect, Target, auth_file, connected

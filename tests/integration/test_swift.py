@@ -9,7 +9,7 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from hpcimg.sources import openrc
+from hpcimg.sources.openstack import openrc
 from tests.integration.checks import let_pass, refused, staged
 from tests.integration.conftest import MakeSif
 from tests.integration.swiftconf import as_site, configure

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from hpcimg.architecture import go_name
+from hpcimg.image.architecture import go_name
 from tests.parts.daemon import PATH, missing_commands
 from tests.parts.registry import MANIFEST, Registry
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from hpcimg.fetching import Settings
-from hpcimg.httpclient import open_session
-from hpcimg.sink import Sink
-from hpcimg.sources.registry import Registry, parse_name
+from hpcimg.fetch.settings import Settings
+from hpcimg.fetch.sink import Sink
+from hpcimg.http.session import open_session
+from hpcimg.sources.oci.registry import Registry, parse_name
 from tests.parts.node import LOOPBACK
 from tests.parts.registry import PASSWORD, USER
 from tests.parts.tokenserver import basic

@@ -1,7 +1,8 @@
 """Images of a few bytes, and functions that fetch and convert them in this process.
 
-For tests of the cache alone: what a worker does by hpcimg.parent is done here in place, within the
-same contract (hpcimg.fetching), and with a word to the test at each point on the way.
+For tests of the cache alone: what a worker does by hpcimg.worker.monitor is done here in place,
+within the same contract (hpcimg.fetch.contract), and with a word to the test at each point on the
+way.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from hpcimg.cache import folders, hot, inflight, store
-from hpcimg.cache.arrival import Cache
 from hpcimg.cache.ensure import Staged, ensure
+from hpcimg.cache.policy import Cache
 from hpcimg.errors import Damaged
-from hpcimg.fetching import (
+from hpcimg.fetch.contract import (
     Arrived,
     Blob,
     Converting,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcimg.convert import programs
+from hpcimg import programs
 from tests.parts import apptainer, ociimages, oldsquashfs
 from tests.parts.images import make_sif, make_squashfs
 from tests.parts.layers import converted

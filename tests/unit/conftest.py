@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hpcimg.convert import programs
+from hpcimg import programs
 from tests.parts import oldsquashfs
 
 

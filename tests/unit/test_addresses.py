@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from hpcimg import config
-from hpcimg.addresses import Reach, kind
-from hpcimg.registriesconf import Mirror, Rule
-from hpcimg.sitehosts import site_hosts
+from hpcimg.config import load as config
+from hpcimg.config.registriesconf import Mirror, Rule
+from hpcimg.http.addresses import Reach, kind
+from hpcimg.site.hosts import site_hosts
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from hpcimg.cache import evict, folders, inflight, store
-from hpcimg.cache.arrival import Arrival, Cache
+from hpcimg.cache import evict, folders, inflight, policy, store
+from hpcimg.cache.arrival import Arrival
 from hpcimg.cache.ensure import ensure
 from hpcimg.cache.inflight import Inflight
-from hpcimg.cache.layout import Layout
+from hpcimg.cache.paths import Layout
+from hpcimg.cache.policy import Cache
 from hpcimg.errors import NoRoom, TooLarge, Unreachable
-from hpcimg.fetching import Blob, Converting, Fetched, Files, Offer, Offered, Outcome
+from hpcimg.fetch.contract import Blob, Converting, Fetched, Files, Offer, Offered, Outcome
 from hpcimg.locks import held
 from hpcimg.reference import parse
 from tests.parts.served import Content, Server, sha256, stage, tiny_image
@@ -30,7 +31,7 @@ IN_LAYERS = Content(layers=LAYERS)
 def make_cache(folder: Path, *, max_size: int = 1 << 20, max_image_size: int = 0) -> Cache:
     layout = Layout(str(folder / "cache"), str(folder / "state"))
     folders.prepare(layout)
-    limits = evict.Limits(max_size, max_size, max_size, 0, 0.0)
+    limits = policy.Limits(max_size, max_size, max_size, 0, 0.0)
     return Cache(layout, limits, tag_ttl_s=0.0, max_image_size=max_image_size)
 
 

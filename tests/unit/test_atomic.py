@@ -13,7 +13,7 @@ import pytest
 
 from hpcimg import atomic
 from hpcimg.cache import folders, store
-from hpcimg.cache.layout import Layout
+from hpcimg.cache.paths import Layout
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])

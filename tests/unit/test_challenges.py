@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from hpcimg.sources.challenges import parse_challenges, why_not
+from hpcimg.sources.oci.challenges import parse_challenges, why_not
 
 
 @pytest.mark.parametrize(

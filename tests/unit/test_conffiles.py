@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hpcimg import conffiles, config
+from hpcimg.config import files as conffiles
+from hpcimg.config import load as config
 from hpcimg.errors import ConfigError
 
 HEADS = st.sampled_from(

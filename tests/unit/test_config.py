@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from hpcimg import config
-from hpcimg.config import Registry, Size
+from hpcimg.config import keys
+from hpcimg.config import load as config
+from hpcimg.config.keys import Registry
+from hpcimg.config.values import Size
 from hpcimg.errors import ConfigError
 
 
@@ -107,7 +109,7 @@ def test_settings_tell_where_they_come_from(main: Path) -> None:
     assert listed["cache", "max_size"][2:4] == ("80%", "default")
     assert listed["registry h:1", "insecure"][2:4] == ("yes", str(main))
     assert listed["alias", "x"][2:4] == ("/x.sif", str(other))
-    assert all(key.about for key in config.KEYS)
+    assert all(key.about for key in keys.KEYS)
 
 
 # What is wrong
@@ -219,7 +221,7 @@ def test_a_default_file_that_is_missing_is_an_empty_one(
 ) -> None:
     absent = str(tmp_path / "etc" / "hpcimg.conf")
     monkeypatch.delenv("HPCIMG_CONF")
-    monkeypatch.setattr("hpcimg.conffiles.DEFAULT_FILE", absent)
+    monkeypatch.setattr("hpcimg.config.files.DEFAULT_FILE", absent)
     assert config.load().cache_path == "/var/cache/hpcimg"
 
 

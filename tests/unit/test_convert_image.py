@@ -16,14 +16,8 @@ import pytest
 from hpcimg.convert.image import Work, convert
 from hpcimg.convert.stream import header
 from hpcimg.convert.tar import FILE
-from hpcimg.errors import (
-    Damaged,
-    HpcimgError,
-    NotAnImage,
-    TooLarge,
-    WrongArchitecture,
-)  # fmt: skip
-from hpcimg.formats import identify
+from hpcimg.errors import Damaged, HpcimgError, NotAnImage, TooLarge, WrongArchitecture  # fmt: skip
+from hpcimg.image.formats import identify
 from tests.parts import layers
 from tests.parts.daemon import missing_commands
 from tests.parts.layers import (

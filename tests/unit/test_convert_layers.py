@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from hpcimg import programs
 from hpcimg.convert import layers as module
-from hpcimg.convert import programs, sparse
+from hpcimg.convert import sparse
 from hpcimg.convert.layers import Layer, Reader
 from hpcimg.convert.tar import DIRECTORY, FILE, Member, members
 from hpcimg.errors import Damaged, HpcimgError, MissingTool, NotAnImage, TooLarge

@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from hpcimg.convert import pick_format, programs
-from hpcimg.errors import (
+from hpcimg import programs
+from hpcimg.convert import pick_format
+from hpcimg.errors import (  # fmt: skip
     HpcimgError,
     Interrupted,
     MissingTool,
     NodeError,
     NoRoom,
     NotAnImage,
-)  # fmt: skip
+)
 from tests.parts import layers
 from tests.parts.daemon import wait_until
 from tests.parts.layers import converted, file, layer

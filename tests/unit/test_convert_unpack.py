@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from hpcimg.convert import oldsquashfs, programs
+from hpcimg import programs
+from hpcimg.convert import oldsquashfs
 from hpcimg.convert.tar import DIRECTORY, FIFO, FILE, LINK, SYMLINK
 from hpcimg.convert.unpack import Folder
 from hpcimg.errors import NotAnImage

@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from hpcimg.sources import credentials
-from hpcimg.sources.credentials import Keyring, Login, find, normal_key
+from hpcimg.sources.oci import credentials
+from hpcimg.sources.oci.credentials import Keyring, Login, find, normal_key
 
 
 def auth(pair: str) -> dict[str, str]:

@@ -10,12 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from hpcimg.cache import evict, folders, store
-from hpcimg.cache.arrival import Cache
+from hpcimg.cache import evict, folders, policy, store
 from hpcimg.cache.ensure import Staged, ensure
-from hpcimg.cache.layout import Layout
+from hpcimg.cache.paths import Layout
+from hpcimg.cache.policy import Cache
 from hpcimg.errors import TooLarge
-from hpcimg.fetching import Arrived, Fetch, Fetched, Offer, Offered, Outcome, Progress, Unchanged
+from hpcimg.fetch.contract import (
+    Arrived,
+    Fetch,
+    Fetched,
+    Offer,
+    Offered,
+    Outcome,
+    Progress,
+    Unchanged,
+)
 from hpcimg.reference import parse
 from tests.parts import images
 
@@ -26,7 +35,7 @@ URI = "https://images.example.org/x.sif"
 def cache(tmp_path: Path) -> Cache:
     layout = Layout(str(tmp_path / "cache"), str(tmp_path / "state"))
     folders.prepare(layout)
-    return Cache(layout, evict.Limits(1 << 40, 1 << 40, 1 << 40, 0, 0.0), tag_ttl_s=0.0)
+    return Cache(layout, policy.Limits(1 << 40, 1 << 40, 1 << 40, 0, 0.0), tag_ttl_s=0.0)
 
 
 class Source:

@@ -9,7 +9,7 @@ import pytest
 
 from hpcimg.cache import failures, folders, store
 from hpcimg.cache.failures import Memory
-from hpcimg.cache.layout import Layout
+from hpcimg.cache.paths import Layout
 from hpcimg.errors import CacheUnusable, Forbidden, HpcimgError, Unreachable
 
 LATER = 1e12

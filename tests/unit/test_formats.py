@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcimg.errors import Damaged, HpcimgError, NotAnImage, WrongArchitecture
-from hpcimg.formats import Image, identify
+from hpcimg.image.formats import Image, identify
 from tests.parts import images
 
 pytestmark = pytest.mark.skipif(bool(images.missing()), reason=images.missing() or "-")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hpcimg import events, history
-from hpcimg.cache.layout import Layout
+from hpcimg.cache import events, history
+from hpcimg.cache.paths import Layout
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,7 +65,7 @@ def test_a_planted_link_is_not_followed(layout: Layout, tmp_path: Path) -> None:
 
 def test_many_writers_never_mix(layout: Layout) -> None:
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from hpcimg import events\n"
+        "import sys; sys.path.insert(0, sys.argv[1]); from hpcimg.cache import events\n"
         "for n in range(200): events.record(sys.argv[2], 'hit', who=sys.argv[3] * 300, n=n)"
     )
     command = [sys.executable, "-I", "-S", "-c", code, ROOT, layout.events]

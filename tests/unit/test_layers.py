@@ -16,36 +16,35 @@ TOP = ("hpcimg.cli", "hpcimg.slurm")
 # Who, and what it must not reach, not even through others.
 FORBIDDEN = {
     "hpcimg.cache": (
-        "hpcimg.sources", "hpcimg.stage", "hpcimg.parent", "hpcimg.child", "hpcimg.accounts", *TOP,
+        "hpcimg.sources", "hpcimg.stage", "hpcimg.node", "hpcimg.worker", "hpcimg.site",
+        "hpcimg.http", *TOP,
     ),
-    "hpcimg.sources": ("hpcimg.cache", "hpcimg.stage", "hpcimg.parent", "hpcimg.config", *TOP),
+    "hpcimg.sources": (
+        "hpcimg.cache", "hpcimg.stage", "hpcimg.site", "hpcimg.worker", "hpcimg.config", *TOP,
+    ),
     # It runs with a user's rights or nobody's: the cache is not its business.
-    "hpcimg.child": ("hpcimg.cache", "hpcimg.stage", "hpcimg.config", *TOP),
-    "hpcimg.parent": ("hpcimg.cache", "hpcimg.stage", "hpcimg.config", *TOP),
+    "hpcimg.worker": ("hpcimg.cache", "hpcimg.stage", "hpcimg.site", "hpcimg.config", *TOP),
     "hpcimg.stage": TOP,
+    "hpcimg.node": ("hpcimg.sources", "hpcimg.worker", "hpcimg.site", "hpcimg.stage", *TOP),
     "hpcimg.status": TOP,
     # It reads what strangers made: only bytes go in, one file comes out.
     "hpcimg.convert": (
-        "hpcimg.cache", "hpcimg.sources", "hpcimg.stage", "hpcimg.parent", "hpcimg.child",
-        "hpcimg.config", "hpcimg.transfer", "hpcimg.httpclient", "hpcimg.reference", *TOP,
+        "hpcimg.cache", "hpcimg.sources", "hpcimg.stage", "hpcimg.worker", "hpcimg.config",
+        "hpcimg.http", "hpcimg.reference", *TOP,
     ),
     "hpcimg.slurm": ("hpcimg.cli",),
-    "hpcimg.transfer": ("hpcimg.sources", "hpcimg.cache"),
-    "hpcimg.httpclient": ("hpcimg.transfer", "hpcimg.sources", "hpcimg.cache"),
+    "hpcimg.http": ("hpcimg.sources", "hpcimg.cache", "hpcimg.worker", "hpcimg.config"),
+    "hpcimg.http.session": ("hpcimg.http.download",),
+    "hpcimg.fetch": ("hpcimg.sources", "hpcimg.cache", "hpcimg.worker", "hpcimg.config"),
     "hpcimg.reference": ("hpcimg.config", "hpcimg.sources", "hpcimg.cache"),
-    "hpcimg.config": ("hpcimg.sources", "hpcimg.cache", "hpcimg.reference"),
+    "hpcimg.config": ("hpcimg.sources", "hpcimg.cache", "hpcimg.reference", "hpcimg.site"),
 }  # fmt: skip
 # Packages that are behind the few modules that know them.
 ONLY_IN = {
     "filelock": ("hpcimg.locks",),
-    "tenacity": ("hpcimg.retry",),
-    "requests": (
-        "hpcimg.httpclient",
-        "hpcimg.connections",
-        "hpcimg.transfer",
-        "hpcimg.sources",
-    ),
-    "urllib3": ("hpcimg.httpclient", "hpcimg.connections"),
+    "tenacity": ("hpcimg.http.retry",),
+    "requests": ("hpcimg.http", "hpcimg.sources"),
+    "urllib3": ("hpcimg.http.session", "hpcimg.http.adapter"),
     "argparse": ("hpcimg.cli",),
     "botocore": ("hpcimg.sources.aws",),
     "pyslurm": ("hpcimg.slurm.query",),
@@ -66,7 +65,7 @@ def imports() -> dict[str, set[str]]:
         files[".".join(parts).removesuffix(".__init__")] = path
     found = {name: named_in(path, known=set(files)) for name, path in files.items()}
     # The one import whose name is worked out at run time.
-    found["hpcimg.child"] |= set(sources.MODULES.values())
+    found["hpcimg.worker.main"] |= set(sources.MODULES.values())
     return found
 
 
@@ -125,7 +124,9 @@ def test_no_circles() -> None:
 
 def test_the_reading_itself() -> None:
     assert "hpcimg.cache.store" in reached("hpcimg.stage")
-    assert {"hpcimg.sources.web", "hpcimg.transfer", "requests"} <= reached("hpcimg.child")
+    assert {"hpcimg.sources.web", "hpcimg.http.download", "requests"} <= reached(
+        "hpcimg.worker.main"
+    )
     assert "hpcimg.errors" in imports()["hpcimg.locks"]
     # Within a function, too.
     assert "pyslurm" in imports()["hpcimg.slurm.query"]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hpcimg.sources import logins
-from hpcimg.sources.credentials import Login
+from hpcimg.sources.oci import logins
+from hpcimg.sources.oci.credentials import Login
 from tests.parts.registryclient import auth_file
 
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcimg.errors import ConfigError, UserError
-from hpcimg.sources.keystone import identity
-from hpcimg.sources.openrc import Openrc, parse
+from hpcimg.sources.openstack.keystone import identity
+from hpcimg.sources.openstack.openrc import Openrc, parse
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hpcimg.cache import folders, store
-from hpcimg.cache.layout import Layout
+from hpcimg.cache.paths import Layout
 from hpcimg.cache.store import Entry, Ref
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from hpcimg import registriesconf
-from hpcimg.config import Registry
+from hpcimg.config import registriesconf
+from hpcimg.config.keys import Registry
 from hpcimg.errors import ConfigError, NotAllowed
-from hpcimg.registries import Location, locate
+from hpcimg.site.mirrors import Location, locate
 
 DIGEST = "sha256:" + "0" * 64
 CONF = """

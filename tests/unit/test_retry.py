@@ -10,9 +10,9 @@ import pytest
 
 from hpcimg import errors
 from hpcimg.errors import HpcimgError, TransientError, Unreachable
-from hpcimg.fetching import Settings
-from hpcimg.retry import attempts
-from hpcimg.sink import Sink
+from hpcimg.fetch.settings import Settings
+from hpcimg.fetch.sink import Sink
+from hpcimg.http.retry import attempts
 from tests.unit.test_errors import all_classes
 
 SETTINGS = Settings(tries=5, deadline=float("inf"), connect_timeout_s=1, stall_timeout_s=1)

@@ -7,11 +7,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from hpcimg import config, services
+from hpcimg.config import load as config
 from hpcimg.errors import BadReference, MissingTool
 from hpcimg.reference import Reference, parse
-from hpcimg.registries import Location
-from hpcimg.services import Service
+from hpcimg.site import services
+from hpcimg.site.mirrors import Location
+from hpcimg.site.services import Service
 from hpcimg.sources import aws, s3
 from hpcimg.sources.s3 import Key, Place
 

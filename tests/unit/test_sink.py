@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from hpcimg.fetching import Blob, Offer
-from hpcimg.sink import Sink
+from hpcimg.fetch.contract import Blob, Offer
+from hpcimg.fetch.sink import Sink
 
 
 @pytest.fixture

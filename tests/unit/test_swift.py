@@ -10,9 +10,9 @@ import requests
 
 from hpcimg.errors import BadReference, Forbidden
 from hpcimg.reference import Reference
-from hpcimg.sources import swift
-from hpcimg.sources.keystone import find_storage
-from hpcimg.sources.openrc import Openrc
+from hpcimg.sources.openstack import swift
+from hpcimg.sources.openstack.keystone import find_storage
+from hpcimg.sources.openstack.openrc import Openrc
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hpcimg import conffiles
+from hpcimg.config import files as conffiles
 from tests.parts.node import TASK_PROLOG
 from tests.unit.test_conffiles import TEXTS
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from hpcimg import formats
-from hpcimg.convert import programs
+from hpcimg import programs
 from hpcimg.errors import MissingTool, NodeError, NotAllowed
-from hpcimg.verify import Work, check_ready, verify
+from hpcimg.image import formats
+from hpcimg.image.verify import Work, check_ready, verify
 from tests.parts import images
 
 pytestmark = pytest.mark.skipif(bool(images.missing()), reason=images.missing() or "-")

@@ -26,8 +26,9 @@ STANDARD = {
     "time", "errno",
 }  # fmt: skip
 OURS = {
-    "hpcimg", "hpcimg.atomic", "hpcimg.conffiles", "hpcimg.events", "hpcimg.plainjson",
-    "hpcimg.cache", "hpcimg.cache.hot", "hpcimg.cache.layout", "hpcimg.cache.lease",
+    "hpcimg", "hpcimg.atomic", "hpcimg.config", "hpcimg.config.files", "hpcimg.plainjson",
+    "hpcimg.cache", "hpcimg.cache.events", "hpcimg.cache.hot", "hpcimg.cache.lease",
+    "hpcimg.cache.paths",
     "hpcimg.slurm", "hpcimg.slurm.comment", "hpcimg.slurm.jobfiles", "hpcimg.slurm.warm",
 }  # fmt: skip
 # As the hooks start it, with an eye on what it loads and on what it does.

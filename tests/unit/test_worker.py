@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from hpcimg import namespaces, parent, worker
 from hpcimg.errors import DeadlinePassed, TooLarge
-from hpcimg.fetching import Settings
+from hpcimg.fetch.settings import Settings
 from hpcimg.reference import Reference
+from hpcimg.worker import monitor, namespaces, process
 from tests.parts.node import ROOT
 
 # It leaves session and group, and is nobody's child any more.
@@ -41,8 +41,8 @@ def has_namespaces() -> bool:
 @pytest.mark.skipif(not has_namespaces(), reason="PID namespaces cannot be made here")
 def test_what_it_detached_is_gone_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "held"
-    monkeypatch.setattr(worker, "_START", DETACHED.format(path=str(path)))
-    with worker.Worker("x", "convert", deadline=time.monotonic() + 30) as made:
+    monkeypatch.setattr(process, "_START", DETACHED.format(path=str(path)))
+    with process.Worker("x", "convert", deadline=time.monotonic() + 30) as made:
         said = made.hear()
         while said is None:
             said = made.hear()
@@ -57,7 +57,7 @@ def test_what_it_detached_is_gone_with_it(tmp_path: Path, monkeypatch: pytest.Mo
 SEES = """
 import os, sys
 sys.path.insert(0, {root!r})
-from hpcimg import namespaces
+from hpcimg.worker import namespaces
 namespaces.mount_own_proc()
 print('{{"say": "%d"}}' % len([name for name in os.listdir("/proc") if name.isdigit()]))
 """
@@ -66,8 +66,8 @@ print('{{"say": "%d"}}' % len([name for name in os.listdir("/proc") if name.isdi
 @pytest.mark.skipif(not has_namespaces(), reason="PID namespaces cannot be made here")
 def test_a_conversion_sees_its_own_processes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     before = len(os.listdir("/proc"))
-    monkeypatch.setattr(worker, "_START", SEES.format(root=str(ROOT)))
-    with worker.Worker("x", "convert", deadline=time.monotonic() + 30) as made:
+    monkeypatch.setattr(process, "_START", SEES.format(root=str(ROOT)))
+    with process.Worker("x", "convert", deadline=time.monotonic() + 30) as made:
         assert made.hear() == {"say": "1"}
     assert len(os.listdir("/proc")) > before / 2  # ours is what it was
 
@@ -80,8 +80,8 @@ while True:
 
 
 def test_who_asks_and_does_not_listen_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "_START", ASKS_AND_DOES_NOT_LISTEN)
-    with worker.Worker("x", "fetch", deadline=time.monotonic() + 2) as made:
+    monkeypatch.setattr(process, "_START", ASKS_AND_DOES_NOT_LISTEN)
+    with process.Worker("x", "fetch", deadline=time.monotonic() + 2) as made:
         assert made.hear() == {"say": "sha256"}
         full = [b"0" * 100_000] * 100  # more than waits in any socket
         with pytest.raises(DeadlinePassed, match="x was not ready in time"):
@@ -90,14 +90,14 @@ def test_who_asks_and_does_not_listen_is_given_up(monkeypatch: pytest.MonkeyPatc
 
 def test_without_namespaces_it_runs_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(namespaces, "_OURS", "/nonexistent")
-    monkeypatch.setattr(worker, "_START", 'import os; print(\'{"say": "%d"}\' % os.getppid())')
-    with worker.Worker("x", "fetch", deadline=time.monotonic() + 30) as made:
+    monkeypatch.setattr(process, "_START", 'import os; print(\'{"say": "%d"}\' % os.getppid())')
+    with process.Worker("x", "fetch", deadline=time.monotonic() + 30) as made:
         assert made.hear() == {"say": str(os.getpid())}
 
 
 def fetch(path: Path, target: Path, image_bytes: int) -> object:
     with target.open("w+b") as file:
-        return parent.fetch(
+        return monitor.fetch(
             Reference("file", str(path)),
             file.fileno(),
             account=None,
@@ -124,8 +124,8 @@ def test_a_file_that_gets_too_large(tmp_path: Path) -> None:
 LIMITED = """
 import os, resource, sys
 sys.path.insert(0, sys.argv[1])
-from hpcimg import rights
-rights.give_up(None, file_bytes=1 << 20, memory_bytes=1 << 30)
+from hpcimg.worker import privileges
+privileges.give_up(None, file_bytes=1 << 20, memory_bytes=1 << 30)
 print(open("/proc/self/oom_score_adj").read().strip())
 print(*(resource.getrlimit(name)[1] for name in (resource.RLIMIT_NOFILE, resource.RLIMIT_CORE)))
 try:

@@ -1,0 +1,42 @@
+"""A cache and its rules: where it is, how large it may be, which images it hands out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from hpcimg.cache.paths import Layout
+from hpcimg.cache.store import Entry
+
+
+class Limits(NamedTuple):
+    """How large the cache may be, in bytes; ages in seconds.
+
+    `user_share` is what may be private to one user, 0 for no limit but the cache's.
+    """
+
+    max_size: int
+    high: int
+    low: int
+    min_free: int
+    min_age_s: float
+    user_share: int = 0
+
+
+class Cache(NamedTuple):
+    """A cache and its rules.
+
+    `max_image_size` of 0 is no limit of its own; `image_format` is what images
+    in layers are converted to, "sif" or "squashfs". `verified` names the policy
+    that images have to be verified by to be handed out, "" for none.
+    """
+
+    layout: Layout
+    limits: Limits
+    tag_ttl_s: float
+    max_image_size: int = 0
+    image_format: str = "squashfs"
+    verified: str = ""
+
+    def trusts(self, entry: Entry | None) -> bool:
+        """Tell whether an image is there and may be handed out."""
+        return entry is not None and entry.serves(self.verified)

@@ -1,0 +1,108 @@
+"""The configuration files as text: which there are, and one value out of them.
+
+This is what the way to a warm hit needs of the configuration, so it imports
+nothing but os. Everything else goes through `hpcimg.config.load`, which
+parses the same text in full.
+"""
+
+import os
+
+DEFAULT_FILE = "/etc/hpcimg/hpcimg.conf"
+DEFAULT_CACHE = "/var/cache/hpcimg"
+DEFAULT_STATE = "/run/hpcimg"
+# What the shell calls [:space:]; Python's own idea of blanks is wider.
+_BLANKS = " \t\r\v\f"
+
+
+def main_file() -> str:
+    """Return the path of the main file: HPCIMG_CONF, or the default."""
+    return os.environ.get("HPCIMG_CONF") or DEFAULT_FILE
+
+
+def read_files(main: str) -> list[tuple[str, str]]:
+    """Return (path, text) of the main file and of conf.d/*.conf beside it, in order.
+
+    Later files win. A default main file that is not there is an empty one: an
+    unconfigured node works. Raises OSError for a file that HPCIMG_CONF names
+    and that is missing, and for any that cannot be read.
+    """
+    return [(path, _read(path)) for path in _paths(main)]
+
+
+def read_what_can_be(main: str) -> list[tuple[str, str]]:
+    """Return what `read_files` does, without the files that cannot be read.
+
+    The task prolog reads like this, so it is for telling a job what is wrong.
+    """
+    files = []
+    for path in _paths(main):
+        try:
+            files.append((path, _read(path)))
+        except OSError:
+            continue
+    return files
+
+
+def _paths(main: str) -> list[str]:
+    folder = os.path.join(os.path.dirname(main), "conf.d")
+    try:
+        names = sorted(n for n in os.listdir(folder) if n.endswith(".conf") and n[0] != ".")
+    except (FileNotFoundError, NotADirectoryError):
+        names = []
+    paths = [main, *(os.path.join(folder, name) for name in names)]
+    if main == DEFAULT_FILE and not os.path.exists(main):
+        del paths[0]
+    return paths
+
+
+def _read(path: str) -> str:
+    # A line ends where it does for the shell, at a line feed alone.
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        return file.read()
+
+
+def raw_value(files: list[tuple[str, str]], section: str, key: str) -> str:
+    """Return the last value of a key, or "".
+
+    It reads only `key = value` lines that begin at the margin, as the task
+    prolog does; `hpcimg.config.load` refuses files in which the two ways of reading
+    would differ for a key that is read here.
+    """
+    value = ""
+    for _, text in files:
+        here = False
+        for line in text.split("\n"):
+            if line.startswith("["):
+                here = line.rstrip(_BLANKS) == f"[{section}]"
+            elif here:
+                name, equals, rest = line.partition("=")
+                if equals and name.rstrip(_BLANKS) == key:
+                    value = rest.strip(_BLANKS)
+    return value
+
+
+def fingerprint(files: list[tuple[str, str]]) -> str:
+    """Return a short text that changes when a file does."""
+    whole = "\0".join(part for file in files for part in file)
+    # A prime just below 2**64: as good as a checksum that a module would have to be loaded for.
+    number = int.from_bytes(whole.encode("utf-8", "surrogateescape"), "big") % (2**64 - 59)
+    return f"{number:016x}-{len(whole)}"
+
+
+def node_name() -> str:
+    """Return the name that %n stands for: Slurm's for this node, else the short host name."""
+    return os.environ.get("SLURMD_NODENAME") or os.uname().nodename.partition(".")[0]
+
+
+def folders(files: list[tuple[str, str]]) -> tuple[str, str]:
+    """Return the cache and the state folder, with %n filled in.
+
+    What is no absolute path is refused by `hpcimg.config.load`; the job hears of it
+    through the default folder.
+    """
+    return _folder(files, "cache", DEFAULT_CACHE), _folder(files, "state", DEFAULT_STATE)
+
+
+def _folder(files: list[tuple[str, str]], section: str, default: str) -> str:
+    path = raw_value(files, section, "path")
+    return (path if path.startswith("/") else default).replace("%n", node_name())

@@ -1,0 +1,195 @@
+"""The keys of the configuration: how each is read, its default, and what it is for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from hpcimg.config import files as conffiles
+from hpcimg.config import values as read
+from hpcimg.config.values import Size
+from hpcimg.units import parse_duration, parse_percent, parse_size
+
+
+@dataclasses.dataclass(frozen=True)
+class Registry:
+    """What the site says about one registry or web host.
+
+    `auth_file` holds the site's credentials for it, "" for none; `shared` says
+    whether an image fetched with them is for all, or for who asked for it.
+    `mirrors` are asked before it, each `HOST[:PORT][/PREFIX]`. None is what
+    was not said: there registries.conf has its say.
+    """
+
+    insecure: bool | None = None
+    auth_file: str = ""
+    shared: bool = False
+    mirrors: tuple[str, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Static:
+    """A static registry under a name of the site's: the address of its web pages."""
+
+    url: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All values, ready to use. Times are in seconds."""
+
+    cache_path: str
+    max_size: Size
+    high_watermark: float
+    low_watermark: float
+    min_free: Size
+    min_age_s: float
+    state_path: str
+    deadline_s: float
+    tag_ttl_s: float
+    error_ttl_s: float
+    connect_timeout_s: float
+    stall_timeout_s: float
+    account: str
+    format: str
+    compression: str
+    registries_conf: str
+    allow: tuple[str, ...]
+    deny: tuple[str, ...]
+    networks: tuple[str, ...]
+    max_image_size: int
+    on_transient: str
+    max_requeues: int
+    on_node_fault: str
+    max_user_share: Size
+    verify: str
+    keyring: str
+    comment_from: str
+    slurm_bin: str
+    log_to: str
+    library_url: str
+    shub_url: str
+    s3_url: str
+    s3_region: str
+    s3_auth_file: str
+    s3_shared: bool
+    swift_url: str
+    swift_auth_file: str
+    swift_shared: bool
+    registries: Mapping[str, Registry]
+    statics: Mapping[str, Static]
+    aliases: Mapping[str, str]
+    fingerprint: str
+
+    def registry(self, host: str) -> Registry:
+        """Return what is said about a host (with its port, if the reference has one)."""
+        return self.registries.get(host, Registry())
+
+
+class Key(NamedTuple):
+    """One key of the configuration: how it is read, what it is when it is not set."""
+
+    section: str
+    name: str
+    field: str
+    default: str
+    read: Callable[[str], Any]
+    about: str
+
+
+# A job can reach these by itself, so by default its Prolog may, too.
+INSIDE = "127.0.0.0/8 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 100.64.0.0/10 ::1 fc00::/7"
+KEYS = (
+    Key("cache", "path", "cache_path", conffiles.DEFAULT_CACHE, read.path,
+        "the cache, on one node-local file system; %n is the node's name"),
+    Key("cache", "max_size", "max_size", "80%", read.size,
+        "all images together, 200G or a percentage of the file system"),
+    Key("cache", "high_watermark", "high_watermark", "90%", parse_percent,
+        "eviction begins above this part of max_size"),
+    Key("cache", "low_watermark", "low_watermark", "80%", parse_percent,
+        "eviction ends below this part of max_size"),
+    Key("cache", "min_free", "min_free", "5%", read.size,
+        "what stays free on the file system for others"),
+    Key("cache", "min_age", "min_age_s", "2m", parse_duration,
+        "an image unused for less than this is not evicted in the epilog"),
+    Key("state", "path", "state_path", conffiles.DEFAULT_STATE, read.path,
+        "jobs, leases and downloads under way, on a tmpfs; %n likewise"),
+    Key("stage", "deadline", "deadline_s", "540s", parse_duration,
+        "the longest a job is held; keep it below Slurm's timers"),
+    Key("stage", "tag_ttl", "tag_ttl_s", "1h", parse_duration,
+        "how long a tag is taken at its word before the server is asked again"),
+    Key("stage", "error_ttl", "error_ttl_s", "60s", parse_duration,
+        "how long an error that asking again does not change is remembered; 0 for not at all"),
+    Key("stage", "connect_timeout", "connect_timeout_s", "10s", parse_duration,
+        "the longest wait for a connection"),
+    Key("stage", "stall_timeout", "stall_timeout_s", "60s", parse_duration,
+        "the longest silence within a download"),
+    Key("stage", "account", "account", "", str,
+        "the unprivileged account that fetches; default hpcimg, or else nobody"),
+    Key("stage", "format", "format", "auto", read.one_of("auto", "sif", "squashfs"),
+        "what OCI images become; auto: sif where there is Apptainer or Singularity"),
+    Key("stage", "compression", "compression", "zstd:1", read.compression,
+        "how OCI images are packed: lz4, xz, gzip or zstd, with a level as in zstd:19"),
+    Key("stage", "registries_conf", "registries_conf", "/etc/containers/registries.conf", read.path,
+        "mirrors of registries and what is blocked, in the file that podman reads"),
+    Key("policy", "allow", "allow", "*", read.words,
+        "patterns of references that may be staged"),
+    Key("policy", "deny", "deny", "", read.words,
+        "patterns of references that may not, whatever allow says"),
+    Key("policy", "allow_addresses", "networks", INSIDE, read.networks,
+        "networks besides the public ones that users may name hosts in"),
+    Key("policy", "max_image_size", "max_image_size", "0", parse_size,
+        "the largest image; 0 is no limit but the cache's"),
+    Key("policy", "on_transient", "on_transient", "fail", read.one_of("fail", "requeue"),
+        "what becomes of a job when a server is down or the time is over: fail, or requeue"),
+    Key("policy", "max_requeues", "max_requeues", "3", read.count,
+        "a job that was restarted so often is not requeued again"),
+    Key("policy", "on_node_fault", "on_node_fault", "fail", read.one_of("fail", "drain"),
+        "drain: let Slurm drain a node whose cache or state folder is found faulty"),
+    Key("policy", "max_user_share", "max_user_share", "0", read.size,
+        "what may be private to one user, 20G or a percentage of max_size; 0 is no limit"),
+    Key("policy", "verify", "verify", "none", read.verifier,
+        "none; sif: signatures in SIF files; or the path of a program that is asked"),
+    Key("policy", "keyring", "keyring", "", read.optional(read.path),
+        "the public keys for sif, a file like Apptainer's pgp-public; its global ones count too"),
+    Key("library", "url", "library_url", "https://library.sylabs.io", read.url,
+        "the service of library:// references that name no host"),
+    Key("shub", "url", "shub_url", "https://singularity-hub.org", read.url,
+        "the service of shub:// references that name no host"),
+    Key("s3", "url", "s3_url", "", read.optional(read.url),
+        "the endpoint of s3:// references; default Amazon's"),
+    Key("s3", "region", "s3_region", "", read.optional(read.region),
+        "its region; default what the endpoint says"),
+    Key("s3", "auth_file", "s3_auth_file", "", read.optional(read.path),
+        "the site's credentials for it, a file like ~/.aws/credentials"),
+    Key("s3", "shared", "s3_shared", "no", read.boolean,
+        "whether what they fetch is for all, not for the job's user alone"),
+    Key("swift", "url", "swift_url", "", read.optional(read.url),
+        "the storage URL, https://HOST/v1/AUTH_ACCOUNT, for public containers and temp URLs"),
+    Key("swift", "auth_file", "swift_auth_file", "", read.optional(read.path),
+        "a file with the site's credentials, in the form of an openrc file"),
+    Key("swift", "shared", "swift_shared", "no", read.boolean,
+        "whether all may use what was fetched with the site's credentials"),
+    Key("slurm", "comment", "comment_from", "environment", read.one_of("environment", "query"),
+        "query: ask Slurm where it does not pass the comment to Prolog (before 22.05)"),
+    Key("slurm", "bin", "slurm_bin", "", read.optional(read.path),
+        "the folder of squeue and scontrol where it is none of the system's"),
+    Key("log", "to", "log_to", "syslog", read.log_target,
+        "syslog, stderr, or the path of a file"),
+)  # fmt: skip
+NAMED: dict[str, tuple[type, dict[str, Callable[[str], Any]]]] = {
+    "registry": (
+        Registry,
+        {
+            "insecure": read.boolean,
+            "mirrors": read.mirrors,
+            "auth_file": read.path,
+            "shared": read.boolean,
+        },
+    ),
+    "static": (Static, {"url": read.url}),
+}
+SECTIONS = (*dict.fromkeys(key.section for key in KEYS), "alias")
+# Read from the raw text on the way to a hit, or by the task prolog's shell.
+READ_RAW = (("cache", "path"), ("state", "path"), ("slurm", "comment"))

@@ -1,0 +1,1 @@
+"""What the cache, a source and a conversion say to each other."""

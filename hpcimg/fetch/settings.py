@@ -1,0 +1,56 @@
+"""What the site says about one fetch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from hpcimg.http.addresses import Reach
+
+
+class Place(NamedTuple):
+    """A repository that an image can be read from: a mirror's, or that of its own registry.
+
+    `name` is `HOST[:PORT]/REPOSITORY`; `insecure` and `credentials` are as in Settings.
+    """
+
+    name: str
+    insecure: bool = False
+    credentials: str = ""
+
+
+class Settings(NamedTuple):
+    """What the site says about one fetch. Times are in seconds.
+
+    `deadline` is a time.monotonic() value, which all processes of a node share;
+    `tries` is how often a request is made before it is given up; `insecure`
+    that the host is spoken to in plain http; `service` is the address of the
+    service that the site configured for a scheme whose references name no host,
+    `region` the part of it that is meant, where it has several.
+    `credentials` is the text of the site's own credentials file for this place,
+    "" for none. `as_user` says that the fetch runs with the rights of the job's
+    user, and that this user's own credentials files may be read. `places` are
+    where the image of a registry is looked for, in this order, its own registry
+    last; () stands for that one alone. `networks` and `site_hosts` are what may be
+    connected to besides public addresses: see `hpcimg.http.addresses.Reach`.
+    """
+
+    tries: int
+    deadline: float
+    connect_timeout_s: float
+    stall_timeout_s: float
+    insecure: bool = False
+    service: str = ""
+    region: str = ""
+    credentials: str = ""
+    as_user: bool = False
+    places: tuple[Place, ...] = ()
+    networks: tuple[str, ...] = ()
+    site_hosts: tuple[str, ...] = ()
+
+    def address(self, host: str) -> str:
+        """Return how the host of a reference is spoken to."""
+        return f"{'http' if self.insecure else 'https'}://{host}"
+
+    def reach(self) -> Reach:
+        """Return what may be connected to."""
+        return Reach(self.networks, self.site_hosts)

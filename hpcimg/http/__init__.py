@@ -1,0 +1,1 @@
+"""Speaking http: addresses that may be reached, sessions, retries, downloads."""

@@ -1,0 +1,120 @@
+"""Connections of an HTTP session, to allowed addresses alone.
+
+The address that is looked at is the one that is connected to: a name may lead
+to another one a moment later, and a redirect to any.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from requests.utils import select_proxy
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    LocationParseError,
+    NameResolutionError,
+    NewConnectionError,
+)
+
+from hpcimg.errors import NotAllowed
+from hpcimg.http.addresses import Reach
+
+
+class Adapter(requests.adapters.HTTPAdapter):
+    """An adapter of requests whose connections go where `reach` lets them.
+
+    A proxy is the site's own, and looks names up itself: there only what is
+    written in a URL can be looked at.
+    """
+
+    def __init__(self, reach: Reach, *, connections_kept: int) -> None:
+        self.reach = reach
+        super().__init__(pool_maxsize=connections_kept)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        # Proxies have a manager of their own.
+        self.poolmanager.pool_classes_by_scheme = _pools(self.reach)
+
+    def send(  # type: ignore[override]
+        self, request: requests.PreparedRequest, *, proxies: Any = None, **kwargs: Any
+    ) -> requests.Response:
+        if select_proxy(request.url or "", proxies):
+            _check_written(self.reach, request.url or "")
+        return super().send(request, proxies=proxies, **kwargs)
+
+
+class _Checked(HTTPConnection):
+    reach: Reach
+
+    def _new_conn(self) -> socket.socket:
+        host = self._dns_host
+        error: Exception | None = None
+        try:
+            # The name is looked up once, and what comes of it is all that is used.
+            for address in _allowed(self.reach, self):
+                self._dns_host = address
+                try:
+                    return super()._new_conn()
+                except (NewConnectionError, ConnectTimeoutError) as failed:
+                    error = failed
+        finally:
+            self._dns_host = host  # which the certificate has to be for
+        assert error
+        raise error
+
+
+def _pools(reach: Reach) -> dict[str, type[HTTPConnectionPool]]:
+    checked = {"reach": reach}
+    plain = type("Plain", (_Checked,), checked)
+    tls = type("Tls", (_Checked, HTTPSConnection), checked)
+    return {
+        "http": type("PlainPool", (HTTPConnectionPool,), {"ConnectionCls": plain}),
+        "https": type("TlsPool", (HTTPSConnectionPool,), {"ConnectionCls": tls}),
+    }
+
+
+def _allowed(reach: Reach, connection: HTTPConnection) -> list[str]:
+    """Return the addresses to connect to, at least one. Raises NotAllowed."""
+    host = connection.host
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), connection.port, type=socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        raise NameResolutionError(host, connection, error) from error
+    except UnicodeError:
+        raise LocationParseError(f"{host!r}, label empty or too long") from None
+    addresses = list(dict.fromkeys(str(at[4][0]) for at in found))
+    if reach.names(host, connection.port):
+        return addresses
+    refused = [why for address in addresses if (why := reach.why_not(address))]
+    if len(refused) == len(addresses):
+        raise _not_allowed(host, refused[0])
+    return [address for address in addresses if not reach.why_not(address)]
+
+
+def _check_written(reach: Reach, url: str) -> None:
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if reach.names(host, parts.port or {"http": 80}.get(parts.scheme, 443)):
+        return
+    if f".{host.rstrip('.')}".endswith(".localhost"):
+        raise _not_allowed(host, f"{host} is the proxy's own host")
+    try:  # all ways to write a number, 127.1 among them
+        found = socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
+    except (OSError, UnicodeError):
+        return
+    if why := reach.why_not(str(found[0][4][0])):
+        raise _not_allowed(host, why)
+
+
+def _not_allowed(host: str, why: str) -> NotAllowed:
+    return NotAllowed(
+        f"{host} is at an address that this site does not allow",
+        why=why,
+        do="Administrators: [policy] allow_addresses names the networks that users may name.",
+    )

@@ -1,0 +1,189 @@
+"""A download over HTTP that resumes where the last attempt ended (RFC 9110, ranges)."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+
+import requests
+
+from hpcimg.errors import Damaged, Unreachable
+from hpcimg.fetch.contract import Offer
+from hpcimg.fetch.settings import Settings
+from hpcimg.fetch.sink import Sink
+from hpcimg.http import ranges
+from hpcimg.http.retry import attempts
+from hpcimg.http.session import NUMBER, Authorization, check_status, request, shown
+
+_CHUNK = 1 << 18  # a connection that breaks takes what has come of a chunk with it
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
+
+
+def download(
+    session: requests.Session,
+    url: str,
+    sink: Sink,
+    settings: Settings,
+    *,
+    headers: Mapping[str, str] | Callable[[], Mapping[str, str]] | None = None,
+    authorization: Authorization | None = None,
+    offer: Callable[[requests.Response, int | None], Offer] | None = None,
+    check: Callable[[requests.Response], None] = check_status,
+    size_bytes: int | None = None,
+) -> bool:
+    """Bring the body of a URL into the sink, in as many attempts as it takes.
+
+    An attempt goes on where the last one ended if the server can do that and
+    still has the same file; otherwise it begins again. `headers` may be a
+    function, asked anew for each attempt. `offer` makes the offer from a
+    response that begins and its length; without it one was made before.
+    `check` raises what a response means that is not the body. With `size_bytes`
+    a body of another length is Damaged, and no more than that is written. What
+    comes slowly over one connection comes over several, if the server can do that.
+    Returns True where the server answered 304 to a condition in `headers`.
+    """
+    same: dict[str, str] = {}
+
+    def given() -> Mapping[str, str]:
+        return headers() if callable(headers) else headers or {}
+
+    def get(asked: Mapping[str, str]) -> AbstractContextManager[requests.Response]:
+        return request(session, url, settings, headers=asked, authorization=authorization)
+
+    def read(begin: int, end: int) -> bytes:
+        with get({**given(), **same, "Range": f"bytes={begin}-{end - 1}"}) as response:
+            check(response)
+            if response.status_code != 206:
+                raise Unreachable(f"{shown(url)} changed while it was read")
+            _check_part(response, url, begin, same)
+            return _read_all(response, end - begin, url)
+
+    for attempt in attempts(sink, settings):
+        with attempt:
+            asked = dict(given())
+            conditional = any(name.startswith("If-") for name in asked)
+            if sink.position and same:
+                asked.update(same, Range=f"bytes={sink.position}-")
+            with get(asked) as response:
+                if response.status_code == 304 and conditional:
+                    return True
+                if response.status_code == 416 and sink.position:
+                    same = {}
+                    sink.rewind()
+                    raise Unreachable(f"{shown(url)} changed while it was read")
+                check(response)
+                total = _begin(response, sink, url, same)
+                same = _same(response)
+                if offer and not sink.position:
+                    sink.offer(offer(response, total))
+                if total is not None:
+                    _check_length(total, size_bytes, url)
+                slow = _read_while_fast(
+                    response, sink, total if same else None, size_bytes=size_bytes, url=url
+                )
+            if slow and total:
+                ranges.fetch_rest(sink, total, read)
+            sink.tell()
+            if total is not None and sink.position != total:
+                raise Unreachable(
+                    f"{shown(url)} was cut off", why=f"after {sink.position} of {total} bytes"
+                )
+            _check_length(sink.position, size_bytes, url)
+    return False
+
+
+def _check_length(length: int, size_bytes: int | None, url: str) -> None:
+    if size_bytes is not None and length != size_bytes:
+        raise Damaged(
+            f"{shown(url)} is not what was announced",
+            why=f"it has {length} bytes, promised were {size_bytes}",
+        )
+
+
+def _begin(
+    response: requests.Response, sink: Sink, url: str, same: Mapping[str, str]
+) -> int | None:
+    """Set the sink to where this body begins; return the length of the whole.
+
+    `same` is what the first part said about the file that it is of.
+    """
+    length = response.headers.get("Content-Length", "")
+    if response.status_code == 206:
+        try:
+            return _check_part(response, url, sink.position, same)
+        except Unreachable:
+            sink.rewind()
+            raise
+    if sink.position:
+        sink.rewind()
+    return int(length) if NUMBER.fullmatch(length) else None
+
+
+def _check_part(
+    response: requests.Response, url: str, begin: int, same: Mapping[str, str]
+) -> int | None:
+    """Return the length of the whole that this is the wanted part of. Raises Unreachable."""
+    match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+    if not match or int(match[1]) != begin:
+        raise Unreachable(
+            f"{shown(url)} sent another part than was asked for",
+            why=response.headers.get("Content-Range", "no Content-Range"),
+        )
+    # Some object stores send a part of whatever is there now, If-Range or not.
+    if _same(response) not in ({}, same):
+        raise Unreachable(f"{shown(url)} changed while it was read")
+    return None if match[3] == "*" else int(match[3])
+
+
+def _read_while_fast(
+    response: requests.Response,
+    sink: Sink,
+    total: int | None,
+    *,
+    size_bytes: int | None,
+    url: str,
+) -> bool:
+    """Bring a body into the sink; return True where it is better read in another way.
+
+    `total` is None where there is no other way. Raises Damaged where more than
+    `size_bytes` come.
+    """
+    begin, began = sink.position, time.monotonic()
+    takes_ranges = response.status_code == 206 or response.headers.get("Accept-Ranges") == "bytes"
+    for chunk in response.raw.stream(_CHUNK, decode_content=False):
+        if size_bytes is not None and sink.position + len(chunk) > size_bytes:
+            _check_length(sink.position + len(chunk), size_bytes, url)
+        sink.write(chunk)
+        if (
+            takes_ranges
+            and total
+            and ranges.worth_while(
+                came_bytes=sink.position - begin,
+                took_s=time.monotonic() - began,
+                left_bytes=total - sink.position,
+            )
+        ):
+            return True
+    return False
+
+
+def _read_all(response: requests.Response, length: int, url: str) -> bytes:
+    data = bytearray()
+    for chunk in response.raw.stream(_CHUNK, decode_content=False):
+        data += chunk
+        if len(data) > length:
+            break
+    if len(data) != length:
+        raise Unreachable(f"{shown(url)} was cut off", why=f"{len(data)} of {length} bytes came")
+    return bytes(data)
+
+
+def _same(response: requests.Response) -> dict[str, str]:
+    """Return the header for a safe resume: the rest of the same file, or all of the new one."""
+    etag = response.headers.get("ETag", "")
+    if etag and not etag.startswith("W/"):
+        return {"If-Range": etag}
+    date = response.headers.get("Last-Modified", "")
+    return {"If-Range": date} if date else {}

@@ -1,0 +1,53 @@
+"""Trying again: what may change, at growing random intervals, as the server wishes."""
+
+from __future__ import annotations
+
+import time
+
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    retry_if_not_exception_type,
+    stop_after_attempt,
+    stop_before_delay,
+    wait_random_exponential,
+)
+
+from hpcimg.errors import Damaged, TransientError
+from hpcimg.fetch.settings import Settings
+from hpcimg.fetch.sink import Sink
+
+_backoff = wait_random_exponential(multiplier=1, max=30)
+
+
+def attempts(sink: Sink, settings: Settings) -> Retrying:
+    """Return an iterator of attempts, each a context manager, as tenacity has it.
+
+    Only a TransientError is tried again, and not Damaged: who has something wrong
+    sends it again. A `Retry-After` is obeyed; where it does not fit into what is
+    left of the deadline, the error stands.
+    """
+
+    def tell(state: RetryCallState) -> None:
+        assert state.outcome
+        assert state.next_action
+        error = state.outcome.exception()
+        assert isinstance(error, TransientError)
+        sink.retry(error.brief, state.next_action.sleep)
+
+    left = max(0.0, settings.deadline - time.monotonic())
+    return Retrying(
+        retry=retry_if_exception_type(TransientError) & retry_if_not_exception_type(Damaged),
+        stop=stop_after_attempt(settings.tries) | stop_before_delay(left),
+        wait=_wait,
+        before_sleep=tell,
+        reraise=True,
+    )
+
+
+def _wait(state: RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    asked = error.retry_after_s if isinstance(error, TransientError) else None
+    # Jitter on top, so that a thousand nodes told "60" do not all come at 60.
+    return _backoff(state) if asked is None else asked + _backoff(state) / 10

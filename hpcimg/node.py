@@ -1,0 +1,61 @@
+"""This node's cache, as its configuration says."""
+
+from __future__ import annotations
+
+import os
+
+from hpcimg.cache import events, failures, folders, inflight, store
+from hpcimg.cache.paths import Layout
+from hpcimg.cache.policy import Cache, Limits
+from hpcimg.config.keys import Config
+from hpcimg.convert import pick_format
+from hpcimg.errors import CacheUnusable
+
+
+def open_cache(config: Config) -> Cache:
+    """Return the cache, its folders made and what killed work left behind swept away.
+
+    Raises CacheUnusable.
+    """
+    layout = Layout(config.cache_path, config.state_path)
+    folders.prepare(layout)
+    failures.sweep(layout, age_s=max(config.error_ttl_s, config.deadline_s))
+    swept = store.sweep(layout) + inflight.sweep(layout)
+    if swept:
+        events.record(layout.events, "sweep", files=swept)
+    return cache_of(config)
+
+
+def cache_of(config: Config) -> Cache:
+    """Return the cache as it stands. Raises CacheUnusable where there is none."""
+    layout = Layout(config.cache_path, config.state_path)
+    image_format = pick_format(config.format)
+    return Cache(
+        layout, limits(config), config.tag_ttl_s, config.max_image_size, image_format,
+        verified_by(config),
+    )  # fmt: skip
+
+
+def verified_by(config: Config) -> str:
+    """Return the name of the policy that images are verified by, "" for none."""
+    return "" if config.verify == "none" else f"{config.verify} {config.keyring}".rstrip()
+
+
+def limits(config: Config) -> Limits:
+    """Return the cache's limits in bytes, on the file system that it is on."""
+    try:
+        seen = os.statvfs(config.cache_path)
+    except OSError as error:
+        raise CacheUnusable(
+            f"{config.cache_path} cannot be used", why=error.strerror or ""
+        ) from error
+    total = seen.f_blocks * seen.f_frsize
+    max_size = config.max_size.of(total)
+    return Limits(
+        max_size=max_size,
+        high=int(max_size * config.high_watermark / 100),
+        low=int(max_size * config.low_watermark / 100),
+        min_free=config.min_free.of(total),
+        min_age_s=config.min_age_s,
+        user_share=config.max_user_share.of(max_size),
+    )

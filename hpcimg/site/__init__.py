@@ -1,0 +1,1 @@
+"""What the site decides about one reference: whether, from where, with which credentials."""

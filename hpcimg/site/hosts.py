@@ -1,0 +1,37 @@
+"""The hosts that the site itself names in its configuration. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from hpcimg import dockerhub
+from hpcimg.config.keys import Config
+from hpcimg.config.registriesconf import Rule
+
+_SCHEMES = ("https", "http", "docker", "oras", "library", "shub")  # whose addresses have a host
+_PATTERN = frozenset("*?[")
+
+
+def site_hosts(config: Config, rules: Iterable[Rule], *urls: str) -> tuple[str, ...]:
+    """Return them as `HOST[:PORT]`. `urls` are addresses of services besides, "" for none."""
+    return tuple(dict.fromkeys(filter(None, _named(config, rules, urls))))
+
+
+def _named(config: Config, rules: Iterable[Rule], urls: Iterable[str]) -> Iterator[str]:
+    for host, said in config.registries.items():
+        yield dockerhub.address(host)
+        yield from (mirror.partition("/")[0] for mirror in said.mirrors or ())
+    for rule in rules:
+        for location in (rule.prefix, rule.location, *(m.location for m in rule.mirrors)):
+            yield location.partition("/")[0]
+    for url in (*urls, *(static.url for static in config.statics.values())):
+        yield _host(f"{url}/")
+    # What users are pointed to, or allowed to name, and not with a pattern in the place of a host.
+    yield from map(_host, (*config.aliases.values(), *config.allow))
+
+
+def _host(url: str) -> str:
+    scheme, mark, rest = url.partition("://")
+    host, slash, _ = rest.partition("/")
+    # A pattern could go on after the host.
+    return host if scheme in _SCHEMES and mark and slash and not _PATTERN & set(host) else ""

@@ -1,0 +1,122 @@
+"""What the site says about the service that a reference leads to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+from hpcimg import sources
+from hpcimg.config import registriesconf
+from hpcimg.config.keys import Config
+from hpcimg.config.registriesconf import Rule
+from hpcimg.errors import ConfigError
+from hpcimg.fetch.settings import Place
+from hpcimg.reference import Reference
+from hpcimg.site import mirrors
+from hpcimg.site.hosts import site_hosts
+from hpcimg.site.mirrors import Location
+
+AMAZON_S3 = "https://s3.amazonaws.com"
+
+
+# Which of the site's: those whose images are for all, or those for who asked alone as well.
+Credentials = Literal["none", "shared", "all"]
+
+
+class Service(NamedTuple):
+    """A service and the site's credentials for it.
+
+    `url` is its address, "" where references name their host. `locations` are
+    where to look, in this order: several where a registry has mirrors.
+    `auth_text` are credentials that are in no file, as those of a location.
+    `site_hosts` are all that the site names, `HOST[:PORT]`.
+    """
+
+    locations: tuple[Location, ...]
+    url: str = ""
+    region: str = ""
+    auth_text: str = ""
+    site_hosts: tuple[str, ...] = ()
+
+    @property
+    def private(self) -> bool:
+        """Whether the site has credentials whose images are for who asked alone."""
+        return any((at.auth_file or self.auth_text) and not at.shared for at in self.locations)
+
+    def places(self, credentials: Credentials) -> tuple[Place, ...]:
+        """Return where to look, and with which of the site's credentials.
+
+        Raises ConfigError where they cannot be read.
+        """
+        return tuple(
+            Place(
+                at.name,
+                at.insecure,
+                self._credentials(at)
+                if credentials == "all" or (at.shared and credentials == "shared")
+                else "",
+            )
+            for at in self.locations
+        )
+
+    def _credentials(self, at: Location) -> str:
+        if not at.auth_file:
+            return self.auth_text
+        try:
+            with open(at.auth_file, encoding="utf-8") as file:
+                return file.read()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{at.auth_file} cannot be read", why=str(error)) from None
+
+
+def find(config: Config, wanted: Reference, environment: Mapping[str, str] = os.environ) -> Service:
+    """Return the service that a reference leads to. Raises ConfigError, NotAllowed."""
+    in_registry = wanted.scheme in sources.IN_REGISTRIES
+    rules = registriesconf.read(config.registries_conf) if in_registry else ()
+    service = _find(config, wanted, rules, environment)
+    return service._replace(site_hosts=site_hosts(config, rules, service.url))
+
+
+def _find(
+    config: Config, wanted: Reference, rules: tuple[Rule, ...], environment: Mapping[str, str]
+) -> Service:
+    if wanted.scheme in sources.IN_REGISTRIES:
+        return Service(mirrors.locate(config.registries, rules, wanted.rest))
+    if wanted.scheme == "s3":
+        return _s3(config, environment)
+    if wanted.scheme == "swift":
+        at = Location("", False, config.swift_auth_file, config.swift_shared)
+        return Service((at,), url=config.swift_url)
+    said = config.registry(wanted.host)
+    at = Location(wanted.host, bool(said.insecure), said.auth_file, said.shared)
+    if wanted.scheme in config.statics:
+        return Service((at,), url=config.statics[wanted.scheme].url)
+    urls = {"library": config.library_url, "shub": config.shub_url}
+    return Service((at,), url=urls.get(wanted.scheme, ""))
+
+
+def _s3(config: Config, environment: Mapping[str, str]) -> Service:
+    """Return what [s3] says; what it leaves out may be said by AWS's variables.
+
+    Slurm passes none of them on: they are those of a wrapper around the hook,
+    or of the shell that `hpcimg stage` is called from.
+    """
+
+    def first(said: str, *names: str) -> str:
+        return next(filter(None, [said, *(environment.get(name, "") for name in names)]), "")
+
+    url = first(config.s3_url, "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") or AMAZON_S3
+    return Service(
+        (Location("", False, config.s3_auth_file, config.s3_shared),),
+        url=url.rstrip("/"),
+        region=first(config.s3_region, "AWS_REGION", "AWS_DEFAULT_REGION"),
+        auth_text=_keys(environment),
+    )
+
+
+def _keys(environment: Mapping[str, str]) -> str:
+    """Return the keys of the environment as a credentials file has them."""
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+    lines = [f"{name.lower()} = {environment[name]}" for name in names if environment.get(name)]
+    return "\n".join(["[default]", *lines]) if len(lines) > 1 else ""

@@ -1,0 +1,1 @@
+"""Images in OCI and Docker registries, layouts and archives."""

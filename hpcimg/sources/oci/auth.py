@@ -1,0 +1,141 @@
+"""Who asks a registry: anonymous, or with a login, by Basic or by a token.
+
+Distribution's token authentication, and its OAuth2 form for identity tokens.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from typing import NoReturn
+from urllib.parse import urlencode
+
+import requests
+
+from hpcimg.errors import Forbidden, Unreachable
+from hpcimg.fetch.settings import Settings
+from hpcimg.http.session import check_status, origin, read_json, request, shown
+from hpcimg.sources.oci.challenges import parse_challenges, why_not
+from hpcimg.sources.oci.credentials import Login
+
+_CLIENT = "hpcimg"
+_DO = "Check who may read it; `docker login`, `podman login` and others keep a login for you."
+
+
+class RegistryAuthorization:
+    """What one registry wants to hear before it answers about one repository.
+
+    `login` finds a login, and is called when the registry asks for one. Several
+    threads may use it: one of them gets a token, and the others wait for it.
+    """
+
+    def __init__(
+        self,
+        session: requests.Session,
+        base: str,
+        repository: str,
+        settings: Settings,
+        *,
+        uri: str,
+        login: Callable[[], Login | None],
+    ) -> None:
+        """Speak to the registry at the URL `base`; `uri` is what the user wrote, for errors."""
+        self._session = session
+        self._base = base
+        self._repository = repository
+        self._settings = settings
+        self._uri = uri
+        self._find_login = login
+        self._login: Login | None = None
+        self._lock = threading.Lock()
+        self._header = ""
+
+    def use_token(self, token: str) -> None:
+        """Use a token that was had elsewhere."""
+        self._header = f"Bearer {token}" if _fits_a_header(token) else ""
+
+    def headers(self, url: str) -> Mapping[str, str]:
+        """Return what goes with a request to the registry itself, and nobody else."""
+        header = self._header
+        if not header or origin(url) != origin(self._base):
+            return {}
+        return {"Authorization": header}
+
+    def challenged(self, response: requests.Response, *, again: bool) -> bool:
+        """Answer a 401 with a new token; see `hpcimg.http.session.Authorization`."""
+        if origin(response.url) != origin(self._base):
+            return False  # a redirect led there, and nothing of ours is that server's business
+        sent = response.request.headers.get("Authorization", "")
+        with self._lock:
+            if again:
+                self._refuse("the registry answered 401 again")
+            if sent == self._header:  # else another thread has got a new one since
+                self._header = self._answer(response.headers.get("WWW-Authenticate", ""))
+        return True
+
+    def _answer(self, header: str) -> str:
+        """Return the Authorization header for a challenge."""
+        challenges = parse_challenges(header)
+        self._login = login = self._login or self._find_login()
+        if login and login.registry_token:
+            answer = f"Bearer {login.registry_token}"
+        elif "realm" in challenges.get("bearer", {}):
+            answer = f"Bearer {self._token(challenges['bearer'], login)}"
+        elif "basic" in challenges and login and login.basic:
+            answer = login.basic
+        else:
+            self._refuse("the registry wants a login")
+        if answer == self._header or not _fits_a_header(answer):
+            self._refuse("the registry answered 401")
+        return answer
+
+    def _token(self, asked: Mapping[str, str], login: Login | None) -> str:
+        realm = asked["realm"]
+        refused = why_not(realm, self._base, secret=login is not None, resolve=_addresses)
+        if refused:
+            raise Forbidden(
+                f"{self._uri} may not be read",
+                why=f"where its registry wants a login is refused: {refused}",
+            )
+        query = {"scope": f"repository:{self._repository}:pull"}
+        if "service" in asked:
+            query["service"] = asked["service"]
+        url, headers, form = realm, {}, None
+        if login and login.identity_token:
+            secret = {"grant_type": "refresh_token", "refresh_token": login.identity_token}
+            form = {**query, **secret, "client_id": _CLIENT}
+        else:
+            url = f"{realm}{'&' if '?' in realm else '?'}{urlencode(query)}"
+            headers = {"Authorization": login.basic} if login else {}
+        with request(self._session, url, self._settings, headers=headers, post=form) as answer:
+            if answer.status_code in (401, 403):
+                self._refuse(f"{shown(realm)} answered {answer.status_code}")
+            if 300 <= answer.status_code < 400:
+                self._refuse(
+                    f"{shown(realm)} sends to another place, and a login does not go there"
+                )
+            check_status(answer, shown(realm))
+            fields = read_json(answer, shown(realm))
+        token = fields.get("token") or fields.get("access_token")
+        if not isinstance(token, str) or not _fits_a_header(token):
+            raise Unreachable(f"{shown(realm)} gave no token")
+        return token
+
+    def _refuse(self, why: str) -> NoReturn:
+        how = f"to the login in {self._login.source}" if self._login else "without a login"
+        raise Forbidden(f"{self._uri} may not be read", why=f"{why}, {how}", do=_DO)
+
+
+def _fits_a_header(text: str) -> bool:
+    return text.isascii() and text.isprintable()
+
+
+def _addresses(host: str) -> list[str]:
+    """Return the addresses of a host, none where only a proxy knows it, or nobody."""
+    try:
+        return [
+            str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        ]
+    except (OSError, ValueError):  # the second for what cannot be a name
+        return []

@@ -1,0 +1,70 @@
+"""What a 401 asks for, and whether the server that it names may be told a login. Pure.
+
+RFC 9110 section 11 for challenges.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from urllib.parse import urlsplit
+
+from hpcimg.http.addresses import LINK_LOCAL, LOOPBACK, PRIVATE, PUBLIC, kind
+
+# A name, and its value where it has one: a name without is a scheme.
+_PART = re.compile(
+    r"""[\s,]*([!#$%&'*+.^_`|~0-9A-Za-z-]+)(?:\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]*)))?"""
+)
+# What else a server at one of these places may name.
+_ALSO = {PRIVATE: {PUBLIC}, LINK_LOCAL: {PUBLIC}, LOOPBACK: {PUBLIC, PRIVATE}}
+
+Resolve = Callable[[str], Iterable[str]]
+
+
+def parse_challenges(header: str) -> dict[str, Mapping[str, str]]:
+    """Return the parameters of each scheme in WWW-Authenticate, names in lower case."""
+    found: dict[str, dict[str, str]] = {}
+    current: dict[str, str] = {}
+    position = 0
+    while match := _PART.match(header, position):
+        position = match.end()
+        name, quoted, plain = match.groups()
+        if quoted is None and plain is None:
+            current = found.setdefault(name.lower(), {})
+        else:
+            value = plain if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
+            current.setdefault(name.lower(), value)
+    return dict(found)
+
+
+def why_not(realm: str, registry: str, *, secret: bool, resolve: Resolve) -> str:
+    """Return why a registry's token server is not asked, "" where it may be.
+
+    Both are URLs. `secret` says that a login would be sent. A registry out there is
+    not to make this node ask what only the node can reach.
+    """
+    try:
+        parts, own = urlsplit(realm), urlsplit(registry)
+        host, own_host = parts.hostname or "", own.hostname or ""
+        parts.port  # noqa: B018  # raises for what is no number
+    except ValueError:
+        return "it names no address to log in at"
+    if parts.scheme not in ("https", "http") or not host or "@" in parts.netloc:
+        return "it names no http address to log in at"
+    if secret and parts.scheme == "http" and own.scheme == "https":
+        return f"it wants the login in plain http, at {host}"
+    if host == own_host:
+        return ""
+    kinds = _kinds(host, resolve) - {PUBLIC}
+    if not kinds:
+        return ""
+    own_kinds = _kinds(own_host, resolve)
+    allowed = own_kinds.union(*(_ALSO.get(own_kind, set()) for own_kind in own_kinds))
+    if kinds <= allowed:
+        return ""
+    return f"it sends to a {min(kinds - allowed)} address, {host}, to log in"
+
+
+def _kinds(host: str, resolve: Resolve) -> set[str]:
+    """Return what kinds of addresses a host has."""
+    return {kind(address) for address in resolve(host)}

@@ -1,0 +1,158 @@
+"""One place to read a repository from: a registry, or a mirror of it.
+
+OCI Distribution Specification 1.1, as far as reading goes.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping
+from urllib.parse import urlencode
+
+import requests
+
+from hpcimg import dockerhub
+from hpcimg.errors import Damaged, NotAnImage
+from hpcimg.fetch.contract import Blob
+from hpcimg.fetch.settings import Place, Settings
+from hpcimg.fetch.sink import Sink
+from hpcimg.http.download import download
+from hpcimg.http.retry import attempts
+from hpcimg.http.session import JSON_MAX, check_status, parse_json, read_small, request, shown
+from hpcimg.sources.oci import logins
+from hpcimg.sources.oci.auth import RegistryAuthorization
+from hpcimg.sources.oci.credentials import Login
+from hpcimg.sources.oci.manifests import Manifest, is_digest
+
+_ACCEPT = ", ".join(
+    (
+        "application/vnd.oci.image.index.v1+json",
+        "application/vnd.oci.image.manifest.v1+json",
+        "application/vnd.docker.distribution.manifest.list.v2+json",
+        "application/vnd.docker.distribution.manifest.v2+json",
+    )
+)
+# A mirror that is down costs seconds, since there is somebody else to ask.
+_MIRROR_CONNECT_S = 3.0
+_MIRROR_ANSWER_S = 10.0
+_MIRROR_BLOB_TRIES = 2  # a cut connection goes on there
+
+
+class Endpoint:
+    """A repository at one place. Attributes: host, as it was configured.
+
+    `mirror_of` is the host of the registry that it stands for, "" for none:
+    a mirror is asked only once and not waited for long, and its blobs are checked
+    while there is another place to have them from.
+    """
+
+    def __init__(
+        self,
+        session: requests.Session,
+        place: Place,
+        sink: Sink,
+        settings: Settings,
+        *,
+        uri: str,
+        mirror_of: str = "",
+    ) -> None:
+        """Describe it; `uri` is what the user wrote, for errors."""
+        self.host, _, repository = place.name.partition("/")
+        self._uri = uri
+        self._session = session
+        self._sink = sink
+        self._is_mirror = mirror_of != ""
+        self._settings = self._blob_settings = settings._replace(insecure=place.insecure)
+        if mirror_of:
+            connect_s = min(settings.connect_timeout_s, _MIRROR_CONNECT_S)
+            quick = self._settings._replace(connect_timeout_s=connect_s)
+            self._blob_settings = quick._replace(tries=_MIRROR_BLOB_TRIES)
+            answer_s = min(settings.stall_timeout_s, _MIRROR_ANSWER_S)
+            self._settings = quick._replace(tries=1, stall_timeout_s=answer_s)
+        base = self._settings.address(dockerhub.address(self.host))
+        self._base = f"{base}/v2/{repository}"
+        # As containerd does it: one mirror may stand for several registries.
+        self._query = f"?{urlencode({'ns': mirror_of})}" if mirror_of else ""
+        self.authorization = RegistryAuthorization(
+            session,
+            base,
+            repository,
+            self._settings,
+            uri=uri,
+            login=functools.partial(_login, self.host, repository, place, as_user=settings.as_user),
+        )
+
+    def blob(self, blob: Blob, sink: Sink) -> bool:
+        """Bring a blob into a sink, with as many attempts as it takes.
+
+        Raises Damaged where a mirror has another one.
+        """
+        url = f"{self._base}/blobs/sha256:{blob.sha256}{self._query}"
+        unchanged = download(
+            self._session,
+            url,
+            sink,
+            self._blob_settings,
+            authorization=self.authorization,
+            size_bytes=blob.size_bytes if self._is_mirror else None,
+        )
+        if self._is_mirror and (found := sink.sha256()) != blob.sha256:
+            raise Damaged(f"{shown(url)} is not what was announced", why=f"its sha256 is {found}")
+        return unchanged
+
+    def manifest(self, version: str, known: str = "") -> Manifest | None:
+        """Return a manifest, its digest checked; None where it still is the one `known` names."""
+        url = f"{self._base}/manifests/{version}{self._query}"
+        condition = {"If-None-Match": f'"{known}"'} if known else {}
+        for attempt in attempts(self._sink, self._settings):
+            with attempt:
+                body = self._read(url, {"Accept": _ACCEPT, **condition})
+        if body is None:
+            return None
+        digest = _digest(body)
+        if digest == known:
+            return None
+        if is_digest(version):
+            self._check(body, version)
+        content = parse_json(body, self._uri)
+        if not any(isinstance(content.get(name), list) for name in ("layers", "manifests")):
+            raise NotAnImage(f"{self._uri} holds no image", why="its manifest names no layers")
+        return Manifest(digest, content)
+
+    def read_blob(self, digest: str) -> bytes:
+        """Return a small blob, its digest checked. Raises NotAnImage, Damaged."""
+        url = f"{self._base}/blobs/{digest}{self._query}"
+        for attempt in attempts(self._sink, self._settings):
+            with attempt:
+                body = self._read(url, {}) or b""
+                self._check(body, digest)
+        return body
+
+    def _check(self, body: bytes, digest: str) -> None:
+        if _digest(body) != digest:
+            raise Damaged(
+                f"{self._uri} is not what the registry sent", why=f"that is {_digest(body)}"
+            )
+
+    def _read(self, url: str, headers: Mapping[str, str]) -> bytes | None:
+        with request(
+            self._session, url, self._settings, headers=headers, authorization=self.authorization
+        ) as response:
+            if response.status_code == 304 and "If-None-Match" in headers:
+                return None
+            check_status(response, self._uri)
+            body = read_small(response, decode=False)
+        if len(body) > JSON_MAX:
+            raise NotAnImage(f"the manifest or config of {self._uri} is too large")
+        return body
+
+
+def _digest(body: bytes) -> str:
+    return f"sha256:{hashlib.sha256(body).hexdigest()}"
+
+
+def _login(host: str, repository: str, place: Place, *, as_user: bool) -> Login | None:
+    if place.credentials:
+        return logins.in_text(place.credentials, host, repository)
+    return logins.of_user(host, repository) if as_user else None

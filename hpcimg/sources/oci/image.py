@@ -1,0 +1,86 @@
+"""docker:// and oras:// : what a tag of an OCI registry holds, a SIF file or an image in layers.
+
+The media types in the manifest tell which, not the scheme.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Protocol
+
+from hpcimg.fetch.contract import Blob, Offer
+from hpcimg.fetch.settings import Settings
+from hpcimg.fetch.sink import Sink
+from hpcimg.http.session import open_session
+from hpcimg.reference import Reference
+from hpcimg.sources.oci import manifests
+from hpcimg.sources.oci.manifests import Manifest, hex_of
+from hpcimg.sources.oci.registry import Registry, parse_name
+
+_AT_ONCE = 4
+
+
+class Content(Protocol):
+    """Something that manifests and blobs can be had from: a registry, or a layout on disk."""
+
+    def manifest(self, known: str = "") -> Manifest | None:
+        """Return the image's manifest; None where it still is the one `known` names."""
+
+    def for_this_machine(self, manifest: Manifest) -> Manifest:
+        """Follow an index to the manifest for this machine's processor."""
+
+    def read_blob(self, digest: str) -> str:
+        """Return the text of a small blob, its digest checked."""
+
+    def download(self, blob: Blob, sink: Sink) -> bool:
+        """Bring a blob into a sink."""
+
+
+def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Settings) -> bool:
+    """Fetch an image from an OCI registry; see `hpcimg.sources`."""
+    name = parse_name(reference.rest)
+    with open_session(settings) as session:
+        registry = Registry(session, name, sink, settings, uri=reference.uri)
+        return fetch_from(registry, sink, uri=reference.uri, validator=validator)
+
+
+def fetch_from(
+    content: Content,
+    sink: Sink,
+    *,
+    uri: str,
+    validator: str = "",
+    known_as: str = "",
+    at_once: int = _AT_ONCE,
+) -> bool:
+    """Fetch the image for this machine, `at_once` layers side by side.
+
+    `known_as` is the validator to keep where it is not the manifest's digest.
+    """
+    found = content.manifest(validator)
+    if found is None:
+        return True
+    known_as = known_as or found.digest
+    manifest = content.for_this_machine(found)
+    sif = manifests.sif_layer(manifest)
+    if sif:
+        sink.offer(Offer(known_as, sif.size_bytes, sif.sha256))
+        return content.download(sif, sink)
+    layers = manifests.layers(manifest, uri)
+    config = content.read_blob(manifests.config_digest(manifest, uri))
+    manifests.parse_config(config, uri)
+    sinks = sink.offer_layers(
+        Offer(known_as, manifest=hex_of(manifest.digest), config=config, layers=layers)
+    )
+    # The largest first, so that none of them is left to come alone at the end.
+    by_size = sorted(sinks, key=lambda number: layers[number].size_bytes, reverse=True)
+    pool = ThreadPoolExecutor(at_once)
+    try:
+        downloads = [
+            pool.submit(content.download, layers[number], sinks[number]) for number in by_size
+        ]
+        for ended in as_completed(downloads):
+            ended.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    return False

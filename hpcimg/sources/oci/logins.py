@@ -1,0 +1,142 @@
+"""Where the login for a registry is found: in the site's file, or in the user's own."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import select
+import subprocess
+import time
+from collections.abc import Iterator
+
+from hpcimg import dockerhub
+from hpcimg.errors import ConfigError
+from hpcimg.sources import userfiles
+from hpcimg.sources.oci.credentials import (
+    Keyring,
+    Login,
+    find,
+    parse_docker,
+    parse_helper,
+    parse_netrc,
+)
+
+# A user's files, in the order in which they are looked into. ~ is the home that
+# the account has, never $HOME: where a job's user points to is not asked.
+FILES = (
+    "/run/user/{uid}/containers/auth.json",
+    "~/.config/containers/auth.json",
+    "~/.apptainer/docker-config.json",
+    "~/.singularity/docker-config.json",
+    "~/.docker/config.json",
+)
+ENROOT_FILE = "~/.config/enroot/.credentials"
+_HELPER_PATH = "/usr/local/bin:/usr/bin:/bin"
+_HELPER_MAX = 64 << 10
+_HELPER_TIMEOUT_S = 10.0
+
+
+def in_text(text: str, host: str, repository: str) -> Login | None:
+    """Return the login that the site's credentials file has. Helpers in it are not run.
+
+    Raises ConfigError.
+    """
+    try:
+        keyring = parse_docker(text, "the site's credentials file")
+    except ValueError as error:
+        raise ConfigError(
+            f"[registry {host}] auth_file cannot be used",
+            why=str(error),
+            do="Write it as docker's config.json.",
+        ) from None
+    return find(keyring, host, repository)
+
+
+def of_user(host: str, repository: str) -> Login | None:
+    """Return the login that the account we run as has. What cannot be read is passed over."""
+    return next((login for login in _found(host, repository) if login is not None), None)
+
+
+def _found(host: str, repository: str) -> Iterator[Login | None]:
+    """Yield what each place has, which is looked into only where those before it had nothing."""
+    try:
+        account = pwd.getpwuid(os.geteuid())
+    except KeyError:  # without an account, no home
+        return
+    for pattern in (*FILES, ENROOT_FILE):
+        name = pattern.format(uid=account.pw_uid)
+        parse = parse_netrc if pattern == ENROOT_FILE else parse_docker
+        try:
+            keyring = parse(userfiles.read(name.replace("~", account.pw_dir, 1)), name)
+        except (OSError, ValueError):
+            continue
+        yield from _in_keyring(keyring, host, repository, account)
+        if pattern == ENROOT_FILE:  # in netrc, a host is named without its port
+            yield find(keyring, host.partition(":")[0], repository)
+
+
+def _in_keyring(
+    keyring: Keyring, host: str, repository: str, account: pwd.struct_passwd
+) -> Iterator[Login | None]:
+    """Yield logins in docker's order: of a helper for the host, of the file, of a store."""
+    named = keyring.helpers.get(dockerhub.canonical(host), "")
+    if named:
+        yield ask_helper(named, host, account)
+    yield find(keyring, host, repository)
+    if keyring.store:
+        yield ask_helper(keyring.store, host, account)
+
+
+def ask_helper(name: str, host: str, account: pwd.struct_passwd) -> Login | None:
+    """Run `docker-credential-NAME get`, as ourselves and without a shell; None where it fails."""
+    program = f"docker-credential-{name}"
+    environment = {
+        **os.environ,  # the proxies and certificates that a fetch runs with
+        "PATH": _HELPER_PATH,
+        "HOME": account.pw_dir,
+        "USER": account.pw_name,
+        "LOGNAME": account.pw_name,
+        "XDG_RUNTIME_DIR": f"/run/user/{account.pw_uid}",
+    }
+    found = next(
+        (path for folder in _HELPER_PATH.split(":") if os.access(path := f"{folder}/{program}", 1)),
+        "",
+    )
+    if not found:
+        return None
+    server = "https://index.docker.io/v1/" if host == dockerhub.NAME else host
+    try:
+        output = _run([found, "get"], server.encode(), environment)
+        return parse_helper(output.decode(), program)
+    except (OSError, ValueError):
+        return None
+
+
+def _run(argv: list[str], text: bytes, environment: dict[str, str]) -> bytes:
+    """Return what a program prints. Raises OSError, and ValueError where it is too much or late."""
+    with subprocess.Popen(
+        argv,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        bufsize=0,
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        try:
+            process.stdin.write(text)  # a line's worth: it fits into the pipe
+            process.stdin.close()
+            output = b""
+            end = time.monotonic() + _HELPER_TIMEOUT_S
+            while len(output) <= _HELPER_MAX:
+                left = end - time.monotonic()
+                if left <= 0 or not select.select([process.stdout], [], [], left)[0]:
+                    break
+                more = os.read(process.stdout.fileno(), _HELPER_MAX)
+                if not more:
+                    return output
+                output += more
+        finally:
+            process.kill()
+    raise ValueError("it prints too much, or nothing in time")

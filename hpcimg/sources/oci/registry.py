@@ -1,0 +1,138 @@
+"""An OCI registry with its mirrors: the name of an image, and the reading of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import requests
+
+from hpcimg.errors import BadReference, HpcimgError, NodeError, TransientError
+from hpcimg.fetch.contract import Blob
+from hpcimg.fetch.settings import Place, Settings
+from hpcimg.fetch.sink import Sink
+from hpcimg.sources.oci.endpoint import Endpoint
+from hpcimg.sources.oci.manifests import Manifest, digest_for_this_machine, is_digest
+
+_COMPONENT = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
+_REPOSITORY = re.compile(f"{_COMPONENT}(?:/{_COMPONENT})*")
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_Result = TypeVar("_Result")
+
+
+class Name(NamedTuple):
+    """Where an image is: a registry, a repository in it, a tag, and a digest where one is given."""
+
+    host: str
+    repository: str
+    tag: str
+    digest: str
+
+    @property
+    def version(self) -> str:
+        """What to ask for: the digest goes before the tag."""
+        return self.digest or self.tag
+
+
+def parse_name(text: str) -> Name:
+    """Read `host[:port]/repository[:tag][@sha256:...]`. Raises BadReference."""
+    host, _, rest = text.partition("/")
+    rest, at, digest = rest.partition("@")
+    repository, _, tag = rest.partition(":")
+    if not _REPOSITORY.fullmatch(repository):
+        raise BadReference(
+            f"{text!r} names no repository", why="write HOST/REPOSITORY:TAG, in lower case"
+        )
+    if tag and not _TAG.fullmatch(tag):
+        raise BadReference(f"{tag!r} in {text!r} is not a tag")
+    if at and not is_digest(digest):
+        raise BadReference(
+            f"{digest!r} in {text!r} is not a digest", why="write @sha256: and 64 digits"
+        )
+    return Name(host, repository, tag or "latest", digest)
+
+
+class Registry:
+    """One repository of one registry, read from its mirrors where the site has some.
+
+    The mirrors are asked first, in order, and the registry itself at last. The
+    one that had the manifest is asked for the blobs. Several threads may
+    download at once, each into a sink of its own.
+    """
+
+    def __init__(
+        self,
+        session: requests.Session,
+        name: Name,
+        sink: Sink,
+        settings: Settings,
+        *,
+        uri: str,
+    ) -> None:
+        """Speak to the registry of `name`; `uri` is what the user wrote, for errors."""
+        self._uri = uri
+        self._name = name
+        self._sink = sink
+        own = Place(f"{name.host}/{name.repository}", settings.insecure, settings.credentials)
+        # From one process to the other they came as plain lists.
+        places = [Place(*place) for place in settings.places] or [own]
+        self._endpoints = [
+            Endpoint(
+                session,
+                place,
+                sink,
+                settings,
+                uri=uri,
+                mirror_of="" if place is places[-1] else name.host,
+            )
+            for place in places
+        ]
+        self._at = 0  # whom to ask first
+
+    def use_token(self, token: str) -> None:
+        """Use a token for the registry itself that was had elsewhere."""
+        self._endpoints[-1].authorization.use_token(token)
+
+    def manifest(self, known: str = "") -> Manifest | None:
+        """Return the manifest, its digest checked; None where it still is the one `known` names."""
+        return self._manifest(self._name.version, known)
+
+    def read_blob(self, digest: str) -> str:
+        """Return the text of a small blob, its digest checked. Raises NotAnImage, Damaged."""
+        _, body = self._ask(lambda endpoint: endpoint.read_blob(digest), self._sink)
+        return body.decode(errors="replace")
+
+    def download(self, blob: Blob, sink: Sink) -> bool:
+        """Bring a blob into a sink, with as many attempts as it takes."""
+        return self._ask(lambda endpoint: endpoint.blob(blob, sink), sink)[1]
+
+    def for_this_machine(self, manifest: Manifest) -> Manifest:
+        """Follow an index to the manifest for this machine's processor.
+
+        What is no index is returned as it is. Raises WrongArchitecture.
+        """
+        digest = digest_for_this_machine(manifest, self._uri)
+        if digest is None:
+            return manifest
+        chosen = self._manifest(digest)
+        assert chosen  # without a condition there is no "unchanged"
+        return chosen
+
+    def _manifest(self, version: str, known: str = "") -> Manifest | None:
+        self._at, found = self._ask(lambda endpoint: endpoint.manifest(version, known), self._sink)
+        return found
+
+    def _ask(self, what: Callable[[Endpoint], _Result], sink: Sink) -> tuple[int, _Result]:
+        """Ask one after the other; return who answered, by number, and what."""
+        for number in range(self._at, len(self._endpoints) - 1):
+            mirror = self._endpoints[number]
+            try:
+                return number, what(mirror)
+            except NodeError:
+                raise
+            except HpcimgError as error:
+                sink.retry(f"mirror {mirror.host}: {error.brief}", 0.0)
+                if isinstance(error, TransientError):
+                    self._at = max(self._at, number + 1)  # it is not asked for the next blob
+        return len(self._endpoints) - 1, what(self._endpoints[-1])
