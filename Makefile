@@ -50,7 +50,7 @@ test-soak: .venv/ready
 	HPCIMG_SOAK_JOBS=500 $(BIN)/python -m pytest -s tests/soak
 
 test-matrix:
-	$(PYTHON) -m tests.matrix --folder "$(MATRIX)" $(RELEASES)
+	$(PYTHON) -m tests.matrix --directory "$(MATRIX)" $(RELEASES)
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -66,7 +66,7 @@ bench-throughput: .venv/ready
 
 # In Debian unstable's root file system of test-matrix, which has Apptainer.
 bench-docker:
-	$(PYTHON) -m tests.matrix --folder "$(MATRIX)" --run "$(BIN)/python -m bench.docker" sid
+	$(PYTHON) -m tests.matrix --directory "$(MATRIX)" --run "$(BIN)/python -m bench.docker" sid
 
 # A tree that runs wherever it is moved to or mounted, read-only too: nothing in it names DESTDIR,
 # and byte code is compared with its source by content, since copies change times. What hooks may

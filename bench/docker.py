@@ -66,7 +66,7 @@ def real(name: str) -> dict[str, bytes]:
 
 
 def noise(name: str, file_bytes: int) -> dict[str, bytes]:
-    """Return files of this size, 256 in a folder."""
+    """Return files of this size, 256 in a directory."""
     source = random.Random(name)
     return {
         f"opt/{name}/{number // 256}/{number}": source.randbytes(file_bytes).translate(SEVEN_BITS)
@@ -75,15 +75,15 @@ def noise(name: str, file_bytes: int) -> dict[str, bytes]:
 
 
 class Bench:
-    """A node, Apptainer's folders beside it, and the registry that both fetch from."""
+    """A node, Apptainer's directories beside it, and the registry that both fetch from."""
 
-    def __init__(self, folder: Path, registry: Registry) -> None:
+    def __init__(self, directory: Path, registry: Registry) -> None:
         self.registry = registry
-        self.node = Node(folder, f"[registry {registry.host}]\ninsecure = yes\n")
-        self.result = folder / "by-apptainer.sif"
-        self.folders = {
-            "APPTAINER_CACHEDIR": folder / "apptainer-cache",
-            "APPTAINER_TMPDIR": folder / "apptainer-tmp",
+        self.node = Node(directory, f"[registry {registry.host}]\ninsecure = yes\n")
+        self.result = directory / "by-apptainer.sif"
+        self.directories = {
+            "APPTAINER_CACHEDIR": directory / "apptainer-cache",
+            "APPTAINER_TMPDIR": directory / "apptainer-tmp",
         }
 
     def cases(self, uri: str) -> list[Case]:
@@ -100,18 +100,18 @@ class Bench:
         self.result.unlink(missing_ok=True)
         shutil.rmtree(self.node.cache, ignore_errors=True)
         self.node.reboot()
-        for folder in self.folders.values():
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
+        for directory in self.directories.values():
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.mkdir()
         os.sync()
         return self.environment()
 
     def environment(self) -> dict[str, str]:
-        apptainer = {name: str(folder) for name, folder in self.folders.items()}
+        apptainer = {name: str(directory) for name, directory in self.directories.items()}
         return {
             **self.node.environment(1),
             "PATH": PATH,
-            "HOME": str(self.node.folder),
+            "HOME": str(self.node.directory),
             **apptainer,
         }
 
@@ -165,13 +165,13 @@ def main() -> int:
     KEPT.mkdir(exist_ok=True)
     file_bytes = 16_000 if options.small_files else MB if options.noise else 0
     large, small, changed = (layer(name, file_bytes) for name in SIZES)
-    with tempfile.TemporaryDirectory(prefix="run-", dir=KEPT) as folder, Registry() as registry:
+    with tempfile.TemporaryDirectory(prefix="run-", dir=KEPT) as directory, Registry() as registry:
         # The unprivileged account fetches in it.
-        Path(folder).chmod(0o755)
+        Path(directory).chmod(0o755)
         push_image(registry, "bench", "1", [large, small])
         push_image(registry, "bench", "2", [large, changed])
         first, second = (f"docker://{registry.host}/bench:{tag}" for tag in (1, 2))
-        bench = Bench(Path(folder), registry)
+        bench = Bench(Path(directory), registry)
         rows = measure(bench.cases(first), options.rounds)
         show(rows, rows[0].name)
         show_moved(bench.moved(first, second))

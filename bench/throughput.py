@@ -30,9 +30,9 @@ MIB = 1 << 20
 class Bench:
     """A node, and a file that curl writes beside it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.node = Node(folder)
-        self._file = folder / "by-curl"
+    def __init__(self, directory: Path) -> None:
+        self.node = Node(directory)
+        self._file = directory / "by-curl"
 
     def cases(self, name: str, uri: str, curl: list[str], **environment: str) -> list[Case]:
         """Return the two that are compared for one kind of server."""
@@ -71,12 +71,12 @@ def main() -> int:
         print(missing)
         return 1
     with tempfile.TemporaryDirectory(prefix="hpcimg-bench-", dir="/var/tmp") as made:
-        folder = Path(made)
-        folder.chmod(0o755)
-        path = images.make_sif(folder / "large.sif", {"n": b"x"}, size_bytes=options.size * MIB)
-        bench = Bench(folder)
+        directory = Path(made)
+        directory.chmod(0o755)
+        path = images.make_sif(directory / "large.sif", {"n": b"x"}, size_bytes=options.size * MIB)
+        bench = Bench(directory)
         # Where the unprivileged account can read it.
-        certificate = folder / "certificate.pem"
+        certificate = directory / "certificate.pem"
         for name, tls in (("http", False), ("https", True)):
             with served(path, tls=tls) as (url, original):
                 if tls:
@@ -87,7 +87,7 @@ def main() -> int:
                 show(rows := measure(cases, options.rounds), rows[0].name)
         with ObjectStore() as store:
             store.put(PRIVATE, "large.sif", path.read_bytes())
-            keys = folder / "keys"
+            keys = directory / "keys"
             keys.write_text(SITE.file)
             bench.node.configure(f"[s3]\nurl = {store.url}\nauth_file = {keys}\nshared = yes\n")
             signed = [

@@ -79,11 +79,11 @@ def hooks_python() -> str:
 class Bench:
     """A node of its own, a web server, and the cases."""
 
-    def __init__(self, folder: Path, state: Path, url: str) -> None:
-        self.node = Node(folder)
+    def __init__(self, directory: Path, state: Path, url: str) -> None:
+        self.node = Node(directory)
         self.node.state = state / "state"
         self.node.configure()
-        self.folder = folder
+        self.directory = directory
         self.url = url
         self._jobs = 1
 
@@ -113,7 +113,7 @@ class Bench:
     def cold(self, name: str, rounds: int) -> list[Row]:
         """Time a fetch against what an administrator would do by hand."""
         url = f"{self.url}/{name}"
-        path = self.folder / "by-hand"
+        path = self.directory / "by-hand"
         by_hand = f"curl -sSf -o '{path}' '{url}' && sync '{path}'"
         cases = [
             Case(f"prolog, cold, {name}", [str(PROLOG)], lambda: self._cold(f"container:{url}"))
@@ -138,17 +138,17 @@ class Bench:
         return self._environment(comment)
 
     def _no_file(self) -> dict[str, str]:
-        (self.folder / "by-hand").unlink(missing_ok=True)
+        (self.directory / "by-hand").unlink(missing_ok=True)
         os.sync()
         return {"PATH": os.environ["PATH"]}
 
 
 @contextmanager
-def web_server(folder: Path) -> Iterator[str]:
-    """Serve a folder from a process of its own; give the address."""
+def web_server(directory: Path) -> Iterator[str]:
+    """Serve a directory from a process of its own; give the address."""
     argv = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"]
     with subprocess.Popen(
-        [*argv, "--directory", str(folder)],
+        [*argv, "--directory", str(directory)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -178,13 +178,13 @@ def main() -> int:
         tempfile.TemporaryDirectory(prefix="hpcimg-bench-") as on_disk,
         tempfile.TemporaryDirectory(prefix="hpcimg-bench-", dir=tmpfs) as in_memory,
     ):
-        folder = Path(on_disk)
-        served = folder / "served"
+        directory = Path(on_disk)
+        served = directory / "served"
         served.mkdir()
         images.make_sif(served / "small.sif", {"n": b"x"}, size_bytes=MIB)
         images.make_sif(served / "large.sif", {"n": b"x"}, size_bytes=200 * MIB)
         with web_server(served) as url:
-            bench = Bench(folder, Path(in_memory), url)
+            bench = Bench(directory, Path(in_memory), url)
             rows = bench.warm()
             show(rows, rows[0].name)
             met = rows[1].ratio <= TARGET

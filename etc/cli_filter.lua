@@ -10,8 +10,8 @@ local CONSEQUENCE = "the job goes on, its container images were not checked or n
 -- Loaded for the jobs that ask for images only: without hpcimg.lua the others work on.
 local function load_hpcimg()
     local here = debug.getinfo(1, "S").source:match("^@(.*)/[^/]*$")
-    for _, folder in ipairs({ here or "/etc/slurm", "/etc/slurm", "/etc/hpcimg" }) do
-        local path = folder .. "/hpcimg.lua"
+    for _, directory in ipairs({ here or "/etc/slurm", "/etc/slurm", "/etc/hpcimg" }) do
+        local path = directory .. "/hpcimg.lua"
         local file = io.open(path)
         if file then
             file:close()

@@ -1,6 +1,6 @@
 -- hpcimg.lua: what a job may write to ask for container images.
 --
--- cli_filter.lua and job_submit.lua, in the same folder as this file, load it for
+-- cli_filter.lua and job_submit.lua, in the same directory as this file, load it for
 -- each job that asks for an image. It holds no state and calls nothing of Slurm's,
 -- and it finds the same mistakes as hpcimg does on the node, only earlier.
 -- A site that has such a script of its own calls merge() from there.
@@ -126,7 +126,7 @@ local function check_path(text, path)
         return no_reference(text, "the path is not absolute", "file:///" .. path)
     end
     if path:sub(-1) == "/" then
-        return shown(text) .. " names a folder: name the image file in it"
+        return shown(text) .. " names a directory: name the image file in it"
     end
     if (path .. "/"):find("/%.%.?/") then
         return shown(text) .. " is not a plain path: it has . or .. in it; write the path out"
@@ -170,7 +170,7 @@ local function check_bare(text)
     local is_file = contains({ "sif", "simg", "img", "sqsh", "squashfs" }, ending)
     if is_file or text:find("^%.%.?/") or text:find("^~") then
         return shown(text) .. " is a relative path: each node would look for it in another"
-            .. " folder; write the absolute path"
+            .. " directory; write the absolute path"
     end
     local is_plausible = text:find("^[A-Za-z0-9]") and not text:find("://", 1, true)
     return no_reference(

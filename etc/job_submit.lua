@@ -12,8 +12,8 @@ local CONSEQUENCE = "the job goes on, its container images were not checked or n
 -- force at once, and it takes less than a millisecond.
 local function load_hpcimg()
     local here = debug.getinfo(1, "S").source:match("^@(.*)/[^/]*$")
-    for _, folder in ipairs({ here or "/etc/slurm", "/etc/slurm", "/etc/hpcimg" }) do
-        local path = folder .. "/hpcimg.lua"
+    for _, directory in ipairs({ here or "/etc/slurm", "/etc/slurm", "/etc/hpcimg" }) do
+        local path = directory .. "/hpcimg.lua"
         local file = io.open(path)
         if file then
             file:close()

@@ -19,7 +19,7 @@ def write_file(
 
     Whoever opens `path` reads the old text or the new one, never a part. The
     mode is set whatever the umask is. `owner` is a uid, given the file where
-    that is not our own. With `durable`, file and folder are flushed to the disk.
+    that is not our own. With `durable`, file and directory are flushed to the disk.
     Raises OSError; nothing is left behind then.
     """
     temp = temp or f"{path}.{os.getpid()}.new"
@@ -43,11 +43,11 @@ def write_file(
         remove(temp)
         raise
     if durable:
-        sync_folder(os.path.dirname(path))
+        sync_directory(os.path.dirname(path))
 
 
-def sync_folder(path: str) -> None:
-    """Flush a folder's entries to the disk: a rename is not durable before."""
+def sync_directory(path: str) -> None:
+    """Flush a directory's entries to the disk: a rename is not durable before."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

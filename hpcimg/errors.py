@@ -155,7 +155,7 @@ class NodeError(HpcimgError):
 
 
 class CacheUnusable(NodeError):
-    """The cache or state folder cannot be used."""
+    """The cache or state directory cannot be used."""
 
 
 class ConfigError(NodeError):
@@ -186,7 +186,7 @@ class Bug(HpcimgError):
 def from_os_error(
     error: OSError, path: str = "", *, cannot: str = "be used", do: str = ""
 ) -> HpcimgError:
-    """Explain an error met at a file or folder of the cache or the state.
+    """Explain an error met at a file or directory of the cache or the state.
 
     `path` is taken from the error where it is not given. A full disk is as a
     rule others' doing and passes; all else is the node's fault.

@@ -13,8 +13,8 @@ import time
 from typing import NamedTuple
 
 from hpcimg import processes
+from hpcimg.cache import directories as cache_directories
 from hpcimg.cache import evict, policy, store
-from hpcimg.cache import folders as cache_folders
 from hpcimg.cache.paths import Layout
 from hpcimg.config import load as config
 from hpcimg.config.keys import Config
@@ -49,7 +49,7 @@ def node() -> tuple[Config | None, list[Finding]]:
         return None, [explained("configuration", error)]
     layout = Layout(conf.cache_path, conf.state_path)
     findings = [Finding("configuration", OK, "it can be read and is valid")]
-    findings += [*folders(layout), *_space(conf, layout), _state(layout)]
+    findings += [*directories(layout), *_space(conf, layout), _state(layout)]
     return conf, [*findings, _account(conf), *_verifier(conf), *_packages(), _clock()]
 
 
@@ -58,12 +58,12 @@ def explained(check: str, error: HpcimgError) -> Finding:
     return Finding(check, PROBLEM, error.what, error.why, error.do)
 
 
-def folders(layout: Layout) -> list[Finding]:
-    """Check the cache and the state folder: what they are, whose, and that they can be written."""
+def directories(layout: Layout) -> list[Finding]:
+    """Check the cache and state directories: what they are, whose, that they can be written."""
     try:
-        cache_folders.check(layout)
+        cache_directories.check(layout)
     except HpcimgError as error:
-        return [explained("folders", error)]
+        return [explained("directories", error)]
     return [
         _written("cache", layout.cache, layout.tmp),
         _written("state", layout.state, layout.state_tmp),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from hpcimg.cache import events, failures, folders, inflight, store
+from hpcimg.cache import directories, events, failures, inflight, store
 from hpcimg.cache.paths import Layout
 from hpcimg.cache.policy import Cache, Limits
 from hpcimg.config.keys import Config
@@ -13,12 +13,12 @@ from hpcimg.errors import CacheUnusable
 
 
 def open_cache(config: Config) -> Cache:
-    """Return the cache, its folders made and what killed work left behind swept away.
+    """Return the cache, its directories made and what killed work left behind swept away.
 
     Raises CacheUnusable.
     """
     layout = Layout(config.cache_path, config.state_path)
-    folders.prepare(layout)
+    directories.prepare(layout)
     failures.sweep(layout, age_s=max(config.error_ttl_s, config.deadline_s))
     swept = store.sweep(layout) + inflight.sweep(layout)
     if swept:

@@ -14,9 +14,9 @@ def tag() -> str:
     return f"{boot_id()}-{os.getpid()}-{_start_time(os.getpid())}"
 
 
-def temp_path(folder: str, name: str) -> str:
+def temp_path(directory: str, name: str) -> str:
     """Return a path for this process' unfinished work, which `alive` tells from leftovers."""
-    return f"{folder}/{tag()}.{name}"
+    return f"{directory}/{tag()}.{name}"
 
 
 def alive(name: str) -> bool:

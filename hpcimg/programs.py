@@ -15,8 +15,8 @@ _MOST_SAID = 600
 def find(*names: str) -> str:
     """Return the path of the first of these programs that is on this node, "" for none."""
     for name in names:
-        for folder in PATH.split(":"):
-            path = f"{folder}/{name}"
+        for directory in PATH.split(":"):
+            path = f"{directory}/{name}"
             if os.path.isfile(path) and os.access(path, os.X_OK):
                 return path
     return ""

@@ -164,7 +164,7 @@ def _path(text: str, path: str) -> Reference:
     if not path.startswith("/"):
         raise _bad(text, "the path is not absolute", f"file:///{path}")
     if path.endswith("/"):
-        raise BadReference(f"{_told(text)!r} names a folder", do="Name the image file in it.")
+        raise BadReference(f"{_told(text)!r} names a directory", do="Name the image file in it.")
     _check_plain(text, path)
     return Reference("file", path)
 
@@ -237,7 +237,7 @@ def _not_a_uri(text: str, scheme: str, rest: str) -> BadReference:
     if relative or text.startswith(("./", "../", "~")):
         return BadReference(
             f"{_told(text)!r} is a relative path",
-            why="each node would look for it in another folder",
+            why="each node would look for it in another directory",
             do="Write the absolute path.",
         )
     if scheme in SCHEMES:

@@ -195,14 +195,16 @@ def _ensure(
     def convert(
         descriptor: int, *, image_config: str, layers: Sequence[int], progress: Converting
     ) -> Fetched:
-        with store.work_folder(cache.layout, way.account.uid if way.account else None) as folder:
+        with store.work_directory(
+            cache.layout, way.account.uid if way.account else None
+        ) as directory:
             return monitor.convert(
                 wanted.uri,
                 descriptor,
                 account=way.account,
                 settings={
                     "config": image_config,
-                    "folder": folder,
+                    "directory": directory,
                     "format": cache.image_format,
                     "compression": config.compression,
                     "max_unpacked_bytes": _UNPACKED * cache.limits.max_size,
@@ -215,14 +217,14 @@ def _ensure(
 
     def verify(descriptor: int, *, source: str) -> None:
         account = accounts.unprivileged(config.account)
-        with store.work_folder(cache.layout, account.uid if account else None) as folder:
+        with store.work_directory(cache.layout, account.uid if account else None) as directory:
             monitor.verify(
                 wanted.uri,
                 descriptor,
                 account=account,
                 settings={
                     "how": config.verify, "keyring": config.keyring, "source": source,
-                    "folder": folder,
+                    "directory": directory,
                 },
                 deadline=deadline,
                 image_bytes=_image_bytes(cache),

@@ -32,9 +32,9 @@ def web() -> Iterator[WebServer]:
 
 
 @pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that every account may enter; pytest's own is for one alone."""
+def open_directory() -> Iterator[Path]:
+    """A directory that every account may enter; pytest's own is for one alone."""
     with tempfile.TemporaryDirectory(prefix="hpcimg-test-") as made:
-        folder = Path(made)
-        folder.chmod(0o755)
-        yield folder
+        directory = Path(made)
+        directory.chmod(0o755)
+        yield directory

@@ -94,7 +94,7 @@ INVALID: list[tuple[str, str]] = [
     ("file://image.sif", "not absolute"),
     ("oci:layout", "not absolute"),
     ("oci:./layout", "not absolute"),
-    ("/data/images/", "names a folder"),
+    ("/data/images/", "names a directory"),
     ("/data/../image.sif", "write the path out"),
     ("/data/./image.sif", "write the path out"),
     # what a comment is no place for

@@ -1,6 +1,6 @@
 """What happened on this node, a line each, for status and metrics.
 
-`events.jsonl` in the state folder; one write of one line with O_APPEND, so
+`events.jsonl` in the state directory; one write of one line with O_APPEND, so
 writers never mix. Imports only os and time: a warm hit writes one.
 """
 

@@ -41,8 +41,8 @@ def remember(
     if len(name) > _NAME_MAX:
         return
     seen = os.stat(hit.path)
-    folder = layout.hot_folder(owner)
-    os.makedirs(folder, mode=0o700, exist_ok=True)
+    directory = layout.hot_directory(owner)
+    os.makedirs(directory, mode=0o700, exist_ok=True)
     lines = (
         fingerprint,
         repr(time.time()),
@@ -55,7 +55,7 @@ def remember(
     from hpcimg import processes  # not needed on the way to a hit
 
     temp = processes.temp_path(layout.state_tmp, "hot")
-    atomic.write_file(f"{folder}/{name}", "\n".join(lines), temp=temp, mode=0o600)
+    atomic.write_file(f"{directory}/{name}", "\n".join(lines), temp=temp, mode=0o600)
 
 
 def lookup(layout: Layout, text: str, *, job: str, uid: int, fingerprint: str) -> Hit | None:
@@ -65,9 +65,9 @@ def lookup(layout: Layout, text: str, *, job: str, uid: int, fingerprint: str) -
     nobody is waited for.
     """
     name = _file_name(text)
-    for folder in (layout.hot_folder(uid), layout.hot_folder(None)):
+    for directory in (layout.hot_directory(uid), layout.hot_directory(None)):
         try:
-            with open(f"{folder}/{name}", encoding="utf-8") as file:
+            with open(f"{directory}/{name}", encoding="utf-8") as file:
                 made_under, made, fresh_until, key, path, uri, look = file.read().split("\n")
             # A clock that was set back makes the record one from the future.
             if made_under != fingerprint or not float(made) <= time.time() < float(fresh_until):

@@ -1,4 +1,4 @@
-"""Work under way, for those who look: `inflight/<id>.json` in the state folder."""
+"""Work under way, for those who look: `inflight/<id>.json` in the state directory."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Leases: an image that a job uses is not evicted.
 
-`leases/<key>/<job>` is one job's lease. The folder `leases/<key>/` is what
+`leases/<key>/<job>` is one job's lease. The directory `leases/<key>/` is what
 makes hits and eviction exclude each other without a lock: a lease can only be
-made while the folder is there, and the evictor's rmdir succeeds only while no
+made while the directory is there, and the evictor's rmdir succeeds only while no
 lease is in it. One of the two system calls comes first, and the other fails.
-Whoever holds the key's lock may make the folder again.
+Whoever holds the key's lock may make the directory again.
 
 Imports only os and errno: the way to a warm hit uses it.
 """
@@ -26,14 +26,14 @@ def take(layout: Layout, key: str, job: str) -> bool:
 
 
 def open_to_hits(layout: Layout, key: str) -> None:
-    """Make the folder that lets hits take leases. Hold the key's lock."""
-    os.makedirs(layout.lease_folder(key), mode=0o755, exist_ok=True)
+    """Make the directory that lets hits take leases. Hold the key's lock."""
+    os.makedirs(layout.lease_directory(key), mode=0o755, exist_ok=True)
 
 
 def close_to_hits(layout: Layout, key: str) -> bool:
     """Keep new leases out; return False while there is one. Hold the key's lock."""
     try:
-        os.rmdir(layout.lease_folder(key))
+        os.rmdir(layout.lease_directory(key))
     except FileNotFoundError:
         return True
     except OSError as error:
@@ -45,7 +45,7 @@ def close_to_hits(layout: Layout, key: str) -> bool:
 
 def holders(layout: Layout, key: str) -> list[str]:
     """Return the jobs that hold a lease on an image."""
-    return _names(layout.lease_folder(key))
+    return _names(layout.lease_directory(key))
 
 
 def drop(layout: Layout, job: str) -> list[str]:
@@ -70,8 +70,8 @@ def by_number(job: str) -> tuple[int, str]:
     return len(job), job
 
 
-def _names(folder: str) -> list[str]:
+def _names(directory: str) -> list[str]:
     try:
-        return os.listdir(folder)
+        return os.listdir(directory)
     except FileNotFoundError:
         return []

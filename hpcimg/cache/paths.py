@@ -10,7 +10,7 @@ def owned(name: str, owner: int | None) -> str:
 
 
 class Layout:
-    """The paths below the cache folder (on disk) and the state folder (tmpfs).
+    """The paths below the cache directory (on disk) and the state directory (tmpfs).
 
     A `key` names content: `sha256-<hex>` of the file, `sha256-<hex>-<format>` of
     the manifest that it was made from, `blob-sha256-<hex>` of a layer; for what is
@@ -39,10 +39,10 @@ class Layout:
 
     def image(self, key: str, extension: str, owner: int | None) -> str:
         if owner is not None:
-            folder = f"{self.users}/{owner}"
+            directory = f"{self.users}/{owner}"
         else:
-            folder = self.blobs if extension == "blob" else self.images
-        return f"{folder}/{key}.{extension}"
+            directory = self.blobs if extension == "blob" else self.images
+        return f"{directory}/{key}.{extension}"
 
     def meta(self, key: str) -> str:
         return f"{self.metas}/{key}.json"
@@ -56,7 +56,7 @@ class Layout:
     def failure(self, ref_id: str) -> str:
         return f"{self.failures}/{ref_id}.json"
 
-    def lease_folder(self, key: str) -> str:
+    def lease_directory(self, key: str) -> str:
         return f"{self.leases}/{key}"
 
     def lease(self, key: str, job: str) -> str:
@@ -65,5 +65,5 @@ class Layout:
     def job(self, job: str) -> str:
         return f"{self.jobs}/{job}"
 
-    def hot_folder(self, owner: int | None) -> str:
+    def hot_directory(self, owner: int | None) -> str:
         return f"{self.hot}/{'all' if owner is None else owner}"

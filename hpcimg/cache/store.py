@@ -1,4 +1,4 @@
-"""The cache on disk: its folders, its finished images, and what is known of them.
+"""The cache on disk: its directories, its finished images, and what is known of them.
 
 An image is published by a rename within one file system after its file was
 flushed; its meta file is there before it, so whoever finds an image can also
@@ -187,8 +187,8 @@ def unfinished(layout: Layout, name: str) -> Iterator[tuple[str, int]]:
 
 
 @contextmanager
-def work_folder(layout: Layout, account: int | None) -> Iterator[str]:
-    """Give the path of an empty folder that belongs to a uid (None: to us), gone at the end."""
+def work_directory(layout: Layout, account: int | None) -> Iterator[str]:
+    """Give the path of an empty directory that belongs to a uid (None: to us), gone at the end."""
     path = processes.temp_path(layout.work, os.urandom(8).hex())
     try:
         with explained():
@@ -213,8 +213,8 @@ def publish(
     target = path_of(layout, entry)
     try:
         if entry.owner is not None:
-            folder = os.path.dirname(target)
-            os.makedirs(folder, mode=0o711, exist_ok=True)
+            directory = os.path.dirname(target)
+            os.makedirs(directory, mode=0o711, exist_ok=True)
             if os.geteuid() == 0:
                 os.fchown(descriptor, entry.owner, -1)
         os.fchmod(descriptor, 0o400 if entry.private else 0o444)
@@ -223,7 +223,7 @@ def publish(
         save_entry(layout, entry, durable=durable)
         os.rename(temp, target)
         if durable:
-            atomic.sync_folder(os.path.dirname(target))
+            atomic.sync_directory(os.path.dirname(target))
     except OSError as error:
         raise from_os_error(error) from error
 
@@ -239,15 +239,15 @@ def forget(layout: Layout, entry: Entry) -> None:
 
 @explained()
 def sweep(layout: Layout) -> int:
-    """Remove what killed processes left in the tmp and work folders; return how many.
+    """Remove what killed processes left in the tmp and work directories; return how many.
 
     Needs no lock: a leftover is known by its maker's being gone.
     """
     swept = 0
-    for folder in (layout.tmp, layout.state_tmp):
-        for name in _listdir(folder):
+    for directory in (layout.tmp, layout.state_tmp):
+        for name in _listdir(directory):
             if not processes.alive(name):
-                swept += atomic.remove(f"{folder}/{name}")
+                swept += atomic.remove(f"{directory}/{name}")
     for name in _listdir(layout.work):
         if not processes.alive(name):
             shutil.rmtree(f"{layout.work}/{name}", ignore_errors=True)
@@ -263,10 +263,10 @@ def sweep_orphans(layout: Layout) -> int:
     """
     users = [f"{layout.users}/{uid}" for uid in _listdir(layout.users)]
     swept = 0
-    for folder in (layout.metas, layout.refs, layout.images, layout.blobs, *users):
-        for name in _listdir(folder):
-            path = f"{folder}/{name}"
-            key = _key_of_ref(path) if folder == layout.refs else name.partition(".")[0]
+    for directory in (layout.metas, layout.refs, layout.images, layout.blobs, *users):
+        for name in _listdir(directory):
+            path = f"{directory}/{name}"
+            key = _key_of_ref(path) if directory == layout.refs else name.partition(".")[0]
             if _old(path) and load_entry(layout, key) is None:
                 swept += atomic.remove(path)
     return swept

@@ -44,12 +44,12 @@ def read_what_can_be(main: str) -> list[tuple[str, str]]:
 
 
 def _paths(main: str) -> list[str]:
-    folder = os.path.join(os.path.dirname(main), "conf.d")
+    directory = os.path.join(os.path.dirname(main), "conf.d")
     try:
-        names = sorted(n for n in os.listdir(folder) if n.endswith(".conf") and n[0] != ".")
+        names = sorted(n for n in os.listdir(directory) if n.endswith(".conf") and n[0] != ".")
     except (FileNotFoundError, NotADirectoryError):
         names = []
-    paths = [main, *(os.path.join(folder, name) for name in names)]
+    paths = [main, *(os.path.join(directory, name) for name in names)]
     if main == DEFAULT_FILE and not os.path.exists(main):
         del paths[0]
     return paths
@@ -94,15 +94,15 @@ def node_name() -> str:
     return os.environ.get("SLURMD_NODENAME") or os.uname().nodename.partition(".")[0]
 
 
-def folders(files: list[tuple[str, str]]) -> tuple[str, str]:
-    """Return the cache and the state folder, with %n filled in.
+def directories(files: list[tuple[str, str]]) -> tuple[str, str]:
+    """Return the cache and the state directory, with %n filled in.
 
     What is no absolute path is refused by `hpcimg.config.load`; the job hears of it
-    through the default folder.
+    through the default directory.
     """
-    return _folder(files, "cache", DEFAULT_CACHE), _folder(files, "state", DEFAULT_STATE)
+    return _directory(files, "cache", DEFAULT_CACHE), _directory(files, "state", DEFAULT_STATE)
 
 
-def _folder(files: list[tuple[str, str]], section: str, default: str) -> str:
+def _directory(files: list[tuple[str, str]], section: str, default: str) -> str:
     path = raw_value(files, section, "path")
     return (path if path.startswith("/") else default).replace("%n", node_name())

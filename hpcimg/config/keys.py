@@ -146,7 +146,7 @@ KEYS = (
     Key("policy", "max_requeues", "max_requeues", "3", read.count,
         "a job that was restarted so often is not requeued again"),
     Key("policy", "on_node_fault", "on_node_fault", "fail", read.one_of("fail", "drain"),
-        "drain: let Slurm drain a node whose cache or state folder is found faulty"),
+        "drain: let Slurm drain a node whose cache or state directory is found faulty"),
     Key("policy", "max_user_share", "max_user_share", "0", read.size,
         "what may be private to one user, 20G or a percentage of max_size; 0 is no limit"),
     Key("policy", "verify", "verify", "none", read.verifier,
@@ -174,7 +174,7 @@ KEYS = (
     Key("slurm", "comment", "comment_from", "environment", read.one_of("environment", "query"),
         "query: ask Slurm where it does not pass the comment to Prolog (before 22.05)"),
     Key("slurm", "bin", "slurm_bin", "", read.optional(read.path),
-        "the folder of squeue and scontrol where it is none of the system's"),
+        "the directory of squeue and scontrol where it is none of the system's"),
     Key("log", "to", "log_to", "syslog", read.log_target,
         "syslog, stderr, or the path of a file"),
 )  # fmt: skip

@@ -106,12 +106,12 @@ def _matched(prefix: str, name: str) -> str:
     return prefix if name == prefix or name[len(prefix)] in separators else ""
 
 
-def _drop_ins(folder: str) -> list[str]:
+def _drop_ins(directory: str) -> list[str]:
     try:
-        names = sorted(name for name in os.listdir(folder) if name.endswith(".conf"))
+        names = sorted(name for name in os.listdir(directory) if name.endswith(".conf"))
     except OSError:
         return []
-    return [path for name in names if os.path.isfile(path := os.path.join(folder, name))]
+    return [path for name in names if os.path.isfile(path := os.path.join(directory, name))]
 
 
 def _rule(table: dict[str, Any]) -> Rule:

@@ -24,7 +24,7 @@ class Work(NamedTuple):
 
     `uri` is for errors, `config` the text of its OCI configuration. `layers` are
     open files, the lowest first, `output` an empty regular file that this process
-    may also open by /proc/self/fd; all stay open. `folder` is an empty one on the
+    may also open by /proc/self/fd; all stay open. `directory` is an empty one on the
     file system of the output; what is left in it is for the caller to remove.
     `format` is sif or squashfs, `compression` as in `[stage] compression`.
     `max_unpacked_bytes` limits the files in the image; 0 is no limit.
@@ -34,7 +34,7 @@ class Work(NamedTuple):
     config: str
     layers: tuple[int, ...]
     output: int
-    folder: str
+    directory: str
     format: str
     compression: str
     max_unpacked_bytes: int
@@ -63,7 +63,7 @@ def convert(work: Work, tell: Tell) -> None:
     if mksquashfs.reads_tar:
         pack = squashfs.pack
     else:
-        pack = partial(oldsquashfs.pack, folder=work.folder, packed=progress.packed)
+        pack = partial(oldsquashfs.pack, directory=work.directory, packed=progress.packed)
     for careful in (False, True):
         try:
             pack(

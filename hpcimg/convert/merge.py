@@ -282,17 +282,17 @@ def read_mark(name: bytes) -> tuple[bytes, bytes]:
 
     What is below or beside a mark in aufs' own names is of another kind, `.wh..wh.`.
     """
-    folder, slash, last = name.rpartition(b"/")
-    if _MARK in folder and (folder.startswith(_MARK) or b"/" + _MARK in folder):
+    directory, slash, last = name.rpartition(b"/")
+    if _MARK in directory and (directory.startswith(_MARK) or b"/" + _MARK in directory):
         return b".wh..wh.", b""
     if last == _OPAQUE:
-        return _OPAQUE, folder
+        return _OPAQUE, directory
     if not last.startswith(_MARK):
         return b"", b""
     hidden = last[len(_MARK) :]
     if hidden.startswith(_MARK) or hidden in (b"", b".", b".."):
         return b".wh..wh.", b""
-    return _MARK, folder + slash + hidden
+    return _MARK, directory + slash + hidden
 
 
 def _find_void(layer: Layer, progress: Progress, uri: str) -> frozenset[int]:

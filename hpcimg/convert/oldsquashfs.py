@@ -1,6 +1,6 @@
 """Packing a merged image by a mksquashfs that reads no archives: squashfs-tools 4.3 and 4.4.
 
-The image is unpacked into a folder first, so the disk has to have room for its
+The image is unpacked into a directory first, so the disk has to have room for its
 files. Options are those that 4.3 has.
 """
 
@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from hpcimg import programs
 from hpcimg.convert.receiver import Receiver
 from hpcimg.convert.squashfs import Mksquashfs, explain, options, started
-from hpcimg.convert.unpack import Folder
+from hpcimg.convert.unpack import Directory
 
 _HAS_OFFSET = (4, 4)
 _ALWAYS_THERE = "gzip:1"
@@ -29,7 +29,7 @@ def pack(
     output: int,
     fill: Callable[[Receiver], None],
     *,
-    folder: str,
+    directory: str,
     compression: str,
     offset: int,
     uri: str,
@@ -37,13 +37,13 @@ def pack(
 ) -> None:
     """Write a squashfs at an offset of the open file `output` from what `fill` adds.
 
-    Works in `folder`, and leaves nothing there. `packed` is told how large the file
+    Works in `directory`, and leaves nothing there. `packed` is told how large the file
     is while it grows. Raises HpcimgError, OSError, and what `fill` raises.
     """
-    with TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as own:
+    with TemporaryDirectory(dir=directory, ignore_cleanup_errors=True) as own:
         tree, pseudo = f"{own}/tree", f"{own}/pseudo"
         os.mkdir(tree)
-        with open(pseudo, "xb") as lines, closing(Folder(tree, lines, uri=uri)) as files:
+        with open(pseudo, "xb") as lines, closing(Directory(tree, lines, uri=uri)) as files:
             fill(files)
             files.end()
         ready = mksquashfs.version >= _HAS_OFFSET

@@ -1,4 +1,4 @@
-"""What takes the members of a merged image: an archive on its way, or a folder."""
+"""What takes the members of a merged image: an archive on its way, or a directory."""
 
 from __future__ import annotations
 

@@ -54,13 +54,13 @@ def over_image(config: OciConfig, format_: str) -> list[Entry]:
 
 def under_image() -> list[Entry]:
     """Return what is there if the image has nothing in its place: mount points and links."""
-    folders = [_directory(name) for name in ("dev", "etc", "home", "proc", "root", "sys")]
+    directories = [_directory(name) for name in ("dev", "etc", "home", "proc", "root", "sys")]
     shared = [Entry(DIRECTORY, name, 0o1777) for name in (b"tmp", b"var/tmp")]
     links = [
         Entry(SYMLINK, name.encode(), 0o777, f".singularity.d/{target}".encode())
         for name, target in _LINKS.items()
     ]
-    return folders + shared + links
+    return directories + shared + links
 
 
 def environment(config: OciConfig) -> str:
@@ -91,7 +91,7 @@ _LINKS = {
     ".test": "actions/test",
 }
 
-# The folder into which runtimes mount the node's GPU libraries.
+# The directory into which runtimes mount the node's GPU libraries.
 _BASE = """\
 LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}/.singularity.d/libs"
 PS1="${PS1:-Apptainer> }"
@@ -119,8 +119,8 @@ def _enroot_environment(config: OciConfig) -> str:
 
 
 def _enroot_rc(config: OciConfig) -> str:
-    folder = _quoted(config.working_dir or "/")
-    begin = f"mkdir -p -- {folder} 2>/dev/null\ncd -- {folder} && unset OLDPWD || exit 1\n"
+    directory = _quoted(config.working_dir or "/")
+    begin = f"mkdir -p -- {directory} 2>/dev/null\ncd -- {directory} && unset OLDPWD || exit 1\n"
     return f"{begin}[ ! -s /etc/rc.local ] || . /etc/rc.local\n{runscript(config)}"
 
 

@@ -48,7 +48,7 @@ class Mksquashfs(NamedTuple):
 
     @property
     def reads_tar(self) -> bool:
-        """Tell whether it takes an archive rather than a folder."""
+        """Tell whether it takes an archive rather than a directory."""
         return self.version >= _READS_TAR
 
 

@@ -31,12 +31,12 @@ class Tree:
         self._layer = layer
         self._states: dict[bytes, int] = {b"": layer << 2 | _DIRECTORY}
         self._name_bytes = 0
-        # Whether the layer that is laid may add to a folder, and the last answer.
+        # Whether the layer that is laid may add to a directory, and the last answer.
         self._open: dict[bytes, bool] = {}
         self._last, self._last_open = b"", True
         # Directories in whose place the layer that is laid has something else.
         self._closed_here: set[bytes] = set()
-        # Folders that nothing lower says anything about: attributes are not taken either.
+        # Directories that nothing lower says anything about: attributes are not taken either.
         self.sealed: set[bytes] = set()
 
     def begin(self, layer: int) -> None:
@@ -127,11 +127,11 @@ class Tree:
                 do="Use an image with fewer files.",
             )
 
-    def _enter(self, folder: bytes) -> bool:
-        """Tell whether this layer may add to a folder; if so, there is that folder."""
-        if folder == self._last:
+    def _enter(self, directory: bytes) -> bool:
+        """Tell whether this layer may add to a directory; if so, there is that directory."""
+        if directory == self._last:
             return self._last_open
-        path, unknown = folder, []
+        path, unknown = directory, []
         while (opened := self._open.get(path)) is None and path:
             unknown.append(path)
             path = path[: max(0, path.rfind(b"/"))]
@@ -141,7 +141,7 @@ class Tree:
             if opened:
                 opened = self._enter_one(path)
             self._open[path] = opened
-        self._last, self._last_open = folder, opened
+        self._last, self._last_open = directory, opened
         return opened
 
     def _enter_one(self, path: bytes) -> bool:

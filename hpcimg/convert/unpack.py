@@ -1,6 +1,6 @@
-"""The members of an image as files in a folder, for a mksquashfs that reads no archives.
+"""The members of an image as files in a directory, for a mksquashfs that reads no archives.
 
-Names are hostile: each part of a path is opened in the folder that it is in, and
+Names are hostile: each part of a path is opened in the directory that it is in, and
 no symbolic link is followed, so that nothing is written outside. All belongs to
 this process' account, which has to read it again: where a mode does not let it,
 the file gets one that does, and the true one goes into the pseudo file.
@@ -17,7 +17,7 @@ from typing import IO
 from hpcimg.convert.tar import DIRECTORY, FIFO, FILE, LINK, SYMLINK, shown
 from hpcimg.errors import NotAnImage
 
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _ROOT = 0o755  # of the image's root directory
 _READABLE, _OPEN = 0o400, 0o700  # what the owner of a file and of a directory needs
@@ -25,14 +25,14 @@ _ZEROS = bytes(1 << 20)
 _BLOCK = 4096  # what a file takes on the disk besides its content, about
 # mksquashfs puts "./" before a name, and the kernel takes no path of PATH_MAX bytes.
 _MOST_NAME_BYTES = 4093
-# mksquashfs, and what removes the folder, have each folder of a path open at a time.
-_MOST_FOLDERS = 250
+# mksquashfs, and what removes the directory, have each directory of a path open at a time.
+_MOST_DIRECTORIES = 250
 # Limits of file systems: links to one file, the length of a symbolic link, letters of names.
 _LIMITS = (errno.EMLINK, errno.ENAMETOOLONG, errno.EILSEQ)
 
 
-class Folder:
-    """Members written into the empty folder `path`, and lines for mksquashfs' -pf into `pseudo`.
+class Directory:
+    """Members written into the empty directory `path`, and lines for mksquashfs' -pf into `pseudo`.
 
     `add` raises NotAnImage for what cannot be on this node's disk, OSError.
     """
@@ -40,16 +40,16 @@ class Folder:
     def __init__(self, path: str, pseudo: IO[bytes], *, uri: str) -> None:
         self._uri = uri
         self._directories: list[tuple[bytes, int, int]] = []
-        # The folder that is at hand: the parts of its path, and all that are open on the way.
+        # The directory that is at hand: the parts of its path, and all that are open on the way.
         self._at: list[bytes] = []
-        self._open = [os.open(path, _FOLDER)]
+        self._open = [os.open(path, _DIRECTORY)]
         os.fchmod(self._open[0], _ROOT)
         self._pseudo = pseudo
         self.content_bytes = 0
         self.disk_bytes = 0
 
     def close(self) -> None:
-        """Close the folders that are open."""
+        """Close the directories that are open."""
         while self._open:
             os.close(self._open.pop())
 
@@ -65,8 +65,8 @@ class Folder:
         content: Iterable[bytes] = (),
     ) -> None:
         """Add a member; `content` yields `size` bytes."""
-        if len(name) > _MOST_NAME_BYTES or name.count(b"/") > _MOST_FOLDERS:
-            raise self._refused(name, "it is too long, or in too many folders")
+        if len(name) > _MOST_NAME_BYTES or name.count(b"/") > _MOST_DIRECTORIES:
+            raise self._refused(name, "it is too long, or in too many directories")
         if kind != DIRECTORY:  # which count where they are made
             self.disk_bytes += _BLOCK
         try:
@@ -88,15 +88,15 @@ class Folder:
     def end(self) -> None:
         """Give the directories their attributes, now that nothing comes into them any more."""
         for name, mode, mtime in self._directories:
-            folder = self._enter(name)
-            os.fchmod(folder, mode | _OPEN)
-            os.utime(folder, (mtime, mtime))
+            directory = self._enter(name)
+            os.fchmod(directory, mode | _OPEN)
+            os.utime(directory, (mtime, mtime))
             if mode | _OPEN != mode:
                 self._restore(name, mode)
 
     def _write(self, name: bytes, mode: int, mtime: int, content: Iterable[bytes]) -> None:
-        folder, last = self._split(name)
-        file = os.open(last, _NEW, 0o600, dir_fd=folder)
+        directory, last = self._split(name)
+        file = os.open(last, _NEW, 0o600, dir_fd=directory)
         try:
             at = end = 0
             for piece in content:
@@ -125,39 +125,39 @@ class Folder:
         there, first = self._split(target)
         there = os.dup(there)
         try:
-            folder, last = self._split(name)
-            os.link(first, last, src_dir_fd=there, dst_dir_fd=folder, follow_symlinks=False)
+            directory, last = self._split(name)
+            os.link(first, last, src_dir_fd=there, dst_dir_fd=directory, follow_symlinks=False)
         finally:
             os.close(there)
 
     def _make(self, kind: int, name: bytes, mode: int, mtime: int, target: bytes) -> None:
-        folder, last = self._split(name)
+        directory, last = self._split(name)
         if kind == SYMLINK:
-            os.symlink(target, last, dir_fd=folder)
+            os.symlink(target, last, dir_fd=directory)
         else:
             assert kind == FIFO
-            os.mkfifo(last, dir_fd=folder)
-            os.chmod(last, mode, dir_fd=folder)
-        os.utime(last, (mtime, mtime), dir_fd=folder, follow_symlinks=False)
+            os.mkfifo(last, dir_fd=directory)
+            os.chmod(last, mode, dir_fd=directory)
+        os.utime(last, (mtime, mtime), dir_fd=directory, follow_symlinks=False)
 
     def _split(self, name: bytes) -> tuple[int, bytes]:
-        """Return the folder that a name is in, open and made if need be, and the name there."""
+        """Return the directory that a name is in, open and made if need be, and the name there."""
         above, _, last = name.rpartition(b"/")
         return self._enter(above), last
 
-    def _enter(self, folder: bytes) -> int:
-        parts = folder.split(b"/") if folder else []
+    def _enter(self, directory: bytes) -> int:
+        parts = directory.split(b"/") if directory else []
         while self._at != parts[: len(self._at)]:
             self._at.pop()
             os.close(self._open.pop())
         for part in parts[len(self._at) :]:
             above = self._open[-1]
             try:
-                opened = os.open(part, _FOLDER, dir_fd=above)
+                opened = os.open(part, _DIRECTORY, dir_fd=above)
             except FileNotFoundError:
                 os.mkdir(part, _OPEN, dir_fd=above)
                 self.disk_bytes += _BLOCK
-                opened = os.open(part, _FOLDER, dir_fd=above)
+                opened = os.open(part, _DIRECTORY, dir_fd=above)
             self._open.append(opened)
             self._at.append(part)
         return self._open[-1]

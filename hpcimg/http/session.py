@@ -77,8 +77,8 @@ def open_session(settings: Settings, *, redirects: bool = True) -> requests.Sess
     session = _Session() if redirects else _NoRedirects()
     known = ssl.get_default_verify_paths()
     # OpenSSL looks into both, requests into one: what was set goes before what is its default.
-    folder_set = "SSL_CERT_DIR" in os.environ and "SSL_CERT_FILE" not in os.environ
-    session.verify = (folder_set and known.capath) or known.cafile or known.capath or True
+    directory_set = "SSL_CERT_DIR" in os.environ and "SSL_CERT_FILE" not in os.environ
+    session.verify = (directory_set and known.capath) or known.cafile or known.capath or True
     session.max_redirects = 5
     session.headers["User-Agent"] = f"hpcimg/{__version__}"
     session.headers["Accept-Encoding"] = "identity"

@@ -25,8 +25,8 @@ class Work(NamedTuple):
 
     `how` is "sif" or a program's path. `keyring` is a file of OpenPGP public keys as
     Apptainer keeps it, "" for its global one alone. `file` is open, to be read, and may be opened
-    again by /proc/self/fd. `source` is the manifest's digest of a converted image. `folder` is an
-    empty one; what is left in it is for the caller to remove.
+    again by /proc/self/fd. `source` is the manifest's digest of a converted image. `directory` is
+    an empty one; what is left in it is for the caller to remove.
     """
 
     uri: str
@@ -34,7 +34,7 @@ class Work(NamedTuple):
     keyring: str
     file: int
     source: str
-    folder: str
+    directory: str
 
 
 def verify(work: Work) -> None:
@@ -43,7 +43,7 @@ def verify(work: Work) -> None:
         _check_signatures(work)
     else:
         argv = [work.how, work.uri, *filter(None, [work.source])]
-        _run(work, argv, programs.environment(HOME=work.folder))
+        _run(work, argv, programs.environment(HOME=work.directory))
 
 
 def check_ready(how: str, keyring: str) -> None:
@@ -73,7 +73,7 @@ def _check_signatures(work: Work) -> None:
         raise refused(work.uri, "it is no SIF file, so nobody can have signed it")
     if _has_unsigned_parts(work.file, head):
         raise refused(work.uri, "it has parts that belong to no signed group")
-    keys = f"{work.folder}/keys"
+    keys = f"{work.directory}/keys"
     os.mkdir(keys, 0o700)
     if work.keyring:  # a copy: it has to belong to who verifies
         content = _read_keyring(work.keyring)
@@ -81,7 +81,7 @@ def _check_signatures(work: Work) -> None:
         with open(descriptor, "wb") as file:
             file.write(content)
     names = ("APPTAINER_KEYSDIR", "SINGULARITY_KEYSDIR", "SINGULARITY_SYPGPDIR")
-    environment = programs.environment(HOME=work.folder, **dict.fromkeys(names, keys))
+    environment = programs.environment(HOME=work.directory, **dict.fromkeys(names, keys))
     # Local: no key server is asked, which has keys of everybody.
     argv = [program, "--silent", "verify", "--local", f"/proc/self/fd/{work.file}"]
     _run(work, argv, environment)

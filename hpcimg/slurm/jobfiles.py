@@ -34,19 +34,19 @@ class Image:
 
 
 def prepare(layout: Layout, job: str) -> None:
-    """Make the job's folder; what an earlier run of a requeued job left there goes.
+    """Make the job's directory; what an earlier run of a requeued job left there goes.
 
-    A job that has this folder and no task file was interrupted, and fails: so it
+    A job that has this directory and no task file was interrupted, and fails: so it
     is made before all else, on a node that just booted too.
     """
-    folder = layout.job(job)
+    directory = layout.job(job)
     try:
-        os.mkdir(folder, 0o755)
+        os.mkdir(directory, 0o755)
     except FileNotFoundError:
         os.makedirs(layout.jobs, mode=0o711, exist_ok=True)
-        os.mkdir(folder, 0o755)
+        os.mkdir(directory, 0o755)
     except FileExistsError:
-        _empty(folder)
+        _empty(directory)
 
 
 def write_ready(layout: Layout, job: str, uid: int, images: list[Image], *, started: float) -> None:
@@ -75,27 +75,27 @@ def write_failed(
 
 
 def remove(layout: Layout, job: str) -> bool:
-    """Remove the job's folder; return whether there was one."""
-    folder = layout.job(job)
+    """Remove the job's directory; return whether there was one."""
+    directory = layout.job(job)
     try:
-        _empty(folder)
-        os.rmdir(folder)
+        _empty(directory)
+        os.rmdir(directory)
     except FileNotFoundError:
         return False
     return True
 
 
 def all_jobs(layout: Layout) -> set[str]:
-    """Return every job that has a folder."""
+    """Return every job that has a directory."""
     try:
         return set(os.listdir(layout.jobs))
     except FileNotFoundError:
         return set()
 
 
-def _empty(folder: str) -> None:
-    for name in os.listdir(folder):
-        atomic.remove(f"{folder}/{name}")
+def _empty(directory: str) -> None:
+    for name in os.listdir(directory):
+        atomic.remove(f"{directory}/{name}")
 
 
 def _common(images: list[Image], started: float) -> dict[str, object]:
@@ -107,10 +107,10 @@ def _common(images: list[Image], started: float) -> dict[str, object]:
 
 
 def _write(layout: Layout, job: str, uid: int, lines: list[str], record: dict[str, object]) -> None:
-    folder = layout.job(job)
+    directory = layout.job(job)
     owner = uid if os.geteuid() == 0 else None
     # Only the job's user and root read them: references can be private.
     record = {"version": 1, "job": job, "uid": uid, **record}
-    atomic.write_file(f"{folder}/record.json", dumps(record) + "\n", mode=0o400, owner=owner)
+    atomic.write_file(f"{directory}/record.json", dumps(record) + "\n", mode=0o400, owner=owner)
     # The task file comes last: once it is there, all is said.
-    atomic.write_file(f"{folder}/task", "\n".join(lines) + "\n", mode=0o400, owner=owner)
+    atomic.write_file(f"{directory}/task", "\n".join(lines) + "\n", mode=0o400, owner=owner)

@@ -71,7 +71,7 @@ def _stage_all(
     for image in images:  # all are looked at before the first is fetched
         image.uri = policy.parse(conf, image.text).uri
     cache = node.open_cache(conf)
-    # The folder comes first: the epilog looks for leases where there is one.
+    # The directory comes first: the epilog looks for leases where there is one.
     jobfiles.prepare(cache.layout, job)
     for image in images:
         staged = stage.stage(
@@ -135,13 +135,13 @@ def _at_fault(conf: Config, error: HpcimgError) -> bool:
 
     Not for a word in a file that all nodes share. And not on the word of the
     error alone, which may come of a process that read what a user named: the
-    folders have to be found faulty.
+    directories have to be found faulty.
     """
     if conf.on_node_fault != "drain":
         return False
     if not isinstance(error, NodeError) or isinstance(error, ConfigError):
         return False
-    found = health.folders(Layout(conf.cache_path, conf.state_path))
+    found = health.directories(Layout(conf.cache_path, conf.state_path))
     return any(finding.result == health.PROBLEM for finding in found)
 
 
@@ -181,4 +181,4 @@ def _layout_at_any_cost() -> Layout:
         files = conffiles.read_what_can_be(conffiles.main_file())
     except OSError:
         files = []
-    return Layout(*conffiles.folders(files))
+    return Layout(*conffiles.directories(files))

@@ -40,10 +40,10 @@ def open_slurm() -> Slurm:
     return PySlurm(pyslurm)
 
 
-def look_in(folder: str) -> None:
+def look_in(directory: str) -> None:
     """Look for Slurm's commands there first, "" for nowhere but in PATH."""
-    if folder:
-        os.environ["PATH"] = f"{folder}:{os.environ.get('PATH', os.defpath)}"
+    if directory:
+        os.environ["PATH"] = f"{directory}:{os.environ.get('PATH', os.defpath)}"
 
 
 def run(argv: list[str], *, timeout_s: float = 0) -> subprocess.CompletedProcess[str]:

@@ -45,7 +45,7 @@ def prolog(environ: dict[str, str]) -> int:
     from hpcimg.slurm import jobfiles
 
     started = time.time()
-    layout = Layout(*conffiles.folders(files))
+    layout = Layout(*conffiles.directories(files))
     fingerprint = conffiles.fingerprint(files)
     jobfiles.prepare(layout, job)
     images = []
@@ -67,7 +67,7 @@ def epilog(environ: dict[str, str]) -> int:
     from hpcimg.cache.paths import Layout
 
     job = environ["SLURM_JOB_ID"]
-    layout = Layout(*conffiles.folders(conffiles.read_files(conffiles.main_file())))
+    layout = Layout(*conffiles.directories(conffiles.read_files(conffiles.main_file())))
     if not job.isdigit() or not os.path.isdir(layout.job(job)):
         return 0
 

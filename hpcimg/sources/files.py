@@ -46,7 +46,7 @@ def open_file(path: str) -> int:
         raise explain(path, error) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise NotAnImage(f"{path} is not a file", why="it is a folder, a device or a pipe")
+        raise NotAnImage(f"{path} is not a file", why="it is a directory, a device or a pipe")
     return descriptor
 
 

@@ -19,12 +19,12 @@ def main() -> int:
     began = time.monotonic()
     os.umask(0o022)
     missing = Site.missing()
-    with tempfile.TemporaryDirectory(prefix="hpcimg-demo-") as folder:
-        Path(folder).chmod(0o755)
+    with tempfile.TemporaryDirectory(prefix="hpcimg-demo-") as directory:
+        Path(directory).chmod(0o755)
         if missing:
             print(f"No real Slurm here ({missing}).")
             print("The hooks are called as slurmd would call them instead.\n")
-        place = HooksPlace(Path(folder)) if missing else SlurmPlace()
+        place = HooksPlace(Path(directory)) if missing else SlurmPlace()
         story = Story(place)
         with place:
             story.tell()

@@ -16,13 +16,13 @@ from tests.parts.webserver import WebServer
 
 
 class HooksPlace(Place):
-    """Nodes that are folders, and a web server in place of a registry."""
+    """Nodes that are directories, and a web server in place of a registry."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, directory: Path) -> None:
         self._nodes = {}
         for name in self.nodes:
-            (folder / name).mkdir()
-            self._nodes[name] = Node(folder / name, f"[cache]\nmax_size = {CACHE_SIZE}\n")
+            (directory / name).mkdir()
+            self._nodes[name] = Node(directory / name, f"[cache]\nmax_size = {CACHE_SIZE}\n")
         self._web = WebServer()
         self._jobs: list[_HookJob] = []
 
@@ -39,7 +39,9 @@ class HooksPlace(Place):
         self._web.__exit__(None, None, None)
 
     def describe(self) -> str:
-        return f"Nodes: {', '.join(self.nodes)}, each a folder. Images: a web server on loopback."
+        return (
+            f"Nodes: {', '.join(self.nodes)}, each a directory. Images: a web server on loopback."
+        )
 
     def publish(self, image: Path, name: str) -> str:
         self._web.put(f"/{name}.sif", image.read_bytes())

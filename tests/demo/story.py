@@ -26,16 +26,16 @@ class Story:
     def tell(self) -> None:
         """Run the whole story."""
         print(self.place.describe())
-        with tempfile.TemporaryDirectory() as folder:
-            self._first = self._publish(Path(folder), "first")
-            self._second = self._publish(Path(folder), "second")
+        with tempfile.TemporaryDirectory() as directory:
+            self._first = self._publish(Path(directory), "first")
+            self._second = self._publish(Path(directory), "second")
         self._before()
         self._together()
         self._warm()
         self._evict()
 
-    def _publish(self, folder: Path, name: str) -> str:
-        image = make_image(folder / f"{name}.sif")
+    def _publish(self, directory: Path, name: str) -> str:
+        image = make_image(directory / f"{name}.sif")
         return self.place.publish(image, name)
 
     def _before(self) -> None:

@@ -22,7 +22,7 @@ _DISK = "24M"
 
 @pytest.fixture
 def memory() -> Iterator[Path]:
-    """A folder where flushing a file costs nothing, if this machine has one."""
+    """A directory where flushing a file costs nothing, if this machine has one."""
     where = _SHM if os.access(_SHM, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="hpcimg-test-", dir=where) as made:
         yield Path(made)

@@ -38,14 +38,14 @@ class Disk:
         return other
 
     def use_up_inodes(self) -> Path:
-        """Let others make files until no more can be made; return their folder."""
-        folder = self.path / "others"
-        folder.mkdir()
+        """Let others make files until no more can be made; return their directory."""
+        directory = self.path / "others"
+        directory.mkdir()
         number = 0
         while os.statvfs(self.path).f_ffree:
-            (folder / str(number)).touch()
+            (directory / str(number)).touch()
             number += 1
-        return folder
+        return directory
 
     def remount(self, option: str) -> None:
         """Mount it again, `ro` or `rw`."""

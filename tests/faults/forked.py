@@ -72,7 +72,7 @@ def _part(
     except BaseException:
         unforeseen = traceback.format_exc()
     ours = processes.tag()
-    folders = (layout.tmp, layout.work, layout.state_tmp)
-    left = [path.name for folder in folders for path in Path(folder).glob(f"{ours}*")]
+    directories = (layout.tmp, layout.work, layout.state_tmp)
+    left = [path.name for directory in directories for path in Path(directory).glob(f"{ours}*")]
     left += [work["id"] for work in inflight.under_way(layout) if work["process"] == ours]
     return error, unforeseen, tuple(left)

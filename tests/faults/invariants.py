@@ -43,15 +43,15 @@ def _check_image(node: Node, path: Path) -> None:
 def check_no_leftovers(node: Node) -> None:
     """Nobody is at work, so nothing half made is there.
 
-    A job's own folder is its epilog's to remove, with all that is in it.
+    A job's own directory is its epilog's to remove, with all that is in it.
     """
-    unfinished = [*node.leftovers(), *node.folder.rglob("*.new")]
+    unfinished = [*node.leftovers(), *node.directory.rglob("*.new")]
     unfinished = [path for path in unfinished if path.parents[1].name != "jobs"]
     assert not unfinished, unfinished
 
 
 def check_no_jobs(node: Node) -> None:
-    """All epilogs are through: no lease and no job's folder is left."""
+    """All epilogs are through: no lease and no job's directory is left."""
     left = [*node.leases(), *node.state.glob("jobs/*")]
     assert not left, left
 

@@ -38,14 +38,14 @@ def strike_each(
     """
     # Hard links: an image that is another file is no hit. What hpcimg changes
     # in place, last uses and events, is not put back.
-    saved = node.folder / "saved"
+    saved = node.directory / "saved"
     saved.mkdir()
-    for folder in (node.cache, node.state):
-        if folder.exists():
-            _run("cp", "-al", folder, saved)
+    for directory in (node.cache, node.state):
+        if directory.exists():
+            _run("cp", "-al", directory, saved)
     for number, fault in enumerate(itertools.cycle(faults), start=1):
         _run("rm", "-rf", node.cache, node.state)
-        _run("cp", "-al", f"{saved}/.", node.folder)
+        _run("cp", "-al", f"{saved}/.", node.directory)
         struck = _strike(node, fault, number, module, *arguments, job=job, comment=comment)
         if not struck.call:
             assert number > 5, "it does not do what this is about"
@@ -57,7 +57,7 @@ def strike_each(
 def _strike(
     node: Node, fault: str, number: int, *part: str, job: int, comment: str | None
 ) -> Struck:
-    report = node.folder / f"struck-{number}"
+    report = node.directory / f"struck-{number}"
     done = subprocess.run(
         [sys.executable, "-I", str(_DRIVER), fault, str(number), str(report), *part],
         env=node.environment(job, comment),

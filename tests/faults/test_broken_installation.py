@@ -116,7 +116,7 @@ def test_both_ways_killed_at_once(checkout: Path, node: Node) -> None:
     run(node, checkout / "prolog" / "hpcimg-prolog", 1)
     assert node.task(1) == before
     assert "there is no file" in before.printed
-    # The folders are as the next job wants them.
+    # The directories are as the next job wants them.
     node.prolog(3, COMMENT)
     assert "there is no file" in node.task(3).printed
 
@@ -160,6 +160,6 @@ def test_only_a_cache_that_is_found_faulty_drains_the_node(checkout: Path, node:
     (node.cache / "images").touch()
     done = subprocess.run([str(hook)], env=node.environment(3, COMMENT), timeout=30, check=False)
     assert done.returncode == 1
-    assert "is not a folder" in node.task(3).printed
+    assert "is not a directory" in node.task(3).printed
     node.configure()
     run(node, hook, 4)

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from hpcimg import errors, processes
-from hpcimg.cache import evict, folders, hot, inflight, lease, policy, store
+from hpcimg.cache import directories, evict, hot, inflight, lease, policy, store
 from hpcimg.cache.ensure import FORMATS, Staged
 from hpcimg.cache.paths import Layout
 from hpcimg.cache.policy import Cache
@@ -130,10 +130,10 @@ class CacheMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         shm = "/dev/shm"
-        self.folder = Path(
+        self.directory = Path(
             tempfile.mkdtemp(prefix="hpcimg-test-", dir=shm if os.access(shm, os.W_OK) else None)
         )
-        self.layout = Layout(f"{self.folder}/cache", f"{self.folder}/state")
+        self.layout = Layout(f"{self.directory}/cache", f"{self.directory}/state")
         self.image_format = "squashfs"
         self.clock = Clock()
         self.patches = contextlib.ExitStack()
@@ -146,11 +146,11 @@ class CacheMachine(RuleBasedStateMachine):
         # What jobs were told: the image's path and its bytes.
         self.ready: dict[str, dict[str, bytes]] = {}
         self.spoiled: dict[str, bytes] = {}  # by hand, until it is written anew
-        folders.prepare(self.layout)
+        directories.prepare(self.layout)
 
     def teardown(self) -> None:
         self.patches.close()
-        shutil.rmtree(self.folder)
+        shutil.rmtree(self.directory)
 
     @property
     def cache(self) -> Cache:
@@ -242,14 +242,14 @@ class CacheMachine(RuleBasedStateMachine):
         self.sweep_as_an_epilog_does()
 
     def sweep_as_an_epilog_does(self) -> None:
-        folders.prepare(self.layout)
+        directories.prepare(self.layout)
         evict.trim(self.layout, self.cache.limits, time_s=10)
         used = sum(entry.size_bytes for entry in store.entries(self.layout))
         assert used <= self.cache.limits.high or self._leased_bytes() > self.cache.limits.low
 
     @rule()
     def gc(self) -> None:
-        folders.prepare(self.layout)
+        directories.prepare(self.layout)
         store.sweep(self.layout)
         inflight.sweep(self.layout)
         store.sweep_orphans(self.layout)
@@ -269,7 +269,7 @@ class CacheMachine(RuleBasedStateMachine):
         """The tmpfs is lost, and with it the jobs."""
         shutil.rmtree(self.layout.state)
         self.ready.clear()
-        folders.prepare(self.layout)
+        directories.prepare(self.layout)
 
     @rule(seconds=st.sampled_from([1.0, 30.0, 61.0, 1000.0, TTL_S + 1, 30 * TTL_S]))
     def time_passes(self, seconds: float) -> None:
@@ -315,7 +315,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(wanted=WANTED, job=st.sampled_from(JOBS))
     def a_warm_hit(self, wanted: Wanted, job: str) -> None:
         """What the short way finds is what the long way said, no older than it may be."""
-        folders.prepare(self.layout)
+        directories.prepare(self.layout)
         uid = wanted.owner or 3000
         hit = hot.lookup(self.layout, wanted.uri, job=job, uid=uid, fingerprint=self.image_format)
         if hit:
@@ -384,10 +384,10 @@ class CacheMachine(RuleBasedStateMachine):
         pinned = wanted.uri == PINNED
         assert fetched or stale or pinned or known.believed(self.clock.now), "out of date"
         seen = os.lstat(path)
-        folder = (
+        directory = (
             self.layout.images if wanted.owner is None else f"{self.layout.users}/{wanted.owner}"
         )
-        assert os.path.dirname(path) == folder
+        assert os.path.dirname(path) == directory
         assert stat.S_IMODE(seen.st_mode) == (0o444 if wanted.owner is None else 0o400)
         if os.geteuid() == 0:
             assert seen.st_uid == (wanted.owner or 0)
@@ -436,28 +436,35 @@ class CacheMachine(RuleBasedStateMachine):
 
     @invariant()
     def records_can_be_read(self) -> None:
-        for folder, fields in ((self.layout.metas, store.Entry), (self.layout.refs, store.Ref)):
-            for path in self._listed(folder):
+        for directory, fields in ((self.layout.metas, store.Entry), (self.layout.refs, store.Ref)):
+            for path in self._listed(directory):
                 text = Path(path).read_bytes()
                 if self.spoiled.get(path) != text:
                     fields(**{n: v for n, v in json.loads(text).items() if n != "version"})
 
     def _images(self) -> list[str]:
         users = self._listed(self.layout.users)
-        folders = [self.layout.images, self.layout.blobs, *users]
-        return [path for folder in folders for path in self._listed(folder)]
+        directories = [self.layout.images, self.layout.blobs, *users]
+        return [path for directory in directories for path in self._listed(directory)]
 
     def _unfinished(self) -> list[str]:
-        folders = (self.layout.tmp, self.layout.work, self.layout.state_tmp, self.layout.inflight)
-        return [os.path.basename(path) for folder in folders for path in self._listed(folder)]
+        directories = (
+            self.layout.tmp,
+            self.layout.work,
+            self.layout.state_tmp,
+            self.layout.inflight,
+        )
+        return [
+            os.path.basename(path) for directory in directories for path in self._listed(directory)
+        ]
 
     def _leased_bytes(self) -> int:
         entries = store.entries(self.layout)
         return sum(e.size_bytes for e in entries if lease.holders(self.layout, e.key))
 
     @staticmethod
-    def _listed(folder: str) -> list[str]:
-        return sorted(f"{folder}/{name}" for name in os.listdir(folder))
+    def _listed(directory: str) -> list[str]:
+        return sorted(f"{directory}/{name}" for name in os.listdir(directory))
 
 
 TestCache = CacheMachine.TestCase

@@ -17,9 +17,9 @@ from tests.parts.webserver import WebServer
 MIB = 1 << 20
 
 
-def put(web: WebServer, folder: Path, name: str, size_bytes: int) -> tuple[str, bytes]:
+def put(web: WebServer, directory: Path, name: str, size_bytes: int) -> tuple[str, bytes]:
     """Serve an image; return the comment that asks for it, and its bytes."""
-    data = make_sif(folder / name, {"n": b"x"}, size_bytes=size_bytes).read_bytes()
+    data = make_sif(directory / name, {"n": b"x"}, size_bytes=size_bytes).read_bytes()
     return f"container:{web.put(f'/{name}', data)}", data
 
 
@@ -34,9 +34,9 @@ def check_failed(node: Node, job: int, kind: str, *words: str) -> None:
     check_no_leftovers(node)
 
 
-def check_works(node: Node, web: WebServer, folder: Path, job: int) -> Task:
+def check_works(node: Node, web: WebServer, directory: Path, job: int) -> Task:
     """The next job gets its image."""
-    comment, data = put(web, folder, f"after-{job}.sif", MIB)
+    comment, data = put(web, directory, f"after-{job}.sif", MIB)
     node.prolog(job, comment)
     check_staged(node, job, data)
     check_no_leftovers(node)

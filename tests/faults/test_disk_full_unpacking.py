@@ -28,9 +28,9 @@ def registry() -> Iterator[Registry]:
 
 
 @pytest.fixture
-def node(open_folder: Path, registry: Registry) -> NodeWithOldSquashfs:
+def node(open_directory: Path, registry: Registry) -> NodeWithOldSquashfs:
     """A node whose cache the account that unpacks can reach."""
-    return NodeWithOldSquashfs(open_folder, f"[registry {registry.host}]\ninsecure = yes\n")
+    return NodeWithOldSquashfs(open_directory, f"[registry {registry.host}]\ninsecure = yes\n")
 
 
 def push(registry: Registry, tag: str, files: dict[str, bytes]) -> str:

@@ -71,11 +71,11 @@ CASES = {
 class Bench:
     """A cache with what is there before in it. Job 9 uses the first of that."""
 
-    def __init__(self, folder: Path, case: Case) -> None:
-        folder.mkdir()
+    def __init__(self, directory: Path, case: Case) -> None:
+        directory.mkdir()
         self.case = case
         limits = policy.Limits(case.max_size, case.max_size, case.max_size // 2, 0, 0.0)
-        layout = Layout(f"{folder}/cache", f"{folder}/state")
+        layout = Layout(f"{directory}/cache", f"{directory}/state")
         self.cache = Cache(layout, limits, tag_ttl_s=3600)
         self.layout = layout
         self.used: list[tuple[Path, bytes]] = []
@@ -106,8 +106,13 @@ class Bench:
 
     def check_left(self) -> None:
         """Nothing unfinished is there."""
-        folders = (self.layout.tmp, self.layout.work, self.layout.state_tmp, self.layout.inflight)
-        assert [name for folder in folders for name in os.listdir(folder)] == []
+        directories = (
+            self.layout.tmp,
+            self.layout.work,
+            self.layout.state_tmp,
+            self.layout.inflight,
+        )
+        assert [name for directory in directories for name in os.listdir(directory)] == []
 
 
 def check_end(end: End, fault: str) -> None:

@@ -222,7 +222,7 @@ def test_a_configuration(text: str, memory: Path) -> None:
     main = memory / "hpcimg.conf"
     main.write_bytes(text.encode("utf-8", "surrogatepass"))
     files = conffiles.read_files(str(main))
-    cache, state = conffiles.folders(files)
+    cache, state = conffiles.directories(files)
     try:
         loaded = config.load(str(main))
         config.settings(str(main))

@@ -63,11 +63,11 @@ def plan_round(number: int) -> Plan:
 class Images:
     """Images of all sizes, a new one for every round, offered in several ways."""
 
-    def __init__(self, folder: Path, web: WebServer) -> None:
+    def __init__(self, directory: Path, web: WebServer) -> None:
         self.web = web
-        self.folder = folder
+        self.directory = directory
         self._made = {
-            size: make_sif(folder / f"{size}.sif", {"n": b"x"}, size_bytes=size).read_bytes()
+            size: make_sif(directory / f"{size}.sif", {"n": b"x"}, size_bytes=size).read_bytes()
             for size in SIZES
         }
 
@@ -78,7 +78,7 @@ class Images:
         return SOURCES[plan.source](self, f"/{number}.sif", bytes(data)), bytes(data)
 
     def file(self, name: str, data: bytes) -> str:
-        path = Path(f"{self.folder}{name}")
+        path = Path(f"{self.directory}{name}")
         path.write_bytes(data)
         return str(path)
 
@@ -131,10 +131,10 @@ VICTIMS: dict[str, Callable[[int], bool]] = {
 
 def _kill_member(group: int, mark: str) -> bool:
     """Kill the process of a group that has the mark in its arguments, else the whole group."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        pid = int(folder.name)
+    for directory in Path("/proc").glob("[0-9]*"):
+        pid = int(directory.name)
         with contextlib.suppress(OSError):
-            if os.getpgid(pid) == group and mark in (folder / "cmdline").read_text("latin-1"):
+            if os.getpgid(pid) == group and mark in (directory / "cmdline").read_text("latin-1"):
                 os.kill(pid, signal.SIGKILL)
                 return False
     return kill_group(group)
@@ -180,9 +180,9 @@ def measured(took: dict[str, float], what: str) -> Iterator[None]:
     took[what] = (took[what] + time.monotonic() - began) / 2
 
 
-def test_the_prolog(node: Node, web: WebServer, open_folder: Path) -> None:
+def test_the_prolog(node: Node, web: WebServer, open_directory: Path) -> None:
     node.configure("[cache]\nmax_size = 64M\nmin_age = 0s\n")
-    images = Images(open_folder, web)
+    images = Images(open_directory, web)
     took = dict.fromkeys(SOURCES, 0.4)
     for number in range(ROUNDS):
         plan = plan_round(number)
@@ -211,10 +211,10 @@ def test_the_prolog(node: Node, web: WebServer, open_folder: Path) -> None:
             check_no_jobs(node)
 
 
-def test_the_epilog(node: Node, web: WebServer, open_folder: Path) -> None:
+def test_the_epilog(node: Node, web: WebServer, open_directory: Path) -> None:
     """Each round fills a cache of ten images, so that its epilog has several to evict."""
     node.configure("[cache]\nmax_size = 10M\nmin_age = 0s\nlow_watermark = 50%\n")
-    images = Images(open_folder, web)
+    images = Images(open_directory, web)
     took = {"epilog": 0.2}
     for number in range(max(3, ROUNDS // 4)):
         plan = plan_round(number)._replace(source="file", size=MIB)

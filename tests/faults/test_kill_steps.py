@@ -23,12 +23,12 @@ SIZE = 100_000
 SMALL = "[cache]\nmax_size = 250K\nmin_age = 0s\n"
 
 
-def make_images(folder: Path, count: int) -> list[Path]:
-    return [make_sif(folder / f"{n}.sif", {"n": b"x"}, size_bytes=SIZE) for n in range(count)]
+def make_images(directory: Path, count: int) -> list[Path]:
+    return [make_sif(directory / f"{n}.sif", {"n": b"x"}, size_bytes=SIZE) for n in range(count)]
 
 
-def test_a_cold_image(node: Node, open_folder: Path) -> None:
-    [image] = make_images(open_folder, 1)
+def test_a_cold_image(node: Node, open_directory: Path) -> None:
+    [image] = make_images(open_directory, 1)
     comment = f"container:{image}"
     for struck in strike_each(node, KILL, "hpcimg.slurm.prolog", job=1, comment=comment):
         assert struck.code == KILLED
@@ -40,9 +40,9 @@ def test_a_cold_image(node: Node, open_folder: Path) -> None:
         check_no_leftovers(node)
 
 
-def test_a_cold_image_that_others_have_to_make_room_for(node: Node, open_folder: Path) -> None:
+def test_a_cold_image_that_others_have_to_make_room_for(node: Node, open_directory: Path) -> None:
     node.configure(SMALL)
-    *old, image = make_images(open_folder, 3)
+    *old, image = make_images(open_directory, 3)
     assert node.stage(8, f"container:{old[0]}").code == 0
     node.epilog(8)
     used = f"container:{old[1]}"
@@ -62,8 +62,8 @@ def test_a_cold_image_that_others_have_to_make_room_for(node: Node, open_folder:
     assert evicted
 
 
-def test_a_warm_hit(node: Node, open_folder: Path) -> None:
-    [image] = make_images(open_folder, 1)
+def test_a_warm_hit(node: Node, open_directory: Path) -> None:
+    [image] = make_images(open_directory, 1)
     comment = f"container:{image}"
     assert node.stage(9, comment).code == 0
     for struck in strike_each(node, KILL, "hpcimg.slurm.warm", "prolog", job=1, comment=comment):
@@ -78,9 +78,9 @@ def test_a_warm_hit(node: Node, open_folder: Path) -> None:
         check_no_jobs(node)
 
 
-def test_the_epilog(node: Node, open_folder: Path) -> None:
+def test_the_epilog(node: Node, open_directory: Path) -> None:
     node.configure(SMALL.replace("250K", "500K"))
-    images = make_images(open_folder, 4)
+    images = make_images(open_directory, 4)
     comments = [f"container:{image}" for image in images]
     assert node.stage(8, " ".join(comments[:3])).code == 0
     assert node.stage(9, comments[3]).code == 0

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from hpcimg import reference
-from hpcimg.cache import ensure, evict, folders, hot, lease, policy
+from hpcimg.cache import directories, ensure, evict, hot, lease, policy
 from hpcimg.cache.paths import Layout
 from hpcimg.cache.policy import Cache
 from hpcimg.fetch.contract import Arrived, Fetched, Offer, Offered, Outcome, Progress
@@ -29,9 +29,9 @@ LIMITS = policy.Limits(max_size=1 << 30, high=1 << 30, low=0, min_free=0, min_ag
 class Image:
     """One image in a cache of its own: published, evicted, asked for."""
 
-    def __init__(self, folder: Path, data: bytes) -> None:
-        self.layout = Layout(str(folder / "cache"), str(folder / "state"))
-        folders.prepare(self.layout)
+    def __init__(self, directory: Path, data: bytes) -> None:
+        self.layout = Layout(str(directory / "cache"), str(directory / "state"))
+        directories.prepare(self.layout)
         self.data = data
         self.key = f"sha256-{hashlib.sha256(data).hexdigest()}"
         self.path = Path(self.layout.image(self.key, "sif", None))

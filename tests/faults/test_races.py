@@ -36,17 +36,17 @@ sys.stdin.read()
 """
 
 
-def make_images(folder: Path, count: int) -> list[Path]:
-    return [make_sif(folder / f"{n}.sif", {"n": b"x"}, size_bytes=SIZE) for n in range(count)]
+def make_images(directory: Path, count: int) -> list[Path]:
+    return [make_sif(directory / f"{n}.sif", {"n": b"x"}, size_bytes=SIZE) for n in range(count)]
 
 
 # An image in use is there, from the task prolog to the epilog.
 
 
-def test_jobs_against_evictors(node: Node, open_folder: Path) -> None:
+def test_jobs_against_evictors(node: Node, open_directory: Path) -> None:
     """Three jobs at a time, each with one of six images, on a node with room for four."""
     node.configure(ROOM_FOR_NONE.replace("300K", "900K") + "min_age = 0s\n")
-    images = make_images(open_folder, 6)
+    images = make_images(open_directory, 6)
     cache = open_cache(config.load(str(node.conf)))
     told = []
 
@@ -149,21 +149,21 @@ def test_a_reboot_in_the_middle(node: Node, web: WebServer, tmp_path: Path) -> N
     assert node.hpcimg_json("status")["counts"]["sweep"] == 1
 
 
-def test_what_a_running_process_works_on_is_not_swept(node: Node, open_folder: Path) -> None:
-    [image] = make_images(open_folder, 1)
+def test_what_a_running_process_works_on_is_not_swept(node: Node, open_directory: Path) -> None:
+    [image] = make_images(open_directory, 1)
     node.prolog(1, f"container:{image}")
     ours = node.cache / "tmp" / f"{processes.tag()}.x"
     ours.touch()
-    node.prolog(2, f"container:{make_sif(open_folder / 'other.sif', {'n': b'y'})}")
+    node.prolog(2, f"container:{make_sif(open_directory / 'other.sif', {'n': b'y'})}")
     assert node.leftovers() == [ours]
 
 
 # Clocks
 
 
-def test_a_last_use_in_the_future_keeps_no_image_for_ever(node: Node, open_folder: Path) -> None:
+def test_a_last_use_in_the_future_keeps_no_image_for_ever(node: Node, open_directory: Path) -> None:
     node.configure(ROOM_FOR_NONE + "min_age = 30m\n")
-    [image] = make_images(open_folder, 1)
+    [image] = make_images(open_directory, 1)
     node.prolog(1, f"container:{image}")
     [meta] = (node.cache / "meta").iterdir()
     set_last_use(meta, time.time() + HOUR)

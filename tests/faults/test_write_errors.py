@@ -19,9 +19,9 @@ FAULTS = list(CLASSES)
 
 
 @pytest.mark.parametrize("faults", [FAULTS, [*FAULTS[1:], FAULTS[0]]], ids=["full", "broken"])
-def test_a_cold_image(faults: list[str], node: Node, open_folder: Path) -> None:
+def test_a_cold_image(faults: list[str], node: Node, open_directory: Path) -> None:
     """At every step a full disk is met in one of the two runs and a broken one in the other."""
-    image = make_sif(open_folder / "x.sif", {"n": b"x"}, size_bytes=100_000)
+    image = make_sif(open_directory / "x.sif", {"n": b"x"}, size_bytes=100_000)
     data = image.read_bytes()
     comment = f"container:{image}"
     failed = 0

@@ -16,7 +16,7 @@ def configure(node: Node, *, url: str = "", auth: str = "", shared: bool = False
     if url:
         lines.append(f"url = {url}")
     if auth:
-        file = node.folder / "swift.rc"
+        file = node.directory / "swift.rc"
         file.write_text(auth)
         file.chmod(0o600)
         lines.append(f"auth_file = {file}")

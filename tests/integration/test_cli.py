@@ -180,7 +180,7 @@ def test_status_counts(node: Node, web: WebServer, url: str, sif: bytes) -> None
 )
 def test_status_finds_problems(node: Node, url: str, sif: bytes, settings: str, words: str) -> None:
     staged(node, 1, f"container:{url}", sif)
-    (node.folder / "conf.d" / "z.conf").write_text(f"[cache]\n{settings}\n")
+    (node.directory / "conf.d" / "z.conf").write_text(f"[cache]\n{settings}\n")
     done = node.hpcimg("status")
     assert done.returncode == 1
     assert "PROBLEM: " in done.stdout
@@ -247,11 +247,11 @@ def as_user(uid: int, node: Node, *arguments: str) -> subprocess.CompletedProces
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user")
 def test_users_see_what_is_shared_and_their_own_path(
-    open_folder: Path, web: WebServer, url: str, make_sif: MakeSif
+    open_directory: Path, web: WebServer, url: str, make_sif: MakeSif
 ) -> None:
-    node = Node(open_folder, uid=1)
+    node = Node(open_directory, uid=1)
     shared, private = make_sif(), make_sif()
-    path = open_folder / "private.sif"
+    path = open_directory / "private.sif"
     path.write_bytes(private)
     os.chown(path, 1, 1)
     path.chmod(0o400)
@@ -274,7 +274,7 @@ def test_users_see_what_is_shared_and_their_own_path(
 
 
 def test_config(node: Node) -> None:
-    other = node.folder / "conf.d" / "site.conf"
+    other = node.directory / "conf.d" / "site.conf"
     other.write_text("[stage]\ntag_ttl = 2h\n[alias]\nbase = oras://h/base:1\n")
     listed = {(s["section"], s["name"]): s for s in node.hpcimg_json("config")["settings"]}
     assert listed["stage", "tag_ttl"]["value"] == "2h"

@@ -65,7 +65,7 @@ class Repository:
 
     def damage(self, layer: Layer, at: int) -> None:
         """Change one byte of what the registry has stored."""
-        [path] = self.registry.folder.glob(f"storage/**/{digest_of(layer)[7:]}/data")
+        [path] = self.registry.directory.glob(f"storage/**/{digest_of(layer)[7:]}/data")
         data = bytearray(path.read_bytes())
         data[at] ^= 0xFF
         path.write_bytes(data)
@@ -278,10 +278,10 @@ def test_a_site_that_changes_the_format(repository: Repository, node: Node) -> N
 
 @pytest.mark.parametrize("kind", [Node, pytest.param(NodeWithOldSquashfs, marks=NEEDS_OLD)])
 def test_a_conversion_that_is_killed(
-    registry: Registry, open_folder: Path, start: Start, kind: type[Node]
+    registry: Registry, open_directory: Path, start: Start, kind: type[Node]
 ) -> None:
     """Nothing is left, and the next job need not fetch again."""
-    node, repository = kind(open_folder), Repository(registry)
+    node, repository = kind(open_directory), Repository(registry)
     configure(node, registry)
     big = layer({"big": os.urandom(40_000_000)})
     repository.push(big)
@@ -333,10 +333,10 @@ def test_an_image_in_layers_has_no_signature(repository: Repository, node: Node)
 
 
 def test_a_program_is_told_which_manifest_it_is(
-    repository: Repository, node: Node, open_folder: Path
+    repository: Repository, node: Node, open_directory: Path
 ) -> None:
     digest = repository.push(layer(BASE))
-    program = open_folder / "ask"
+    program = open_directory / "ask"
     program.write_text(f'#!/bin/sh\n[ "$2" = {digest} ] || {{ echo "it is $2" >&2; exit 1; }}\n')
     program.chmod(0o755)
     configure(node, repository.registry, f"[policy]\nverify = {program}\n")
@@ -350,12 +350,12 @@ def test_a_program_is_told_which_manifest_it_is(
 
 @NEEDS_OLD
 @pytest.mark.parametrize("format", ["sif", "squashfs"])
-def test_an_old_mksquashfs(registry: Registry, open_folder: Path, format: str) -> None:
-    node = NodeWithOldSquashfs(open_folder)
+def test_an_old_mksquashfs(registry: Registry, open_directory: Path, format: str) -> None:
+    node = NodeWithOldSquashfs(open_directory)
     configure(node, registry, f"[stage]\nformat = {format}\n")
     repository = Repository(registry)
     data = layers.layer(
-        layers.folder("shut", mode=0), layers.file("shut/x", b"1", mode=0o4111),
+        layers.directory("shut", mode=0), layers.file("shut/x", b"1", mode=0o4111),
         layers.file("bin/tool", b"old"), layers.file("etc/gone"),
     )  # fmt: skip
     upper = layer(TOP)

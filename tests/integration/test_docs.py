@@ -44,12 +44,12 @@ needs_images = pytest.mark.skipif(images.missing() != "", reason=images.missing(
 
 
 class World:
-    """A node, servers and a shared folder, under the names that the documentation uses."""
+    """A node, servers and a shared directory, under the names that the documentation uses."""
 
-    def __init__(self, folder: Path, web: WebServer, registry: Registry) -> None:
-        folder.chmod(0o755)  # the unprivileged account reads in it
-        self.node = Node(folder, f"[registry {registry.host}]\ninsecure = yes\n")
-        shared = folder / "shared"
+    def __init__(self, directory: Path, web: WebServer, registry: Registry) -> None:
+        directory.chmod(0o755)  # the unprivileged account reads in it
+        self.node = Node(directory, f"[registry {registry.host}]\ninsecure = yes\n")
+        shared = directory / "shared"
         shared.mkdir()
         # Longest first: some contain others.
         self._real = {
@@ -58,7 +58,7 @@ class World:
             "/var/cache/hpcimg": str(self.node.cache),
             "/shared/images": str(shared),
             "/run/hpcimg": str(self.node.state),
-            "/etc/hpcimg": str(folder),
+            "/etc/hpcimg": str(directory),
             "/opt/hpcimg": str(ROOT),
         }
 
@@ -87,7 +87,7 @@ class World:
             ["sh"],
             input=script,
             env=environment,
-            cwd=self.node.folder,
+            cwd=self.node.directory,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -100,12 +100,12 @@ class World:
 @pytest.fixture(scope="module")
 def files() -> Iterator[dict[str, bytes]]:
     """What the documentation's web server has."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as directory:
         made = {}
         for name, size in SIZES.items():
-            image = images.make_sif(Path(folder) / name, {"a": b"b"}, size_bytes=size)
+            image = images.make_sif(Path(directory) / name, {"a": b"b"}, size_bytes=size)
             made[f"/{name}.sif"] = image.read_bytes()
-        other = images.make_sif(Path(folder) / "other", {"a": b"b"}, arch="s390x")
+        other = images.make_sif(Path(directory) / "other", {"a": b"b"}, arch="s390x")
         made["/s390x.sif"] = other.read_bytes()
         made["/index.html"] = b"<!doctype html><p>Hello"
         yield made
@@ -134,9 +134,9 @@ def registry() -> Iterator[Registry]:
 
 @pytest.fixture
 def world(docs_web: WebServer, registry: Registry) -> Iterator[World]:
-    folder = Path(tempfile.mkdtemp(prefix="docs-", dir="/tmp"))
-    yield World(folder, docs_web, registry)
-    shutil.rmtree(folder)
+    directory = Path(tempfile.mkdtemp(prefix="docs-", dir="/tmp"))
+    yield World(directory, docs_web, registry)
+    shutil.rmtree(directory)
 
 
 def all_blocks(*languages: str) -> list[Any]:
@@ -420,8 +420,8 @@ def test_every_file_and_its_fields_are_described(world: World, docs_web: WebServ
     node.prolog(1, f"container:{docs_web.url('/nothing.sif')}")
     node.prolog(2, f"container:{docs_web.url('/samtools.sif')}")
     text = page.read_text()
-    for folder in (node.cache, node.state):
-        for path in folder.iterdir():
+    for directory in (node.cache, node.state):
+        for path in directory.iterdir():
             name = f"{path.name}/" if path.is_dir() else path.name
             assert f"`{name}" in text, name
     described = set(re.findall(r"`(\w+)`", text))

@@ -47,8 +47,8 @@ def test_a_node_at_work_is_well(node: Node, url: str) -> None:
 
 
 @AS_ROOT
-def test_what_verifies_images(node: Node, open_folder: Path) -> None:
-    program = open_folder / "trusted"
+def test_what_verifies_images(node: Node, open_directory: Path) -> None:
+    program = open_directory / "trusted"
     program.write_text("#!/bin/sh\n")
     node.configure(f"[policy]\nverify = {program}\n")
     for mode in (0o700, 0o644):  # it is not root that runs it
@@ -83,10 +83,10 @@ def test_which_mksquashfs_there_is(
     version: str,
     said: str,
 ) -> None:
-    tool = node.folder / "mksquashfs"
+    tool = node.directory / "mksquashfs"
     tool.write_text(f"#!/bin/sh\necho mksquashfs version {version}\n")
     tool.chmod(0o755)
-    monkeypatch.setattr(programs, "PATH", str(node.folder))
+    monkeypatch.setattr(programs, "PATH", str(node.directory))
     monkeypatch.setenv("HPCIMG_CONF", str(node.conf))
     main(["doctor"])
     printed = capsys.readouterr().out
@@ -134,20 +134,20 @@ def test_a_configuration_that_is_missing(node: Node) -> None:
 
 
 @pytest.mark.parametrize("name", ["cache", "state", "cache/locks", "state/tmp"])
-def test_a_file_in_the_place_of_a_folder(node: Node, url: str, name: str) -> None:
+def test_a_file_in_the_place_of_a_directory(node: Node, url: str, name: str) -> None:
     node.prolog(1, f"container:{url}")
-    path = node.folder / name
-    path.rename(node.folder / "kept")
+    path = node.directory / name
+    path.rename(node.directory / "kept")
     path.touch()
     [line] = problems(node)
-    assert line == f"PROBLEM folders: {path} is not a folder. Move it out of the way."
+    assert line == f"PROBLEM directories: {path} is not a directory. Move it out of the way."
 
 
 def test_a_cache_that_others_may_write(node: Node) -> None:
     node.cache.mkdir()
     node.cache.chmod(0o777)
     [line] = problems(node)
-    assert line.startswith(f"PROBLEM folders: {node.cache} is not safe: ")
+    assert line.startswith(f"PROBLEM directories: {node.cache} is not safe: ")
 
 
 @AS_ROOT
@@ -155,15 +155,15 @@ def test_a_cache_that_is_mounted_read_only(node: Node, url: str) -> None:
     node.prolog(1, f"container:{url}")
     with mounted(node.cache, "ro"):
         [line] = problems(node)
-    assert line.startswith(f"PROBLEM folders: {node.cache}")
+    assert line.startswith(f"PROBLEM directories: {node.cache}")
     with mounted(node.state, "ro"):
         [line] = problems(node)
-    assert line.startswith(f"PROBLEM folders: {node.state}")
+    assert line.startswith(f"PROBLEM directories: {node.state}")
 
 
 @AS_ROOT
 def test_a_place_where_no_cache_can_be_made(node: Node) -> None:
-    above = node.folder / "disk"
+    above = node.directory / "disk"
     above.mkdir()
     node.configure(f"[cache]\npath = {above}/cache\n")
     with mounted(above, "ro"):
@@ -172,7 +172,7 @@ def test_a_place_where_no_cache_can_be_made(node: Node) -> None:
 
 
 @AS_ROOT
-def test_a_new_cache_folder_on_a_full_disk(node: Node) -> None:
+def test_a_new_cache_directory_on_a_full_disk(node: Node) -> None:
     node.cache.mkdir()
     with mounted(node.cache, "mode=0755"):
         with pytest.raises(OSError, match="No space"):

@@ -149,16 +149,16 @@ def test_a_certificate_that_the_node_trusts(
     refused(node, 2, f"container:{other}", "Forbidden", "cannot be trusted", "127.1")
 
 
-def test_a_folder_of_certificates(
-    node: NodeWithVariables, secure: WebServer, open_folder: Path, sif: bytes
+def test_a_directory_of_certificates(
+    node: NodeWithVariables, secure: WebServer, open_directory: Path, sif: bytes
 ) -> None:
-    shutil.copy(secure.certificate, open_folder)
-    subprocess.run(["openssl", "rehash", str(open_folder)], check=True, capture_output=True)
-    node.variables = {"SSL_CERT_DIR": str(open_folder)}
+    shutil.copy(secure.certificate, open_directory)
+    subprocess.run(["openssl", "rehash", str(open_directory)], check=True, capture_output=True)
+    node.variables = {"SSL_CERT_DIR": str(open_directory)}
     staged(node, 1, f"container:{secure.put(PATH, sif)}", sif)
 
 
-def test_a_folder_counts_where_there_is_a_bundle_by_default(
+def test_a_directory_counts_where_there_is_a_bundle_by_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on RHEL and its kin, where OpenSSL has a file of its own."""

@@ -251,9 +251,9 @@ def test_sweeps_what_nobody_works_on(node: Node, shelf: Shelf) -> None:
     command = [sys.executable, "-I", "-c", code, str(EPILOG.parents[1])]
     ended = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     alive = processes.tag()
-    for folder in (node.cache / "tmp", node.state / "tmp"):
+    for directory in (node.cache / "tmp", node.state / "tmp"):
         for name in (f"{ended}.0a.x", f"{alive}.0b.x", "stray"):
-            (folder / name).write_bytes(b"half an image")
+            (directory / name).write_bytes(b"half an image")
     for name, process in (("x", ended), ("y", alive)):
         work = {"process": process, "since": 1.0, "uri": "u", "job": "1", "bytes": 0, "total": 0}
         (node.state / "inflight" / f"{name}.json").write_text(json.dumps(work))

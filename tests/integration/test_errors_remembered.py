@@ -93,16 +93,16 @@ def test_what_the_policy_refuses_is_not_remembered(node: Node, url: str, sif: by
 
 
 def test_a_file_that_appears_is_found_at_once(node: Node, sif: bytes) -> None:
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        Path(folder).chmod(0o755)
-        path = Path(folder) / "late.sif"
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        Path(directory).chmod(0o755)
+        path = Path(directory) / "late.sif"
         refused(node, 1, f"container:{path}", "NotFound")
         path.write_bytes(sif)
         path.chmod(0o644)
         staged(node, 2, f"container:{path}", sif)
 
 
-def test_without_the_state_folder(node: Node, web: WebServer, url: str, sif: bytes) -> None:
+def test_without_the_state_directory(node: Node, web: WebServer, url: str, sif: bytes) -> None:
     web.script("/x.sif", [Status(404)] * 2)
     refused(node, 1, f"container:{url}", "NotFound")
     node.reboot()

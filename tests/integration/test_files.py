@@ -25,9 +25,9 @@ HOUR = 3600
 
 
 @pytest.fixture
-def path(open_folder: Path, sif: bytes) -> Path:
+def path(open_directory: Path, sif: bytes) -> Path:
     """An image that everybody may read."""
-    path = open_folder / "x.sif"
+    path = open_directory / "x.sif"
     path.write_bytes(sif)
     path.chmod(0o644)
     return path
@@ -47,8 +47,8 @@ def test_a_path_and_its_uri_are_the_same(node: Node, path: Path, sif: bytes) -> 
     staged(node, 3, f"container:{path}", sif, how="hit")
 
 
-def test_squashfs(node: Node, open_folder: Path) -> None:
-    path = make_squashfs(open_folder / "x", {"a": b"b"}, compression="zstd")
+def test_squashfs(node: Node, open_directory: Path) -> None:
+    path = make_squashfs(open_directory / "x", {"a": b"b"}, compression="zstd")
     task = staged(node, 1, f"container:{path}", path.read_bytes())
     assert task.image.suffix == ".squashfs"
 
@@ -102,11 +102,17 @@ def test_a_file_that_changes_while_it_is_copied(path: Path) -> None:
 # What is no image
 
 
-def test_what_is_not_a_file(start: Start, node: Node, open_folder: Path) -> None:
-    os.mkfifo(open_folder / "fifo")
-    (open_folder / "fifo").chmod(0o666)
-    (open_folder / "folder").mkdir()
-    named = [open_folder / "fifo", open_folder / "folder", "/dev/null", "/dev/zero", "/proc"]
+def test_what_is_not_a_file(start: Start, node: Node, open_directory: Path) -> None:
+    os.mkfifo(open_directory / "fifo")
+    (open_directory / "fifo").chmod(0o666)
+    (open_directory / "directory").mkdir()
+    named = [
+        open_directory / "fifo",
+        open_directory / "directory",
+        "/dev/null",
+        "/dev/zero",
+        "/proc",
+    ]
     began = time.monotonic()
     tasks = together(start, node, *(f"container:{path}" for path in named))
     for job, task in tasks.items():
@@ -115,11 +121,11 @@ def test_what_is_not_a_file(start: Start, node: Node, open_folder: Path) -> None
     assert time.monotonic() - began < 20
 
 
-def test_a_socket(node: Node, open_folder: Path) -> None:
+def test_a_socket(node: Node, open_directory: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(open_folder / "socket"))
-        (open_folder / "socket").chmod(0o666)
-        refused(node, 1, f"container:{open_folder}/socket", "Unreachable", "cannot be read now")
+        listener.bind(str(open_directory / "socket"))
+        (open_directory / "socket").chmod(0o666)
+        refused(node, 1, f"container:{open_directory}/socket", "Unreachable", "cannot be read now")
 
 
 def test_what_is_not_there(start: Start, node: Node, path: Path) -> None:
@@ -163,11 +169,11 @@ def private(path: Path) -> Path:
 
 
 @pytest.fixture
-def shared_node(open_folder: Path) -> Node:
-    """A node below a folder that everybody may enter, with jobs of uid 1."""
-    folder = open_folder / "node"
-    folder.mkdir()
-    return Node(folder, uid=1)
+def shared_node(open_directory: Path) -> Node:
+    """A node below a directory that everybody may enter, with jobs of uid 1."""
+    directory = open_directory / "node"
+    directory.mkdir()
+    return Node(directory, uid=1)
 
 
 def read_as(uid: int, path: Path) -> bytes | None:
@@ -236,14 +242,14 @@ def test_a_file_that_the_users_group_may_read(shared_node: Node, private: Path, 
 
 
 @AS_ROOT
-def test_a_file_in_a_folder_that_is_closed_to_others(
+def test_a_file_in_a_directory_that_is_closed_to_others(
     shared_node: Node, path: Path, sif: bytes
 ) -> None:
-    folder = path.with_name("home")
-    folder.mkdir(mode=0o700)
-    os.chown(folder, 1, 1)
-    path.rename(folder / "x.sif")
-    task = staged(shared_node, 1, f"container:{folder}/x.sif", sif)
+    directory = path.with_name("home")
+    directory.mkdir(mode=0o700)
+    os.chown(directory, 1, 1)
+    path.rename(directory / "x.sif")
+    task = staged(shared_node, 1, f"container:{directory}/x.sif", sif)
     assert task.image.parent.name == "1"
 
 

@@ -84,7 +84,7 @@ def test_what_the_site_names_is_allowed(
         "allow": f"[policy]\nallow = {web.url('/')}*\n",
     }
     strict.configure(NONE)
-    (strict.folder / "conf.d" / "z.conf").write_text(said[where])
+    (strict.directory / "conf.d" / "z.conf").write_text(said[where])
     staged(strict, 1, f"container:{url}", sif)
 
 

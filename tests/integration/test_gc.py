@@ -18,9 +18,9 @@ from tests.parts.webserver import WebServer
 MIB = 1 << 20
 
 
-def squeue(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def squeue(directory: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Put a squeue into PATH; $job is the job that it is asked about."""
-    program = folder / "bin" / "squeue"
+    program = directory / "bin" / "squeue"
     program.parent.mkdir()
     find = 'for word in "$@"; do case $word in --jobs=*) job=${word#--jobs=};; esac; done'
     program.write_text(f"#!/bin/sh\n{find}\n{script}\n")
@@ -68,7 +68,7 @@ def test_gc_evicts_down_to_the_low_watermark(node: Node, web: WebServer, make_si
         assert node.hpcimg("stage", web.put(f"/{number}.sif", data)).returncode == 0
         let_pass(node, 600)
     settings = "max_size = 4.2M\nhigh_watermark = 90%\nlow_watermark = 50%\nmin_age = 0"
-    (node.folder / "conf.d" / "z.conf").write_text(f"[cache]\n{settings}\n")
+    (node.directory / "conf.d" / "z.conf").write_text(f"[cache]\n{settings}\n")
     before = sorted(path.name for path in node.images())
     would = node.hpcimg("gc", "--dry-run")
     assert "2.0 MiB would be freed of 1.9 MiB wanted: 4.0 MiB eligible" in would.stdout

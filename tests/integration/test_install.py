@@ -42,12 +42,12 @@ def make_install(destdir: Path) -> Path:
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder that the unprivileged account can enter."""
-    folder = Path(tempfile.mkdtemp(prefix="install-", dir="/tmp"))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
+def directory() -> Iterator[Path]:
+    """A directory that the unprivileged account can enter."""
+    directory = Path(tempfile.mkdtemp(prefix="install-", dir="/tmp"))
+    directory.chmod(0o755)
+    yield directory
+    shutil.rmtree(directory)
 
 
 def all_files(tree: Path) -> set[Path]:
@@ -70,9 +70,9 @@ def check_tree(tree: Path, destdir: Path) -> None:
 
 
 def test_the_installed_tree_runs_wherever_it_is(
-    folder: Path, web: WebServer, monkeypatch: pytest.MonkeyPatch
+    directory: Path, web: WebServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    destdir = folder / "dest"
+    destdir = directory / "dest"
     tree = make_install(destdir)
     check_tree(tree, destdir)
 
@@ -80,12 +80,12 @@ def test_the_installed_tree_runs_wherever_it_is(
     assert make_install(destdir) == tree
     assert not (tree / "hpcimg" / "dropped.py").exists()
 
-    tree = tree.rename(folder / "moved")
+    tree = tree.rename(directory / "moved")
     before = all_files(tree)
     for hook in ("PROLOG", "TASK_PROLOG", "EPILOG"):
         monkeypatch.setattr(node, hook, tree / getattr(node, hook).relative_to(ROOT))
-    place = Node(folder)
-    image = images.make_sif(folder / "x.sif", {"hello": b"world"})
+    place = Node(directory)
+    image = images.make_sif(directory / "x.sif", {"hello": b"world"})
     url = web.put("/x.sif", image.read_bytes(), etag='"1"')
     cold = place.stage(1, f"container:{url}")
     assert cold.code == 0, place.log()
@@ -96,7 +96,7 @@ def test_the_installed_tree_runs_wherever_it_is(
     place.epilog(2)
     assert place.leases() == set()
 
-    linked = folder / "hpcimg"
+    linked = directory / "hpcimg"
     linked.symlink_to(tree / "bin" / "hpcimg")
     run = {"env": {"HPCIMG_CONF": str(place.conf)}, "cwd": "/", "text": True}
     assert subprocess.check_output([linked, "--version"], **run) == f"hpcimg {__version__}\n"

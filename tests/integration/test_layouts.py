@@ -27,25 +27,25 @@ AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with one image in all forms, by the names of the schemes, written by skopeo."""
+    """A directory with one image in all forms, by the names of the schemes, written by skopeo."""
     if missing := layouts.missing() or Registry.missing() or images.missing():
         pytest.skip(missing)
-    folder = tmp_path_factory.mktemp("made")
+    directory = tmp_path_factory.mktemp("made")
     with Registry() as registry:
         layers = [make_layer(files) for files in (BASE, TOP)]
         push_image(registry, "lab/tool", "1.0", layers, settings={"WorkingDir": "/data"})
-        layouts.save(registry, "lab/tool:1.0", folder)
-    return folder
+        layouts.save(registry, "lab/tool:1.0", directory)
+    return directory
 
 
 @pytest.fixture
-def images_at(made: Path, open_folder: Path) -> Path:
+def images_at(made: Path, open_directory: Path) -> Path:
     """A copy of those that a test may change."""
     for scheme in SCHEMES:
         copy = shutil.copytree if scheme == "oci" else shutil.copy
-        copy(made / scheme, open_folder / scheme)
-    subprocess.run(["chmod", "-R", "a+rX", str(open_folder)], check=True)
-    return open_folder
+        copy(made / scheme, open_directory / scheme)
+    subprocess.run(["chmod", "-R", "a+rX", str(open_directory)], check=True)
+    return open_directory
 
 
 def holds(task: Task) -> None:
@@ -80,8 +80,8 @@ def test_a_name_that_is_not_there(node: Node, images_at: Path, scheme: str) -> N
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_no_such_place(node: Node, open_folder: Path, scheme: str) -> None:
-    refused(node, 1, f"container:{scheme}:{open_folder}/none", "NotFound", "there is no file")
+def test_no_such_place(node: Node, open_directory: Path, scheme: str) -> None:
+    refused(node, 1, f"container:{scheme}:{open_directory}/none", "NotFound", "there is no file")
 
 
 def test_several_images(node: Node, images_at: Path) -> None:
@@ -104,10 +104,10 @@ def test_several_images(node: Node, images_at: Path) -> None:
     ],
 )
 def test_an_archive_that_is_none(
-    node: Node, open_folder: Path, scheme: str, content: bytes, words: str
+    node: Node, open_directory: Path, scheme: str, content: bytes, words: str
 ) -> None:
-    (open_folder / "x.tar").write_bytes(content)
-    refused(node, 1, f"container:{scheme}:{open_folder}/x.tar", "NotAnImage", words)
+    (open_directory / "x.tar").write_bytes(content)
+    refused(node, 1, f"container:{scheme}:{open_directory}/x.tar", "NotAnImage", words)
 
 
 @pytest.mark.parametrize("scheme", ["oci-archive", "docker-archive"])

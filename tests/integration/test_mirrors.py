@@ -97,7 +97,7 @@ def test_the_registry_itself_when_the_mirror_is_down(
 def test_registries_conf(
     node: Node, origin: Registry, mirror: Registry, repository: str, sif: bytes
 ) -> None:
-    (node.folder / "registries.conf").write_text(
+    (node.directory / "registries.conf").write_text(
         f"""
         unqualified-search-registries = ["docker.io"]
         [[registry]]
@@ -118,14 +118,16 @@ def test_registries_conf(
 
 
 def test_what_is_blocked(node: Node) -> None:
-    folder = node.folder / "registries.conf.d"
-    folder.mkdir()
-    (folder / "50-site.conf").write_text('[[registry]]\nprefix = "*.example.org"\nblocked = true\n')
+    directory = node.directory / "registries.conf.d"
+    directory.mkdir()
+    (directory / "50-site.conf").write_text(
+        '[[registry]]\nprefix = "*.example.org"\nblocked = true\n'
+    )
     refused(node, 1, "container:oras://a.example.org/x:1", "NotAllowed", "*.example.org is blocked")
 
 
 def test_a_broken_registries_conf(node: Node) -> None:
-    path = node.folder / "registries.conf"
+    path = node.directory / "registries.conf"
     path.write_text("[[registry]\n")
     refused(node, 1, "container:oras://h.example.org/x:1", "ConfigError", f"{path} cannot be used")
     done = node.hpcimg("config")
@@ -206,14 +208,14 @@ def test_a_manifest_under_a_digest_that_is_not_its_own(
 
 def stored(origin: Registry, digest: str) -> bytes:
     """Return a manifest or blob that a registry has."""
-    [path] = origin.folder.glob(f"storage/**/sha256/*/{digest.removeprefix('sha256:')}/data")
+    [path] = origin.directory.glob(f"storage/**/sha256/*/{digest.removeprefix('sha256:')}/data")
     return path.read_bytes()
 
 
 def copy(origin: Registry, repository: str, web: WebServer) -> list[str]:
     """Serve the image under tag 1 as a mirror does; return its blobs' paths, the layers' first."""
     links = f"storage/**/repositories/{repository}/_manifests/tags/1/current/link"
-    [link] = origin.folder.glob(links)
+    [link] = origin.directory.glob(links)
     text = stored(origin, link.read_text())
     web.put(f"/v2/{repository}/manifests/1", text, content_type=MANIFEST)
     manifest = json.loads(text)

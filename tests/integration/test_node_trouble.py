@@ -22,16 +22,16 @@ NOT_ROOT = pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhe
 
 
 @contextmanager
-def mounted(folder: Path, options: str) -> Iterator[None]:
+def mounted(directory: Path, options: str) -> Iterator[None]:
     """Mount a small tmpfs there for a while."""
-    argv = ["mount", "-t", "tmpfs", "-o", f"size=1m,{options}", "tmpfs", str(folder)]
+    argv = ["mount", "-t", "tmpfs", "-o", f"size=1m,{options}", "tmpfs", str(directory)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"cannot mount here: {done.stderr.strip()}")
     try:
         yield
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", str(directory)], check=True)
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_what_is_unforeseen_fails_the_job_and_not_the_node(
 def test_what_is_unforeseen_and_cannot_be_told_is_in_the_log(
     in_process: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    in_process.state.write_text("no folder")
+    in_process.state.write_text("no directory")
     assert prolog.main() == 0
     assert "the job cannot be told" in in_process.log()
 
@@ -98,7 +98,7 @@ def test_a_wrong_configuration(start: Start, node: Node, settings: str, words: s
 
 
 def test_a_configuration_that_is_missing(start: Start, node: Node) -> None:
-    (node.folder / "conf.d" / "state.conf").write_text(f"[state]\npath = {node.state}\n")
+    (node.directory / "conf.d" / "state.conf").write_text(f"[state]\npath = {node.state}\n")
     node.conf.unlink()
     hook = start(node, 1, "container:/x.sif")
     hook.communicate(timeout=60)
@@ -108,21 +108,21 @@ def test_a_configuration_that_is_missing(start: Start, node: Node) -> None:
 
 def test_a_file_where_the_cache_should_be(node: Node) -> None:
     node.cache.touch()
-    refused(node, 1, "container:/x.sif", "CacheUnusable", f"{node.cache}", "folder")
+    refused(node, 1, "container:/x.sif", "CacheUnusable", f"{node.cache}", "directory")
     assert node.record(1)["class"] == "node"
 
 
-def test_a_file_where_a_folder_of_the_cache_should_be(node: Node) -> None:
+def test_a_file_where_a_directory_of_the_cache_should_be(node: Node) -> None:
     node.cache.mkdir()
     (node.cache / "locks").touch()
-    refused(node, 1, "container:/x.sif", "CacheUnusable", f"{node.cache}/locks is not a folder")
+    refused(node, 1, "container:/x.sif", "CacheUnusable", f"{node.cache}/locks is not a directory")
 
 
-def test_a_link_where_a_folder_of_the_cache_should_be(node: Node, tmp_path: Path) -> None:
+def test_a_link_where_a_directory_of_the_cache_should_be(node: Node, tmp_path: Path) -> None:
     node.cache.mkdir()
     (tmp_path / "elsewhere").mkdir()
     (node.cache / "images").symlink_to(tmp_path / "elsewhere")
-    refused(node, 1, "container:/x.sif", "CacheUnusable", f"{node.cache}/images is not a folder")
+    refused(node, 1, "container:/x.sif", "CacheUnusable", f"{node.cache}/images is not a directory")
 
 
 def test_a_cache_that_others_may_write(node: Node) -> None:
@@ -159,7 +159,7 @@ def test_tmp_on_another_file_system(node: Node, url: str, sif: bytes) -> None:
     staged(node, 2, f"container:{url}", sif)
 
 
-def test_folders_are_made_for_others_to_read_whatever_the_umask(
+def test_directories_are_made_for_others_to_read_whatever_the_umask(
     node: Node, url: str, sif: bytes
 ) -> None:
     before = os.umask(0o077)
@@ -168,8 +168,8 @@ def test_folders_are_made_for_others_to_read_whatever_the_umask(
     finally:
         os.umask(before)
     [path] = node.images()
-    for folder in (node.cache, node.state, path.parent):
-        assert folder.stat().st_mode & 0o777 == 0o755
+    for directory in (node.cache, node.state, path.parent):
+        assert directory.stat().st_mode & 0o777 == 0o755
     staged(node, 1, f"container:{url}", sif, how="hit")
 
 

@@ -29,15 +29,15 @@ def registry() -> Iterator[Registry]:
 class Repository:
     """A repository of this test's own."""
 
-    def __init__(self, registry: Registry, folder: Path) -> None:
+    def __init__(self, registry: Registry, directory: Path) -> None:
         self.name = f"test/{uuid4().hex}"
         self._registry = registry
-        self._folder = folder
+        self._directory = directory
         self._seen = 0
 
     def push(self, data: bytes, tag: str = "1") -> str:
         """Push an image; return the digest of its manifest."""
-        path = self._folder / "pushed.sif"
+        path = self._directory / "pushed.sif"
         path.write_bytes(data)
         return self._registry.push_sif(path, self.name, tag)
 

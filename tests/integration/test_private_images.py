@@ -27,8 +27,8 @@ def registry() -> Iterator[Registry]:
 
 
 @pytest.fixture
-def users(open_folder: Path, registry: Registry) -> NodeWithUsers:
-    node = NodeWithUsers(open_folder, USERS)
+def users(open_directory: Path, registry: Registry) -> NodeWithUsers:
+    node = NodeWithUsers(open_directory, USERS)
     node.configure(f"[registry {registry.host}]\ninsecure = yes\n")
     return node
 
@@ -83,7 +83,7 @@ def test_a_token_is_asked_for_as_the_user(users: NodeWithUsers, sif: bytes, tmp_
 def test_the_sites_login(
     users: NodeWithUsers, registry: Registry, comment: str, sif: bytes, shared: str
 ) -> None:
-    path = users.folder / "site-login.json"
+    path = users.directory / "site-login.json"
     path.write_text(auth_file(registry.host))
     path.chmod(0o600)
     users.configure(
@@ -104,7 +104,7 @@ def test_the_sites_login(
 def test_a_site_login_that_is_refused_leaves_it_to_the_users(
     users: NodeWithUsers, registry: Registry, comment: str, sif: bytes
 ) -> None:
-    path = users.folder / "site-login.json"
+    path = users.directory / "site-login.json"
     path.write_text(auth_file(registry.host, username="jo", password="0ld"))
     users.configure(
         f"[registry {registry.host}]\ninsecure = yes\nauth_file = {path}\nshared = yes\n"
@@ -118,7 +118,7 @@ def test_a_site_login_that_is_refused_leaves_it_to_the_users(
 def test_a_site_file_that_cannot_be_read_is_the_nodes_fault(
     users: NodeWithUsers, registry: Registry, comment: str
 ) -> None:
-    path = users.folder / "site-login.json"
+    path = users.directory / "site-login.json"
     users.configure(f"[registry {registry.host}]\ninsecure = yes\nauth_file = {path}\n")
     refused(users, 1, comment, "ConfigError", f"{path} cannot be read")
     path.write_text(f"user: jo, password: {PASSWORD}")

@@ -35,10 +35,10 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 class Download:
     """What came of one download."""
 
-    def __init__(self, web: WebServer, folder: Path, faults: Iterable[Fault]) -> None:
+    def __init__(self, web: WebServer, directory: Path, faults: Iterable[Fault]) -> None:
         self.said: list[str] = []
         self._web = web
-        self._path = folder / "file"
+        self._path = directory / "file"
         web.script(PATH, faults)
 
     def run(self, *, tries: int = 3) -> bytes:

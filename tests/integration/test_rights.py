@@ -46,7 +46,7 @@ def test_what_touches_the_network_is_not_root(
         # The one has no way to the network, the other no file of the cache but what it was handed.
         assert internet_sockets(parent) == []
         assert len(internet_sockets(child)) == 1
-        below = [name for name in open_files(child) if name.startswith(str(node.folder))]
+        below = [name for name in open_files(child) if name.startswith(str(node.directory))]
         assert [Path(name).parent for name in below] == [node.cache / "tmp"]
         hold.release()
         finish(prolog)

@@ -36,7 +36,7 @@ def configure(node: Node, url: str, keys: Identity | None = None, *, more: str =
     """Let a node's s3:// be an endpoint, with keys of the site's where given."""
     text = f"[s3]\nurl = {url}\n{more}"
     if keys:
-        auth_file = node.folder / "s3-credentials"
+        auth_file = node.directory / "s3-credentials"
         auth_file.write_text(keys.file)
         auth_file.chmod(0o600)
         text += f"auth_file = {auth_file}\n"
@@ -121,13 +121,13 @@ def test_a_credentials_file_that_is_none(
     node: Node, store: ObjectStore, text: str, words: str
 ) -> None:
     configure(node, store.url, SITE, more="shared = yes\n")
-    (node.folder / "s3-credentials").write_text(text)
+    (node.directory / "s3-credentials").write_text(text)
     task = refused(node, 1, f"container:s3://{PUBLIC}/x.sif", "ConfigError", words)
     assert "hush" not in task.printed + node.log()
 
 
 def test_a_credentials_file_that_is_missing(node: Node, store: ObjectStore) -> None:
-    configure(node, store.url, more=f"shared = yes\nauth_file = {node.folder}/nothing\n")
+    configure(node, store.url, more=f"shared = yes\nauth_file = {node.directory}/nothing\n")
     comment = f"container:s3://{PUBLIC}/x.sif"
     refused(node, 1, comment, "ConfigError", "nothing cannot be read")
 
@@ -183,12 +183,12 @@ def user() -> Iterator[pwd.struct_passwd]:
 
 def give_keys(user: pwd.struct_passwd, text: str, *, name: str = "credentials") -> None:
     """Put AWS's file into a user's home, readable by that user alone."""
-    folder = Path(user.pw_dir) / ".aws"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    path = folder / name
+    directory = Path(user.pw_dir) / ".aws"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    path = directory / name
     path.write_text(text)
     path.chmod(0o600)
-    for made in (folder, path):
+    for made in (directory, path):
         os.chown(made, user.pw_uid, user.pw_gid)
 
 

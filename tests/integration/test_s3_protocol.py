@@ -23,7 +23,7 @@ COMMENT = f"container:{URI}"
 @pytest.fixture
 def endpoint(node: Node, web: WebServer) -> WebServer:
     """An endpoint that the node has the site's keys for."""
-    auth_file = node.folder / "keys"
+    auth_file = node.directory / "keys"
     auth_file.write_text(SITE.file)
     node.configure(f"[s3]\nurl = {web.url('')}\nauth_file = {auth_file}\nshared = yes\n")
     return web

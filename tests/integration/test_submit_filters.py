@@ -27,7 +27,7 @@ local function answer(value)
 end
 -- The host's own /etc/slurm and /etc/hpcimg are none of a test's business.
 local open = io.open
-io.open = function(path) return path:sub(1, #FOLDER) == FOLDER and open(path) or nil end
+io.open = function(path) return path:sub(1, #DIRECTORY) == DIRECTORY and open(path) or nil end
 """
 
 JOB_HOOKS = {
@@ -44,17 +44,17 @@ def quoted(text: str | None) -> str:
 
 
 class Lua:
-    """One interpreter, and a folder with the files as a site has them beside slurm.conf."""
+    """One interpreter, and a directory with the files as a site has them beside slurm.conf."""
 
-    def __init__(self, command: str, folder: Path) -> None:
+    def __init__(self, command: str, directory: Path) -> None:
         self.command = command
-        self.folder = folder
+        self.directory = directory
         for name in ("hpcimg.lua", "cli_filter.lua", "job_submit.lua"):
-            shutil.copy(ETC / name, folder)
+            shutil.copy(ETC / name, directory)
 
     def run(self, code: str, env: Mapping[str, str] | None = None) -> list[str]:
         """Run code after the stub; return what it passed to answer()."""
-        code = f"FOLDER = {quoted(str(self.folder))}\n{STUB}\n{code}"
+        code = f"DIRECTORY = {quoted(str(self.directory))}\n{STUB}\n{code}"
         result = subprocess.run(
             [self.command, "-"],
             input=code.encode(),
@@ -67,7 +67,7 @@ class Lua:
         return [bytes.fromhex(line).decode() for line in result.stdout.decode().splitlines()]
 
     def load(self, name: str) -> str:
-        return f"dofile({quoted(str(self.folder / name))})\n"
+        return f"dofile({quoted(str(self.directory / name))})\n"
 
     def merge(self, *pairs: tuple[str | None, str | None]) -> list[str]:
         """Return the merged comment or the message for each comment and references."""
@@ -150,7 +150,7 @@ def test_a_variable_is_not_replaced_in_a_comment(lua: Lua) -> None:
 
 
 def test_aliases_of_the_site(lua: Lua) -> None:
-    path = lua.folder / "hpcimg.lua"
+    path = lua.directory / "hpcimg.lua"
     head = "local ALIASES = {"
     assert head in path.read_text()
     path.write_text(path.read_text().replace(head, head + '"samtools", "bio/*",'))
@@ -162,7 +162,7 @@ def test_aliases_of_the_site(lua: Lua) -> None:
 
 
 def test_schemes_of_the_site(lua: Lua) -> None:
-    path = lua.folder / "hpcimg.lua"
+    path = lua.directory / "hpcimg.lua"
     [message] = lua.merge(("container:pages://lab/samtools:1", None))
     assert "pages:// is not known" in message
     head = "local STATIC = {"
@@ -293,7 +293,7 @@ def test_job_modify_checks_a_new_comment_and_adds_nothing(lua: Lua) -> None:
 
 @pytest.mark.parametrize("content", [None, "", "syntax error", "error('x')", "return {}"])
 def test_without_the_grammar_jobs_go_on(lua: Lua, content: str | None) -> None:
-    path = lua.folder / "hpcimg.lua"
+    path = lua.directory / "hpcimg.lua"
     path.unlink()
     if content is not None:
         path.write_text(content)

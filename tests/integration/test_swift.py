@@ -146,10 +146,10 @@ def test_a_temp_url_with_another_key(node: Node, servers: SwiftServers, sif: byt
 
 
 @pytest.fixture
-def user_node(open_folder: Path) -> NodeWithAccount:
+def user_node(open_directory: Path) -> NodeWithAccount:
     if os.geteuid() != 0:
         pytest.skip("needs root, to act for several users")
-    return NodeWithAccount(open_folder)
+    return NodeWithAccount(open_directory)
 
 
 URI = "container:swift://private/x.sif"
@@ -203,7 +203,7 @@ def test_a_file_of_the_users_that_is_none(user_node: NodeWithAccount) -> None:
     os.chown(file, 54321, 54321)
     refused(user_node, 1, URI, "UserError", "it is no plain file")
     file.unlink()
-    others = user_node.folder / "others"
+    others = user_node.directory / "others"
     others.touch(mode=0o600)
     file.symlink_to(others)
     let_pass(user_node, 60)

@@ -22,8 +22,8 @@ JO, AL = USERS
 class Shares:
     """Users with private images on a node that lets each keep a megabyte."""
 
-    def __init__(self, folder: Path, make_sif: MakeSif) -> None:
-        self.node = NodeWithUsers(folder, USERS)
+    def __init__(self, directory: Path, make_sif: MakeSif) -> None:
+        self.node = NodeWithUsers(directory, USERS)
         self.node.configure("[policy]\nmax_user_share = 1M\n")
         self._make_sif = make_sif
 
@@ -45,8 +45,8 @@ class Shares:
 
 
 @pytest.fixture
-def shares(open_folder: Path, make_sif: MakeSif) -> Shares:
-    return Shares(open_folder, make_sif)
+def shares(open_directory: Path, make_sif: MakeSif) -> Shares:
+    return Shares(open_directory, make_sif)
 
 
 def test_the_least_recently_used_of_the_same_user_goes(shares: Shares) -> None:

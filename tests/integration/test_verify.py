@@ -17,10 +17,10 @@ from tests.parts.webserver import WebServer
 class Verifying:
     """A node whose site asks a program about each image."""
 
-    def __init__(self, node: Node, folder: Path) -> None:
+    def __init__(self, node: Node, directory: Path) -> None:
         self.node = node
-        self.program = folder / "ask"
-        self.calls = folder / "calls"
+        self.program = directory / "ask"
+        self.calls = directory / "calls"
         self.calls.mkdir(mode=0o777)
         self.calls.chmod(0o777)
         self.write()
@@ -48,8 +48,8 @@ exit {code}
 
 
 @pytest.fixture
-def verifying(node: Node, open_folder: Path) -> Verifying:
-    return Verifying(node, open_folder)
+def verifying(node: Node, open_directory: Path) -> Verifying:
+    return Verifying(node, open_directory)
 
 
 def test_what_a_program_accepts(verifying: Verifying, web: WebServer, sif: bytes) -> None:

@@ -147,8 +147,8 @@ def test_tls_with_a_certificate_that_can_be_checked() -> None:
             assert response.read() == DATA
         with pytest.raises(OSError, match="CERTIFICATE_VERIFY_FAILED"):
             urlopen(server.url(PATH))
-        folder = server.certificate.parent
-    assert not folder.exists()
+        directory = server.certificate.parent
+    assert not directory.exists()
 
 
 # Faults

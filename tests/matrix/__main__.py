@@ -38,7 +38,9 @@ def main() -> int:
     """Do what the command line says; return 1 where something failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.matrix", description=__doc__)
     parser.add_argument("releases", nargs="*", metavar="RELEASE", default=RELEASES)
-    parser.add_argument("--folder", type=Path, default=Path(".matrix"), help="where roots are kept")
+    parser.add_argument(
+        "--directory", type=Path, default=Path(".matrix"), help="where roots are kept"
+    )
     parser.add_argument("--mirror", default="", help="Debian archive, by default this host's")
     parser.add_argument("--run", metavar="COMMAND", help="run this there instead of the tests")
     options = parser.parse_args()
@@ -49,7 +51,7 @@ def main() -> int:
     if not mirror:
         print("test-matrix: apt here knows no Debian archive; name one by --mirror")
         return 1
-    roots = [Root(options.folder.absolute(), release) for release in options.releases]
+    roots = [Root(options.directory.absolute(), release) for release in options.releases]
     if options.run:
         done = [run(root, mirror, options.run) for root in roots]
         return 0 if all(done) else 1

@@ -1,10 +1,10 @@
 #!/bin/sh
-# enter.sh ROOT FOLDER COMMAND...
-# Run a command in a folder of a root file system. Has to be started in a mount and a PID namespace
+# enter.sh ROOT DIRECTORY COMMAND...
+# Run a command in a directory of a root file system. Has to be started in a mount and a PID namespace
 # of its own, so that mounts and daemons end with the command.
 set -eu
 root=$1
-folder=$2
+directory=$2
 shift 2
 
 # A mount point that becomes the root, rather than a chroot: the kernel lets nobody make a user
@@ -17,7 +17,7 @@ mount -t proc proc proc
 mount -t tmpfs -o mode=755 tmpfs run
 mount -t tmpfs -o mode=1777 tmpfs tmp
 pivot_root . mnt
-cd "$folder"
+cd "$directory"
 umount --lazy /mnt
 
 # Not exec: the shell is process 1 here, which has to reap what daemons leave behind.

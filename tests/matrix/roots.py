@@ -30,15 +30,15 @@ _HOST_FILES = (
 
 
 class Root:
-    """One release's root file system below a folder; it is made once and kept.
+    """One release's root file system below a directory; it is made once and kept.
 
     Commands run in it as root, on the host's network and with its devices, in mount and PID
     namespaces of their own: no mount and no process outlives them.
     """
 
-    def __init__(self, folder: Path, release: str) -> None:
+    def __init__(self, directory: Path, release: str) -> None:
         self.release = release
-        self.path = folder / release
+        self.path = directory / release
         self.checkout = self.path / "hpcimg"
 
     @contextmanager
@@ -123,7 +123,7 @@ def _environment() -> dict[str, str]:
     passed_on = {
         name: value
         for name, value in os.environ.items()
-        # Files are copied, folders are not.
+        # Files are copied, directories are not.
         if _PASSED_ON.fullmatch(name) and not Path(value).is_dir()
     }
     return {**passed_on, "PATH": PATH, "HOME": "/root", "LC_ALL": "C.UTF-8"}

@@ -12,18 +12,18 @@ from tests.parts.node import PROLOG, Node
 
 
 class NodeWithAccount(Node):
-    """A node whose accounts include one more, with a home folder; the host's stay as they are.
+    """A node whose accounts include one more, with a home directory; the host's stay as they are.
 
     Needs root. The account is that of the node's jobs.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.home = folder / "home"
-        super().__init__(folder, uid=54321)
+    def __init__(self, directory: Path) -> None:
+        self.home = directory / "home"
+        super().__init__(directory, uid=54321)
         self.home.mkdir()
         os.chown(self.home, self.uid, self.uid)
-        # All of the folder: a mount on the one file ends when the host gets another account.
-        self._etc = folder / "etc"
+        # All of the directory: a mount on the one file ends when the host gets another account.
+        self._etc = directory / "etc"
         self._etc.mkdir()
         for name in ("passwd", "group", "nsswitch.conf", "hosts"):
             shutil.copy(f"/etc/{name}", self._etc)
@@ -31,7 +31,7 @@ class NodeWithAccount(Node):
             file.write(f"hpcjob:x:54321:54321::{self.home}:/bin/sh\n")
 
     def write(self, name: str, text: str) -> Path:
-        """Write a file below the home folder that only its user may read."""
+        """Write a file below the home directory that only its user may read."""
         file = self.home / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)

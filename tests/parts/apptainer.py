@@ -20,16 +20,16 @@ def missing() -> str:
 
 
 class Signer:
-    """Somebody with a key pair, in a folder of its own.
+    """Somebody with a key pair, in a directory of its own.
 
     `public` is what this one gives to others, as `apptainer key export` writes it.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
-        """Make the folder and the keys."""
-        self._folder = folder / f"keys-of-{name}"
-        self._folder.mkdir(mode=0o700)
-        self.public = folder / f"{name}.asc"
+    def __init__(self, directory: Path, name: str) -> None:
+        """Make the directory and the keys."""
+        self._directory = directory / f"keys-of-{name}"
+        self._directory.mkdir(mode=0o700)
+        self.public = directory / f"{name}.asc"
         # Small ones: they are made in no time.
         words = [f"--name={name}", f"--email={name}@example.org", "--comment=for a test"]
         self._run("key", "newpair", *words, "--password=", "--push=false", "--bit-length=2048")
@@ -41,7 +41,7 @@ class Signer:
         return image
 
     def _run(self, *arguments: str, says: str = "") -> None:
-        run(*arguments, home=self._folder, says=says)
+        run(*arguments, home=self._directory, says=says)
 
 
 def add_part(image: Path, *, group: int) -> Path:
@@ -54,7 +54,7 @@ def add_part(image: Path, *, group: int) -> Path:
 
 
 def run(*arguments: str, home: Path, says: str = "") -> None:
-    """Run Apptainer with its keys in a folder, and what somebody types; raise PartError."""
+    """Run Apptainer with its keys in a directory, and what somebody types; raise PartError."""
     environment = {"PATH": PATH, "HOME": str(home), "APPTAINER_KEYSDIR": str(home)}
     argv = ["apptainer", *arguments]
     done = subprocess.run(

@@ -27,10 +27,10 @@ _START_TIMEOUT_S = 60
 
 
 class Cluster(SlurmClient):
-    """One slurmctld, a munged of its own and nodes named n1, n2, ..., all below one folder.
+    """One slurmctld, a munged of its own and nodes named n1, n2, ..., all below one directory.
 
-    A context manager. Attributes for tests: folder, conf (the slurm.conf), nodes, and work, the
-    folder where commands run, so that jobs' output files are there. Two clusters can run side by
+    A context manager. Attributes for tests: directory, conf (the slurm.conf), nodes, and work, the
+    directory where commands run, so that jobs' output files are there. Two clusters can run side by
     side: ports are chosen at start, and nothing else is shared.
 
     Hooks are run as they are given. slurmd builds Prolog's environment from empty, so a hook that
@@ -52,7 +52,7 @@ class Cluster(SlurmClient):
     ) -> None:
         """Describe the cluster; nothing runs yet.
 
-        cli_filter, job_submit: Lua files. etc: a folder with what the nodes have in /etc instead
+        cli_filter, job_submit: Lua files. etc: a directory with what the nodes have in /etc instead
         of what this host has. extra_conf: lines of slurm.conf; a setting there takes
         the place of the cluster's own.
         """
@@ -85,9 +85,9 @@ class Cluster(SlurmClient):
     def __enter__(self) -> Self:
         """Start; where that fails or is interrupted, end what was started."""
         # A short path: the name of a unix socket has room for 107 bytes.
-        self.folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
-        self.conf = self.folder / "slurm.conf"
-        self.work = self.folder / "work"
+        self.directory = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+        self.conf = self.directory / "slurm.conf"
+        self.work = self.directory / "work"
         try:
             self._start()
         except BaseException:
@@ -96,7 +96,7 @@ class Cluster(SlurmClient):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End all daemons, jobs and hooks of this cluster by pid, and remove its folder."""
+        """End all daemons, jobs and hooks of this cluster by pid, and remove its directory."""
         self._stop()
 
     def stop_node(self, node: str) -> None:
@@ -120,13 +120,13 @@ class Cluster(SlurmClient):
 
     def log(self, name: str) -> str:
         """Return the log of slurmctld, munged or a node."""
-        return (self.folder / "log" / f"{name}.log").read_text(errors="replace")
+        return (self.directory / "log" / f"{name}.log").read_text(errors="replace")
 
     def _start(self) -> None:
-        self._make_folders()
+        self._make_directories()
         self._write_conf()
-        munge = self.folder / "munge"
-        argv = ["munged", "--foreground", f"--log-file={self.folder}/log/munged.log"]
+        munge = self.directory / "munge"
+        argv = ["munged", "--foreground", f"--log-file={self.directory}/log/munged.log"]
         argv += [f"--{name}-file={munge}/{name}" for name in ("key", "pid", "seed")]
         self._start_daemon("munged", [*argv, f"--socket={munge}/socket"], user=MUNGE_USER)
         self._wait((munge / "socket").exists, "munged")
@@ -150,18 +150,18 @@ class Cluster(SlurmClient):
         wait_until(
             lambda: not self._kill(), timeout_s=10, what="the end of the cluster's processes"
         )
-        shutil.rmtree(self.folder)
+        shutil.rmtree(self.directory)
 
     def _kill(self, node: str = "") -> int:
         return kill_processes(
             setting=f"SLURM_CONF={self.conf}",
             mark=f"SLURMD_NODENAME={node}" if node else "",
-            log=self.folder / "log" / f"{node}.log" if node else None,
+            log=self.directory / "log" / f"{node}.log" if node else None,
             spare=[daemon.pid for daemon in self._daemons.values()],
         )
 
-    def _make_folders(self) -> None:
-        self.folder.chmod(0o755)
+    def _make_directories(self) -> None:
+        self.directory.chmod(0o755)
         for name, owner, mode in (
             ("munge", MUNGE_USER, 0o755),
             ("state", SLURM_USER, 0o700),
@@ -170,15 +170,15 @@ class Cluster(SlurmClient):
             ("log", "root", 0o1777),
             ("work", "root", 0o1777),
         ):
-            path = self.folder / name
+            path = self.directory / name
             path.mkdir()
             path.chmod(mode)
             shutil.chown(path, owner)
         for node in self.nodes:
-            spool = self.folder / "spool" / node
+            spool = self.directory / "spool" / node
             spool.mkdir()
             spool.chmod(0o755)
-        key = self.folder / "munge" / "key"
+        key = self.directory / "munge" / "key"
         key.touch(mode=0o400)
         key.write_bytes(os.urandom(128))
         shutil.chown(key, MUNGE_USER)
@@ -186,21 +186,21 @@ class Cluster(SlurmClient):
     def _write_conf(self) -> None:
         for name, source in self._lua.items():
             if source is not None:
-                shutil.copyfile(source, self.folder / name)
+                shutil.copyfile(source, self.directory / name)
         if slurm_version() >= (24, 5):
             # Without a cgroup tree of their own the daemons of newer releases refuse to start;
             # older ones do not know this value, and do not look.
-            (self.folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
+            (self.directory / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
         self._ports = free_ports(1 + len(self.nodes))
         text = slurm_conf(
-            self.folder,
+            self.directory,
             nodes=self.nodes,
             ports=self._ports,
             settings=self._settings,
             extra=self._extra_conf,
         )
         self.conf.write_text(text)
-        for path in self.folder.glob("*.*"):
+        for path in self.directory.glob("*.*"):
             # Users' commands read them, whatever the umask of the test run.
             path.chmod(0o644)
 
@@ -211,7 +211,7 @@ class Cluster(SlurmClient):
     def _start_daemon(self, name: str, argv: list[str], *, user: str = "root") -> None:
         self._daemons[name] = Daemon(
             argv,
-            output=self.folder / "log" / f"{name}.out",
+            output=self.directory / "log" / f"{name}.out",
             user=user,
             env={"SLURM_CONF": str(self.conf)},
         )
@@ -236,13 +236,13 @@ def slurm_version() -> tuple[int, int]:
     return int(year), int(month)
 
 
-def write_hook(folder: Path, name: str, target: Path | str, env: Mapping[str, str]) -> Path:
+def write_hook(directory: Path, name: str, target: Path | str, env: Mapping[str, str]) -> Path:
     """Write a script that sets the variables and becomes the target; return its path.
 
     It is root's and executable by all, as slurmd and the task prolog want it.
     """
     lines = [f"export {variable}={shlex.quote(value)}" for variable, value in env.items()]
-    path = folder / name
+    path = directory / name
     path.write_text("\n".join(["#!/bin/sh", *lines, f'exec {shlex.quote(str(target))} "$@"', ""]))
     path.chmod(0o755)
     return path

@@ -43,13 +43,13 @@ def missing() -> str:
 def make_squashfs(
     path: Path, files: Mapping[str, bytes], *, compression: str = "gzip", size_bytes: int = 0
 ) -> Path:
-    """Write a squashfs file system that holds the files, by name with folders; return path.
+    """Write a squashfs file system that holds the files, by name with directories; return path.
 
     size_bytes: make the file about this size, where it would be smaller, by a file "padding" of
     bytes that do not compress.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder)
+    with tempfile.TemporaryDirectory() as directory:
+        tree = Path(directory)
         for name, content in files.items():
             target = tree / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -82,8 +82,8 @@ def make_sif(
     the partition always is the end of the file, and a file cut short has no whole image.
     """
     if squashfs is None:
-        with tempfile.TemporaryDirectory() as folder:
-            made = make_squashfs(Path(folder) / "root", files or {}, compression=compression)
+        with tempfile.TemporaryDirectory() as directory:
+            made = make_squashfs(Path(directory) / "root", files or {}, compression=compression)
             return make_sif(path, squashfs=made, arch=arch, size_bytes=size_bytes)
 
     code = _ARCH[arch or _MACHINE.get(platform.machine(), platform.machine())]

@@ -32,7 +32,7 @@ def file(name: str, content: bytes = b"", *, mode: int = 0o644) -> tuple[tarfile
     return member, content
 
 
-def folder(name: str, *, mode: int = 0o755) -> tuple[tarfile.TarInfo, bytes]:
+def directory(name: str, *, mode: int = 0o755) -> tuple[tarfile.TarInfo, bytes]:
     """Return a directory."""
     return _member(name, tarfile.DIRTYPE, mode), b""
 
@@ -109,8 +109,8 @@ def converted(
     tell: Tell = lambda _done, _total, _disk: None,
 ) -> Path:
     """Convert layers to an image at a path; return the path."""
-    folder_ = path.with_name(f"{path.name}.work")
-    folder_.mkdir()
+    directory_ = path.with_name(f"{path.name}.work")
+    directory_.mkdir()
     output = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
     try:
         with opened(*layers) as descriptors:
@@ -120,7 +120,7 @@ def converted(
                     config=config,
                     layers=descriptors,
                     output=output,
-                    folder=str(folder_),
+                    directory=str(directory_),
                     format=format,
                     compression=compression,
                     max_unpacked_bytes=limit,
@@ -129,12 +129,12 @@ def converted(
             )
     finally:
         os.close(output)
-        assert not list(folder_.iterdir())
+        assert not list(directory_.iterdir())
     return path
 
 
 def unpack(path: Path) -> Path:
-    """Unpack an image beside it; return the folder, which holds files of this process' own."""
+    """Unpack an image beside it; return the directory, which holds files of this process' own."""
     to = path.with_name(f"{path.name}.tree")
     _unsquashfs(path, "-n", "-q", "-d", str(to))
     return to

@@ -16,14 +16,14 @@ def missing() -> str:
     return missing_commands("skopeo")
 
 
-def save(registry: Registry, name: str, folder: Path) -> None:
-    """Copy an image, "repository:tag", to folder/SCHEME for each scheme; all may read it."""
+def save(registry: Registry, name: str, directory: Path) -> None:
+    """Copy an image, "repository:tag", to directory/SCHEME for each scheme; all may read it."""
     for scheme in SCHEMES:
-        to = f"{scheme}:{folder}/{scheme}:{name}"
+        to = f"{scheme}:{directory}/{scheme}:{name}"
         subprocess.run(
             ["skopeo", "--insecure-policy", "copy", "--quiet", "--src-tls-verify=false"]
             + [f"docker://{registry.host}/{name}", to],
             check=True,
             env={"PATH": PATH, "HOME": "/nonexistent"},
         )
-    subprocess.run(["chmod", "-R", "a+rX", str(folder)], check=True)
+    subprocess.run(["chmod", "-R", "a+rX", str(directory)], check=True)

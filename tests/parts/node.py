@@ -1,4 +1,4 @@
-"""A node: a cache, a state folder, and the three hooks called as slurmd calls them."""
+"""A node: a cache, a state directory, and the three hooks called as slurmd calls them."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Task(NamedTuple):
 
 
 class Node:
-    """One node below a folder. `settings` are lines of the configuration, by section."""
+    """One node below a directory. `settings` are lines of the configuration, by section."""
 
-    def __init__(self, folder: Path, settings: str = "", *, uid: int | None = None) -> None:
-        self.folder = folder
-        self.cache = folder / "cache"
-        self.state = folder / "state"
-        self.log_file = folder / "hpcimg.log"
-        self.conf = folder / "hpcimg.conf"
+    def __init__(self, directory: Path, settings: str = "", *, uid: int | None = None) -> None:
+        self.directory = directory
+        self.cache = directory / "cache"
+        self.state = directory / "state"
+        self.log_file = directory / "hpcimg.log"
+        self.conf = directory / "hpcimg.conf"
         self.uid = os.getuid() if uid is None else uid
         self.configure(settings)
 
@@ -45,10 +45,10 @@ class Node:
         self.conf.write_text(
             f"[cache]\npath = {self.cache}\nmin_free = 0\n"
             f"[state]\npath = {self.state}\n[log]\nto = {self.log_file}\n"
-            f"[stage]\nregistries_conf = {self.folder}/registries.conf\n"
+            f"[stage]\nregistries_conf = {self.directory}/registries.conf\n"
         )
-        (self.folder / "conf.d").mkdir(exist_ok=True)
-        (self.folder / "conf.d" / "test.conf").write_text(settings)
+        (self.directory / "conf.d").mkdir(exist_ok=True)
+        (self.directory / "conf.d" / "test.conf").write_text(settings)
 
     def environment(self, job: int | str, comment: str | None = None) -> dict[str, str]:
         """Return what slurmd gives a hook: next to nothing."""
@@ -131,8 +131,10 @@ class Node:
     def leftovers(self) -> list[Path]:
         """Return what only work under way may have on disk."""
         in_cache = (self.cache / "tmp", self.cache / "work")
-        folders = (*in_cache, self.state / "tmp", self.state / "inflight")
-        return [path for folder in folders if folder.exists() for path in folder.iterdir()]
+        directories = (*in_cache, self.state / "tmp", self.state / "inflight")
+        return [
+            path for directory in directories if directory.exists() for path in directory.iterdir()
+        ]
 
     def log(self) -> str:
         """Return what was logged."""

@@ -47,7 +47,7 @@ OUTSIDER = Identity("OUTSIDERACCESS", "outsider/secret+key")
 
 
 class ObjectStore:
-    """SeaweedFS on ports of its own with a storage folder of its own.
+    """SeaweedFS on ports of its own with a storage directory of its own.
 
     A context manager. Attributes: url (the endpoint), port.
     """
@@ -71,13 +71,13 @@ class ObjectStore:
 
     def __enter__(self) -> Self:
         """Start with two empty buckets."""
-        self.folder = Path(tempfile.mkdtemp(prefix="objectstore-"))
-        (self.folder / "data").mkdir()
-        (self.folder / "s3.json").write_text(_identities())
+        self.directory = Path(tempfile.mkdtemp(prefix="objectstore-"))
+        (self.directory / "data").mkdir()
+        (self.directory / "s3.json").write_text(_identities())
         self._daemon = Daemon(
             [str(_WEED), "-logtostderr=true", "server", *self._options()],
-            output=self.folder / "log",
-            env={"HOME": str(self.folder)},
+            output=self.directory / "log",
+            env={"HOME": str(self.directory)},
         )
         try:
             self._start()
@@ -90,7 +90,7 @@ class ObjectStore:
         """End it, and remove what was stored."""
         self._daemon.kill()  # it takes seconds over its own end, and there is nothing to save
         self._session.close()
-        shutil.rmtree(self.folder)
+        shutil.rmtree(self.directory)
 
     def put(self, bucket: str, key: str, data: bytes) -> None:
         """Store an object under a key as it is, its characters not encoded yet."""
@@ -113,10 +113,10 @@ class ObjectStore:
         ports = [f"-{name}={port}" for name, port in zip(names, self._ports, strict=True)]
         return [
             *ports,
-            f"-dir={self.folder}/data",
-            f"-s3.config={self.folder}/s3.json",
-            f"-s3.localSocket={self.folder}/s3.sock",
-            f"-filer.localSocket={self.folder}/filer.sock",
+            f"-dir={self.directory}/data",
+            f"-s3.config={self.directory}/s3.json",
+            f"-s3.localSocket={self.directory}/s3.sock",
+            f"-filer.localSocket={self.directory}/filer.sock",
             *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", "-s3.iam=false"),
             *("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"),
             *("-master.volumeSizeLimitMB=1024", "-volume.minFreeSpace=0"),

@@ -58,10 +58,10 @@ def program() -> bytes:
 
 
 def make_layer(files: Mapping[str, bytes], *, compression: str = "gzip") -> Layer:
-    """Return a layer that holds the files, by name with folders; all may be run.
+    """Return a layer that holds the files, by name with directories; all may be run.
 
-    A name such as "folder/.wh.name" takes the file out that a layer below has. compression: gzip,
-    zstd, or "" for none. What is made of the same files is the same.
+    A name such as "directory/.wh.name" takes the file out that a layer below has. compression:
+    gzip, zstd, or "" for none. What is made of the same files is the same.
     """
     packed = io.BytesIO()
     write_tar(packed, files)
@@ -71,16 +71,16 @@ def make_layer(files: Mapping[str, bytes], *, compression: str = "gzip") -> Laye
 
 
 def write_tar(file: BinaryIO, files: Mapping[str, bytes]) -> None:
-    """Write the tar file of a layer, with root as the owner of all and folders before files."""
-    folders: set[str] = set()
+    """Write the tar file of a layer, with root as the owner of all and directories before files."""
+    directories: set[str] = set()
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name, content in files.items():
             for parent in reversed([str(path) for path in Path(name).parents][:-1]):
-                if parent not in folders:
-                    folders.add(parent)
-                    folder = tarfile.TarInfo(parent)
-                    folder.type, folder.mode = tarfile.DIRTYPE, 0o755
-                    tar.addfile(folder)
+                if parent not in directories:
+                    directories.add(parent)
+                    directory = tarfile.TarInfo(parent)
+                    directory.type, directory.mode = tarfile.DIRTYPE, 0o755
+                    tar.addfile(directory)
             member = tarfile.TarInfo(name)
             member.size, member.mode = len(content), 0o755
             tar.addfile(member, io.BytesIO(content))

@@ -36,13 +36,13 @@ def missing() -> str:
     return "" if done.returncode == 0 else "squashfs-tools 4.4 do not run here"
 
 
-def put(folder: Path, version: str) -> Path:
-    """Put the mksquashfs of that version, 4.3 or 4.4, into a folder; return its path."""
-    path = folder / "mksquashfs"
+def put(directory: Path, version: str) -> Path:
+    """Put the mksquashfs of that version, 4.3 or 4.4, into a directory; return its path."""
+    path = directory / "mksquashfs"
     if version == "4.4":
         shutil.copy(PROGRAM, path)
     else:
-        program = shutil.copy(PROGRAM, folder / "mksquashfs-4.4")
+        program = shutil.copy(PROGRAM, directory / "mksquashfs-4.4")
         path.write_text(_LIKE_4_3.replace("$program", str(program)))
         path.chmod(0o755)
     return path

@@ -47,14 +47,14 @@ def descendants(pid: int) -> list[int]:
     return [other for child in children for other in (child, *descendants(child))]
 
 
-def users_of(folder: Path) -> list[int]:
-    """Return the processes, but this one, that have a file below a folder open."""
+def users_of(directory: Path) -> list[int]:
+    """Return the processes, but this one, that have a file below a directory open."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         if int(process.name) != os.getpid():
             with contextlib.suppress(OSError):
                 opened = [fd.readlink() for fd in (process / "fd").iterdir()]
-                if any(path.is_relative_to(folder) for path in opened):
+                if any(path.is_relative_to(directory) for path in opened):
                     found.append(int(process.name))
     return found
 
@@ -74,13 +74,13 @@ def gone(pid: int) -> bool:
 
 
 def _processes() -> Iterator[tuple[int, list[str]]]:
-    for folder in Path("/proc").glob("[0-9]*"):
+    for directory in Path("/proc").glob("[0-9]*"):
         try:
-            environment = (folder / "environ").read_text(errors="replace")
+            environment = (directory / "environ").read_text(errors="replace")
         except OSError:
             # It ended in the meantime.
             continue
-        yield int(folder.name), environment.split("\0")
+        yield int(directory.name), environment.split("\0")
 
 
 def _holds(pid: int, path: Path) -> bool:

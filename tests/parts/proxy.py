@@ -32,12 +32,12 @@ class Proxy:
 
     def __enter__(self) -> Self:
         """Start, and wait until it answers."""
-        self._folder = Path(tempfile.mkdtemp(prefix="proxy-"))
-        conf = self._folder / "tinyproxy.conf"
+        self._directory = Path(tempfile.mkdtemp(prefix="proxy-"))
+        conf = self._directory / "tinyproxy.conf"
         conf.write_text(
             f"Port {self._port}\nListen 127.0.0.1\nTimeout 60\nMaxClients 20\nLogLevel Connect\n"
         )
-        self._log = self._folder / "log"
+        self._log = self._directory / "log"
         self._daemon = Daemon(["tinyproxy", "-d", "-c", str(conf)], output=self._log)
 
         try:
@@ -51,7 +51,7 @@ class Proxy:
     def __exit__(self, *_: object) -> None:
         """End it."""
         self._daemon.stop()
-        shutil.rmtree(self._folder)
+        shutil.rmtree(self._directory)
 
     def requests(self) -> list[tuple[str, str]]:
         """Return method and address of all requests so far, CONNECT with HOST:PORT."""

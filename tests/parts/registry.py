@@ -50,7 +50,7 @@ class Request(NamedTuple):
 
 
 class Registry:
-    """Debian's docker-registry on a port of its own with a storage folder of its own.
+    """Debian's docker-registry on a port of its own with a storage directory of its own.
 
     A context manager. Attributes: host ("127.0.0.1:PORT", as in docker://HOST/...), url, port;
     with TLS `certificate`, the PEM file that clients have to trust.
@@ -92,9 +92,9 @@ class Registry:
 
     def __enter__(self) -> Self:
         """Start with nothing stored."""
-        self.folder = Path(tempfile.mkdtemp(prefix="registry-"))
-        self._log = self.folder / "log"
-        config = self.folder / "config.yml"
+        self.directory = Path(tempfile.mkdtemp(prefix="registry-"))
+        self._log = self.directory / "log"
+        config = self.directory / "config.yml"
         config.write_text(json.dumps(self._config()))  # JSON is YAML
         self._daemon = Daemon(["docker-registry", "serve", str(config)], output=self._log)
         try:
@@ -108,7 +108,7 @@ class Registry:
         """Stop, and remove what was stored."""
         self._daemon.stop()
         self._session.close()
-        shutil.rmtree(self.folder)
+        shutil.rmtree(self.directory)
 
     def start(self) -> None:
         """Start, and wait until it answers."""
@@ -201,14 +201,14 @@ class Registry:
             "version": "0.1",
             "log": {"level": "warn", "accesslog": {"disabled": False}},
             "storage": {
-                "filesystem": {"rootdirectory": str(self.folder / "storage")},
+                "filesystem": {"rootdirectory": str(self.directory / "storage")},
                 "delete": {"enabled": True},
             },
             "http": http,
         }
         if self._basic:
-            (self.folder / "htpasswd").write_text(f"{_HTPASSWD}\n")
-            path = str(self.folder / "htpasswd")
+            (self.directory / "htpasswd").write_text(f"{_HTPASSWD}\n")
+            path = str(self.directory / "htpasswd")
             config["auth"] = {"htpasswd": {"realm": "test", "path": path}}
         if self._tokens:
             config["auth"] = {
@@ -220,7 +220,7 @@ class Registry:
                 }
             }
         if self._tls:
-            self.certificate, key = make_certificate(self.folder)
+            self.certificate, key = make_certificate(self.directory)
             self._session.verify = str(self.certificate)
             http["tls"] = {"certificate": str(self.certificate), "key": str(key)}
         if self._mirror_of:

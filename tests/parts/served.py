@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from hpcimg.cache import folders, hot, inflight, store
+from hpcimg.cache import directories, hot, inflight, store
 from hpcimg.cache.ensure import Staged, ensure
 from hpcimg.cache.policy import Cache
 from hpcimg.errors import Damaged
@@ -194,7 +194,7 @@ def stage(
 ) -> Staged:
     """Do what a Prolog does for one image, with the short way's record at the end."""
     layout = cache.layout
-    folders.prepare(layout)
+    directories.prepare(layout)
     store.sweep(layout)
     inflight.sweep(layout)
     staged = ensure(

@@ -28,7 +28,7 @@ class Site:
     """A Slurm cluster, a registry and a web server, with hpcimg configured for them.
 
     A context manager. Attributes: cluster, registry, web, conf (the hpcimg.conf of all nodes),
-    homes (of users), read_image (a script for jobs: IMAGE NAME) and folder, which has n1/cache,
+    homes (of users), read_image (a script for jobs: IMAGE NAME) and directory, which has n1/cache,
     n1/state and n1/hpcimg.log for each node and may be entered by everybody.
     """
 
@@ -64,35 +64,36 @@ class Site:
     def __enter__(self) -> Self:
         """Start everything; where that fails, end what was started."""
         with ExitStack() as stack:
-            # Not a folder of pytest's: those are for one account alone.
-            self.folder = Path(tempfile.mkdtemp(prefix="site-", dir="/tmp"))
-            stack.callback(shutil.rmtree, self.folder)
-            self.folder.chmod(0o755)
+            # Not a directory of pytest's: those are for one account alone.
+            self.directory = Path(tempfile.mkdtemp(prefix="site-", dir="/tmp"))
+            stack.callback(shutil.rmtree, self.directory)
+            self.directory.chmod(0o755)
             self.registry = stack.enter_context(Registry())
             self.web = stack.enter_context(WebServer())
-            self.conf = self.folder / "hpcimg.conf"
+            self.conf = self.directory / "hpcimg.conf"
             self.configure(self._settings)
             self.read_image = self._copy(READ_IMAGE)
-            self.homes = Homes(self.folder, self._users)
+            self.homes = Homes(self.directory, self._users)
             self.cluster = stack.enter_context(self._new_cluster())
-            grammar = shutil.copy(ROOT / "etc" / "hpcimg.lua", self.cluster.folder)
+            grammar = shutil.copy(ROOT / "etc" / "hpcimg.lua", self.cluster.directory)
             Path(grammar).chmod(0o644)
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End everything and remove the folder."""
+        """End everything and remove the directory."""
         self._stack.close()
 
     def configure(self, settings: str = "") -> None:
         """Write the configuration: what this host needs in hpcimg.conf, `settings` in conf.d."""
         self.conf.write_text(
-            f"[cache]\npath = {self.folder}/%n/cache\nmin_free = 0\n"
-            f"[state]\npath = {self.folder}/%n/state\n[log]\nto = {self.folder}/%n/hpcimg.log\n"
-            f"[stage]\nregistries_conf = {self.folder}/registries.conf\n"
+            f"[cache]\npath = {self.directory}/%n/cache\nmin_free = 0\n"
+            f"[state]\npath = {self.directory}/%n/state\n"
+            f"[log]\nto = {self.directory}/%n/hpcimg.log\n"
+            f"[stage]\nregistries_conf = {self.directory}/registries.conf\n"
             f"[registry {self.registry.host}]\ninsecure = yes\n"
         )
-        own = self.folder / "conf.d" / "site.conf"
+        own = self.directory / "conf.d" / "site.conf"
         own.parent.mkdir(exist_ok=True)
         own.write_text(settings)
         for path in (self.conf, own.parent, own):
@@ -110,7 +111,7 @@ class Site:
     def image(self, name: str, *, size_bytes: int = 0) -> Path:
         """Make a SIF image, unlike all others, with a file "hello" that holds its name and \\n."""
         content = {"hello": f"{name}\n".encode(), "unique": os.urandom(16)}
-        return make_sif(self.folder / f"{name}.sif", content, size_bytes=size_bytes)
+        return make_sif(self.directory / f"{name}.sif", content, size_bytes=size_bytes)
 
     def put(self, name: str, *, size_bytes: int = 0) -> str:
         """Make an image and serve it on the web server; return its address."""
@@ -127,21 +128,21 @@ class Site:
         # The checkout may be where ordinary users cannot go.
         task_prolog = self._copy(TASK_PROLOG)
         for number in range(1, self._nodes + 1):
-            folder = self.folder / f"n{number}"
-            folder.mkdir()
-            folder.chmod(0o755)
+            directory = self.directory / f"n{number}"
+            directory.mkdir()
+            directory.chmod(0o755)
         return Cluster(
             nodes=self._nodes,
-            prolog=write_hook(self.folder, "prolog", PROLOG, variables),
-            task_prolog=write_hook(self.folder, "task-prolog", task_prolog, variables),
-            epilog=write_hook(self.folder, "epilog", EPILOG, variables),
+            prolog=write_hook(self.directory, "prolog", PROLOG, variables),
+            task_prolog=write_hook(self.directory, "task-prolog", task_prolog, variables),
+            epilog=write_hook(self.directory, "epilog", EPILOG, variables),
             cli_filter=self._cli_filter,
             etc=self.homes.etc if self._users else None,
             extra_conf=self._extra_conf,
         )
 
     def _copy(self, script: Path) -> Path:
-        path = Path(shutil.copy(script, self.folder))
+        path = Path(shutil.copy(script, self.directory))
         path.chmod(0o755)
         return path
 
@@ -152,7 +153,7 @@ class SiteNode(Node):
     def __init__(self, site: Site, name: str) -> None:
         self._site = site
         self.name = name
-        super().__init__(site.folder / name)
+        super().__init__(site.directory / name)
         self.conf = site.conf
 
     def configure(self, settings: str = "") -> None:
@@ -174,7 +175,7 @@ class SiteNode(Node):
         return self._run([str(ROOT / "bin" / "hpcimg"), *arguments], environment)
 
     def jobs(self) -> list[str]:
-        """Return the jobs that have a folder on the node."""
+        """Return the jobs that have a directory on the node."""
         return sorted(path.name for path in self.state.glob("jobs/*"))
 
 

@@ -44,7 +44,7 @@ _WHOLE_LINE = (
 
 
 class SlurmClient:
-    """Commands against the cluster of one slurm.conf, run in a folder where all users may write."""
+    """Commands against the cluster of one slurm.conf, run in a directory that all may write to."""
 
     conf: Path
     work: Path

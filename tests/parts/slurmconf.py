@@ -15,14 +15,14 @@ _SETTING = re.compile(r"(\w+)\s*=\s*(.*)")
 
 
 def slurm_conf(
-    folder: Path,
+    directory: Path,
     *,
     nodes: Sequence[str],
     ports: Sequence[int],
     settings: dict[str, str],
     extra: str,
 ) -> str:
-    """Return the file for nodes that all live on this host below one folder.
+    """Return the file for nodes that all live on this host below one directory.
 
     ports: one for slurmctld, then one for each node. settings: what the caller's parameters
     ask for. extra: lines of slurm.conf; a setting there takes the place of ours, as a second
@@ -30,7 +30,7 @@ def slurm_conf(
     names the munge socket, so its options are replaced one by one.
     """
     host = socket.gethostname().split(".")[0]
-    merged = {**_defaults(folder, host, ports[0]), **settings}
+    merged = {**_defaults(directory, host, ports[0]), **settings}
     names = {name.lower(): name for name in merged}
     added = []
     for line in extra.splitlines():
@@ -55,7 +55,7 @@ def _join(ours: str, theirs: str) -> str:
     return ",".join([*kept, theirs])
 
 
-def _defaults(folder: Path, host: str, port: int) -> dict[str, str]:
+def _defaults(directory: Path, host: str, port: int) -> dict[str, str]:
     return {
         "ClusterName": "test",
         "SlurmctldHost": f"{host}(127.0.0.1)",
@@ -63,13 +63,13 @@ def _defaults(folder: Path, host: str, port: int) -> dict[str, str]:
         "SlurmUser": SLURM_USER,
         "AuthType": "auth/munge",
         # A requeued job waits for cred_expire, 120 s by default, before it starts again.
-        "AuthInfo": f"socket={folder}/munge/socket,cred_expire=5",
-        "StateSaveLocation": f"{folder}/state",
-        "SlurmdSpoolDir": f"{folder}/spool/%n",
-        "SlurmctldPidFile": f"{folder}/state/slurmctld.pid",
-        "SlurmdPidFile": f"{folder}/spool/%n.pid",
-        "SlurmctldLogFile": f"{folder}/log/slurmctld.log",
-        "SlurmdLogFile": f"{folder}/log/%n.log",
+        "AuthInfo": f"socket={directory}/munge/socket,cred_expire=5",
+        "StateSaveLocation": f"{directory}/state",
+        "SlurmdSpoolDir": f"{directory}/spool/%n",
+        "SlurmctldPidFile": f"{directory}/state/slurmctld.pid",
+        "SlurmdPidFile": f"{directory}/spool/%n.pid",
+        "SlurmctldLogFile": f"{directory}/log/slurmctld.log",
+        "SlurmdLogFile": f"{directory}/log/%n.log",
         "SlurmctldDebug": "debug",
         "SlurmdDebug": "debug",
         # The nodes claim more CPUs and memory than this host may have.

@@ -42,7 +42,7 @@ default = yes
 
 
 class SwiftServers:
-    """Debian's Swift, on ports and in a folder of its own. A context manager.
+    """Debian's Swift, on ports and in a directory of its own. A context manager.
 
     Attributes: auth_url (of tempauth) and storage_url, whose account is that of USER.
     """
@@ -67,17 +67,17 @@ class SwiftServers:
     def __enter__(self) -> Self:
         """Start with nothing stored."""
         with ExitStack() as stack:
-            self._folder = Path(tempfile.mkdtemp(prefix="swift-"))
-            stack.callback(shutil.rmtree, self._folder)
+            self._directory = Path(tempfile.mkdtemp(prefix="swift-"))
+            stack.callback(shutil.rmtree, self._directory)
             stack.callback(self._session.close)
             account = pwd.getpwuid(os.getuid()).pw_name
             self._write_configuration(account)
             self._make_rings()
             memcached = ["memcached", "-l", "127.0.0.1", "-p", str(self._memcached), "-u", account]
-            daemons = [Daemon(memcached, output=self._folder / "memcached.log")]
+            daemons = [Daemon(memcached, output=self._directory / "memcached.log")]
             for server in _SERVERS:
-                argv = [server, str(self._folder / f"{server}.conf")]
-                daemons.append(Daemon(argv, output=self._folder / f"{server}.log"))
+                argv = [server, str(self._directory / f"{server}.conf")]
+                daemons.append(Daemon(argv, output=self._directory / f"{server}.log"))
             for daemon in daemons:
                 stack.callback(daemon.stop)
                 daemon.start()
@@ -149,15 +149,15 @@ class SwiftServers:
         return response
 
     def _write_configuration(self, account: str) -> None:
-        disk = self._folder / "disks" / "d1"
+        disk = self._directory / "disks" / "d1"
         disk.mkdir(parents=True)
         # Older releases take the one in /etc/swift, which Debian's packages bring.
-        (self._folder / "swift.conf").write_text(_SWIFT_CONF)
+        (self._directory / "swift.conf").write_text(_SWIFT_CONF)
         common = f"""[DEFAULT]
 bind_ip = 127.0.0.1
 workers = 0
 user = {account}
-swift_dir = {self._folder}
+swift_dir = {self._directory}
 devices = {disk.parent}
 mount_check = false
 fallocate_reserve = 0
@@ -198,7 +198,7 @@ use = egg:swift#dlo
         )
 
     def _configure(self, server: str, text: str) -> None:
-        (self._folder / f"{server}.conf").write_text(text)
+        (self._directory / f"{server}.conf").write_text(text)
 
     def _make_rings(self) -> None:
         """Make the three rings, side by side: their builder takes its time."""
@@ -209,7 +209,7 @@ use = egg:swift#dlo
         made = [
             subprocess.Popen(
                 ["sh", "-c", steps, "sh", f"{kind}.builder", str(port)],
-                cwd=self._folder,
+                cwd=self._directory,
                 env={"PATH": PATH},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

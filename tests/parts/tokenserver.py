@@ -35,9 +35,9 @@ class TokenServer:
         self.web = WebServer()
 
     def __enter__(self) -> Self:
-        self._folder = tempfile.TemporaryDirectory(prefix="tokens-")
-        self._key = Path(self._folder.name) / "key.pem"
-        self.certificate = Path(self._folder.name) / "certificate.pem"
+        self._directory = tempfile.TemporaryDirectory(prefix="tokens-")
+        self._key = Path(self._directory.name) / "key.pem"
+        self.certificate = Path(self._directory.name) / "certificate.pem"
         argv = ["openssl", "req", "-x509", "-nodes", "-newkey", "rsa:2048", "-days", "2"]
         argv += ["-subj", "/CN=tokens", "-out", str(self.certificate), "-keyout", str(self._key)]
         subprocess.run(argv, check=True, capture_output=True)
@@ -47,7 +47,7 @@ class TokenServer:
 
     def __exit__(self, *error: object) -> None:
         self.web.__exit__(*error)
-        self._folder.cleanup()
+        self._directory.cleanup()
 
     def requests(self) -> list[Request]:
         """Return what was asked so far."""

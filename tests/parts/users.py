@@ -16,22 +16,22 @@ _WITH_USERS = 'mount -t overlay overlay -o "lowerdir=$0:/etc" /etc && exec "$@"'
 
 
 class Homes:
-    """Homes of `users`, uids by name, below a folder, and the list of accounts that names them.
+    """Homes of `users`, uids by name, below a directory, and the list of accounts that names them.
 
-    Needs root. `etc` is a folder with that list: passwd, with these users added, or changed.
+    Needs root. `etc` is a directory with that list: passwd, with these users added, or changed.
     """
 
-    def __init__(self, folder: Path, users: Mapping[str, int]) -> None:
+    def __init__(self, directory: Path, users: Mapping[str, int]) -> None:
         """Make the homes, empty and for their users alone, and the list."""
         self.users = dict(users)
-        self._folder = folder
+        self._directory = directory
         given = Path("/etc/passwd").read_text().splitlines()
         lines = [line for line in given if line.partition(":")[0] not in users]
         for name, uid in users.items():
             lines.append(f"{name}:x:{uid}:{uid}::{self.home(name)}:/bin/sh")
             self.home(name).mkdir(mode=0o700)
             os.chown(self.home(name), uid, uid)
-        self.etc = folder / "etc"
+        self.etc = directory / "etc"
         self.etc.mkdir()
         self.etc.chmod(0o755)
         accounts = self.etc / "passwd"
@@ -52,7 +52,7 @@ class Homes:
 
     def home(self, name: str) -> Path:
         """Return the home of a user."""
-        return self._folder / f"home-{name}"
+        return self._directory / f"home-{name}"
 
     def keep(self, name: str, path: str, text: str) -> None:
         """Write a file in a user's home, for that user alone."""
@@ -65,21 +65,21 @@ class Homes:
 
 
 def among_users(etc: Path, argv: list[str]) -> list[str]:
-    """Return the command that becomes `argv` where what this folder has is in /etc."""
+    """Return the command that becomes `argv` where what this directory has is in /etc."""
     private = ["unshare", "--mount", "--propagation", "private"]
     return [*private, "sh", "-c", _WITH_USERS, str(etc), *argv]
 
 
 class NodeWithUsers(Node):
-    """A node whose Prolog knows `users`, uids by name, with homes below the folder.
+    """A node whose Prolog knows `users`, uids by name, with homes below the directory.
 
     Needs root. `uid` says whose the jobs are.
     """
 
-    def __init__(self, folder: Path, users: Mapping[str, int]) -> None:
+    def __init__(self, directory: Path, users: Mapping[str, int]) -> None:
         """Make the homes, and the list of accounts."""
-        super().__init__(folder, uid=next(iter(users.values())))
-        self._homes = Homes(folder, users)
+        super().__init__(directory, uid=next(iter(users.values())))
+        self._homes = Homes(directory, users)
         self.home, self.keep = self._homes.home, self._homes.keep
 
     @staticmethod

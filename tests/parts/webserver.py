@@ -71,8 +71,8 @@ class WebServer:
     def __enter__(self) -> Self:
         context = None
         if self._tls:
-            self._folder = tempfile.TemporaryDirectory(prefix="webserver-")
-            self.certificate, key = make_certificate(Path(self._folder.name))
+            self._directory = tempfile.TemporaryDirectory(prefix="webserver-")
+            self.certificate, key = make_certificate(Path(self._directory.name))
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(self.certificate, key)
         self._server = _Server(self, context)
@@ -91,7 +91,7 @@ class WebServer:
         self._server.server_close()
         self._thread.join()
         if self._tls:
-            self._folder.cleanup()
+            self._directory.cleanup()
         if self._server.errors:
             raise self._server.errors[0]
 
@@ -194,9 +194,9 @@ class WebServer:
         return self._holds.get(path)
 
 
-def make_certificate(folder: Path) -> tuple[Path, Path]:
+def make_certificate(directory: Path) -> tuple[Path, Path]:
     """Make a certificate for 127.0.0.1 and localhost that signs itself; return it and its key."""
-    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    certificate, key = directory / "certificate.pem", directory / "key.pem"
     argv = ["openssl", "req", "-x509", "-nodes", "-newkey", "ec", "-days", "2"]
     argv += ["-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", "/CN=localhost"]
     argv += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]

@@ -31,13 +31,13 @@ def runnable(says: str) -> dict[str, bytes]:
 
 
 def test_an_oras_image_runs(site: Site) -> None:
-    image = make_sif(site.folder / "runs.sif", runnable("from a SIF"))
+    image = make_sif(site.directory / "runs.sif", runnable("from a SIF"))
     site.registry.push_sif(image, "lab/runs", "1.0")
     assert run(site, f"oras://{site.registry.host}/lab/runs:1.0", "cat /hello") == "from a SIF\n"
 
 
 def test_a_squashfs_image_runs(site: Site) -> None:
-    image = make_squashfs(site.folder / "runs.squashfs", runnable("from squashfs"))
+    image = make_squashfs(site.directory / "runs.squashfs", runnable("from squashfs"))
     url = site.web.put("/runs", image.read_bytes())
     assert run(site, url, "cat /hello") == "from squashfs\n"
 

@@ -58,20 +58,20 @@ function slurm_job_modify(job, record, partitions, uid) return slurm.SUCCESS end
 
 
 class Hooks:
-    """The three scripts, in a folder that ordinary users can reach, and what they leave there."""
+    """The three scripts, in a directory that all users can reach, and what they leave there."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.chmod(0o755)
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        directory.chmod(0o755)
         for node in "n1", "n2", "n3":
-            os.mkfifo(folder / f"gate.{node}")
+            os.mkfifo(directory / f"gate.{node}")
         self.prolog = self._write("prolog", PROLOG)
         self.task_prolog = self._write("task-prolog", TASK_PROLOG)
         self.epilog = self._write("epilog", EPILOG)
 
     def seen(self, hook: str, job: int, node: str = "n1") -> Path:
         """Return the file that the hook leaves when it is run for the job on the node."""
-        return self.folder / f"{hook}.{job}.{node}"
+        return self.directory / f"{hook}.{job}.{node}"
 
     def wait_for(self, hook: str, job: int, node: str = "n1") -> None:
         wait_until(self.seen(hook, job, node).exists, timeout_s=30, what=f"{hook} on {node}")
@@ -83,34 +83,34 @@ class Hooks:
 
     def open_gate(self, node: str) -> None:
         """Let the Prolog go that waits on the node; blocks until there is one."""
-        (self.folder / f"gate.{node}").write_text("\n")
+        (self.directory / f"gate.{node}").write_text("\n")
 
     def _write(self, name: str, text: str) -> Path:
-        script = self.folder / f"{name}.sh"
+        script = self.directory / f"{name}.sh"
         script.write_text(text)
         script.chmod(0o755)
-        return write_hook(self.folder, name, script, {"SEEN": str(self.folder)})
+        return write_hook(self.directory, name, script, {"SEEN": str(self.directory)})
 
 
 @pytest.fixture(scope="module")
 def hooks() -> Iterator[Hooks]:
-    folder = Path(tempfile.mkdtemp(prefix="hooks-", dir="/tmp"))
-    yield Hooks(folder)
-    shutil.rmtree(folder)
+    directory = Path(tempfile.mkdtemp(prefix="hooks-", dir="/tmp"))
+    yield Hooks(directory)
+    shutil.rmtree(directory)
 
 
 @pytest.fixture(scope="module")
 def cluster(hooks: Hooks) -> Iterator[Cluster]:
     lua = {"cli_filter": CLI_FILTER, "job_submit": JOB_SUBMIT}
     for name, text in lua.items():
-        (hooks.folder / f"{name}.lua").write_text(text)
+        (hooks.directory / f"{name}.lua").write_text(text)
     with Cluster(
         nodes=3,
         prolog=hooks.prolog,
         task_prolog=hooks.task_prolog,
         epilog=hooks.epilog,
-        cli_filter=hooks.folder / "cli_filter.lua",
-        job_submit=hooks.folder / "job_submit.lua",
+        cli_filter=hooks.directory / "cli_filter.lua",
+        job_submit=hooks.directory / "job_submit.lua",
     ) as cluster:
         yield cluster
 
@@ -155,7 +155,7 @@ def test_without_a_comment_the_prolog_has_no_such_variable(cluster: Cluster, hoo
 def test_the_task_prolog_sets_variables_of_the_job(cluster: Cluster, hooks: Hooks) -> None:
     job = cluster.sbatch('echo "$FROM_TASK_PROLOG"; srun printenv FROM_TASK_PROLOG')
     cluster.wait(job)
-    assert cluster.output(job) == f"{hooks.folder}\n" * 2
+    assert cluster.output(job) == f"{hooks.directory}\n" * 2
 
 
 def test_the_lua_files_are_in_use(cluster: Cluster) -> None:
@@ -209,16 +209,16 @@ def test_a_second_cluster_runs_beside_the_first(cluster: Cluster) -> None:
 def test_a_stopped_cluster_leaves_nothing() -> None:
     with Cluster(nodes=1) as short:
         short.wait(short.sbatch("sleep 300"), until={"RUNNING"})
-    assert not short.folder.exists()
-    assert processes_that_name(short.folder) == []
+    assert not short.directory.exists()
+    assert processes_that_name(short.directory) == []
 
 
 def test_a_cluster_that_cannot_start_says_why_and_leaves_nothing() -> None:
     broken = Cluster(nodes=1, extra_conf="SelectType=select/unknown")
     with pytest.raises(PartError, match="select/unknown"), broken:
         pass
-    assert not broken.folder.exists()
-    assert processes_that_name(broken.folder) == []
+    assert not broken.directory.exists()
+    assert processes_that_name(broken.directory) == []
 
 
 def test_with_the_example_settings_jobs_wait_for_slow_nodes(hooks: Hooks) -> None:
@@ -257,8 +257,8 @@ def test_with_the_other_flags_of_the_example_the_script_waits_too(hooks: Hooks) 
         assert cluster.output(job) == "started\n"
 
 
-def processes_that_name(folder: Path) -> list[str]:
-    """Return the command lines of processes that have the folder in theirs or their environment."""
+def processes_that_name(directory: Path) -> list[str]:
+    """Return the command lines of processes that have the directory there or in the environment."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -266,6 +266,6 @@ def processes_that_name(folder: Path) -> list[str]:
             environment = (process / "environ").read_bytes()
         except OSError:
             continue
-        if os.fsencode(folder) in command + environment:
+        if os.fsencode(directory) in command + environment:
             found.append(command.replace(b"\0", b" ").decode())
     return found

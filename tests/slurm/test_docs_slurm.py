@@ -39,10 +39,10 @@ def documented(site: Site) -> Site:
     """Put the images of the documentation where it says, and apptainer beside the jobs."""
     for name, says in PROGRAMS.items():
         program = {f"bin/{name}": f"echo '{says}'\n".encode()}
-        image = make_sif(site.folder / f"{name}.sif", program, size_bytes=1 << 20)
+        image = make_sif(site.directory / f"{name}.sif", program, size_bytes=1 << 20)
         site.web.put(f"/{name}.sif", image.read_bytes())
         push_image(site.registry, f"bio/{name}", "1.19", [make_layer(program)])
-    tools = site.folder / "tools"
+    tools = site.directory / "tools"
     tools.mkdir(exist_ok=True)
     tools.chmod(0o755)
     apptainer = tools / "apptainer"
@@ -57,7 +57,7 @@ def test_a_script_of_the_documentation_runs(documented: Site, block: Block) -> N
     script = block.text.replace(EXAMPLE_WEB, documented.web.url())
     script = script.replace(EXAMPLE_REGISTRY, documented.registry.host)
     assert script != block.text
-    job = cluster.sbatch(script, env={"PATH": f"{documented.folder}/tools:{PATH}"})
+    job = cluster.sbatch(script, env={"PATH": f"{documented.directory}/tools:{PATH}"})
     state = cluster.wait(job)
     output = Path(cluster.job(job)["StdOut"]).read_text()
     assert state == "COMPLETED", output

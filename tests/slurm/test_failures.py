@@ -54,7 +54,7 @@ def wait_for_restart(site: Site, job: int | str) -> None:
 @contextmanager
 def prolog_from(site: Site, checkout: Path) -> Iterator[None]:
     """Let the nodes run another checkout's Prolog."""
-    hook = site.folder / "prolog"
+    hook = site.directory / "prolog"
     text = hook.read_text()
     hook.write_text(text.replace(str(PROLOG), str(checkout / "prolog" / PROLOG.name)))
     assert hook.read_text() != text
@@ -67,7 +67,7 @@ def prolog_from(site: Site, checkout: Path) -> Iterator[None]:
 @contextmanager
 def broken_checkout(site: Site) -> Iterator[Path]:
     """Give a copy of this checkout, to be broken, whose Prolog the nodes run."""
-    checkout = site.folder / "broken"
+    checkout = site.directory / "broken"
     for name in ("hpcimg", "prolog"):
         shutil.copytree(ROOT / name, checkout / name)
     if (ROOT / ".venv").exists():
@@ -163,7 +163,7 @@ def test_a_job_on_two_nodes_is_requeued_once(site: Site) -> None:
 def test_one_task_of_an_array_is_requeued_alone(site: Site) -> None:
     """The number of an array's last task is also that of all of it."""
     site.configure(REQUEUE.format(3))
-    url, gate = site.put("tasks"), Gate(site.folder / "tasks.gate")
+    url, gate = site.put("tasks"), Gate(site.directory / "tasks.gate")
     completed(site, submit(site, url, "--nodelist=n1"))
     down(site, "tasks")
     # A node holds one task; n1 has the image, n2 has not.
@@ -229,7 +229,7 @@ def faulty_cache(site: Site, how: str) -> Iterator[None]:
 
 def test_a_faulty_cache_fails_the_job_and_the_doctor_names_it(site: Site) -> None:
     url, node = site.put("faulty"), site.node("n1")
-    for how, word in ("file", "is not a folder"), ("read-only", "cannot be used"):
+    for how, word in ("file", "is not a directory"), ("read-only", "cannot be used"):
         with faulty_cache(site, how):
             said = failed(site, submit(site, url))
             assert f"{node.cache}" in said
@@ -237,7 +237,7 @@ def test_a_faulty_cache_fails_the_job_and_the_doctor_names_it(site: Site) -> Non
             assert "Tell the administrators" in said or "Move it" in said
             doctor = node.hpcimg("doctor", "--node")
             assert doctor.returncode == 1
-            assert f"PROBLEM folders: {node.cache}" in doctor.stdout
+            assert f"PROBLEM directories: {node.cache}" in doctor.stdout
         doctor = node.hpcimg("doctor", "--node")
         assert (doctor.returncode, doctor.stdout, doctor.stderr) == (0, "", "")
     assert completed(site, submit(site, url)) == ["faulty\n"]
@@ -288,7 +288,9 @@ def test_a_health_check_of_slurm_drains_a_faulty_node(tmp_path: Path) -> None:
                 what="the health check",
             )
         reasons = site.cluster.node_reasons()
-        assert reasons["n1"].startswith(f"hpcimg: PROBLEM folders: {site.node('n1').cache} is not")
+        assert reasons["n1"].startswith(
+            f"hpcimg: PROBLEM directories: {site.node('n1').cache} is not"
+        )
         assert reasons["n2"] == "none"
         site.cluster.resume("n1")
         assert completed(site, submit(site, site.put("again"))) == ["again\n"]
@@ -296,7 +298,7 @@ def test_a_health_check_of_slurm_drains_a_faulty_node(tmp_path: Path) -> None:
 
 def test_the_doctor_knows_the_hooks_and_the_jobs_of_slurm(site: Site) -> None:
     url, node = site.put("known"), site.node("n1")
-    gate = Gate(site.folder / "known.gate")
+    gate = Gate(site.directory / "known.gate")
     job = submit(site, url, before=gate.wait)
     gate.reached(site, job)
     found = node.hpcimg("doctor")

@@ -213,7 +213,7 @@ def test_the_epilog_evicts_what_no_job_uses(site: Site) -> None:
     site.configure(
         "[cache]\nmax_size = 3M\nhigh_watermark = 50%\nlow_watermark = 40%\nmin_age = 0s\n"
     )
-    node, gate = site.node("n3"), Gate(site.folder / "evict.gate")
+    node, gate = site.node("n3"), Gate(site.directory / "evict.gate")
     urls = {name: site.put(name, size_bytes=SIZE) for name in ("in-use", "idle")}
     user = site.cluster.sbatch(
         f"{gate.wait}\n{read(site)}", "--nodelist=n3", f"--comment=container:{urls['in-use']}"

@@ -65,7 +65,7 @@ def test_a_job_is_cancelled_while_another_waits_for_the_same(site: Site, role: s
 
 
 def test_a_requeued_job_gets_its_image_again(site: Site) -> None:
-    url, gate = site.put("requeued"), Gate(site.folder / "requeue.gate")
+    url, gate = site.put("requeued"), Gate(site.directory / "requeue.gate")
     job = submit(site, url, "n1", before=f'[ -n "$SLURM_RESTART_COUNT" ] || {{ {gate.wait}\n}}')
     gate.reached(site, job)
     site.cluster.scontrol("requeue", str(job))
@@ -120,7 +120,7 @@ def reboot(site: Site, node: str) -> None:
 
 
 def test_images_outlive_a_reboot(site: Site) -> None:
-    url, gate = site.put("durable"), Gate(site.folder / "reboot.gate")
+    url, gate = site.put("durable"), Gate(site.directory / "reboot.gate")
     options = ["--nodelist=n3", "--no-requeue", f"--comment=container:{url}"]
     lost = site.cluster.sbatch(gate.wait, *options)
     gate.reached(site, lost)
@@ -145,7 +145,7 @@ def test_a_download_that_a_reboot_cut_off_begins_anew(site: Site) -> None:
 
 
 def test_gc_drops_the_leases_of_jobs_that_slurm_knows_no_more(site: Site) -> None:
-    url, gate = site.put("leased"), Gate(site.folder / "gc.gate")
+    url, gate = site.put("leased"), Gate(site.directory / "gc.gate")
     node = site.node("n1")
     running = submit(site, url, "n1", before=gate.wait)
     ended = submit(site, url, "n2")
@@ -178,7 +178,7 @@ def test_the_comment_is_asked_for_where_slurm_does_not_pass_it_on(site: Site) ->
 @contextmanager
 def prolog_without_comment(site: Site) -> Iterator[None]:
     """Take SLURM_JOB_COMMENT out of Prolog's environment, as an old Slurm does."""
-    hook = site.folder / "prolog"
+    hook = site.directory / "prolog"
     text = hook.read_text()
     hook.write_text(text.replace("\nexec ", "\nunset SLURM_JOB_COMMENT\nexec "))
     try:

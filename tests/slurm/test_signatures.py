@@ -43,15 +43,15 @@ def running_site() -> Iterator[Site]:
 @pytest.fixture(scope="module")
 def signers(running_site: Site) -> Signers:
     """Everybody, and the keyrings `pgp-public` and `empty` where the configuration is."""
-    folder = running_site.folder
-    made = Signers(*(Signer(folder, name) for name in Signers._fields))
-    make_keyring(made.trusted, folder)
-    (folder / "empty").touch(mode=0o644)
+    directory = running_site.directory
+    made = Signers(*(Signer(directory, name) for name in Signers._fields))
+    make_keyring(made.trusted, directory)
+    (directory / "empty").touch(mode=0o644)
     return made
 
 
-def make_keyring(signer: Signer, folder: Path) -> None:
-    """Make `pgp-public` in a folder, as the documentation has administrators make it."""
+def make_keyring(signer: Signer, directory: Path) -> None:
+    """Make `pgp-public` in a directory, as the documentation has administrators make it."""
     (block,) = [
         block
         for block in docblocks.blocks(ROOT / "docs" / "howto-operate.md", "sh")
@@ -59,9 +59,9 @@ def make_keyring(signer: Signer, folder: Path) -> None:
     ]
     script = block.text
     for place, instead in {
-        "/root/trusted": folder / "trusted",
+        "/root/trusted": directory / "trusted",
         "lab.asc": signer.public,
-        "/etc/hpcimg": folder,
+        "/etc/hpcimg": directory,
     }.items():
         assert place in script
         script = script.replace(place, str(instead))
@@ -77,13 +77,13 @@ def site(site: Site, signers: Signers) -> Site:
 
 def verify(site: Site, keyring: str = "pgp-public") -> None:
     """Let the site take what is signed with a key of this keyring."""
-    site.configure(f"[policy]\nverify = sif\nkeyring = {site.folder}/{keyring}\n")
+    site.configure(f"[policy]\nverify = sif\nkeyring = {site.directory}/{keyring}\n")
 
 
 def make_image(site: Site, name: str) -> Path:
     """Make an image that runs, unlike all others, and that nobody signed."""
     files = {"bin/cat": ociimages.program(), "hello": b"it runs\n", "unique": os.urandom(16)}
-    return make_sif(site.folder / f"{name}.sif", files)
+    return make_sif(site.directory / f"{name}.sif", files)
 
 
 def serve(site: Site, image: Path) -> str:
@@ -190,7 +190,7 @@ def test_what_is_not_signed(
 
 
 def test_what_has_no_signatures(site: Site) -> None:
-    image = make_squashfs(site.folder / "plain.squashfs", {"hello": b"it runs\n"})
+    image = make_squashfs(site.directory / "plain.squashfs", {"hello": b"it runs\n"})
     refused(site, serve(site, image), "it is no SIF file")
     push_image(site.registry, "lab/layers", "1", [make_layer({"hello": b"it runs\n"})])
     layers = f"docker://{site.registry.host}/lab/layers:1"
@@ -234,7 +234,7 @@ def test_the_global_keyring_counts_too(site: Site, signers: Signers) -> None:
     """Outside of a job, and in another /etc: that of this host is not to be changed."""
     url = serve(site, signers.known.sign(make_image(site, "known")))
     refused(site, url, "made by unknown entity")
-    own = shutil.copytree("/etc/apptainer", site.folder / "apptainer")
+    own = shutil.copytree("/etc/apptainer", site.directory / "apptainer")
     script = f"""
 mount --bind {own} /etc/apptainer
 apptainer key import --global {signers.known.public}

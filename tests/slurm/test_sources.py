@@ -235,12 +235,12 @@ def test_web_servers(world: World) -> None:
 
 @pytest.fixture
 def shared(site: Site) -> Iterator[Path]:
-    """A folder that plays a parallel file system."""
-    folder = site.folder / "shared"
-    folder.mkdir()
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
+    """A directory that plays a parallel file system."""
+    directory = site.directory / "shared"
+    directory.mkdir()
+    directory.chmod(0o755)
+    yield directory
+    shutil.rmtree(directory)
 
 
 @needs_skopeo

@@ -14,7 +14,8 @@ from tests.parts.slurmclient import USERS
 ETC = Path(__file__).parents[2] / "etc"
 # /usr/lib64/slurm on some distributions, /usr/lib/x86_64-linux-gnu/slurm-wlm on others.
 HAS_LUA = any(
-    [*Path("/usr").glob(f"{folders}/slurm*/cli_filter_lua.so")] for folders in ("lib*", "lib/*")
+    [*Path("/usr").glob(f"{directories}/slurm*/cli_filter_lua.so")]
+    for directories in ("lib*", "lib/*")
 )
 SUBMIT = [["sbatch", "--wrap=true"], ["srun", "true"], ["salloc", "true"]]
 IMAGE = {"HPCIMG_CONTAINER": "x=docker://ubuntu:22.04"}
@@ -31,10 +32,12 @@ pytestmark = pytest.mark.skipif(
 class Site:
     """A cluster whose Prolog writes down the comment that it is given."""
 
-    def __init__(self, folder: Path, *, job_submit: Path, cli_filter: Path | None = None) -> None:
-        self.comments = folder / "comments"
+    def __init__(
+        self, directory: Path, *, job_submit: Path, cli_filter: Path | None = None
+    ) -> None:
+        self.comments = directory / "comments"
         self.comments.mkdir()
-        prolog = folder / "prolog"
+        prolog = directory / "prolog"
         prolog.write_text(
             f'#!/bin/sh\nprintf %s "$SLURM_JOB_COMMENT" > "{self.comments}/$SLURM_JOB_ID"\n'
         )
@@ -43,7 +46,7 @@ class Site:
 
     def start(self) -> None:
         """Put the grammar beside slurm.conf, as a site does."""
-        self.grammar = self.cluster.folder / "hpcimg.lua"
+        self.grammar = self.cluster.directory / "hpcimg.lua"
         shutil.copy(ETC / "hpcimg.lua", self.grammar)
         self.grammar.chmod(0o644)
 

@@ -57,7 +57,7 @@ class World:
         self.site.configure(text)
 
     def _secret(self, name: str, text: str) -> str:
-        path = self.site.folder / name
+        path = self.site.directory / name
         path.write_text(text)
         path.chmod(0o600)
         return f"auth_file = {path}"

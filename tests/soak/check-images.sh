@@ -1,8 +1,8 @@
 #!/bin/sh
-# check-images.sh FOLDER SECONDS NAME...
+# check-images.sh DIRECTORY SECONDS NAME...
 # A job's look around on its node: print which shared images it sees and whatever it should not be
 # able to read or change; some seconds later, what is in the images that it asked for by these
-# names. FOLDER is the site's; its file "private" lists uid and file name of images that a user
+# names. DIRECTORY is the site's; its file "private" lists uid and file name of images that a user
 # might guess at.
 set -u
 site=$1

@@ -104,7 +104,7 @@ class Pool:
             ("no-web", site.web.url("/none.sif"), nothing),
             ("no-tag", f"oras://{hosts[0]}/oras-0:9.9", nothing),
             ("no-repository", f"docker://{hosts[0]}/none:1", nothing),
-            ("no-file", f"{site.folder}/none.sif", "there is no file"),
+            ("no-file", f"{site.directory}/none.sif", "there is no file"),
             ("a-page", site.web.url("/page.sif"), "is not an image"),
             ("too-large", self._put("too-large", self._sif("large", LIMIT + 1)), "is too large"),
             ("wrong-arch", self._put("wrong-arch", self._sif("arch", arch="ppc64le")), "ppc64le"),
@@ -176,6 +176,6 @@ class Pool:
         return self._choose.randrange(100_000, 2 * MIB)
 
     def _sif(self, text: str, size_bytes: int = 0, *, arch: str = "") -> Path:
-        path = self._site.folder / f"{text.replace(' ', '-')}.sif"
+        path = self._site.directory / f"{text.replace(' ', '-')}.sif"
         content = {"hello": f"{text}\n".encode(), "unique": os.urandom(16)}
         return make_sif(path, content, size_bytes=size_bytes, arch=arch)

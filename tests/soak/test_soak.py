@@ -86,8 +86,8 @@ class Soak:
     def submit(self) -> None:
         """Submit one more job."""
         job = plan_job(self.choose, self.pool.images)
-        folder = self.site.folder
-        check = f"{folder}/check-images.sh {folder} {job.sleep_s} {' '.join(job.images)}"
+        directory = self.site.directory
+        check = f"{directory}/check-images.sh {directory} {job.sleep_s} {' '.join(job.images)}"
         number = self.site.cluster.sbatch(
             f"srun {check}" if job.nodes > 1 else check,
             f"--comment={job.comment}",
@@ -122,11 +122,11 @@ def soak() -> Iterator[Soak]:
         site.configure(f"{SETTINGS}[registry {private.host}]\ninsecure = yes\n")
         for user in USERS[:2]:
             site.homes.keep(user, ".docker/config.json", auth_file(private.host))
-        script = site.folder / "check-images.sh"
+        script = site.directory / "check-images.sh"
         script.write_text((ROOT / "tests" / "soak" / script.name).read_text())
         script.chmod(0o755)
         soak = Soak(site, private)
-        guesses = site.folder / "private"
+        guesses = site.directory / "private"
         uids = site.homes.users.values()
         lines = [f"{uid} u{uid}-{name}\n" for uid in uids for name in soak.pool.guesses]
         guesses.write_text("".join(lines))

@@ -117,7 +117,7 @@ def check_nodes(site: Site, *, limit_bytes: int, guesses: Collection[str]) -> Co
     """See that all is well on the nodes after one `hpcimg gc`; return what they counted."""
     assert set(site.cluster.node_reasons().values()) == {"none"}
     assert set(site.cluster.node_states().values()) == {"idle"}
-    wait_until(lambda: not users_of(site.folder), timeout_s=20, what="the end of all processes")
+    wait_until(lambda: not users_of(site.directory), timeout_s=20, what="the end of all processes")
     counts: Counter[str] = Counter()
     for name in site.cluster.nodes:
         node = site.node(name)
@@ -133,7 +133,10 @@ def check_nodes(site: Site, *, limit_bytes: int, guesses: Collection[str]) -> Co
         for_all = [path.name for path in node.cache.glob("[ib]*/*")]
         assert not set(for_all) & set(guesses)
         counts.update(seen["counts"])
-    for path in [*site.folder.glob("n*/hpcimg.log"), *(site.cluster.folder / "log").iterdir()]:
+    for path in [
+        *site.directory.glob("n*/hpcimg.log"),
+        *(site.cluster.directory / "log").iterdir(),
+    ]:
         text = path.read_text(errors="replace")
         assert "Traceback" not in text, f"{path}: {text[text.index('Traceback') - 300 :][:3000]}"
         assert PASSWORD not in text, path
@@ -141,15 +144,17 @@ def check_nodes(site: Site, *, limit_bytes: int, guesses: Collection[str]) -> Co
 
 
 def stored_bytes(cache: Path) -> int:
-    """Return how much is in a cache's folders now, unfinished work too."""
+    """Return how much is in a cache's directories now, unfinished work too."""
     return _stored(cache, "tmp", "work")
 
 
 def _stored(cache: Path, *more: str) -> int:
     total = 0
     for name in ("images", "users", "blobs", *more):
-        for folder, _, files in os.walk(cache / name):  # which goes on where a folder disappears
+        for directory, _, files in os.walk(
+            cache / name
+        ):  # which goes on where a directory disappears
             for file in files:
                 with contextlib.suppress(FileNotFoundError):
-                    total += os.lstat(f"{folder}/{file}").st_blocks * 512
+                    total += os.lstat(f"{directory}/{file}").st_blocks * 512
     return total

@@ -19,6 +19,6 @@ def mksquashfs(
     if version != "this host's":
         if missing := oldsquashfs.missing():
             pytest.skip(missing)
-        folder = oldsquashfs.put(tmp_path_factory.mktemp("tools"), version).parent
-        monkeypatch.setattr(programs, "PATH", f"{folder}:{programs.PATH}")
+        directory = oldsquashfs.put(tmp_path_factory.mktemp("tools"), version).parent
+        monkeypatch.setattr(programs, "PATH", f"{directory}:{programs.PATH}")
     return version

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcimg.cache import evict, folders, inflight, policy, store
+from hpcimg.cache import directories, evict, inflight, policy, store
 from hpcimg.cache.arrival import Arrival
 from hpcimg.cache.ensure import ensure
 from hpcimg.cache.inflight import Inflight
@@ -28,9 +28,9 @@ LAYERS = (b"a" * 1000, b"b" * 500)
 IN_LAYERS = Content(layers=LAYERS)
 
 
-def make_cache(folder: Path, *, max_size: int = 1 << 20, max_image_size: int = 0) -> Cache:
-    layout = Layout(str(folder / "cache"), str(folder / "state"))
-    folders.prepare(layout)
+def make_cache(directory: Path, *, max_size: int = 1 << 20, max_image_size: int = 0) -> Cache:
+    layout = Layout(str(directory / "cache"), str(directory / "state"))
+    directories.prepare(layout)
     limits = policy.Limits(max_size, max_size, max_size, 0, 0.0)
     return Cache(layout, limits, tag_ttl_s=0.0, max_image_size=max_image_size)
 

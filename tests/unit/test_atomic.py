@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hpcimg import atomic
-from hpcimg.cache import folders, store
+from hpcimg.cache import directories, store
 from hpcimg.cache.paths import Layout
 
 
@@ -94,7 +94,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         yield done
 
 
-def test_durable_flushes_file_then_renames_then_flushes_folder(
+def test_durable_flushes_file_then_renames_then_flushes_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     temp, path = f"{tmp_path}/temp", f"{tmp_path}/x"
@@ -110,7 +110,7 @@ def test_an_image_is_flushed_before_and_after_it_gets_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout = Layout(str(tmp_path / "cache"), str(tmp_path / "state"))
-    folders.prepare(layout)
+    directories.prepare(layout)
     entry = store.Entry("sha256-0", "sif", "0", 4, "x86_64", ("/x.sif",), fetched=1.0)
     with store.unfinished(layout, "x") as (temp, descriptor):
         os.write(descriptor, b"data")

@@ -53,11 +53,11 @@ def test_the_last_file_counts() -> None:
     assert conffiles.raw_value([("a", "[state]"), ("b", "path = /b")], "state", "path") == ""
 
 
-def test_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_directories(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURMD_NODENAME", "n%n.x")
-    assert conffiles.folders([]) == ("/var/cache/hpcimg", "/run/hpcimg")
+    assert conffiles.directories([]) == ("/var/cache/hpcimg", "/run/hpcimg")
     files = [("a", "[state]\npath = /%n/%n\n[cache]\npath = relative")]
-    assert conffiles.folders(files) == ("/var/cache/hpcimg", "/n%n.x/n%n.x")
+    assert conffiles.directories(files) == ("/var/cache/hpcimg", "/n%n.x/n%n.x")
 
 
 def test_node_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,19 +97,19 @@ def test_fingerprint_changes_with_every_change(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_read(tmp_path: Path) -> None:
-    main, folder = tmp_path / "hpcimg.conf", tmp_path / "conf.d"
-    (folder / "a.conf").mkdir(parents=True)
-    (folder / "b.conf").write_text("b")
+    main, directory = tmp_path / "hpcimg.conf", tmp_path / "conf.d"
+    (directory / "a.conf").mkdir(parents=True)
+    (directory / "b.conf").write_text("b")
     with pytest.raises(FileNotFoundError):
         conffiles.read_files(str(main))
     main.write_text("main")
     with pytest.raises(IsADirectoryError):
         conffiles.read_files(str(main))
-    expected = [(str(main), "main"), (str(folder / "b.conf"), "b")]
+    expected = [(str(main), "main"), (str(directory / "b.conf"), "b")]
     assert conffiles.read_what_can_be(str(main)) == expected
 
 
-def test_conf_d_that_is_no_folder_is_none(tmp_path: Path) -> None:
+def test_conf_d_that_is_no_directory_is_none(tmp_path: Path) -> None:
     main = tmp_path / "hpcimg.conf"
     main.write_text("main")
     (tmp_path / "conf.d").touch()

@@ -225,6 +225,6 @@ def test_a_default_file_that_is_missing_is_an_empty_one(
     assert config.load().cache_path == "/var/cache/hpcimg"
 
 
-def test_a_folder_for_a_file(main: Path) -> None:
+def test_a_directory_for_a_file(main: Path) -> None:
     (main.parent / "conf.d" / "x.conf").mkdir()
     assert "x.conf cannot be read: Is a directory" in refused(main, "")

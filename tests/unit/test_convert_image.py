@@ -23,8 +23,8 @@ from tests.parts.daemon import missing_commands
 from tests.parts.layers import (
     TIME,
     converted,
+    directory,
     file,
-    folder,
     layer,
     link,
     special,
@@ -58,7 +58,7 @@ def test_a_whole_image(tmp_path: Path, format: str) -> None:
         tmp_path / "image",
         [
             layer(
-                folder("usr", mode=0o711), file("usr/run", b"run", mode=0o4755), file(odd, b"1"),
+                directory("usr", mode=0o711), file("usr/run", b"run", mode=0o4755), file(odd, b"1"),
                 file("gone"), file("big", b"0123456789" * 100_000), link("hard", "usr/run"),
                 special("null", tarfile.CHRTYPE), special("pipe", tarfile.FIFOTYPE),
             ),

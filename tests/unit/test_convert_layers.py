@@ -22,7 +22,7 @@ from hpcimg.convert import sparse
 from hpcimg.convert.layers import Layer, Reader
 from hpcimg.convert.tar import DIRECTORY, FILE, Member, members
 from hpcimg.errors import Damaged, HpcimgError, MissingTool, NotAnImage, TooLarge
-from tests.parts.layers import TIME, file, folder, link, opened, symlink, tar, zstd
+from tests.parts.layers import TIME, directory, file, link, opened, symlink, tar, zstd
 
 needs_zstd = pytest.mark.skipif(not shutil.which("zstd"), reason="not installed here: zstd")
 NOISE = random.Random(1).randbytes(3_000_000)
@@ -135,7 +135,9 @@ def test_zstd_without_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
         read(b"\x28\xb5\x2f\xfd")
 
 
-@pytest.mark.parametrize("data", [b"", gzip.compress(b""), bytes(512), bytes(1024), bytes(99_999)])
+@pytest.mark.parametrize(
+    "data", [b"", gzip.compress(b"", mtime=0), bytes(512), bytes(1024), bytes(99_999)]
+)
 def test_an_empty_layer(data: bytes) -> None:
     if len(data) % 512:
         data = data[: len(data) // 512 * 512]
@@ -172,7 +174,7 @@ def test_archive_formats(format: int) -> None:
     long = f"{'d' * 90}/{'e' * 60}/{'f' * 90}" if format != tarfile.USTAR_FORMAT else "d" * 90
     odd = "new\nline\udcff" if format != tarfile.PAX_FORMAT else "ä\n"
     data = tar(
-        folder(long, mode=0o2711), file(f"{long}/x", b"1", mode=0o4755), file(odd, b"2"),
+        directory(long, mode=0o2711), file(f"{long}/x", b"1", mode=0o4755), file(odd, b"2"),
         link("hard", f"{long}/x"), symlink("soft", f"/{long}/../y"), format=format,
     )  # fmt: skip
     found = [member for member, _ in read(data)]

@@ -22,12 +22,12 @@ from hpcimg.convert.receiver import Receiver
 from hpcimg.convert.stream import Stream
 from hpcimg.convert.tar import DIRECTORY
 from hpcimg.convert.tree import Repeated, Tree
-from hpcimg.convert.unpack import Folder
+from hpcimg.convert.unpack import Directory
 from hpcimg.errors import HpcimgError, NotAnImage, TooLarge
 from tests.parts.layers import (
     TIME,
+    directory,
     file,
-    folder,
     link,
     opaque,
     opened,
@@ -46,10 +46,10 @@ def merged(*layers: Sequence[Entry], limit: int = 0) -> Merged:
     for careful in (False, True):
         with contextlib.suppress(Repeated), open(os.memfd_create("merged"), "w+b") as output:
             stream = Stream(output.fileno())
-            folders = merge_into(stream, layers, limit, careful=careful)
+            directories = merge_into(stream, layers, limit, careful=careful)
             stream.end()
             output.seek(0)
-            return {**folders, **read(output)}
+            return {**directories, **read(output)}
     raise AssertionError("even with care it came twice")
 
 
@@ -86,14 +86,14 @@ def read(stream: object) -> Merged:
     return found
 
 
-def unpacked_by_folder(layers: Sequence[Sequence[Entry]]) -> Merged:
-    """Return what a folder holds of these layers, with the modes that are in the pseudo file."""
+def unpacked_by_directory(layers: Sequence[Sequence[Entry]]) -> Merged:
+    """Return what a directory holds of these layers, with the modes that are in the pseudo file."""
     for careful in (False, True):
         with contextlib.suppress(Repeated), tempfile.TemporaryDirectory() as path:
             pseudo = io.BytesIO()
-            with contextlib.closing(Folder(path, pseudo, uri="docker://x")) as receiver:
-                folders = merge_into(receiver, layers, 0, careful=careful)
-                for name, mode in folders.items():
+            with contextlib.closing(Directory(path, pseudo, uri="docker://x")) as receiver:
+                directories = merge_into(receiver, layers, 0, careful=careful)
+                for name, mode in directories.items():
                     receiver.add(DIRECTORY, name[:-1].encode(), mode=int(mode, 8), mtime=TIME)
                 receiver.end()
             restored = dict(line.split(" m ") for line in pseudo.getvalue().decode().splitlines())
@@ -140,7 +140,7 @@ def on_disk(top: Path) -> Iterator[tuple[str, str]]:
             id="a directory made again",
         ),
         pytest.param(
-            [[folder("d", mode=0o700), file("d/a")], [file("d/b"), opaque("d")]],
+            [[directory("d", mode=0o700), file("d/a")], [file("d/b"), opaque("d")]],
             {"d/": "700", "d/b": ""},
             id="opaque",
         ),
@@ -159,12 +159,12 @@ def on_disk(top: Path) -> Iterator[tuple[str, str]]:
             id="a directory for a file for a directory",
         ),
         pytest.param(
-            [[folder("d", mode=0o700)], [file("d/a")], [folder("d", mode=0o711)]],
+            [[directory("d", mode=0o700)], [file("d/a")], [directory("d", mode=0o711)]],
             {"d/": "711", "d/a": ""},
             id="attributes of the highest that has any",
         ),
         pytest.param(
-            [[file("d/a"), folder("d", mode=0o700), folder("d", mode=0o711)]],
+            [[file("d/a"), directory("d", mode=0o700), directory("d", mode=0o711)]],
             {"d/": "711", "d/a": ""},
             id="a directory after what is in it, and twice",
         ),
@@ -241,7 +241,7 @@ def test_hard_links(layers: list[list[Entry]], expected: Merged) -> None:
         ([file("a", b"1"), file("a", b"2")], {"a": "2"}),
         ([file("d/a"), file("d", b"2")], {"d": "2"}),
         ([file("d", b"2"), file("d/a")], {"d/": "755", "d/a": ""}),
-        ([folder("d"), file("d/a"), file("d"), file("d/b")], {"d/": "755", "d/b": ""}),
+        ([directory("d"), file("d/a"), file("d"), file("d/b")], {"d/": "755", "d/b": ""}),
     ],
 )
 def test_what_comes_twice_in_a_layer_counts_as_it_came_last(
@@ -257,7 +257,7 @@ def test_what_comes_twice_in_a_layer_counts_as_it_came_last(
     [
         [[link("b", "a")]],
         [[link("b", "a"), file("a")]],
-        [[folder("a")], [link("b", "a")]],
+        [[directory("a")], [link("b", "a")]],
         [[file("a")], [whiteout("a")], [link("b", "a")]],
         [[file("d/a")], [opaque("d")], [link("b", "d/a")]],
         [[file("d/a")], [file("d")], [link("b", "d/a")]],
@@ -283,7 +283,7 @@ class Node(NamedTuple):
     """A file of the model, or a directory with its mode."""
 
     content: str
-    is_folder: bool = False
+    is_directory: bool = False
 
 
 class Dangling(Exception):
@@ -302,7 +302,7 @@ def unpacked(layers: Sequence[Sequence[Entry]]) -> Merged:
         for member, content in entries:
             put(tree, member, content)
     return {
-        f"{name}/" if node.is_folder else name: node.content
+        f"{name}/" if node.is_directory else name: node.content
         for name, node in tree.items()
         if node.content != "device"
     }
@@ -311,32 +311,32 @@ def unpacked(layers: Sequence[Sequence[Entry]]) -> Merged:
 def put(tree: dict[str, Node], member: tarfile.TarInfo, content: bytes) -> None:
     name = member.name
     if name.endswith("/.wh..wh..opq"):
-        make_folders(tree, name)
+        make_directories(tree, name)
         return
     if name.rpartition("/")[2].startswith(".wh."):
         return
     if member.islnk():
         node = tree.get(member.linkname)
-        if node is None or node.is_folder:
+        if node is None or node.is_directory:
             raise Dangling
     elif member.isdir():
-        node = Node(f"{member.mode:o}", is_folder=True)
+        node = Node(f"{member.mode:o}", is_directory=True)
     else:
         node = Node("device" if member.ischr() else content.decode())
-    make_folders(tree, name)
-    if not node.is_folder or not tree.get(name, node).is_folder:
+    make_directories(tree, name)
+    if not node.is_directory or not tree.get(name, node).is_directory:
         remove(tree, name)
     if member.islnk() and member.linkname not in tree:
         raise Dangling  # the link itself takes the place of its target, or of what that is in
     tree[name] = node
 
 
-def make_folders(tree: dict[str, Node], name: str) -> None:
+def make_directories(tree: dict[str, Node], name: str) -> None:
     parts = name.split("/")
     for end in range(1, len(parts)):
         above = "/".join(parts[:end])
-        if above not in tree or not tree[above].is_folder:
-            tree[above] = Node("755", is_folder=True)
+        if above not in tree or not tree[above].is_directory:
+            tree[above] = Node("755", is_directory=True)
 
 
 def remove(tree: dict[str, Node], name: str, *, below: bool = False) -> None:
@@ -350,7 +350,7 @@ def remove(tree: dict[str, Node], name: str, *, below: bool = False) -> None:
 NAMES = st.sampled_from(["a", "b", "a/x", "a/y", "a/x/z", "b/x"])
 ENTRIES = st.one_of(
     st.builds(file, NAMES, st.sampled_from([b"1", b"2", b"3", b"4"])),
-    st.builds(folder, NAMES, mode=st.sampled_from([0o700, 0o111])),
+    st.builds(directory, NAMES, mode=st.sampled_from([0o700, 0o111])),
     st.builds(link, NAMES, NAMES),
     st.builds(whiteout, NAMES),
     st.builds(opaque, st.sampled_from(["", "a", "b", "a/x"])),
@@ -371,4 +371,4 @@ def test_as_if_unpacked_from_the_lowest_on(layers: list[list[Entry]]) -> None:
     except HpcimgError as error:
         raise AssertionError(f"refused: {error}") from error
     assert found == expected
-    assert unpacked_by_folder(layers) == expected
+    assert unpacked_by_directory(layers) == expected

@@ -37,13 +37,13 @@ def refused(path: Path, error: type[HpcimgError], *data: bytes) -> str:
     return str(caught.value)
 
 
-def fake(folder_: Path, monkeypatch: pytest.MonkeyPatch, **scripts: str) -> None:
+def fake(directory_: Path, monkeypatch: pytest.MonkeyPatch, **scripts: str) -> None:
     """Put programs of the test's own before the machine's."""
     for name, script in scripts.items():
-        path = folder_ / name
+        path = directory_ / name
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
-    monkeypatch.setattr(programs, "PATH", f"{folder_}:{programs.PATH}")
+    monkeypatch.setattr(programs, "PATH", f"{directory_}:{programs.PATH}")
 
 
 # The tools

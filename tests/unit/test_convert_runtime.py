@@ -15,7 +15,7 @@ import pytest
 
 from tests.parts import layers
 from tests.parts.daemon import PATH, missing_commands
-from tests.parts.layers import converted, file, folder, layer, symlink, unpack, whiteout
+from tests.parts.layers import converted, directory, file, layer, symlink, unpack, whiteout
 
 pytestmark = pytest.mark.skipif(bool(layers.missing()), reason=layers.missing() or "-")
 
@@ -43,7 +43,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = layer(
         file(".singularity.d/runscript", b"the image's own"), file("etc/environment", b"own"),
         symlink("etc/resolv.conf", "../run/resolv.conf"), symlink("var", "elsewhere"),
-        folder("tmp", mode=0o700), file("singularity", b"the image's own"),
+        directory("tmp", mode=0o700), file("singularity", b"the image's own"),
     )  # fmt: skip
     path = tmp_path_factory.mktemp("image") / "image"
     return unpack(converted(path, [data, layer(whiteout("root"))], config=json.dumps(CONFIG)))
@@ -134,7 +134,7 @@ def test_what_enroot_reads(tree: Path, tmp_path: Path) -> None:
 )
 @pytest.mark.usefixtures("mksquashfs")
 @pytest.mark.parametrize("format", ["sif", "squashfs"])
-def test_apptainer_takes_it(open_folder: Path, format: str) -> None:
+def test_apptainer_takes_it(open_directory: Path, format: str) -> None:
     if missing := missing_commands("busybox"):
         pytest.skip(missing)
     busybox = Path(shutil.which("busybox", path=PATH) or "").read_bytes()
@@ -143,9 +143,9 @@ def test_apptainer_takes_it(open_folder: Path, format: str) -> None:
         file("bin/busybox", busybox, mode=0o755), symlink("bin/sh", "busybox"),
         symlink("bin/echo", "busybox"),
     )  # fmt: skip
-    path = converted(open_folder / "image", [data], format=format, config=config)
+    path = converted(open_directory / "image", [data], format=format, config=config)
     path.chmod(0o644)
-    home = open_folder / "home"
+    home = open_directory / "home"
     home.mkdir()
     home.chmod(0o777)
     # As users do. As root it wants all that root may do, which not every host gives.

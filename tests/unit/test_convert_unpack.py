@@ -1,4 +1,4 @@
-"""An image unpacked into a folder: what a node with an old mksquashfs makes of it."""
+"""An image unpacked into a directory: what a node with an old mksquashfs makes of it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ import pytest
 from hpcimg import programs
 from hpcimg.convert import oldsquashfs
 from hpcimg.convert.tar import DIRECTORY, FIFO, FILE, LINK, SYMLINK
-from hpcimg.convert.unpack import Folder
+from hpcimg.convert.unpack import Directory
 from hpcimg.errors import NotAnImage
 from tests.parts import layers
 from tests.parts import oldsquashfs as old
 from tests.parts.layers import (
     TIME,
     converted,
+    directory,
     file,
-    folder,
     layer,
     link,
     listing,
@@ -50,8 +50,8 @@ def top(tmp_path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def receiver(top: Path, pseudo: io.BytesIO | None = None) -> Iterator[Folder]:
-    with contextlib.closing(Folder(str(top), pseudo or io.BytesIO(), uri="docker://x")) as made:
+def receiver(top: Path, pseudo: io.BytesIO | None = None) -> Iterator[Directory]:
+    with contextlib.closing(Directory(str(top), pseudo or io.BytesIO(), uri="docker://x")) as made:
         yield made
 
 
@@ -89,7 +89,7 @@ def test_nothing_is_written_over(tmp_path: Path, top: Path, kind: int) -> None:
 @pytest.mark.parametrize(
     ("kind", "name", "target", "why"),
     [
-        (FILE, b"/".join([b"d"] * 252), b"", "in too many folders"),
+        (FILE, b"/".join([b"d"] * 252), b"", "in too many directories"),
         (FILE, b"/".join([b"d" * 255] * 16), b"", "it is too long"),
         (SYMLINK, b"a", b"x" * 4096, "File name too long"),
     ],
@@ -149,11 +149,12 @@ def test_true_modes_are_left_to_mksquashfs(top: Path) -> None:
 
 
 ODD = layer(
-    folder("usr", mode=0o555), file("usr/run", b"run", mode=0o4111), folder("a b", mode=0),
+    directory("usr", mode=0o555), file("usr/run", b"run", mode=0o4111), directory("a b", mode=0),
     file('a b/"q\\', b"1", mode=0), file("a b/#x\t ", b"2", mode=0o2000), link("hard", "usr/run"),
     symlink("s", "usr"), link("s2", "s"), special("p", tarfile.FIFOTYPE), link("p2", "p"),
-    folder("é", mode=0o1111), file("sparse", bytes(2_000_000) + b"x" + bytes(2_000_000)),
-    folder("deep/er", mode=0o100), file("deep/er/x", mode=0o2755), folder("sticky", mode=0o1777),
+    directory("é", mode=0o1111), file("sparse", bytes(2_000_000) + b"x" + bytes(2_000_000)),
+    directory("deep/er", mode=0o100), file("deep/er/x", mode=0o2755),
+    directory("sticky", mode=0o1777),
 )  # fmt: skip
 TOP = layer(file("usr/top"), symlink("soft", "/x" * 300), file("new/dir/x"))
 
@@ -180,13 +181,13 @@ def test_both_ways_make_the_same(
 @AS_ROOT
 @pytest.mark.parametrize("version", ["4.4", "4.3"])
 def test_an_account_that_may_not_read_all_of_it(
-    open_folder: Path, version: str, monkeypatch: pytest.MonkeyPatch
+    open_directory: Path, version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(time, "time", lambda: TIME + 99)
-    by_root = converted(open_folder / "by-tar", [ODD, TOP])
-    tool = old.put(open_folder, version)
+    by_root = converted(open_directory / "by-tar", [ODD, TOP])
+    tool = old.put(open_directory, version)
     monkeypatch.setattr(programs, "PATH", f"{tool.parent}:{programs.PATH}")
-    work = open_folder / "nobody"
+    work = open_directory / "nobody"
     work.mkdir()
     os.chown(work, NOBODY, NOBODY)
     child = os.fork()
@@ -209,12 +210,12 @@ def test_a_file_that_cannot_be_packed_is_an_error(
 ) -> None:
     """Of itself mksquashfs would go on without it."""
     monkeypatch.setattr(programs, "PATH", f"{old.put(tmp_path, '4.4').parent}:{programs.PATH}")
-    end = Folder.end
+    end = Directory.end
 
-    def lose(files: Folder) -> None:
+    def lose(files: Directory) -> None:
         end(files)
         os.write(files._pseudo.fileno(), b"gone m 644 0 0\n")
 
-    monkeypatch.setattr(oldsquashfs.Folder, "end", lose)
+    monkeypatch.setattr(oldsquashfs.Directory, "end", lose)
     with pytest.raises(Exception, match="gone"):
         converted(tmp_path / "image", [tar(file("a"))])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcimg.cache import evict, folders, policy, store
+from hpcimg.cache import directories, evict, policy, store
 from hpcimg.cache.ensure import Staged, ensure
 from hpcimg.cache.paths import Layout
 from hpcimg.cache.policy import Cache
@@ -34,7 +34,7 @@ URI = "https://images.example.org/x.sif"
 @pytest.fixture
 def cache(tmp_path: Path) -> Cache:
     layout = Layout(str(tmp_path / "cache"), str(tmp_path / "state"))
-    folders.prepare(layout)
+    directories.prepare(layout)
     return Cache(layout, policy.Limits(1 << 40, 1 << 40, 1 << 40, 0, 0.0), tag_ttl_s=0.0)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcimg.cache import failures, folders, store
+from hpcimg.cache import directories, failures, store
 from hpcimg.cache.failures import Memory
 from hpcimg.cache.paths import Layout
 from hpcimg.errors import CacheUnusable, Forbidden, HpcimgError, Unreachable
@@ -19,7 +19,7 @@ MINUTE = Memory(60, "settings")
 @pytest.fixture
 def layout(tmp_path: Path) -> Layout:
     layout = Layout(str(tmp_path / "cache"), str(tmp_path / "state"))
-    folders.prepare(layout)
+    directories.prepare(layout)
     return layout
 
 

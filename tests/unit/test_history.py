@@ -53,7 +53,7 @@ def test_what_is_half_a_line_or_none_of_ours_is_left_aside(layout: Layout) -> No
 def test_a_node_that_cannot_write_goes_on(layout: Layout) -> None:
     os.mkdir(layout.events)
     events.record(layout.events, "hit")
-    events.record(f"{layout.state}/no/such/folder", "hit")
+    events.record(f"{layout.state}/no/such/directory", "hit")
     assert os.listdir(layout.events) == []
 
 

@@ -85,16 +85,16 @@ def test_a_hostile_file_is_passed_over_at_once(home: Path) -> None:
 
 @pytest.fixture
 def programs(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of credential helpers."""
-    folder = home / "bin"
-    folder.mkdir()
-    monkeypatch.setattr(logins, "_HELPER_PATH", f"{folder}:/usr/bin:/bin")
+    """The directory of credential helpers."""
+    directory = home / "bin"
+    directory.mkdir()
+    monkeypatch.setattr(logins, "_HELPER_PATH", f"{directory}:/usr/bin:/bin")
     monkeypatch.setattr(logins, "_HELPER_TIMEOUT_S", 0.5)
-    return folder
+    return directory
 
 
-def helper(folder: Path, name: str, script: str) -> None:
-    path = folder / f"docker-credential-{name}"
+def helper(directory: Path, name: str, script: str) -> None:
+    path = directory / f"docker-credential-{name}"
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
 

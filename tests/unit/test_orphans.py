@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcimg.cache import folders, store
+from hpcimg.cache import directories, store
 from hpcimg.cache.paths import Layout
 from hpcimg.cache.store import Entry, Ref
 
@@ -15,7 +15,7 @@ from hpcimg.cache.store import Entry, Ref
 def layout(tmp_path: Path) -> Layout:
     """A cache with two images, one of them private, and the refs to them."""
     layout = Layout(str(tmp_path / "cache"), str(tmp_path / "state"))
-    folders.prepare(layout)
+    directories.prepare(layout)
     for key, owner in (("sha256-a", None), ("u1-sha256-b", 1)):
         entry = Entry(key, "sif", key, 4, "", ("file:///x",), 0.0, owner)
         with store.unfinished(layout, "x") as (temp, descriptor):
@@ -26,8 +26,8 @@ def layout(tmp_path: Path) -> Layout:
 
 
 def files(layout: Layout) -> int:
-    folders = ("images", "users/1", "meta", "refs")
-    return sum(1 for folder in folders for _ in Path(layout.cache, folder).iterdir())
+    directories = ("images", "users/1", "meta", "refs")
+    return sum(1 for directory in directories for _ in Path(layout.cache, directory).iterdir())
 
 
 def test_a_whole_cache_has_none(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,9 @@ from hpcimg.slurm.query import Commands, PySlurm, open_slurm
 class Squeue:
     """A squeue in PATH that says what a test wants."""
 
-    def __init__(self, folder: Path) -> None:
-        self._program = folder / "squeue"
-        self._asked = folder / "asked"
+    def __init__(self, directory: Path) -> None:
+        self._program = directory / "squeue"
+        self._asked = directory / "asked"
 
     def will(self, script: str) -> None:
         self._program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >{self._asked}\n{script}\n')

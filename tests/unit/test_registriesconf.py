@@ -146,17 +146,17 @@ def test_drop_ins_replace_tables_with_the_same_prefix(tmp_path: Path) -> None:
     main = tmp_path / "registries.conf"
     assert registriesconf.read(str(main)) == ()
     main.write_text('[[registry]]\nprefix = "h"\nblocked = true\n[[registry]]\nlocation = "i"\n')
-    folder = tmp_path / "registries.conf.d"
-    folder.mkdir()
-    (folder / "10.conf").write_text('[[registry]]\nlocation = "h"\ninsecure = true\n')
-    (folder / "20.conf").write_text('[[registry]]\nlocation = "k"\n')
-    (folder / "30.conf.bak").write_text("broken [")
-    (folder / "folder.conf").mkdir()
+    directory = tmp_path / "registries.conf.d"
+    directory.mkdir()
+    (directory / "10.conf").write_text('[[registry]]\nlocation = "h"\ninsecure = true\n')
+    (directory / "20.conf").write_text('[[registry]]\nlocation = "k"\n')
+    (directory / "30.conf.bak").write_text("broken [")
+    (directory / "directory.conf").mkdir()
     found = {rule.prefix: rule for rule in registriesconf.read(str(main))}
     assert list(found) == ["h", "i", "k"]
     assert (found["h"].blocked, found["h"].insecure) == (False, True)
-    (folder / "40.conf").write_text("broken [")
-    with pytest.raises(ConfigError, match=re.escape(f"{folder}/40.conf cannot be used")):
+    (directory / "40.conf").write_text("broken [")
+    with pytest.raises(ConfigError, match=re.escape(f"{directory}/40.conf cannot be used")):
         registriesconf.read(str(main))
 
 

@@ -16,9 +16,9 @@ DOWN = Unreachable("h does not answer")
 class Commands:
     """squeue and scontrol in PATH."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._asked = folder / "asked"
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._asked = directory / "asked"
         self.squeue("12 12 N/A RUNNING")
         self.scontrol("")
 
@@ -35,7 +35,7 @@ class Commands:
         return [line.removeprefix("requeue ") for line in lines]
 
     def _write(self, name: str, script: str) -> None:
-        path = self._folder / name
+        path = self._directory / name
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
 
@@ -113,7 +113,7 @@ def test_slurm_that_hangs(commands: Commands, monkeypatch: pytest.MonkeyPatch) -
     assert attempt("12", DOWN, restarts="0", limit=3) == Outcome(False, said)
 
 
-def test_slurm_in_a_folder_of_its_own(
+def test_slurm_in_a_directory_of_its_own(
     commands: Commands, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", "/usr/bin:/bin")

@@ -97,8 +97,8 @@ def test_a_session_token_is_sent_and_signed() -> None:
     assert "x-amz-security-token" in headers["Authorization"]
 
 
-def s3_service(folder: Path, text: str, **environment: str) -> Service:
-    path = folder / "hpcimg.conf"
+def s3_service(directory: Path, text: str, **environment: str) -> Service:
+    path = directory / "hpcimg.conf"
     path.write_text(f"[s3]\n{text}")
     found = services.find(config.load(str(path)), Reference("s3", "b/x"), environment)
     assert found.site_hosts == (urlsplit(found.url).netloc,)

@@ -1,4 +1,4 @@
-"""What the cache knows of references, and folders for work."""
+"""What the cache knows of references, and directories for work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcimg.cache import folders, store
+from hpcimg.cache import directories, store
 from hpcimg.cache.paths import Layout
 from hpcimg.cache.store import Ref
 from hpcimg.errors import CacheUnusable
@@ -41,7 +41,7 @@ def test_a_digest_is_taken_at_its_word_for_ever() -> None:
 def test_a_grace_that_a_wrong_clock_gave(tmp_path: Path) -> None:
     """The server is asked again, and the way past it has no longer memory."""
     layout = Layout(str(tmp_path / "cache"), str(tmp_path / "state"))
-    folders.prepare(layout)
+    directories.prepare(layout)
     now = time.time()
     for grace, kept in ((now + 30, True), (now + 24 * HOUR, False)):
         store.save_ref(layout, "x", Ref("uri", "key", "v1", now - 10, grace=grace))
@@ -50,16 +50,16 @@ def test_a_grace_that_a_wrong_clock_gave(tmp_path: Path) -> None:
         assert ref.fresh_until(0) == (grace if kept else now - 10)
 
 
-def test_a_work_folder_that_cannot_be_given_away_is_gone(
+def test_a_work_directory_that_cannot_be_given_away_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout = Layout(str(tmp_path / "cache"), str(tmp_path / "state"))
-    folders.prepare(layout)
+    directories.prepare(layout)
 
     def refuse(path: str, *_: int) -> None:
         raise PermissionError(1, "Operation not permitted", path)
 
     monkeypatch.setattr(os, "chown", refuse)
-    with pytest.raises(CacheUnusable, match="not permitted"), store.work_folder(layout, 1000):
+    with pytest.raises(CacheUnusable, match="not permitted"), store.work_directory(layout, 1000):
         pass
     assert os.listdir(layout.work) == []

@@ -1,4 +1,4 @@
-"""The task prolog: shell alone, which finds the job's folder where Python put it."""
+"""The task prolog: shell alone, which finds the job's directory where Python put it."""
 
 from __future__ import annotations
 
@@ -34,30 +34,30 @@ def shell(request: pytest.FixtureRequest) -> list[str]:
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder that every user may enter, with an empty main file and an empty bin/."""
+def directory() -> Iterator[Path]:
+    """A directory that every user may enter, with an empty main file and an empty bin/."""
     with tempfile.TemporaryDirectory(prefix="task-prolog-") as made:
-        folder = Path(made)
-        folder.chmod(0o755)
-        (folder / "conf.d").mkdir()
-        (folder / "bin").mkdir()
-        (folder / "hpcimg.conf").write_text(f"[state]\npath = {folder}/state\n")
-        yield folder
+        directory = Path(made)
+        directory.chmod(0o755)
+        (directory / "conf.d").mkdir()
+        (directory / "bin").mkdir()
+        (directory / "hpcimg.conf").write_text(f"[state]\npath = {directory}/state\n")
+        yield directory
 
 
-def environment(folder: Path, **more: str) -> dict[str, str]:
+def environment(directory: Path, **more: str) -> dict[str, str]:
     """Return all that the script gets; no program is in its PATH."""
-    named = {"HPCIMG_CONF": f"{folder}/hpcimg.conf", "SLURM_JOB_ID": "7"}
-    return {"PATH": f"{folder}/bin", **named, "SLURMD_NODENAME": "n1", **more}
+    named = {"HPCIMG_CONF": f"{directory}/hpcimg.conf", "SLURM_JOB_ID": "7"}
+    return {"PATH": f"{directory}/bin", **named, "SLURMD_NODENAME": "n1", **more}
 
 
 def run(
-    shell: list[str], folder: Path, *, user: int | None = None, **more: str
+    shell: list[str], directory: Path, *, user: int | None = None, **more: str
 ) -> tuple[int, str, str]:
     """Run the script; return its exit code and what it wrote."""
     done = subprocess.run(
         [*shell, TASK_PROLOG],
-        env=environment(folder, **more),
+        env=environment(directory, **more),
         cwd="/",
         text=True,
         capture_output=True,
@@ -67,20 +67,20 @@ def run(
     return done.returncode, done.stdout, done.stderr
 
 
-def prepared(folder: Path, text: str | None, *, state: str = "state") -> Path:
-    """Make the job's folder as Prolog does, with a task file of that text."""
-    job = folder / state / "jobs" / "7"
+def prepared(directory: Path, text: str | None, *, state: str = "state") -> Path:
+    """Make the job's directory as Prolog does, with a task file of that text."""
+    job = directory / state / "jobs" / "7"
     job.mkdir(parents=True)
     if text is not None:
         (job / "task").write_text(text)
     return job
 
 
-def looked_in(shell: list[str], folder: Path, **more: str) -> str:
-    """Return the job folder that the script looked for."""
+def looked_in(shell: list[str], directory: Path, **more: str) -> str:
+    """Return the job directory that the script looked for."""
     done = subprocess.run(
         [*shell, "-c", LOOK, "sh", TASK_PROLOG],
-        env=environment(folder, **more),
+        env=environment(directory, **more),
         cwd="/",
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -89,67 +89,71 @@ def looked_in(shell: list[str], folder: Path, **more: str) -> str:
     return os.fsdecode(done.stderr)
 
 
-def expected(folder: Path, monkeypatch: pytest.MonkeyPatch, **more: str) -> str:
-    """Return the job folder that Prolog makes, as far as it can read the configuration."""
+def expected(directory: Path, monkeypatch: pytest.MonkeyPatch, **more: str) -> str:
+    """Return the job directory that Prolog makes, as far as it can read the configuration."""
     monkeypatch.delenv("SLURMD_NODENAME", raising=False)
-    for name, value in environment(folder, **more).items():
+    for name, value in environment(directory, **more).items():
         if name != "PATH" and value:
             monkeypatch.setenv(name, value)
     files = conffiles.read_what_can_be(conffiles.main_file())
-    return f"{conffiles.folders(files)[1]}/jobs/7"
+    return f"{conffiles.directories(files)[1]}/jobs/7"
 
 
 # What it says
 
 
-def test_prints_the_lines_that_prolog_prepared(shell: list[str], folder: Path) -> None:
+def test_prints_the_lines_that_prolog_prepared(shell: list[str], directory: Path) -> None:
     lines = "export HPCIMG_IMAGE=/c/a.sif\nexport HPCIMG_IMAGES=/c/a.sif:/c/b.sif\n"
-    prepared(folder, lines)
-    assert run(shell, folder) == (0, lines, "")
+    prepared(directory, lines)
+    assert run(shell, directory) == (0, lines, "")
 
 
-def test_lines_are_printed_as_they_are(shell: list[str], folder: Path) -> None:
+def test_lines_are_printed_as_they_are(shell: list[str], directory: Path) -> None:
     lines = "print   two\\n %s $(id) `id` * \\\nprint exit 5\n  exit 6\n-n\nlast"
-    prepared(folder, lines)
-    assert run(shell, folder) == (0, lines.removesuffix("last"), "")
+    prepared(directory, lines)
+    assert run(shell, directory) == (0, lines.removesuffix("last"), "")
 
 
 @pytest.mark.parametrize("code", [1, 12])
-def test_ends_with_the_code_that_prolog_prepared(shell: list[str], folder: Path, code: int) -> None:
-    prepared(folder, f"print hpcimg: no such image\nexit {code}\n")
-    assert run(shell, folder) == (code, "print hpcimg: no such image\n", "")
+def test_ends_with_the_code_that_prolog_prepared(
+    shell: list[str], directory: Path, code: int
+) -> None:
+    prepared(directory, f"print hpcimg: no such image\nexit {code}\n")
+    assert run(shell, directory) == (code, "print hpcimg: no such image\n", "")
 
 
-def test_a_job_that_prolog_does_not_know_starts_in_silence(shell: list[str], folder: Path) -> None:
-    assert run(shell, folder) == (0, "", "")
+def test_a_job_that_prolog_does_not_know_starts_in_silence(
+    shell: list[str], directory: Path
+) -> None:
+    assert run(shell, directory) == (0, "", "")
 
 
-def test_prolog_was_killed_half_way(shell: list[str], folder: Path) -> None:
-    prepared(folder, None)
-    code, said, _ = run(shell, folder)
+def test_prolog_was_killed_half_way(shell: list[str], directory: Path) -> None:
+    prepared(directory, None)
+    code, said, _ = run(shell, directory)
     assert code == 1
     assert said.startswith("print hpcimg: Prolog was interrupted on node n1 ")
     assert said.count("\n") == 1
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user")
-def test_another_users_task_file(shell: list[str], folder: Path) -> None:
-    job = prepared(folder, "export HPCIMG_IMAGE=/secret.sif\n")
+def test_another_users_task_file(shell: list[str], directory: Path) -> None:
+    job = prepared(directory, "export HPCIMG_IMAGE=/secret.sif\n")
     (job / "task").chmod(0o400)
-    code, said, _ = run(shell, folder, user=1)
+    code, said, _ = run(shell, directory, user=1)
     assert code == 1
     assert "secret" not in said
 
 
-def test_starts_no_other_program(shell: list[str], folder: Path) -> None:
+def test_starts_no_other_program(shell: list[str], directory: Path) -> None:
     strace = shutil.which("strace")
     if strace is None:
         pytest.skip("not installed here: strace")
-    prepared(folder, "print x\nexit 3\n")
-    trace = folder / "trace"
+    prepared(directory, "print x\nexit 3\n")
+    trace = directory / "trace"
     done = subprocess.run(
         [strace, "-f", "-qq", "-e", "trace=process", "-o", trace, *shell, TASK_PROLOG],
-        env=environment(folder),
+        env=environment(directory),
         capture_output=True,
         check=False,
     )
@@ -187,35 +191,39 @@ def test_starts_no_other_program(shell: list[str], folder: Path) -> None:
 )
 def test_looks_where_prolog_writes(
     shell: list[str],
-    folder: Path,
+    directory: Path,
     monkeypatch: pytest.MonkeyPatch,
     main: str | None,
     others: dict[str, str],
 ) -> None:
     if main is None:
-        (folder / "hpcimg.conf").unlink()
+        (directory / "hpcimg.conf").unlink()
     else:
-        (folder / "hpcimg.conf").write_text(main, newline="")
+        (directory / "hpcimg.conf").write_text(main, newline="")
     for name, text in others.items():
-        (folder / "conf.d" / name).write_text(text)
-    assert looked_in(shell, folder) == expected(folder, monkeypatch)
+        (directory / "conf.d" / name).write_text(text)
+    assert looked_in(shell, directory) == expected(directory, monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["n1", "n1.cluster.example", "n%n", ""])
 def test_the_nodes_name(
-    shell: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    shell: list[str], directory: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    (folder / "hpcimg.conf").write_text("[state]\npath = /a/%n/b\n")
-    where = looked_in(shell, folder, SLURMD_NODENAME=name)
-    assert where == expected(folder, monkeypatch, SLURMD_NODENAME=name)
+    (directory / "hpcimg.conf").write_text("[state]\npath = /a/%n/b\n")
+    where = looked_in(shell, directory, SLURMD_NODENAME=name)
+    assert where == expected(directory, monkeypatch, SLURMD_NODENAME=name)
     assert where == f"/a/{name or os.uname().nodename.split('.')[0]}/b/jobs/7"
 
 
-def test_without_a_folder_for_more_files(
-    shell: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_without_a_directory_for_more_files(
+    shell: list[str], directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (folder / "conf.d").rmdir()
-    assert looked_in(shell, folder) == expected(folder, monkeypatch) == f"{folder}/state/jobs/7"
+    (directory / "conf.d").rmdir()
+    assert (
+        looked_in(shell, directory)
+        == expected(directory, monkeypatch)
+        == f"{directory}/state/jobs/7"
+    )
 
 
 @settings(
@@ -225,8 +233,8 @@ def test_without_a_folder_for_more_files(
 )
 @given(text=TEXTS, locale=st.sampled_from(["C", "C.UTF-8"]))
 def test_reads_any_text_as_python_does(
-    shell: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch, text: str, locale: str
+    shell: list[str], directory: Path, monkeypatch: pytest.MonkeyPatch, text: str, locale: str
 ) -> None:
     # Of a file that is refused as well: the job that is to hear of it has to look there.
-    (folder / "hpcimg.conf").write_bytes(text.encode())
-    assert looked_in(shell, folder, LC_ALL=locale) == expected(folder, monkeypatch)
+    (directory / "hpcimg.conf").write_bytes(text.encode())
+    assert looked_in(shell, directory, LC_ALL=locale) == expected(directory, monkeypatch)

@@ -29,14 +29,14 @@ exit 255
 class Place:
     """A SIF, a keyring, and a runtime that says what it was asked."""
 
-    def __init__(self, folder: Path) -> None:
-        self.image = images.make_sif(folder / "x.sif", {"hello": b"x"})
-        self.keyring = folder / "pgp-public"
+    def __init__(self, directory: Path) -> None:
+        self.image = images.make_sif(directory / "x.sif", {"hello": b"x"})
+        self.keyring = directory / "pgp-public"
         self.keyring.write_bytes(KEYS)
-        self.program = folder / "apptainer"
+        self.program = directory / "apptainer"
         self.program.write_text(STAND_IN % {"image": self.image})
         self.program.chmod(0o755)
-        self.work = folder / "work"
+        self.work = directory / "work"
         self.work.mkdir()
 
     def verify(self, keyring: str | None = None) -> None:

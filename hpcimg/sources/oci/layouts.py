@@ -1,4 +1,4 @@
-"""oci:, oci-archive: and docker-archive: : images in layers, in folders and tar files.
+"""oci:, oci-archive: and docker-archive: : images in layers, in directories and tar files.
 
 OCI Image Layout (OCI Image Specification 1.1), and what `docker save` writes.
 Read with the rights of this process' account; nothing is unpacked.
@@ -53,7 +53,7 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
 
 
 class _Files(ExitStack):
-    """The files of an image by their names, in a folder or in a tar file.
+    """The files of an image by their names, in a directory or in a tar file.
 
     Attributes: uri, for errors; look, which changes when the image is replaced.
     """

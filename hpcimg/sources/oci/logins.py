@@ -99,7 +99,11 @@ def ask_helper(name: str, host: str, account: pwd.struct_passwd) -> Login | None
         "XDG_RUNTIME_DIR": f"/run/user/{account.pw_uid}",
     }
     found = next(
-        (path for folder in _HELPER_PATH.split(":") if os.access(path := f"{folder}/{program}", 1)),
+        (
+            path
+            for directory in _HELPER_PATH.split(":")
+            if os.access(path := f"{directory}/{program}", 1)
+        ),
         "",
     )
     if not found:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from hpcimg.errors import ConfigError, HpcimgError, UserError
 from hpcimg.sources import userfiles
 
-# Below the home folder of the job's user, as the accounts of the node have it.
+# Below the home directory of the job's user, as the accounts of the node have it.
 OWN_FILE = ".config/hpcimg/swift.rc"
 
 _LINE = re.compile(

@@ -145,7 +145,7 @@ def _find_access(session: requests.Session, uri: str, sink: Sink, settings: Sett
 
 _WITHOUT = "without credentials"
 _DO_WITHOUT = (
-    f"Put your credentials into ~/{openrc.OWN_FILE}, where the nodes see your home folder."
+    f"Put your credentials into ~/{openrc.OWN_FILE}, where the nodes see your home directory."
 )
 
 

@@ -1,4 +1,4 @@
-"""The folders of the cache and the state: made where they are missing, and checked."""
+"""The directories of the cache and the state: made where they are missing, and checked."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from hpcimg.errors import CacheUnusable, HpcimgError, from_os_error
 
 
 def prepare(layout: Layout) -> None:
-    """Make the folders that are missing and check that they can do their work.
+    """Make the directories that are missing and check that they can do their work.
 
-    Raises CacheUnusable: not a folder, not writable, of another owner, open for
+    Raises CacheUnusable: not a directory, not writable, of another owner, open for
     others to write, or `tmp/` on another file system than the images.
     """
-    for path, mode in _folders(layout).items():
-        _prepare_folder(path, mode, root=path in (layout.cache, layout.state))
+    for path, mode in _directories(layout).items():
+        _prepare_directory(path, mode, root=path in (layout.cache, layout.state))
     _check_file_system(layout)
 
 
 def check(layout: Layout) -> None:
-    """Check what `prepare` does, of the folders that are there, and make none."""
-    for path in _folders(layout):
+    """Check what `prepare` does, of the directories that are there, and make none."""
+    for path in _directories(layout):
         if os.path.lexists(path):
-            _check_folder(path, root=path in (layout.cache, layout.state))
+            _check_directory(path, root=path in (layout.cache, layout.state))
     if os.path.exists(layout.tmp) and os.path.exists(layout.images):
         _check_file_system(layout)
 
 
-def _folders(layout: Layout) -> dict[str, int]:
-    """Return all folders with their modes, parents first."""
+def _directories(layout: Layout) -> dict[str, int]:
+    """Return all directories with their modes, parents first."""
     shared, private = 0o755, 0o700
     return {
         layout.cache: shared, layout.state: shared,
@@ -47,11 +47,11 @@ def _check_file_system(layout: Layout) -> None:
         raise CacheUnusable(
             f"{layout.tmp} is on another file system than {layout.images}",
             why="an image cannot be renamed from one to the other",
-            do="Put all of the cache folder on one file system.",
+            do="Put all of the cache directory on one file system.",
         )
 
 
-def _prepare_folder(path: str, mode: int, *, root: bool) -> None:
+def _prepare_directory(path: str, mode: int, *, root: bool) -> None:
     try:
         if root:
             os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
@@ -62,14 +62,14 @@ def _prepare_folder(path: str, mode: int, *, root: bool) -> None:
             pass
     except OSError as error:
         raise _unusable(error, path) from error
-    _check_folder(path, root=root)
+    _check_directory(path, root=root)
 
 
-def _check_folder(path: str, *, root: bool) -> None:
+def _check_directory(path: str, *, root: bool) -> None:
     try:
         seen = os.stat(path, follow_symlinks=root)
         if not stat.S_ISDIR(seen.st_mode):
-            raise CacheUnusable(f"{path} is not a folder", do="Move it out of the way.")
+            raise CacheUnusable(f"{path} is not a directory", do="Move it out of the way.")
         if not os.access(path, os.W_OK | os.X_OK):
             raise PermissionError(None, "not writable", path)
     except OSError as error:
