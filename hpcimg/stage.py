@@ -50,6 +50,7 @@ def stage(
         job=request.job,
         key=staged.entry.key,
         bytes=staged.entry.size_bytes,
+        scheme=wanted.scheme,
     )
     with contextlib.suppress(OSError):  # the next job then takes the long way
         hot.remember(

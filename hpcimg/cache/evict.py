@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from hpcimg.cache import events, inflight, lease, store
+from hpcimg.cache import events, inflight, lease, pins, store
 from hpcimg.cache.paths import Layout, owned
 from hpcimg.cache.policy import Limits
 from hpcimg.errors import DeadlinePassed, NoRoom, TooLarge, explained
@@ -18,13 +18,17 @@ _JOBS_NAMED = 8
 
 
 class Candidate(NamedTuple):
-    """An image as eviction sees it. `jobs` hold leases on it; it is private to `owner`."""
+    """An image as eviction sees it. `jobs` hold leases on it; it is private to `owner`.
+
+    A pinned one never goes.
+    """
 
     key: str
     size_bytes: int
     last_used: float
     jobs: tuple[str, ...] = ()
     owner: int | None = None
+    pinned: bool = False
 
 
 class Plan(NamedTuple):
@@ -34,6 +38,7 @@ class Plan(NamedTuple):
     victims: tuple[Candidate, ...]
     in_use: tuple[Candidate, ...]
     too_young: tuple[Candidate, ...]
+    pinned: tuple[Candidate, ...] = ()
 
     def describe(self) -> str:
         """Say what there is to free and what there is not."""
@@ -47,6 +52,8 @@ class Plan(NamedTuple):
         if self.too_young:
             size = format_size(sum(c.size_bytes for c in self.too_young))
             parts.append(f"{size} used a moment ago")
+        if self.pinned:
+            parts.append(f"{format_size(sum(c.size_bytes for c in self.pinned))} pinned")
         return ", ".join(parts)
 
 
@@ -115,10 +122,11 @@ def plan_share(
 
 def _plan(candidates: list[Candidate], wanted: int, *, min_age_s: float, now: float) -> Plan:
     in_use = tuple(c for c in candidates if c.jobs)
-    idle = [c for c in candidates if not c.jobs]
+    pinned = tuple(c for c in candidates if c.pinned and not c.jobs)
+    idle = [c for c in candidates if not c.jobs and not c.pinned]
     too_young = tuple(c for c in idle if now - c.last_used < min_age_s)
     old = sorted(set(idle) - set(too_young), key=lambda c: (c.last_used, c.key))
-    return Plan(wanted, tuple(old), in_use, too_young)
+    return Plan(wanted, tuple(old), in_use, too_young, pinned)
 
 
 def candidates(layout: Layout, now: float) -> list[Candidate]:
@@ -128,13 +136,15 @@ def candidates(layout: Layout, now: float) -> list[Candidate]:
     would otherwise keep its image until that time comes.
     """
     found = []
+    pinned = pins.keys(layout)
     for entry in store.entries(layout):
         used = store.last_used(layout, entry.key)
         if used > now:
             store.mark_used(layout, entry.key)
             used = now
         jobs = tuple(lease.holders(layout, entry.key))
-        found.append(Candidate(entry.key, entry.size_bytes, used, jobs, entry.owner))
+        keep = entry.key in pinned
+        found.append(Candidate(entry.key, entry.size_bytes, used, jobs, entry.owner, keep))
     return found
 
 
@@ -154,7 +164,7 @@ def trim(layout: Layout, limits: Limits, *, time_s: float, dry_run: bool = False
         )
         if dry_run:
             return Report(plan, _enough(plan))
-        return _execute(layout, plan, until=until)
+        return _execute(layout, plan, until=until, reason="limit")
 
 
 def make_room(
@@ -187,7 +197,7 @@ def make_room(
         limits=limits,
         now=now,
     )
-    report = _execute(layout, plan, until=deadline)
+    report = _execute(layout, plan, until=deadline, reason="room")
     if report.freed_bytes < plan.wanted_bytes:
         needs = f"it needs {format_size(incoming_bytes)}, " if incoming_bytes else ""
         raise NoRoom(
@@ -206,7 +216,7 @@ def _make_room_in_share(
     coming = incoming_bytes + sum(work["written"] + work["coming"] for work in own)
     found = candidates(layout, now)
     plan = plan_share(found, owner, coming_bytes=coming, limits=limits, now=now)
-    report = _execute(layout, plan, until=deadline)
+    report = _execute(layout, plan, until=deadline, reason="share")
     if report.freed_bytes < plan.wanted_bytes:
         raise NoRoom(
             f"there is no room for {what} in your share of this node's cache",
@@ -231,29 +241,38 @@ def check_fits(limits: Limits, size_bytes: int, *, what: str, owner: int | None 
         )
 
 
-def evict(layout: Layout, key: str) -> bool:
-    """Remove one image unless a job uses it or somebody is at work on it."""
+def evict(
+    layout: Layout, key: str, *, reason: str = "limit", may_go: Callable[[], bool] | None = None
+) -> bool:
+    """Remove one image unless a job uses it, it is pinned, or somebody is at work on it.
+
+    `reason` is a word for the event: limit, room, share, rm or damaged. `may_go`
+    is asked in place of whether it is pinned and whole, while nobody else is at it.
+    """
+    load = store.load_record if may_go else store.load_entry
     try:
         with held(layout.lock(key), deadline=time.monotonic(), waiting=lambda _: None):
+            if not (may_go() if may_go else pins.load(layout, key) is None):
+                return False
             if not lease.close_to_hits(layout, key):
                 return False
-            entry = store.load_entry(layout, key)
+            entry = load(layout, key)
             if entry is None:
                 return False
             store.forget(layout, entry)
     except DeadlinePassed:
         return False
-    events.record(layout.events, "evict", key=key, bytes=entry.size_bytes)
+    events.record(layout.events, "evict", key=key, bytes=entry.size_bytes, reason=reason)
     return True
 
 
-def _execute(layout: Layout, plan: Plan, *, until: float) -> Report:
+def _execute(layout: Layout, plan: Plan, *, until: float, reason: str) -> Report:
     evicted: list[Candidate] = []
     freed = 0
     for candidate in plan.victims:
         if freed >= plan.wanted_bytes or time.monotonic() > until:
             break
-        if evict(layout, candidate.key):
+        if evict(layout, candidate.key, reason=reason):
             evicted.append(candidate)
             freed += candidate.size_bytes
     return Report(plan, tuple(evicted))

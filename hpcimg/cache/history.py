@@ -1,12 +1,12 @@
 """The events of this node: failures are written here, all are read, their file is kept short.
 
 The events of the current file and of the one before are counted as they are;
-what was in older files lives on as sums in `counters.json`.
+what was in older files lives on as sums in `counters.json`, with their bytes and
+seconds. A reader takes no lock: it looks again where a file was begun meanwhile.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import json
 import os
@@ -17,10 +17,12 @@ from typing import Any
 from hpcimg import atomic, processes
 from hpcimg.cache import events
 from hpcimg.cache.paths import Layout
+from hpcimg.cache.sums import Sums
 from hpcimg.errors import DeadlinePassed, HpcimgError
 from hpcimg.locks import held
 
 _ROTATE_AT = 1 << 20
+_LOOKS = 10  # of a reader, each of which may come across a file that is begun
 
 
 def record_failure(
@@ -28,14 +30,26 @@ def record_failure(
 ) -> None:
     """Record that an image could not be had, by the job or, with "", by nobody's."""
     fields = {"uri": uri, "message": str(error), "class": error.kind}
+    fields["error"] = type(error).__name__
     events.record(layout.events, "failed", job=job, took_s=round(took_s, 3), **fields)
 
 
 def totals(layout: Layout) -> dict[str, int]:
     """Return how often each event happened since the node's state was made."""
-    sums = collections.Counter(_load_sums(layout))
-    sums.update(event["event"] for event in recent(layout))
-    return dict(sums)
+    return {name: int(count) for name, count in sums(layout).family("events").items()}
+
+
+def sums(layout: Layout) -> Sums:
+    """Return all that happened since the node's state was made, summed up."""
+    for _ in range(_LOOKS):
+        seen = _files_seen(layout)
+        counted, summed = _load_sums(layout)
+        if _first_line(_before(layout)) != summed:
+            counted.add_all(_read(_before(layout)))
+        counted.add_all(_read(layout.events))
+        if _files_seen(layout) == seen:
+            break
+    return counted
 
 
 def recent(layout: Layout) -> Iterator[dict[str, Any]]:
@@ -62,10 +76,13 @@ def _rotate(layout: Layout) -> None:
             return
     except FileNotFoundError:
         return
-    sums = collections.Counter(_load_sums(layout))
-    sums.update(event["event"] for event in _read(_before(layout)))
-    temp = processes.temp_path(layout.state_tmp, "counters")
-    atomic.write_file(_counters(layout), json.dumps(dict(sums)) + "\n", temp=temp)
+    counted, summed = _load_sums(layout)
+    first = _first_line(_before(layout))
+    if first != summed:  # else a rotation was cut off after it had summed this file up
+        counted.add_all(_read(_before(layout)))
+        text = json.dumps({**counted.to_dict(), "summed": first}) + "\n"
+        temp = processes.temp_path(layout.state_tmp, "counters")
+        atomic.write_file(_counters(layout), text, temp=temp)
     os.rename(layout.events, _before(layout))
 
 
@@ -79,13 +96,33 @@ def _read(path: str) -> Iterator[dict[str, Any]]:
                     yield event
 
 
-def _load_sums(layout: Layout) -> dict[str, int]:
+def _load_sums(layout: Layout) -> tuple[Sums, str]:
+    """Return the sums of older files, and the first line of the last one that is in them."""
     try:
         with open(_counters(layout), encoding="utf-8") as file:
-            sums = json.load(file)
-    except (FileNotFoundError, ValueError):
-        return {}
-    return {str(name): int(count) for name, count in sums.items()}
+            fields = json.load(file)
+        return Sums.from_dict(fields), str(fields["summed"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return Sums(), ""
+
+
+def _first_line(path: str) -> str:
+    """Return what tells one file of events from all others, "" for none."""
+    with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8") as file:
+        return file.readline()
+    return ""
+
+
+def _files_seen(layout: Layout) -> tuple[tuple[int, int] | None, ...]:
+    """Return what changes when a rotation does something."""
+    found: list[tuple[int, int] | None] = []
+    for path in (_counters(layout), _before(layout)):
+        try:
+            seen = os.stat(path)
+            found.append((seen.st_ino, seen.st_mtime_ns))
+        except FileNotFoundError:
+            found.append(None)
+    return tuple(found)
 
 
 def _before(layout: Layout) -> str:

@@ -22,12 +22,13 @@ _NAME_MAX = 250  # file systems allow 255
 class Hit:
     """A finished image that a job now holds a lease on."""
 
-    __slots__ = ("key", "path", "uri")
+    __slots__ = ("key", "path", "size_bytes", "uri")
 
-    def __init__(self, key: str, path: str, uri: str) -> None:
+    def __init__(self, key: str, path: str, uri: str, size_bytes: int = 0) -> None:
         self.key = key
         self.path = path
         self.uri = uri
+        self.size_bytes = size_bytes
 
 
 def remember(
@@ -74,9 +75,9 @@ def lookup(layout: Layout, text: str, *, job: str, uid: int, fingerprint: str) -
                 continue
             # The lease comes before the look: an evictor that begins between
             # the two sees it.
-            if lease.take(layout, key, job) and _look(os.lstat(path)) == look:
+            if lease.take(layout, key, job) and _look(seen := os.lstat(path)) == look:
                 os.utime(layout.meta(key))
-                return Hit(key, path, uri)
+                return Hit(key, path, uri, seen.st_size)
         except (OSError, ValueError):
             continue
     return None

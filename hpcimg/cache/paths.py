@@ -26,9 +26,11 @@ class Layout:
         self.users = f"{cache}/users"
         self.metas = f"{cache}/meta"
         self.refs = f"{cache}/refs"
+        self.pins = f"{cache}/pins"
         self.locks = f"{cache}/locks"
         self.tmp = f"{cache}/tmp"
         self.work = f"{cache}/work"
+        self.verified = f"{cache}/verified.json"
         self.jobs = f"{state}/jobs"
         self.leases = f"{state}/leases"
         self.inflight = f"{state}/inflight"
@@ -49,6 +51,9 @@ class Layout:
 
     def ref(self, ref_id: str) -> str:
         return f"{self.refs}/{ref_id}.json"
+
+    def pin(self, key: str) -> str:
+        return f"{self.pins}/{key}.json"
 
     def lock(self, name: str) -> str:
         return f"{self.locks}/{name}.lock"

@@ -90,10 +90,16 @@ class Ref:
         return self.pinned or self.resolved <= now < self.fresh_until(ttl_s)
 
 
+def load_record(layout: Layout, key: str) -> Entry | None:
+    """Return what is known of an image, whatever became of its file; or None."""
+    entry = _load(layout.meta(key), Entry)
+    return entry if entry is not None and entry.key == key else None
+
+
 def load_entry(layout: Layout, key: str) -> Entry | None:
     """Return a finished image, or None where it or what is known of it is not there."""
-    entry = _load(layout.meta(key), Entry)
-    if entry is None or entry.key != key:
+    entry = load_record(layout, key)
+    if entry is None:
         return None
     try:
         seen = os.lstat(path_of(layout, entry))
@@ -109,11 +115,15 @@ def load_entry(layout: Layout, key: str) -> Entry | None:
 
 def entries(layout: Layout) -> Iterator[Entry]:
     """Return all finished images and all blobs, in no order."""
-    for name in _listdir(layout.metas):
-        if name.endswith(".json"):
-            entry = load_entry(layout, name.removesuffix(".json"))
-            if entry is not None:
-                yield entry
+    for key in keys(layout):
+        entry = load_entry(layout, key)
+        if entry is not None:
+            yield entry
+
+
+def keys(layout: Layout) -> list[str]:
+    """Return the keys of all of which something is known, finished or not, in no order."""
+    return [n.removesuffix(".json") for n in _listdir(layout.metas) if n.endswith(".json")]
 
 
 def save_entry(layout: Layout, entry: Entry, *, durable: bool = True) -> None:

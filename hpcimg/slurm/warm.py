@@ -49,16 +49,20 @@ def prolog(environ: dict[str, str]) -> int:
     fingerprint = conffiles.fingerprint(files)
     jobfiles.prepare(layout, job)
     images = []
+    sizes = {}
     for name, text in wanted:
         hit = hot.lookup(layout, text, job=job, uid=uid, fingerprint=fingerprint)
         if hit is None:
             return LONG_WAY
+        sizes[hit.key] = hit.size_bytes
         images.append(
             jobfiles.Image(name, text, uri=hit.uri, key=hit.key, path=hit.path, source="hit")
         )
     jobfiles.write_ready(layout, job, uid, images, started=started)
+    took_s = round(time.time() - started, 4)
     for image in images:
-        events.record(layout.events, "hit", job=job, key=image.key)
+        size = sizes[image.key]
+        events.record(layout.events, "hit", job=job, key=image.key, bytes=size, took_s=took_s)
     return 0
 
 

@@ -184,8 +184,10 @@ def test_no_victim_is_in_use_or_young_and_the_oldest_goes_first(
     assert all(NOW - victim.last_used >= limits.min_age_s for victim in plan.victims)
     ages = [victim.last_used for victim in plan.victims]
     assert ages == sorted(ages)
-    # Everything is in one of the three, once.
-    assert sorted(plan.victims + plan.in_use + plan.too_young) == sorted(candidates)
+    assert not any(victim.pinned for victim in plan.victims)
+    # Everything is in one of the four, once.
+    parts = plan.victims + plan.in_use + plan.too_young + plan.pinned
+    assert sorted(parts) == sorted(candidates)
     assert plan.wanted_bytes >= 0
     assert plan.describe()
 
@@ -221,3 +223,9 @@ def test_a_user_makes_room_in_the_own_share(coming: int, wanted: int) -> None:
     plan = plan_share(found, 7, coming_bytes=coming, limits=limits, now=NOW)
     assert plan.wanted_bytes == wanted
     assert (keys(plan.victims), keys(plan.in_use)) == ("ba", "c")
+
+
+def test_what_is_pinned_stays_and_is_told() -> None:
+    plan = trim(image("a", 60)._replace(pinned=True), image("b", 50))
+    assert keys(plan.victims) == "b"
+    assert plan.describe().endswith(", 60 B pinned")
