@@ -146,6 +146,13 @@ class NoRoom(TransientError):
     exit_code = 23
 
 
+class InUse(TransientError):
+    """It cannot be changed now: jobs use it, it is pinned, or somebody is at work on it."""
+
+    exit_code = 24
+    default_do = "Try again when that is over."
+
+
 class NodeError(HpcimgError):
     """This node, or how it is set up, is at fault."""
 

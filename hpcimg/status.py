@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 from hpcimg import health, node
-from hpcimg.cache import evict, history, inflight, lease, store
+from hpcimg.cache import evict, history, inflight, lease, pins, scrub, store
 from hpcimg.cache.paths import Layout
+from hpcimg.cache.policy import Limits
+from hpcimg.cache.store import Entry
+from hpcimg.cache.sums import Sums
 from hpcimg.config import files as conffiles
 from hpcimg.config.keys import Config
 from hpcimg.errors import HpcimgError
@@ -15,51 +19,100 @@ from hpcimg.errors import HpcimgError
 _FAILURES_SHOWN = 5
 
 
-def gather(config: Config) -> dict[str, Any]:
-    """Return cache, downloads under way, jobs, counts, last failures and problems.
+class Held(NamedTuple):
+    """How many images or layers, and their bytes together."""
+
+    number: int
+    size_bytes: int
+
+
+class Seen(NamedTuple):
+    """The node as it is. `limits` and `free_bytes` are None where they cannot be had."""
+
+    images: Held
+    layers: Held
+    in_use: Held
+    pinned: Held
+    limits: Limits | None
+    free_bytes: int | None
+    staging: list[dict[str, Any]]
+    jobs: dict[str, list[str]]
+    sums: Sums
+    failures: list[dict[str, Any]]
+    problems: list[str]
+
+
+def look(config: Config) -> Seen:
+    """Look at cache, downloads under way, jobs and what happened.
 
     Reads only, so anybody may call it; what is private is seen by root alone.
     """
     layout = Layout(config.cache_path, config.state_path)
     entries = list(store.entries(layout))
-    holders = {entry.key: lease.holders(layout, entry.key) for entry in entries}
+    jobs = lease.by_job(layout)
+    in_use = {key for keys in jobs.values() for key in keys}
+    pinned = pins.keys(layout)
     problems: list[str] = []
+    limits = free = None
+    if os.path.isdir(layout.cache):
+        try:
+            limits = node.limits(config)
+            free = evict.free_on_disk(layout)
+            problems = health.full(sum(entry.size_bytes for entry in entries), free, limits)
+        except HpcimgError as error:
+            problems = [str(error)]
+    failures = [event for event in history.recent(layout) if event["event"] == "failed"]
+    return Seen(
+        images=_held(entry for entry in entries if not entry.is_blob),
+        layers=_held(entry for entry in entries if entry.is_blob),
+        in_use=_held(entry for entry in entries if entry.key in in_use),
+        pinned=_held(entry for entry in entries if entry.key in pinned),
+        limits=limits,
+        free_bytes=free,
+        staging=inflight.under_way(layout),
+        jobs=jobs,
+        sums=history.sums(layout),
+        failures=failures[-_FAILURES_SHOWN:],
+        problems=problems,
+    )
+
+
+def _held(entries: Iterable[Entry]) -> Held:
+    sizes = [entry.size_bytes for entry in entries]
+    return Held(len(sizes), sum(sizes))
+
+
+def gather(config: Config) -> dict[str, Any]:
+    """Return what `look` sees, as JSON has it."""
+    layout = Layout(config.cache_path, config.state_path)
+    seen = look(config)
     cache: dict[str, Any] = {
         "path": layout.cache,
-        "images": sum(1 for entry in entries if not entry.is_blob),
-        "layers": sum(1 for entry in entries if entry.is_blob),
-        "bytes": sum(entry.size_bytes for entry in entries),
-        "layer_bytes": sum(entry.size_bytes for entry in entries if entry.is_blob),
-        "in_use_images": sum(1 for jobs in holders.values() if jobs),
-        "in_use_bytes": sum(entry.size_bytes for entry in entries if holders[entry.key]),
+        "images": seen.images.number,
+        "layers": seen.layers.number,
+        "bytes": seen.images.size_bytes + seen.layers.size_bytes,
+        "layer_bytes": seen.layers.size_bytes,
+        "in_use_images": seen.in_use.number,
+        "in_use_bytes": seen.in_use.size_bytes,
+        "pinned_images": seen.pinned.number,
+        "pinned_bytes": seen.pinned.size_bytes,
     }
     if not os.path.isdir(layout.cache):
         cache["note"] = "no image was staged here yet"
-    else:
-        problems += _measure(config, layout, cache)
-    jobs = sorted(lease.all_jobs(layout), key=lease.by_number)
-    failures = [event for event in history.recent(layout) if event["event"] == "failed"]
+    if seen.limits:
+        cache.update(free_bytes=seen.free_bytes, **seen.limits._asdict())
+    served, fetched = seen.sums.total("served_bytes"), seen.sums.total("fetched_bytes")
+    last = scrub.last(layout)
     return {
         "node": conffiles.node_name(),
         "cache": cache,
-        "staging": inflight.under_way(layout),
-        "jobs": {job: _images_of(job, holders) for job in jobs},
-        "counts": history.totals(layout),
-        "failures": failures[-_FAILURES_SHOWN:],
-        "problems": problems,
+        "staging": seen.staging,
+        "jobs": seen.jobs,
+        "counts": {name: int(count) for name, count in seen.sums.family("events").items()},
+        "served_bytes": int(served),
+        "fetched_bytes": int(fetched),
+        "saved_bytes": int(served - fetched),
+        "verified": last._asdict() if last else None,
+        "failures": seen.failures,
+        "problems": seen.problems,
     }
-
-
-def _measure(config: Config, layout: Layout, cache: dict[str, Any]) -> list[str]:
-    """Add to `cache` how much there may be and is; return what is wrong with that."""
-    try:
-        limits = node.limits(config)
-    except HpcimgError as error:
-        return [str(error)]
-    free = evict.free_on_disk(layout)
-    cache.update(free_bytes=free, **limits._asdict())
-    return health.full(cache["bytes"], free, limits)
-
-
-def _images_of(job: str, holders: dict[str, list[str]]) -> list[str]:
-    return [key for key, jobs in holders.items() if job in jobs]

@@ -65,6 +65,15 @@ def all_jobs(layout: Layout) -> set[str]:
     return {job for key in _names(layout.leases) for job in holders(layout, key)}
 
 
+def by_job(layout: Layout) -> dict[str, list[str]]:
+    """Return the keys of the images that each job holds a lease on, in the order of the jobs."""
+    found: dict[str, list[str]] = {}
+    for key in _names(layout.leases):
+        for job in holders(layout, key):
+            found.setdefault(job, []).append(key)
+    return {job: found[job] for job in sorted(found, key=by_number)}
+
+
 def by_number(job: str) -> tuple[int, str]:
     """Order jobs by their numbers; what is none does no harm."""
     return len(job), job

@@ -147,6 +147,13 @@ def load_ref(layout: Layout, ref_id: str) -> Ref | None:
     return ref
 
 
+def refs_of(layout: Layout, uri: str) -> list[Ref]:
+    """Return what a reference resolved to for all, and for each user whose we may read."""
+    name = f"{ref_id(uri, None)}.json"
+    ids = [n.removesuffix(".json") for n in _listdir(layout.refs) if n.endswith(name)]
+    return [ref for one in sorted(ids) if (ref := load_ref(layout, one))]
+
+
 def save_ref(layout: Layout, ref_id: str, ref: Ref) -> None:
     """Store what a reference resolved to; readable for all, or for root for a private image."""
     mode = 0o600 if ref.key.startswith("u") else 0o644

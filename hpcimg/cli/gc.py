@@ -6,7 +6,7 @@ import argparse
 import logging
 
 from hpcimg import logs, node
-from hpcimg.cache import evict, history, lease, store
+from hpcimg.cache import events, evict, history, lease, store
 from hpcimg.cache.paths import Layout
 from hpcimg.cli import output
 from hpcimg.config import load as config
@@ -43,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
         orphans = store.sweep_orphans(layout)
         history.rotate(layout)
     report = evict.trim(layout, cache.limits, time_s=_TIME_S, dry_run=args.dry_run)
+    if not args.dry_run:
+        events.record(layout.events, "gc", bytes=report.freed_bytes, ended_jobs=len(ended))
     if args.json:
         output.print_json({
             "dry_run": args.dry_run,

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import time
 
-from hpcimg.cache import lease, store
+from hpcimg.cache import lease, pins, store
 from hpcimg.cache.paths import Layout
 from hpcimg.cli import output
 from hpcimg.config import load as config
@@ -15,7 +15,8 @@ from hpcimg.units import format_duration, format_size
 HELP = """list the images on this node, the most recently used first
 
 JOBS is the number of jobs that use an image now; such an image is never
-evicted. OWNER is the uid of a private image, which only root sees."""
+evicted, nor is one that is PINNED. OWNER is the uid of a private image, which
+only root sees."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,18 +31,20 @@ def run(args: argparse.Namespace) -> int:
         for entry in store.entries(layout)
         if not entry.is_blob
     ]
+    pinned = {key: pins.load(layout, key) for key in pins.keys(layout)}
     found.sort(key=lambda row: row[0], reverse=True)
     if args.json:
         images = [
             {**dataclasses.asdict(entry), "last_used": used, "jobs": jobs,
-             "path": store.path_of(layout, entry)}
+             "path": store.path_of(layout, entry), "pinned": _pin(pinned.get(entry.key))}
             for used, entry, jobs in found
         ]  # fmt: skip
         output.print_json({"images": images})
         return 0
     now = time.time()
-    rows = [
-        (
+    heads = ["SHA256", ">SIZE", "FORMAT", "OWNER", "USED", ">JOBS", "FROM"]
+    rows: list[list[object]] = [
+        [
             entry.sha256[:12],
             format_size(entry.size_bytes),
             entry.extension,
@@ -49,8 +52,17 @@ def run(args: argparse.Namespace) -> int:
             f"{format_duration(now - used)} ago",
             len(jobs),
             " ".join(entry.uris),
-        )
+        ]
         for used, entry, jobs in found
     ]
-    output.print_table(("SHA256", ">SIZE", "FORMAT", "OWNER", "USED", ">JOBS", "FROM"), rows)
+    if pinned:
+        heads.insert(-1, "PINNED")
+        for row, (_, entry, _) in zip(rows, found, strict=True):
+            pin = pinned.get(entry.key)
+            row.insert(-1, f"by {pin.by or '?'}" if pin else "-")
+    output.print_table(heads, rows)
     return 0
+
+
+def _pin(pin: pins.Pin | None) -> dict[str, object] | None:
+    return {"by": pin.by, "time": pin.time} if pin else None

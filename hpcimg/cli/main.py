@@ -7,18 +7,36 @@ import os
 import sys
 
 from hpcimg import __version__
-from hpcimg.cli import config, doctor, gc, ls, output, path, stage, status
+from hpcimg.cli import (
+    config,
+    doctor,
+    explain,
+    gc,
+    history,
+    ls,
+    metrics,
+    output,
+    path,
+    pin,
+    rm,
+    stage,
+    status,
+    unpin,
+    verify,
+)
 from hpcimg.errors import Bug, HpcimgError
 
 _COMMANDS = {
-    "stage": stage, "path": path, "status": status, "ls": ls, "gc": gc, "doctor": doctor,
-    "config": config,
+    "stage": stage, "path": path, "status": status, "explain": explain, "history": history,
+    "ls": ls, "pin": pin, "unpin": unpin, "rm": rm, "gc": gc, "verify": verify,
+    "doctor": doctor, "metrics": metrics, "config": config,
 }  # fmt: skip
 _EPILOG = """\
-exit codes: 0 done, 1 a problem was found (status, doctor), 2 wrong usage, 10-19
-the request cannot be met, 20-29 it failed now and may succeed later, 30-39 this
-node needs an administrator, 70 a bug. The configuration is read from
-/etc/hpcimg/hpcimg.conf and conf.d/*.conf beside it; HPCIMG_CONF names another.
+exit codes: 0 done, 1 a problem was found (status, verify, doctor), 2 wrong
+usage, 10-19 the request cannot be met, 20-29 it failed now and may succeed
+later, 30-39 this node needs an administrator, 70 a bug. The configuration is
+read from /etc/hpcimg/hpcimg.conf and conf.d/*.conf beside it; HPCIMG_CONF names
+another.
 """
 
 

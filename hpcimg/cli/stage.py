@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         began = time.monotonic()
         wanted = policy.parse(conf, uri)
         try:
-            with _Meter() as meter:
+            with output.Meter() as meter:
                 request = Request(wanted, began + conf.deadline_s, progress=meter.show)
                 staged = staging.stage(conf, cache, request, text=uri, anew=True)
         except HpcimgError as error:
@@ -52,32 +52,3 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         output.print_json({"images": results})
     return 0
-
-
-class _Meter:
-    """A bar on a terminal, a line every few seconds elsewhere; on standard error."""
-
-    def __init__(self) -> None:
-        self._terminal = sys.stderr.isatty()
-        self._next = time.monotonic() + (0.0 if self._terminal else 5.0)
-        self._drawn = False
-
-    def __enter__(self) -> _Meter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._drawn:
-            print(file=sys.stderr)
-
-    def show(self, phase: str, done: int, total: int | None) -> None:
-        """Show how far it is."""
-        now = time.monotonic()
-        if now < self._next:
-            return
-        self._next = now + (0.2 if self._terminal else 5.0)
-        text = f"{output.bar(done, total)} of {format_size(total)}" if total else format_size(done)
-        if self._terminal:
-            print(f"\r\x1b[K{phase} {text}", end="", file=sys.stderr, flush=True)
-            self._drawn = True
-        else:
-            print(f"{phase} {text}", file=sys.stderr, flush=True)

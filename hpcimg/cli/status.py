@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import math
+import os
+import shutil
 import sys
 import time
 from typing import Any
 
 from hpcimg import status
+from hpcimg.cache.paths import Layout
 from hpcimg.cli import output
 from hpcimg.config import load as config
+from hpcimg.config.keys import Config
 from hpcimg.errors import printable
+from hpcimg.slurm import jobs
 from hpcimg.units import format_duration, format_size
 
-HELP = """show the cache, the downloads under way, the jobs that use images
+HELP = """show the cache, the downloads under way, the jobs that wait and that use images
 
 Counts are since the node booted. Exit code 1 where a problem was found."""
 
@@ -24,74 +30,159 @@ _COUNTS = {
     "failed": "failed", "requeue": "requeued", "evict": "evicted",
     "sweep": "times leftovers were swept",
 }  # fmt: skip
+_INTERVAL_MIN_S = 0.1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--watch",
         nargs="?",
-        type=float,
+        type=_interval,
         const=2.0,
         metavar="SECONDS",
         help="show it again and again, every 2 seconds if not said otherwise",
     )
 
 
+def _interval(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not _INTERVAL_MIN_S <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0.1")
+    return seconds
+
+
 def run(args: argparse.Namespace) -> int:
     conf = config.load()
-    while True:
-        seen = status.gather(conf)
-        if args.json:
-            output.print_json(seen)
-        else:
-            if args.watch and sys.stdout.isatty():
-                print("\x1b[H\x1b[2J", end="")
-            _print(seen)
-        if not args.watch:
-            return 1 if seen["problems"] else 0
-        sys.stdout.flush()
-        time.sleep(args.watch)
+    if args.watch:
+        _watch(conf, args.watch, json=args.json)
+    seen = gather(conf)
+    if args.json:
+        output.print_json(seen)
+    else:
+        print("\n".join(lines(seen, columns=output.width())))
+    return 1 if seen["problems"] else 0
 
 
-def _print(seen: dict[str, Any]) -> None:
+def gather(conf: Config) -> dict[str, Any]:
+    """Return what there is to show: the node's status, and the jobs that wait."""
+    seen = status.gather(conf)
+    layout = Layout(conf.cache_path, conf.state_path)
+    return {**seen, "waiting": jobs.waiting(layout, seen["staging"])}
+
+
+def _watch(conf: Config, every_s: float, *, json: bool) -> None:
+    """Show it until somebody interrupts this."""
+    on_screen = not json and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    try:
+        if on_screen:
+            print("\x1b[?25l\x1b[2J", end="")  # no cursor, an empty screen
+        while True:
+            seen = gather(conf)
+            if json:
+                output.print_json(seen)
+            elif on_screen:
+                _redraw(lines(seen, columns=output.width()))
+            else:
+                print("\n".join(lines(seen, columns=output.width())), end="\n\n")
+            sys.stdout.flush()
+            time.sleep(every_s)
+    finally:
+        if on_screen:
+            print("\x1b[?25h")
+
+
+def _redraw(shown: list[str]) -> None:
+    """Draw over what is on the screen, in one write: nothing is empty in between."""
+    rows = shutil.get_terminal_size().lines
+    if len(shown) > rows - 1:
+        shown = [*shown[: rows - 2], f"… {len(shown) - rows + 2} more lines"]
+    sys.stdout.write("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in shown) + "\x1b[J")
+
+
+def lines(seen: dict[str, Any], *, columns: int) -> list[str]:
+    """Return what people read, in lines of so many columns; 0 for any length."""
+    shown = [output.painted(f"Node {seen['node']}, cache {seen['cache']['path']}", "bold")]
+    shown += [line for text in _of_cache(seen) for line in _fit(f"  {text}", columns)]
+    if seen["staging"]:
+        heads = ("PHASE", "PROGRESS", ">RATE", ">SINCE", ">JOB", "FROM")
+        rows = [_staging_row(work, columns) for work in seen["staging"]]
+        shown += _part("Under way", output.table(heads, rows, columns=columns))
+    if seen["waiting"]:
+        waiters = [_waiting_row(waiter) for waiter in seen["waiting"]]
+        titles = (">JOB", ">SINCE", "UNTIL", "FOR")
+        shown += _part("Waiting", output.table(titles, waiters, columns=columns))
+    if seen["failures"]:
+        told: list[str] = []
+        for event in seen["failures"]:
+            at = output.when(event["time"])
+            text = f"  {at} job {event.get('job') or '-'}: {event.get('message', '')}"
+            told += _fit(printable(text), columns)
+        shown += _part("Last failures", told)
+    for problem in seen["problems"]:
+        fitting = _fit(printable(f"PROBLEM: {problem}"), columns)
+        shown += ["", *(output.painted(line, "red") for line in fitting)]
+    return shown
+
+
+def _part(title: str, below: list[str]) -> list[str]:
+    return ["", output.painted(title, "bold"), *below]
+
+
+def _fit(text: str, columns: int) -> list[str]:
+    return output.wrapped(text, columns=columns, indent="    ")
+
+
+def _of_cache(seen: dict[str, Any]) -> list[str]:
     cache = seen["cache"]
-    print(f"Node {seen['node']}, cache {cache['path']}")
-    if "note" in cache:
-        print(f"  {cache['note']}")
+    told = [cache["note"]] if "note" in cache else []
     if "max_size" in cache:
-        print(
-            f"  {output.bar(cache['bytes'], cache['max_size'])} {format_size(cache['bytes'])}"
+        told.append(
+            f"{output.bar(cache['bytes'], cache['max_size'])} {format_size(cache['bytes'])}"
             f" of {format_size(cache['max_size'])},"
             f" disk has {format_size(cache['free_bytes'])} free"
         )
     in_use = f"{cache['in_use_images']} ({format_size(cache['in_use_bytes'])}) of them in use"
-    print(f"  images: {cache['images']}, {in_use}; jobs with images: {len(seen['jobs'])}")
+    if cache["pinned_images"]:
+        in_use += f", {cache['pinned_images']} ({format_size(cache['pinned_bytes'])}) pinned"
+    told.append(f"images: {cache['images']}, {in_use}; jobs with images: {len(seen['jobs'])}")
     if cache["layers"]:
         size = format_size(cache["layer_bytes"])
-        print(f"  layers kept for the next image: {cache['layers']} ({size})")
+        told.append(f"layers kept for the next image: {cache['layers']} ({size})")
     counts = [f"{seen['counts'][name]} {text}" for name, text in _COUNTS.items()
               if seen["counts"].get(name)]  # fmt: skip
-    print(f"  since boot: {', '.join(counts) or 'nothing yet'}")
-    if seen["staging"]:
-        print("\nUnder way")
-        output.print_table(
-            ("PHASE", "PROGRESS", ">RATE", ">SINCE", ">JOB", "FROM"),
-            [_staging_row(work) for work in seen["staging"]],
+    told.append(f"since boot: {', '.join(counts) or 'nothing yet'}")
+    if seen["served_bytes"]:
+        told.append(
+            f"{format_size(seen['served_bytes'])} handed to jobs,"
+            f" {format_size(seen['fetched_bytes'])} fetched:"
+            f" {format_size(seen['saved_bytes'])} saved"
         )
-    if seen["failures"]:
-        print("\nLast failures")
-        for event in seen["failures"]:
-            at = time.strftime("%H:%M:%S", time.localtime(event["time"]))
-            print(printable(f"  {at} job {event.get('job') or '-'}: {event.get('message', '')}"))
-    for problem in seen["problems"]:
-        print(f"\nPROBLEM: {problem}")
+    if seen["verified"]:
+        last = seen["verified"]
+        ago = format_duration(time.time() - last["time"])
+        bad = f"{last['left']} of them damaged" if last["left"] else "none damaged"
+        told.append(f"verified {ago} ago: {last['files']} files, {bad}")
+    return told
 
 
-def _staging_row(work: dict[str, Any]) -> tuple[object, ...]:
+def _staging_row(work: dict[str, Any], columns: int) -> tuple[object, ...]:
     done, total = work["bytes"], work["total"]
     took = max(time.time() - work["since"], 0.001)
-    progress = f"{output.bar(done, total)} of {format_size(total)}" if total else format_size(done)
+    progress = format_size(done)
+    if total:
+        bar = output.bar(done, total, width=output.bar_width(columns))
+        progress = f"{bar} of {format_size(total)}"
     rate = f"{format_size(done / took)}/s"
     return (
         work["phase"], progress, rate, format_duration(took), work["job"] or "-", work["uri"]
     )  # fmt: skip
+
+
+def _waiting_row(waiter: dict[str, Any]) -> tuple[object, ...]:
+    whose = ", ".join(job or "hpcimg stage" for job in waiter["for_jobs"])
+    since = format_duration(time.time() - waiter["since"])
+    until = f"{whose} has it" if whose else "its turn comes"
+    return waiter["job"], since, until, " ".join(waiter["uris"])

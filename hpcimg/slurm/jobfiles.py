@@ -9,6 +9,8 @@ from hpcimg import atomic
 from hpcimg.cache.paths import Layout
 from hpcimg.plainjson import dumps
 
+STAGING, READY, FAILED = "staging", "ready", "failed"  # the states of a job's record
+
 
 class Image:
     """One image that a job asked for: the name it gave, and what came of it."""
@@ -49,12 +51,21 @@ def prepare(layout: Layout, job: str) -> None:
         _empty(directory)
 
 
+def write_asked(
+    layout: Layout, job: str, uid: int, images: list[Image], *, started: float, process: str
+) -> None:
+    """Say what the job waits for, until it is told what came of it; `process` is its Prolog's."""
+    _write_record(
+        layout, job, uid, {"state": STAGING, "process": process, **_common(images, started)}
+    )
+
+
 def write_ready(layout: Layout, job: str, uid: int, images: list[Image], *, started: float) -> None:
     """Tell the job where its images are."""
     lines = [f"export HPCIMG_IMAGE={images[0].path}"]
     lines += [f"export HPCIMG_IMAGE_{image.name}={image.path}" for image in images if image.name]
     lines.append("export HPCIMG_IMAGES=" + ":".join(image.path for image in images))
-    _write(layout, job, uid, lines, {"state": "ready", **_common(images, started)})
+    _write(layout, job, uid, lines, {"state": READY, **_common(images, started)})
 
 
 def write_failed(
@@ -71,7 +82,7 @@ def write_failed(
     """Tell the job why it cannot run; its tasks print the message and end with 1."""
     lines = [f"print hpcimg: {message}", "exit 1"]
     failure = {"error": error, "class": kind, "message": message}
-    _write(layout, job, uid, lines, {"state": "failed", **failure, **_common(images, started)})
+    _write(layout, job, uid, lines, {"state": FAILED, **failure, **_common(images, started)})
 
 
 def remove(layout: Layout, job: str) -> bool:
@@ -107,10 +118,17 @@ def _common(images: list[Image], started: float) -> dict[str, object]:
 
 
 def _write(layout: Layout, job: str, uid: int, lines: list[str], record: dict[str, object]) -> None:
-    directory = layout.job(job)
-    owner = uid if os.geteuid() == 0 else None
-    # Only the job's user and root read them: references can be private.
-    record = {"version": 1, "job": job, "uid": uid, **record}
-    atomic.write_file(f"{directory}/record.json", dumps(record) + "\n", mode=0o400, owner=owner)
+    _write_record(layout, job, uid, record)
     # The task file comes last: once it is there, all is said.
-    atomic.write_file(f"{directory}/task", "\n".join(lines) + "\n", mode=0o400, owner=owner)
+    _write_file(layout, job, uid, "task", "\n".join(lines))
+
+
+def _write_record(layout: Layout, job: str, uid: int, record: dict[str, object]) -> None:
+    record = {"version": 1, "job": job, "uid": uid, **record}
+    _write_file(layout, job, uid, "record.json", dumps(record))
+
+
+def _write_file(layout: Layout, job: str, uid: int, name: str, text: str) -> None:
+    # Only the job's user and root read them: references can be private.
+    owner = uid if os.geteuid() == 0 else None
+    atomic.write_file(f"{layout.job(job)}/{name}", f"{text}\n", mode=0o400, owner=owner)

@@ -12,7 +12,7 @@ import logging
 import os
 import time
 
-from hpcimg import health, logs, node, stage
+from hpcimg import health, logs, node, processes, stage
 from hpcimg.cache import events, history
 from hpcimg.cache.paths import Layout
 from hpcimg.config import files as conffiles
@@ -76,6 +76,7 @@ def _stage_all(
     cache = node.open_cache(conf)
     # The directory comes first: the epilog looks for leases where there is one.
     jobfiles.prepare(cache.layout, job)
+    jobfiles.write_asked(cache.layout, job, uid, images, started=started, process=processes.tag())
     for image, reference in zip(images, references, strict=True):
         request = Request(reference, deadline, job, progress=_LoggedProgress(image.uri))
         staged = stage.stage(conf, cache, request, text=image.text, uid=uid)

@@ -1,0 +1,67 @@
+"""hpcimg metrics: what Prometheus collects of this node."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from hpcimg import atomic, health, metrics
+from hpcimg.cache import inflight
+from hpcimg.cache.paths import Layout
+from hpcimg.cli import output
+from hpcimg.config import load as config
+from hpcimg.errors import CacheUnusable
+from hpcimg.slurm import jobs
+
+HELP = """print metrics for Prometheus, or put them where its node exporter finds them
+
+Run it as root, by a timer. Exit code 0, whatever the metrics say of the node."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--textfile",
+        type=_prom,
+        metavar="PATH",
+        help="replace this file, whose name ends in .prom, instead of printing",
+    )
+
+
+def _prom(path: str) -> str:
+    if not path.endswith(".prom"):
+        raise argparse.ArgumentTypeError(f"{path!r} does not end in .prom; others are not read")
+    return os.path.abspath(path)
+
+
+def run(args: argparse.Namespace) -> int:
+    conf = config.load()
+    layout = Layout(conf.cache_path, conf.state_path)
+    _, findings = health.node()
+    waiting = jobs.waiting(layout, inflight.under_way(layout))
+    families = metrics.gather(conf, findings, waiting=len(waiting))
+    text = metrics.text(families)
+    if args.textfile:
+        _replace(args.textfile, text)
+    elif not args.json:
+        print(text, end="")
+    if args.json:
+        output.print_json({
+            "metrics": [
+                {**family._asdict(), "samples": [sample._asdict() for sample in family.samples]}
+                for family in families
+            ]
+        })  # fmt: skip
+    return 0
+
+
+def _replace(path: str, text: str) -> None:
+    """Put the text into place by a rename: the collector reads all of it or the one before."""
+    try:
+        # Its temporary name does not end in .prom.
+        atomic.write_file(path, text, mode=0o644)
+    except OSError as error:
+        raise CacheUnusable(
+            f"{path} cannot be written",
+            why=error.strerror or str(error),
+            do="Name a file in the directory that node_exporter --collector.textfile.directory has",
+        ) from error

@@ -1,0 +1,49 @@
+"""What `rm`, `pin`, `unpin` and `verify` are given: a reference, a key, or a digest from `ls`."""
+
+from __future__ import annotations
+
+import re
+
+from hpcimg.cache import store
+from hpcimg.cache.paths import Layout
+from hpcimg.cache.store import Entry
+from hpcimg.config.keys import Config
+from hpcimg.errors import BadReference, NotFound
+from hpcimg.site import policy
+
+HELP = "a reference, an alias, a key from `ls --json`, or a SHA256 from `ls`"
+_KEY = re.compile(r"(u\d+-)?(blob-)?sha256-[0-9a-f]+(-[a-z]+)?")
+_DIGEST = re.compile(r"[0-9a-f]{8,64}")
+
+
+def find(config: Config, layout: Layout, text: str) -> Entry:
+    """Return the one image that is meant, whether its file is whole or not.
+
+    Raises NotFound, BadReference where several are meant, NotAllowed.
+    """
+    found = _found(config, layout, text)
+    if not found:
+        raise NotFound(f"{text} is not in the cache of this node", do="`hpcimg ls` shows what is.")
+    if len(found) > 1:
+        raise BadReference(
+            f"{text} stands for several images",
+            why=", ".join(sorted(entry.key for entry in found)),
+            do="Name one of these keys.",
+        )
+    return found[0]
+
+
+def _found(config: Config, layout: Layout, text: str) -> list[Entry]:
+    if _KEY.fullmatch(text):
+        keys = [text]
+    elif _DIGEST.fullmatch(text) and text not in config.aliases:
+        return [
+            entry
+            for key in store.keys(layout)
+            if (entry := store.load_record(layout, key)) and entry.sha256.startswith(text)
+        ]
+    else:
+        wanted = policy.parse(config, text)
+        refs = store.refs_of(layout, wanted.address)
+        keys = list(dict.fromkeys(ref.key for ref in refs))
+    return [entry for key in keys if (entry := store.load_record(layout, key))]
