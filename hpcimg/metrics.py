@@ -71,13 +71,13 @@ def _of_cache(seen: status.Seen) -> list[Family]:
         ),
         _gauge(
             "hpcimg_cache_in_use_bytes",
-            "Bytes of the images that jobs use, which are never evicted.",
+            "Bytes of the images that jobs use.",
             (Sample({}, seen.in_use.size_bytes),),
         ),
         _gauge(
-            "hpcimg_cache_pinned_bytes",
-            "Bytes of the images that are pinned, which are never evicted.",
-            (Sample({}, seen.pinned.size_bytes),),
+            "hpcimg_cache_held_bytes",
+            "Bytes of the images that jobs use or that are pinned: what cannot be evicted.",
+            (Sample({}, seen.held.size_bytes),),
         ),
     ]
     if seen.limits is None or seen.free_bytes is None:  # there is no cache yet, or a problem

@@ -27,12 +27,13 @@ class Held(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """The node as it is. `limits` and `free_bytes` are None where they cannot be had."""
+    """The node as it is. What is `held` is in use or pinned. `limits` and `free_bytes` are None where they cannot be had."""
 
     images: Held
     layers: Held
     in_use: Held
     pinned: Held
+    held: Held
     limits: Limits | None
     free_bytes: int | None
     staging: list[dict[str, Any]]
@@ -67,6 +68,7 @@ def look(config: Config) -> Seen:
         layers=_held(entry for entry in entries if entry.is_blob),
         in_use=_held(entry for entry in entries if entry.key in in_use),
         pinned=_held(entry for entry in entries if entry.key in pinned),
+        held=_held(entry for entry in entries if entry.key in in_use | pinned),
         limits=limits,
         free_bytes=free,
         staging=inflight.under_way(layout),
