@@ -6,7 +6,6 @@ file that is written and removed again.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 import time
@@ -14,7 +13,7 @@ from typing import NamedTuple
 
 from hpcimg import processes
 from hpcimg.cache import directories as cache_directories
-from hpcimg.cache import evict, policy, store
+from hpcimg.cache import evict, filesystem, policy, store
 from hpcimg.cache.paths import Layout
 from hpcimg.config import load as config
 from hpcimg.config.keys import Config
@@ -39,6 +38,12 @@ class Finding(NamedTuple):
     what: str
     why: str = ""
     do: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """All three texts as one."""
+        what = f"{self.what}: {self.why}" if self.why else self.what
+        return f"{what}. {self.do}" if self.do else what
 
 
 def node() -> tuple[Config | None, list[Finding]]:
@@ -131,24 +136,11 @@ def _space(conf: Config, layout: Layout) -> list[Finding]:
 
 
 def _state(layout: Layout) -> Finding:
-    kind = _file_system(layout.state)
+    kind = filesystem.kind(layout.state)
     if kind in _TMPFS:
         return Finding("tmpfs", OK, f"{layout.state} is on a {kind}")
     what = f"{layout.state} is on {kind or 'an unknown file system'}, not on a tmpfs"
     return Finding("tmpfs", NOTE, what, "leases and jobs that a reboot ended stay until a `gc`")
-
-
-def _file_system(path: str) -> str:
-    """Return the type of the file system that a path is on or would be made on."""
-    path = os.path.realpath(path)
-    best, kind = "", ""
-    with contextlib.suppress(OSError), open("/proc/self/mounts", encoding="utf-8") as file:
-        for line in file:
-            _, point, found, *_ = line.split(" ")
-            # The last one at a place covers those before it.
-            if f"{path}/".startswith(point.rstrip("/") + "/") and len(point) >= len(best):
-                best, kind = point, found
-    return kind
 
 
 def _account(conf: Config) -> Finding:

@@ -27,7 +27,10 @@ class Held(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """The node as it is. What is `held` is in use or pinned. `limits` and `free_bytes` are None where they cannot be had."""
+    """The node as it is. What is `held` is in use or pinned.
+
+    `limits` and `free_bytes` are None where they cannot be had.
+    """
 
     images: Held
     layers: Held

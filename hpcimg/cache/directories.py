@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
+from hpcimg.cache import filesystem
 from hpcimg.cache.paths import Layout
 from hpcimg.errors import CacheUnusable, HpcimgError, from_os_error
 
@@ -13,8 +14,9 @@ def prepare(layout: Layout) -> None:
     """Make the directories that are missing and check that they can do their work.
 
     Raises CacheUnusable: not a directory, not writable, of another owner, open for
-    others to write, or `tmp/` on another file system than the images.
+    others to write, on a network file system, or `tmp/` on another than the images.
     """
+    _check_own_disk(layout)
     for path, mode in _directories(layout).items():
         _prepare_directory(path, mode, root=path in (layout.cache, layout.state))
     _check_file_system(layout)
@@ -22,6 +24,7 @@ def prepare(layout: Layout) -> None:
 
 def check(layout: Layout) -> None:
     """Check what `prepare` does, of the directories that are there, and make none."""
+    _check_own_disk(layout)
     for path in _directories(layout):
         if os.path.lexists(path):
             _check_directory(path, root=path in (layout.cache, layout.state))
@@ -40,6 +43,17 @@ def _directories(layout: Layout) -> dict[str, int]:
         layout.jobs: 0o711, layout.leases: shared, layout.inflight: shared,
         layout.hot: private, layout.failures: private, layout.state_tmp: private,
     }  # fmt: skip
+
+
+def _check_own_disk(layout: Layout) -> None:
+    for path in (layout.cache, layout.state):
+        if found := filesystem.network(path):
+            raise CacheUnusable(
+                f"{path} is on a network file system ({found})",
+                why="other nodes would evict what jobs of this one use, and locks and leases "
+                "are this node's alone",
+                do="Name a directory on a disk of the node's own in hpcimg.conf.",
+            )
 
 
 def _check_file_system(layout: Layout) -> None:

@@ -6,13 +6,15 @@ import argparse
 import importlib
 import time
 
-from hpcimg import health, programs
+from hpcimg import health, programs, status
 from hpcimg.cache import history, inflight
 from hpcimg.cache.paths import Layout
-from hpcimg.cli import output
+from hpcimg.cli import nagios, output
+from hpcimg.config.keys import Config
 from hpcimg.convert import RUNTIMES, squashfs
 from hpcimg.errors import HpcimgError, printable
 from hpcimg.health import NOTE, OK, PROBLEM, Finding
+from hpcimg.site import reach
 from hpcimg.slurm import health as slurm_health
 from hpcimg.slurm import query
 from hpcimg.units import format_duration
@@ -22,7 +24,8 @@ HELP = """look for what is wrong with this node, and say what to do about it
 Exit code 1 where a problem was found. A note is nothing that has to be mended.
 Run it as root. With --node it says nothing where all is well, asks neither the
 network nor Slurm, and takes less than a second: for health checks that run
-often, such as LBNL NHC's check_cmd_status or Slurm's HealthCheckProgram."""
+often, such as LBNL NHC's check_cmd_status or Slurm's HealthCheckProgram.
+--nagios prints one line for Nagios and its kin, with exit code 0, 1, 2 or 3."""
 
 _RECENT_S = 3600.0
 
@@ -31,16 +34,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--node", action="store_true", help="be quick, and silent where all is well"
     )
+    parser.add_argument(
+        "--nagios", action="store_true", help="print one line as a plugin of Nagios does"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     conf, findings = health.node()
     if conf and not args.node:
-        query.look_in(conf.slurm_bin)
-        layout = Layout(conf.cache_path, conf.state_path)
-        findings += [_imported(), *_tools(), _leftovers(layout), _failures(layout)]
-        findings += [slurm_health.leases(layout), *slurm_health.hooks()]
+        findings += _beyond_node(conf)
     bad = [finding for finding in findings if finding.result == PROBLEM]
+    if args.nagios:
+        line, code = nagios.report(findings, status.gather(conf) if conf else None)
+        print(line)
+        return code
     if args.json:
         output.print_json({"checks": [f._asdict() for f in findings], "problems": len(bad)})
     else:
@@ -49,10 +56,18 @@ def run(args: argparse.Namespace) -> int:
     return 1 if bad else 0
 
 
+def _beyond_node(conf: Config) -> list[Finding]:
+    """Do the checks that take longer, or ask the network or Slurm."""
+    query.look_in(conf.slurm_bin)
+    layout = Layout(conf.cache_path, conf.state_path)
+    found = [_imported(), *_tools(), _leftovers(layout), _failures(layout)]
+    return [*found, slurm_health.leases(layout), *slurm_health.slurm(conf), *reach.check(conf)]
+
+
 def _line(finding: Finding) -> str:
-    what = f"{finding.what}: {finding.why}" if finding.why else finding.what
-    text = f"{what}. {finding.do}" if finding.do else what
-    return printable(f"{finding.result:7} {finding.check}: {text}")
+    text = printable(f"{finding.result:7} {finding.check}: {finding.sentence}")
+    style = {OK: "green", NOTE: "yellow", PROBLEM: "red"}[finding.result]
+    return text.replace(finding.result, output.painted(finding.result, style), 1)
 
 
 def _imported() -> Finding:

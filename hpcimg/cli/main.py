@@ -15,6 +15,7 @@ from hpcimg.cli import (
     history,
     ls,
     metrics,
+    nagios,
     output,
     path,
     pin,
@@ -42,7 +43,21 @@ another.
 
 def main(argv: list[str] | None = None) -> int:
     """Run `hpcimg` with these arguments and return its exit code."""
-    args = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    plugin = "--nagios" in words
+    try:
+        args = _parser().parse_args(words)
+    except SystemExit as ended:
+        # To Nagios the 2 of a usage error would be a node in trouble.
+        return nagios.UNKNOWN if plugin and ended.code else int(ended.code or 0)
+    code = _run(args)
+    if plugin and code > nagios.UNKNOWN:  # an error; it has been told on standard error
+        print(nagios.line(nagios.UNKNOWN, "the checks could not be made"))
+        return nagios.UNKNOWN
+    return code
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
         code = int(_COMMANDS[args.command].run(args))
         sys.stdout.flush()  # here, where a reader that went away can be answered

@@ -1,36 +1,38 @@
-"""What Slurm has to say about this node: the hooks, and jobs that hold leases."""
+"""What Slurm has to say about this node: the hooks, its timers, and jobs that hold leases."""
 
 from __future__ import annotations
 
 import glob
+import os
 import re
+from collections.abc import Iterable
 
 from hpcimg.cache import lease
 from hpcimg.cache.paths import Layout
-from hpcimg.errors import HpcimgError, Unreachable
+from hpcimg.config.keys import Config
+from hpcimg.errors import HpcimgError
 from hpcimg.health import NOTE, OK, PROBLEM, Finding
+from hpcimg.slurm import conf as slurmconf
 from hpcimg.slurm import jobfiles, query
+from hpcimg.slurm.conf import Settings
+from hpcimg.units import format_duration
 
 HOOKS = ("Prolog", "TaskProlog", "Epilog")
-_SETTING = re.compile(r"(\w+)(?:\[\d+\])?\s+= (.*)")
 _WRAPPER_MAX = 1 << 16
+_MESSAGE_TIMEOUT_S = 100.0  # above it, Slurm itself warns
+_ENROOT = "/etc/enroot"
+# Releases that start TaskProlog where no mount of the container is (pyxis issue 163).
+_NO_TASK_PROLOG = re.compile(r"24\.11\.[0-6]\b|25\.05\.[01]\b")
 
 
-def hooks() -> list[Finding]:
-    """Check that slurm.conf names all three hooks, or scripts that call them."""
+def slurm(config: Config) -> list[Finding]:
+    """Do all checks of slurm.conf."""
     try:
-        done = query.run(["scontrol", "show", "config"])
-        if done.returncode:
-            raise Unreachable("slurmctld cannot be asked", why=" ".join(done.stderr.split()))
+        settings = slurmconf.settings()
     except HpcimgError as error:
         return [Finding("hooks", NOTE, "not looked for", error.brief)]
-    return [_hook(name, configured(done.stdout, name)) for name in HOOKS]
-
-
-def configured(listing: str, name: str) -> list[str]:
-    """Return the values of a setting in the output of `scontrol show config`, none if not set."""
-    found = [match[2].strip() for match in _SETTING.finditer(listing) if match[1] == name]
-    return [value for value in found if value not in ("", "(null)")]
+    found = [_hook(name, settings.all(name)) for name in HOOKS]
+    return [*found, *timers(settings, config.deadline_s), *pyxis(settings, config.state_path)]
 
 
 def _hook(name: str, patterns: list[str]) -> Finding:
@@ -52,12 +54,103 @@ def _calls(path: str, wanted: str) -> bool:
         return False
 
 
+def timers(settings: Settings, deadline_s: float) -> list[Finding]:
+    """Hold what slurm.conf says of Prolog against the deadline of staging."""
+    found = [*_flags(settings.one("PrologFlags")), _prolog_timeout(settings, deadline_s)]
+    held = format_duration(deadline_s)
+    # 10 s where it is not set.
+    start_s = settings.seconds("BatchStartTimeout") or 10.0
+    if start_s < deadline_s:
+        what = f"BatchStartTimeout is {start_s:.0f} s, and a job is held for up to {held}"
+        why = "srun fails, or the job is requeued, where a node stages for longer"
+        found.append(_raise("BatchStartTimeout", what, why, deadline_s))
+    else:
+        found.append(Finding("timers", OK, f"BatchStartTimeout is {start_s:.0f} s"))
+    message_s = settings.seconds("MessageTimeout") or 10.0
+    if message_s > _MESSAGE_TIMEOUT_S:
+        what = f"MessageTimeout is {message_s:.0f} s"
+        why = "slurmctld waits for dead nodes that long; BatchStartTimeout is enough"
+        found.append(Finding("timers", NOTE, what, why))
+    else:
+        found.append(Finding("timers", OK, f"MessageTimeout is {message_s:.0f} s"))
+    return found
+
+
+def _prolog_timeout(settings: Settings, deadline_s: float) -> Finding:
+    """Look at what kills Prolog; since 25.05 it may have a timer of its own."""
+    name = "PrologTimeout" if settings.seconds("PrologTimeout") else "PrologEpilogTimeout"
+    limit_s = settings.seconds(name)
+    if limit_s is None:
+        why = "a hook that hangs, on a dead disk say, would hold its job for ever"
+        return Finding("timers", NOTE, "PrologEpilogTimeout is not set", why)
+    if limit_s <= deadline_s:
+        what = (
+            f"{name} is {limit_s:.0f} s, and a job is held for up to {format_duration(deadline_s)}"
+        )
+        why = "Slurm kills a Prolog that still stages, and drains the node"
+        return _raise(name, what, why, deadline_s)
+    return Finding("timers", OK, f"{name} is {limit_s:.0f} s")
+
+
+def _raise(name: str, what: str, why: str, deadline_s: float) -> Finding:
+    do = f"Set {name} above {deadline_s:.0f} in slurm.conf, or lower [stage] deadline."
+    return Finding("timers", PROBLEM, what, why, do)
+
+
+def _flags(text: str) -> Iterable[Finding]:
+    flags = {flag.strip().lower() for flag in text.split(",")}
+    if not flags & {"alloc", "contain", "x11", "deferbatch"}:  # the others imply it
+        what, why = "PrologFlags has no Alloc", "Prolog would run when a step starts, not before"
+        do = "Set PrologFlags=Alloc in slurm.conf."
+        yield Finding("timers", PROBLEM, what, why, do)
+    for flag, why in (
+        ("nohold", "salloc and srun begin before the image is there"),
+        ("serial", "one job that stages holds up all others on its node"),
+    ):
+        if flag in flags:
+            yield Finding("timers", NOTE, f"PrologFlags has {flag}", why)
+
+
+def pyxis(settings: Settings, state: str, *, enroot: str = _ENROOT) -> list[Finding]:
+    """Where tasks run in pyxis' containers: check that TaskProlog and its files are in them."""
+    stack = settings.one("PlugStackConfig") or os.path.join(
+        os.path.dirname(os.environ.get("SLURM_CONF") or slurmconf.DEFAULT_FILE), "plugstack.conf"
+    )
+    if not any("spank_pyxis" in line for line in slurmconf.plugins(stack)):
+        return []
+    task_prologs = settings.all("TaskProlog")
+    if not task_prologs:
+        return []
+    version = settings.one("SLURM_VERSION")
+    if _NO_TASK_PROLOG.match(version):
+        what = f"Slurm {version} cannot start TaskProlog in containers of pyxis"
+        do = "Every task with --container-image fails: take 24.11.7, 25.05.2 or newer."
+        return [Finding("pyxis", PROBLEM, what, do=do)]
+    mounted = [
+        words[0]
+        for path in glob.glob(f"{enroot}/mounts.d/*.fstab")
+        for line in slurmconf.lines(path)
+        if (words := line.split())
+    ]
+    missing = [path for path in (*task_prologs, state) if not _within(path, mounted)]
+    if not missing:
+        return [Finding("pyxis", OK, "enroot mounts TaskProlog and its files in containers")]
+    what = f"enroot does not mount {' and '.join(missing)} in containers"
+    why = "tasks with --container-image fail: TaskProlog is started in the container"
+    do = f"Put an hpcimg.fstab into {enroot}/mounts.d, with lines as in howto-operate.md."
+    return [Finding("pyxis", PROBLEM, what, why, do)]
+
+
+def _within(path: str, mounted: Iterable[str]) -> bool:
+    return any(f"{path}/".startswith(f"{at.rstrip('/')}/") for at in mounted)
+
+
 def leases(layout: Layout) -> Finding:
     """Check that every job with a lease or files here is one that Slurm knows."""
     jobs = sorted(lease.all_jobs(layout) | jobfiles.all_jobs(layout), key=lease.by_number)
     try:
-        slurm = query.open_slurm()
-        ended = [job for job in jobs if not slurm.alive(job)]
+        asked = query.open_slurm()
+        ended = [job for job in jobs if not asked.alive(job)]
     except HpcimgError as error:
         return Finding("leases", NOTE, f"{len(jobs)} jobs were not looked up", error.brief)
     if not ended:

@@ -6,13 +6,23 @@ a thousand nodes asking slurmctld at once are a storm.
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import logging
 import os
 import subprocess
-from typing import Any, Protocol
+import sys
+from typing import NamedTuple, Protocol
 
-from hpcimg.errors import MissingTool, Unreachable
+from hpcimg.errors import HpcimgError, MissingTool, Unreachable
 
+log = logging.getLogger(__name__)
 _TIMEOUT_S = 30
+_PYSLURM_S = 15
+_ASK = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
+    "from hpcimg.slurm.pyslurmjobs import main; sys.exit(main())"
+)
 _ENDED = frozenset(
     (
         "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED",
@@ -32,12 +42,10 @@ class Slurm(Protocol):
 
 
 def open_slurm() -> Slurm:
-    """Return pyslurm's view where pyslurm works here, else that of Slurm's commands."""
-    try:
-        import pyslurm
-    except Exception:  # it also fails on a missing slurm.conf or another Slurm release
+    """Return pyslurm's view where pyslurm is installed, else that of Slurm's commands."""
+    if importlib.util.find_spec("pyslurm") is None:
         return Commands()
-    return PySlurm(pyslurm)
+    return PySlurm(Commands())
 
 
 def look_in(directory: str) -> None:
@@ -86,23 +94,41 @@ class Commands:
 
 
 class PySlurm:
-    """The pyslurm package (extra `slurm`), release 25.11 and its kin."""
+    """The pyslurm package (extra `slurm`), release 25.11 and its kin.
 
-    def __init__(self, pyslurm: Any) -> None:
-        self._pyslurm = pyslurm
+    It is asked in a process of its own. Where it does not answer, without a
+    slurm.conf or beside another release of Slurm, `otherwise` is asked from then on.
+    """
+
+    def __init__(self, otherwise: Slurm) -> None:
+        self._otherwise = otherwise
+        self._answers = True
 
     def alive(self, job: str) -> bool:
         found = self._load(job)
-        return found is not None and str(found.state) not in _ENDED
+        return self._otherwise.alive(job) if found is None else found.state not in ("", *_ENDED)
 
     def comment(self, job: str) -> str:
         found = self._load(job)
-        return "" if found is None else found.comment or ""
+        return self._otherwise.comment(job) if found is None else found.comment
 
-    def _load(self, job: str) -> Any:
+    def _load(self, job: str) -> _Job | None:
+        """Return what it says, None where it does not answer."""
+        if not self._answers:
+            return None
         try:
-            return self._pyslurm.Job.load(int(job))
-        except self._pyslurm.RPCError as error:
-            if "Invalid job id" in str(error):
-                return None
-            raise Unreachable("slurmctld cannot be asked", why=str(error)) from None
+            argv = [sys.executable, "-I", "-c", _ASK, json.dumps(sys.path), job]
+            done = run(argv, timeout_s=_PYSLURM_S)
+            said = json.loads(done.stdout)
+            return _Job("", "") if said is None else _Job(*map(str, said))
+        except (HpcimgError, ValueError, TypeError):
+            log.info("pyslurm does not answer: Slurm's commands are asked")
+            self._answers = False
+            return None
+
+
+class _Job(NamedTuple):
+    """A job's state and comment, "" for one that Slurm does not know."""
+
+    state: str
+    comment: str

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 import time
@@ -12,12 +14,17 @@ from pathlib import Path
 import pytest
 
 from hpcimg import health, programs
+from hpcimg.cache import filesystem
 from hpcimg.cli.main import main
+from hpcimg.config import load as config
 from hpcimg.convert import RUNTIMES
+from hpcimg.health import Finding
 from hpcimg.slurm import health as slurm_health
+from hpcimg.slurm.conf import Settings
 from tests.integration.checks import refused
 from tests.integration.test_node_trouble import AS_ROOT, mounted
 from tests.parts.node import ROOT, Node
+from tests.parts.webserver import WebServer
 
 HOOKS = "Prolog  = {}\nEpilog  = {}\nTaskProlog[0]           = {}\nPrologSlurmctld  = (null)\n"
 
@@ -101,6 +108,7 @@ def test_the_short_form_asks_nobody(node: Node, url: str) -> None:
 import sys
 done = []
 sys.addaudithook(lambda name, _: done.append(name))
+from hpcimg.cache import filesystem
 from hpcimg.cli.main import main
 code = main(["doctor", "--node"])
 print([name for name in done if name.startswith(("socket.", "subprocess.", "os.fork", "os.exec",
@@ -231,6 +239,7 @@ import sys, importlib.machinery as machinery
 find = machinery.PathFinder.find_spec
 machinery.PathFinder.find_spec = lambda name, *rest: (
     None if name == {package!r} else find(name, *rest))
+from hpcimg.cache import filesystem
 from hpcimg.cli.main import main
 sys.exit(main(["doctor", "--node"]))
 """
@@ -287,6 +296,7 @@ def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "bin" / "scontrol"
     path.parent.mkdir()
     monkeypatch.setenv("PATH", f"{path.parent}:/usr/bin:/bin")
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "no-such.conf"))
     return path
 
 
@@ -294,7 +304,12 @@ def say(scontrol: Path, output: str, code: int = 0) -> list[str]:
     """Let it say this; return what is found of the hooks."""
     scontrol.write_text(f"#!/bin/sh\ncat <<'END'\n{output}\nEND\nexit {code}\n")
     scontrol.chmod(0o755)
-    return [finding.result for finding in slurm_health.hooks()]
+    return [finding.result for finding in findings() if finding.check == "hooks"]
+
+
+def findings() -> list[Finding]:
+    """What is found of Slurm for a node whose configuration is empty."""
+    return slurm_health.slurm(config.load(os.devnull))
 
 
 def test_hooks(scontrol: Path, tmp_path: Path) -> None:
@@ -314,3 +329,171 @@ def test_hooks(scontrol: Path, tmp_path: Path) -> None:
 
 def test_a_slurm_that_does_not_answer_is_a_note(scontrol: Path) -> None:
     assert say(scontrol, "", code=1) == ["note"]
+
+
+TIMERS = """SLURM_VERSION           = 22.05.8
+PrologFlags             = {flags}
+BatchStartTimeout       = {start} sec
+PrologEpilogTimeout     = {prolog}
+MessageTimeout          = {message} sec
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "wrong", "noted"),
+    [
+        ({}, [], []),
+        ({"flags": "Alloc,Contain,X11"}, [], []),
+        ({"start": 10}, ["BatchStartTimeout is 10 s, and a job is held for up to 9 min"], []),
+        ({"prolog": 300}, ["PrologEpilogTimeout is 300 s, and a job is held for up to"], []),
+        ({"prolog": 540}, ["PrologEpilogTimeout is 540 s"], []),
+        ({"prolog": 65534}, [], ["PrologEpilogTimeout is not set"]),
+        ({"flags": "(null)"}, ["PrologFlags has no Alloc"], []),
+        ({"flags": "Alloc,NoHold"}, [], ["PrologFlags has nohold"]),
+        ({"message": 600}, [], ["MessageTimeout is 600 s"]),
+    ],
+)
+def test_the_timers_of_slurm_are_held_against_the_deadline(
+    scontrol: Path, said: dict[str, object], wrong: list[str], noted: list[str]
+) -> None:
+    right = {"flags": "Alloc", "start": 600, "prolog": 600, "message": 10}
+    say(scontrol, TIMERS.format(**{**right, **said}))
+    for result, wanted in (("PROBLEM", wrong), ("note", noted)):
+        found = [f.what for f in findings() if f.check == "timers" and f.result == result]
+        assert len(found) == len(wanted), found
+        assert all(what.startswith(start) for what, start in zip(found, wanted, strict=True))
+
+
+def test_since_25_05_prolog_has_a_timer_of_its_own(scontrol: Path) -> None:
+    text = TIMERS.format(flags="Alloc", start=600, prolog=65534, message=10)
+    say(scontrol, f"{text}PrologTimeout = 300 sec\n")
+    [found] = [f for f in findings() if f.check == "timers" and f.result == "PROBLEM"]
+    assert found.what.startswith("PrologTimeout is 300 s")
+
+
+def test_where_slurmctld_does_not_answer_the_file_is_read(
+    scontrol: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "slurm.conf"
+    monkeypatch.setenv("SLURM_CONF", str(path))
+    path.write_text(
+        "# hooks\nprolog=/opt/hpcimg/prolog/hpcimg-prolog # ours\nInclude more.conf\n"
+        "PrologFlags=\\\nAlloc\nBatchStartTimeout=600\nPrologEpilogTimeout=600\n"
+    )
+    more = "Epilog=/opt/hpcimg/epilog/hpcimg-epilog\ninclude more.conf\n"
+    (tmp_path / "more.conf").write_text(more)
+    assert say(scontrol, "", code=1) == ["ok", "PROBLEM", "ok"]
+    assert {f.result for f in findings() if f.check == "timers"} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("version", "mounts", "wanted"),
+    [
+        ("23.11.4", None, "enroot does not mount /opt/hpcimg/x/hpcimg-task-prolog and /run/hpcimg"),
+        ("23.11.4", "/opt/hpcimg", "enroot does not mount /run/hpcimg in containers"),
+        ("23.11.4", "/opt/hpcimg /run/hpcimg", ""),
+        ("24.11.6", "/opt/hpcimg /run/hpcimg", "Slurm 24.11.6 cannot start TaskProlog"),
+        ("25.05.1", "/opt/hpcimg /run/hpcimg", "Slurm 25.05.1 cannot start TaskProlog"),
+        ("24.11.10", "/opt/hpcimg /run/hpcimg", ""),
+    ],
+)
+def test_pyxis_without_the_mount_that_task_prolog_needs(
+    tmp_path: Path, version: str, mounts: str | None, wanted: str
+) -> None:
+    (tmp_path / "plugstack.conf").write_text("include plugstack.d/*.conf\n")
+    (tmp_path / "plugstack.d").mkdir()
+    (tmp_path / "plugstack.d" / "pyxis.conf").write_text("required /usr/lib/spank_pyxis.so x=1\n")
+    if mounts:
+        (tmp_path / "mounts.d").mkdir()
+        lines = [f"{at} {at} none x-create=dir,bind,ro,nofail\n" for at in mounts.split()]
+        (tmp_path / "mounts.d" / "hpcimg.fstab").write_text("".join(lines))
+    settings = Settings([
+        ("SLURM_VERSION", version), ("PlugStackConfig", f"{tmp_path}/plugstack.conf"),
+        ("TaskProlog", "/opt/hpcimg/x/hpcimg-task-prolog"),
+    ])  # fmt: skip
+    [found] = slurm_health.pyxis(settings, "/run/hpcimg", enroot=str(tmp_path))
+    assert found.result == ("PROBLEM" if wanted else "ok")
+    assert found.what.startswith(wanted or "enroot mounts TaskProlog")
+    (tmp_path / "plugstack.d" / "pyxis.conf").unlink()
+    assert slurm_health.pyxis(settings, "/run/hpcimg", enroot=str(tmp_path)) == []
+
+
+# A network file system, and servers
+
+
+def test_a_cache_on_a_network_file_system_is_refused(
+    node: Node, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filesystem, "kind", lambda path: "nfs4" if path == str(node.cache) else "")
+    monkeypatch.setenv("HPCIMG_CONF", str(node.conf))
+    _, found = health.node()
+    [problem] = [f for f in found if f.result == health.PROBLEM]
+    assert problem.what == f"{node.cache} is on a network file system (nfs4)"
+    assert "leases" in problem.why
+    assert main(["stage", url]) == 30
+    assert not node.cache.exists()
+
+
+@AS_ROOT
+def test_the_file_system_is_that_of_the_last_mount_on_the_path(tmp_path: Path) -> None:
+    place = tmp_path / "a b"
+    place.mkdir()
+    with mounted(place, "ro"):
+        assert filesystem.kind(f"{place}/not/there/yet") == "tmpfs"
+        assert filesystem.kind(f"{place}c") == filesystem.kind(str(tmp_path))
+
+
+def test_servers_that_the_site_names(node: Node, web: WebServer) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        gone = f"127.0.0.1:{unused.getsockname()[1]}"
+        host = web.url().removeprefix("http://")
+        node.configure(f"[registry {host}]\ninsecure = yes\nmirrors = {gone}/proxy\n")
+        said = node.hpcimg("doctor").stdout
+    assert f"ok      reach: {host} can be reached\n" in said
+    assert f"PROBLEM reach: {gone} cannot be reached: Connection refused. Look at" in said
+    assert web.count() == 0
+    assert node.hpcimg("doctor", "--node").returncode == 0
+
+
+# For Nagios
+
+
+def nagios(node: Node, *arguments: str) -> tuple[int, str]:
+    done = node.hpcimg("doctor", "--nagios", *arguments)
+    [line] = done.stdout.splitlines()
+    assert line.count("|") <= 1
+    return done.returncode, line
+
+
+def test_nagios(node: Node, url: str) -> None:
+    node.prolog(1, f"container:{url}")
+    code, line = nagios(node, "--node")
+    assert code == 0
+    assert re.fullmatch(
+        r"HPCIMG OK - \d checks \| problems=0;;0 notes=\d cache=\d+B;\d+;\d+;0 in_use=\d+B"
+        r" free=\d+B;;0: images=1 jobs=1",
+        line,
+    ), line
+    event = {"time": time.time(), "event": "failed", "class": "node", "message": "a|b"}
+    with (node.state / "events.jsonl").open("a") as file:
+        file.write(json.dumps(event) + "\n")
+    code, line = nagios(node)
+    if code == 1:  # 2 where the Slurm of this host has its say
+        assert line.startswith("HPCIMG WARNING - failures: 1 jobs failed by this node's fault")
+    node.cache.chmod(0o777)
+    code, line = nagios(node, "--node")
+    assert (code, line.startswith("HPCIMG CRITICAL - directories: ")) == (2, True)
+    node.configure("[stash]\n")
+    assert nagios(node) == (
+        2,
+        f"HPCIMG CRITICAL - configuration: {node.directory}/conf.d/test.conf: unknown section "
+        "[stash] | problems=1;;0 notes=0",
+    )
+
+
+def test_to_nagios_wrong_usage_is_unknown_and_not_critical(node: Node) -> None:
+    done = node.hpcimg("doctor", "--nagios", "--no-such")
+    assert done.returncode == 3
+    assert "unrecognized arguments" in done.stderr
+    assert node.hpcimg("doctor", "--no-such").returncode == 2

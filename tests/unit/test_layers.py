@@ -47,7 +47,7 @@ ONLY_IN = {
     "urllib3": ("hpcimg.http.session", "hpcimg.http.adapter"),
     "argparse": ("hpcimg.cli",),
     "botocore": ("hpcimg.sources.aws",),
-    "pyslurm": ("hpcimg.slurm.query",),
+    "pyslurm": ("hpcimg.slurm.pyslurmjobs",),
 }
 
 
@@ -129,7 +129,7 @@ def test_the_reading_itself() -> None:
     )
     assert "hpcimg.errors" in imports()["hpcimg.locks"]
     # Within a function, too.
-    assert "pyslurm" in imports()["hpcimg.slurm.query"]
+    assert "pyslurm" in imports()["hpcimg.slurm.pyslurmjobs"]
 
 
 def test_every_scheme_that_can_be_written_has_a_source() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -113,59 +112,66 @@ def test_no_squeue(squeue: Squeue, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 # pyslurm
 
 
-class Job(types.SimpleNamespace):
-    """What pyslurm says of a job, as far as it is used."""
-
-    known: dict[int, Job | str]
-
+# As pyslurm 25.11 answers; job 4 is one for which libslurm ends the process, 5 one that hangs.
+PYSLURM = """
+import os, time, types
+class RPCError(Exception): pass
+JOBS = {1: ("RUNNING", "container:/a.sif"), 2: ("COMPLETED", None), 6: ("PENDING", "")}
+class Job:
     @classmethod
-    def load(cls, number: int) -> Job:
-        found = cls.known.get(number, "Invalid job id specified")
-        if isinstance(found, str):
-            raise RPCError(found)
-        return found
-
-
-class RPCError(Exception):
-    """pyslurm's own error."""
+    def load(cls, number):
+        if number == 3: raise RPCError("Unable to contact slurm controller")
+        if number == 4: os._exit(1)
+        if number == 5: time.sleep(60)
+        if number not in JOBS: raise RPCError("Invalid job id specified")
+        state, comment = JOBS[number]
+        return types.SimpleNamespace(state=state, comment=comment)
+"""
 
 
 @pytest.fixture
-def pyslurm(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """A module that answers as pyslurm 25.11 does."""
-    module = types.ModuleType("pyslurm")
-    vars(module).update(Job=Job, RPCError=RPCError)
-    Job.known = {
-        1: Job(state="RUNNING", comment="container:/a.sif"),
-        2: Job(state="COMPLETED", comment=None),
-        3: "Unable to contact slurm controller",
-    }
-    monkeypatch.setitem(sys.modules, "pyslurm", module)
-    return module
+def pyslurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package that answers as pyslurm does, to be found by the process that asks it."""
+    directory = tmp_path / "packages"
+    directory.mkdir()
+    (directory / "pyslurm.py").write_text(PYSLURM)
+    monkeypatch.syspath_prepend(directory)
+    return directory / "pyslurm.py"
 
 
-def test_pyslurm(pyslurm: types.ModuleType) -> None:
+def test_pyslurm(pyslurm: Path, squeue: Squeue) -> None:
+    squeue.say("", error="not to be asked", code=1)
     slurm = open_slurm()
     assert isinstance(slurm, PySlurm)
-    assert [slurm.alive(job) for job in ("1", "2", "9")] == [True, False, False]
+    assert [slurm.alive(job) for job in ("1", "2", "6", "9")] == [True, False, True, False]
     assert [slurm.comment(job) for job in ("1", "2", "9")] == ["container:/a.sif", "", ""]
-    with pytest.raises(Unreachable, match="Unable to contact"):
-        slurm.alive("3")
+    assert "pyslurm" not in sys.modules
+
+
+@pytest.mark.parametrize("job", ["3", "4", "5"])
+def test_where_pyslurm_does_not_answer_the_commands_do(
+    pyslurm: Path, squeue: Squeue, job: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(query, "_PYSLURM_S", 2)
+    squeue.say("RUNNING")
+    slurm = open_slurm()
+    assert slurm.alive(job)
+    # It is not waited for again.
+    pyslurm.write_text("raise AssertionError")
+    squeue.say("COMPLETED")
+    assert not slurm.alive("1")
+    assert slurm.comment("1") == "COMPLETED"
 
 
 # Which of them
 
 
-def test_without_pyslurm_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pyslurm", None)
+def test_without_pyslurm_the_commands() -> None:
     assert isinstance(open_slurm(), Commands)
 
 
-def test_with_a_pyslurm_that_fails_here_the_commands(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_with_a_pyslurm_that_fails_here_the_commands(pyslurm: Path, squeue: Squeue) -> None:
     # What it does without a slurm.conf, and beside another release of Slurm.
-    (tmp_path / "pyslurm.py").write_text("raise RuntimeError('no slurm.conf')")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "pyslurm", raising=False)
-    assert isinstance(open_slurm(), Commands)
+    pyslurm.write_text("raise RuntimeError('no slurm.conf')")
+    squeue.say("RUNNING")
+    assert open_slurm().alive("2")

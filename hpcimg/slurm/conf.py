@@ -1,0 +1,94 @@
+"""What slurm.conf says, as slurmctld has it or else as the file has it."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+
+from hpcimg.errors import HpcimgError, Unreachable
+from hpcimg.slurm import query
+
+DEFAULT_FILE = "/etc/slurm/slurm.conf"
+# `TaskProlog[0]           = /path`: a key that may stand several times is numbered.
+_SHOWN = re.compile(r"(\w+)(?:\[\d+\])?\s+= (.*)")
+_SET = re.compile(r"(\w+)\s*=\s*(.*)")
+_DEPTH_MAX = 8  # of files that include others
+
+
+class Settings:
+    """Settings by their names, whose case does not count; each may be there several times."""
+
+    def __init__(self, found: list[tuple[str, str]]) -> None:
+        self._found = [(name.lower(), value.strip()) for name, value in found]
+
+    def all(self, name: str) -> list[str]:
+        """Return the values of a setting, none where it is not set."""
+        return [v for n, v in self._found if n == name.lower() and v not in ("", "(null)")]
+
+    def one(self, name: str) -> str:
+        """Return the value of a setting, "" where it is not set."""
+        return ([*self.all(name)] or [""])[-1]
+
+    def seconds(self, name: str) -> float | None:
+        """Return a timer such as `600 sec`, None where there is no such limit."""
+        number = re.match(r"\d+", self.one(name))
+        # 65534 and 4294967294 are how Slurm says that it is not set.
+        if number is None or int(number[0]) in (0, 0xFFFE, 0xFFFFFFFE):
+            return None
+        return float(number[0])
+
+
+def settings() -> Settings:
+    """Return what slurmctld says, and where it does not answer what the file says.
+
+    Raises Unreachable, MissingTool where neither can be had.
+    """
+    try:
+        done = query.run(["scontrol", "show", "config"])
+        if done.returncode:
+            raise Unreachable("slurmctld cannot be asked", why=" ".join(done.stderr.split()))
+        return Settings(_SHOWN.findall(done.stdout))
+    except HpcimgError:
+        path = os.environ.get("SLURM_CONF") or DEFAULT_FILE
+        if not os.path.exists(path):
+            raise
+        return Settings(_read(path))
+
+
+def _read(path: str, depth: int = 0) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for line in lines(path):
+        if match := re.match(r"include\s+(\S+)", line, re.IGNORECASE):
+            inner = os.path.join(os.path.dirname(path), match[1])
+            if depth < _DEPTH_MAX:
+                found += _read(inner, depth + 1)
+        elif match := _SET.match(line):
+            found.append((match[1], match[2]))
+    return found
+
+
+def lines(path: str) -> list[str]:
+    """Return the lines of a file of Slurm's without comments, continued ones joined."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            text = file.read()
+    except OSError:
+        return []
+    joined = text.replace("\\\n", " ")
+    bare = (re.sub(r"(?<!\\)#.*", "", line).strip() for line in joined.splitlines())
+    return [line for line in bare if line]
+
+
+def plugins(path: str, depth: int = 0) -> list[str]:
+    """Return the lines of a plugstack.conf and of what it includes."""
+    found: list[str] = []
+    for line in lines(path):
+        words = line.split()
+        if words[0].lower() == "include" and len(words) > 1 and depth < _DEPTH_MAX:
+            pattern = os.path.join(os.path.dirname(path), words[1])
+            for inner in sorted(glob.glob(pattern)):
+                found += plugins(inner, depth + 1)
+        else:
+            found.append(line)
+    return found
