@@ -1,11 +1,17 @@
-"""Where log lines go: syslog, standard error, or a file, as the site says."""
+"""Where log lines go: syslog, standard error, or a file, as the site says.
+
+Where systemd's journal is behind syslog, it gets the lines with fields of their own.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import logging.handlers
 import os
 import sys
+
+from hpcimg.journal import JournalHandler
 
 _SYSLOG = "/dev/log"
 
@@ -17,9 +23,11 @@ def set_up(to: str, *, name: str, job: str = "") -> None:
     log is full still stages images.
     """
     who = f"{name} job {job}" if job else name
-    handler = _open(to)
+    handler = _open(to, job)
     # A line of a hostile reference stays one line.
     handler.setFormatter(_OneLine(f"%(asctime)s hpcimg {who}: %(levelname)s: %(message)s"))
+    if isinstance(handler, JournalHandler):
+        handler.setFormatter(_OneLine(f"{who}: %(levelname)s: %(message)s"))
     if isinstance(handler, logging.handlers.SysLogHandler):
         handler.setFormatter(_OneLine(f"hpcimg[{os.getpid()}]: {who}: %(levelname)s: %(message)s"))
     root = logging.getLogger("hpcimg")
@@ -36,9 +44,11 @@ class _OneLine(logging.Formatter):
         return super().format(record).replace("\n", " | ")
 
 
-def _open(to: str) -> logging.Handler:
+def _open(to: str, job: str) -> logging.Handler:
     try:
         if to == "syslog":
+            with contextlib.suppress(OSError):
+                return JournalHandler(job=job)
             os.stat(_SYSLOG)  # which the handler leaves until it has something to say
             return logging.handlers.SysLogHandler(_SYSLOG, facility="daemon")
         if to != "stderr":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 
-from hpcimg import logs, node
+from hpcimg import journal, logs, node
 from hpcimg.cache import evict, history, lease
 from hpcimg.config import load as config
 from hpcimg.errors import HpcimgError
@@ -42,6 +42,7 @@ def main() -> int:
                 format_size(report.freed_bytes),
                 format_size(report.plan.wanted_bytes),
                 report.plan.describe(),
+                extra=journal.fields(journal.EVICTED, bytes=report.freed_bytes),
             )
     except HpcimgError as error:
         log.error("%s", error)

@@ -12,7 +12,7 @@ import logging
 import os
 import time
 
-from hpcimg import health, logs, node, processes, stage
+from hpcimg import health, journal, logs, node, processes, stage
 from hpcimg.cache import events, history
 from hpcimg.cache.paths import Layout
 from hpcimg.config import files as conffiles
@@ -47,7 +47,7 @@ def main() -> int:
         _stage_all(conf, job, int(uid), images, started)
     except Exception as error:
         explained = error if isinstance(error, HpcimgError) else _unforeseen(error)
-        log.error("%s", explained)
+        log.error("%s", explained, extra=_told(explained, images, started))
         message = _requeued(conf, job, explained)
         _fail(job, int(uid), images, explained, message, started)
         if conf and _at_fault(conf, explained):
@@ -78,10 +78,15 @@ def _stage_all(
     jobfiles.prepare(cache.layout, job)
     jobfiles.write_asked(cache.layout, job, uid, images, started=started, process=processes.tag())
     for image, reference in zip(images, references, strict=True):
+        began = time.time()
         request = Request(reference, deadline, job, progress=_LoggedProgress(image.uri))
         staged = stage.stage(conf, cache, request, text=image.text, uid=uid)
         image.key, image.path, image.source = staged.entry.key, staged.path, staged.how
-        log.info("%s is at %s (%s)", image.uri, image.path, image.source)
+        told = journal.fields(
+            journal.STAGED, uri=image.uri, key=image.key, result=image.source,
+            bytes=staged.entry.size_bytes, seconds=round(time.time() - began, 3),
+        )  # fmt: skip
+        log.info("%s is at %s (%s)", image.uri, image.path, image.source, extra=told)
     jobfiles.write_ready(cache.layout, job, uid, images, started=started)
 
 
@@ -98,6 +103,23 @@ class _LoggedProgress:
         self._next = time.monotonic() + _TELL_EVERY_S
         of = f" of {format_size(total)}" if total else ""
         log.info("%s: %s, %s%s", self._uri, phase, format_size(done), of)
+
+
+def _told(error: HpcimgError, images: list[jobfiles.Image], started: float) -> dict[str, object]:
+    """Return what the journal is told of a failure beside the sentence."""
+    return journal.fields(
+        journal.FAILED, result="failed", error=type(error).__name__, uri=_uri_of_failed(images),
+        seconds=round(time.time() - started, 3), **{"class": error.kind},
+    )  # fmt: skip
+
+
+def _uri_of_failed(images: list[jobfiles.Image]) -> str:
+    """Return the first image that is not there, "" where it was not read.
+
+    All are looked at before the first is fetched. What could not be read may hold a password.
+    """
+    unread = any(not image.uri for image in images)
+    return "" if unread else next((image.uri for image in images if not image.path), "")
 
 
 def _unforeseen(error: Exception) -> HpcimgError:
@@ -119,7 +141,8 @@ def _requeued(conf: Config | None, job: str, error: HpcimgError) -> str:
         nodes=os.environ.get("SLURM_JOB_NUM_NODES", ""),
     )
     if outcome.said:
-        log.warning("%s", outcome.said)
+        told = journal.fields(journal.REQUEUED if outcome.requeued else "")
+        log.warning("%s", outcome.said, extra=told)
     if not outcome.requeued:
         return f"{error} {outcome.said}".rstrip()
     events.record(Layout(conf.cache_path, conf.state_path).events, "requeue", job=job)
@@ -164,9 +187,7 @@ def _fail(
             error=type(error).__name__,
             kind=error.kind,
         )
-        # All are looked at before the first is fetched. What could not be read may hold a password.
-        unread = any(not image.uri for image in images)
-        uri = "" if unread else next((image.uri for image in images if not image.path), "")
+        uri = _uri_of_failed(images)
         history.record_failure(layout, error, job=job, uri=uri, took_s=time.time() - started)
     except Exception as worse:
         log.critical("the job cannot be told: %s", worse, exc_info=worse)
