@@ -93,7 +93,8 @@ install:
 	umask 022; cd "$(TREE)" && $(COMPILE) -s .venv.new -p "$(PREFIX)/.venv" .venv.new/lib
 	for page in man/man?/*; do install -D -m 644 $$page "$(TREE)/share/$$page" || exit; done
 	for file in README.md CHANGELOG.md LICENSE docs/*; do install -D -m 644 $$file "$(TREE)/share/doc/hpcimg/$$file" || exit; done
-	install -m 644 etc/* "$(TREE)/etc"
+	for file in $$(find etc -type f); do install -D -m 644 $$file "$(TREE)/$$file" || exit; done
+	sed -i 's,/opt/hpcimg,$(PREFIX),g' "$(TREE)"/etc/systemd/*
 	cd "$(TREE)" && for part in .venv hpcimg; do [ ! -e $$part ] || mv $$part $$part.old; mv $$part.new $$part || exit; done
 	rm -rf "$(TREE)"/.venv.old "$(TREE)"/hpcimg.old
 	install -m 755 prolog/* "$(TREE)/prolog"

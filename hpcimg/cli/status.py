@@ -154,7 +154,7 @@ def _of_cache(seen: dict[str, Any]) -> list[str]:
     counts = [f"{seen['counts'][name]} {text}" for name, text in _COUNTS.items()
               if seen["counts"].get(name)]  # fmt: skip
     told.append(f"since boot: {', '.join(counts) or 'nothing yet'}")
-    if seen["served_bytes"]:
+    if seen["saved_bytes"] > 0:
         told.append(
             f"{format_size(seen['served_bytes'])} handed to jobs,"
             f" {format_size(seen['fetched_bytes'])} fetched:"

@@ -19,7 +19,10 @@ from tests.parts.webfaults import Status
 from tests.parts.webserver import WebServer
 
 MIB = 1 << 20
-COMMANDS = ("stage", "path", "status", "ls", "gc", "doctor", "config")
+COMMANDS = (
+    "stage", "path", "status", "explain", "history", "ls", "pin", "unpin", "rm", "gc", "verify",
+    "doctor", "metrics", "config",
+)  # fmt: skip
 
 
 @pytest.fixture

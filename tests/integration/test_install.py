@@ -65,8 +65,8 @@ def check_tree(tree: Path, destdir: Path) -> None:
         assert compiled.read_bytes()[4] == _CHECKED_HASH, source
     for name in ("man1/hpcimg.1", "man5/hpcimg.conf.5", "man8/hpcimg-prolog.8"):
         assert (tree / "share/man" / name).exists()
-    for path in (ROOT / "etc").iterdir():
-        assert (tree / "etc" / path.name).read_bytes() == path.read_bytes()
+    for path in all_files(ROOT / "etc"):
+        assert (tree / path.relative_to(ROOT)).read_bytes() == path.read_bytes()
 
 
 def test_the_installed_tree_runs_wherever_it_is(
