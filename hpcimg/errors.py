@@ -25,6 +25,8 @@ _WHY_MAX = 500  # characters; servers may have their say in it
 
 def printable(text: str) -> str:
     """Escape what must not reach a terminal, a log or a task prolog's line."""
+    if text.isprintable():  # nearly always, and there may be thousands of them
+        return text
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from hpcimg import processes
 from hpcimg.cache import directories as cache_directories
-from hpcimg.cache import evict, filesystem, policy, store
+from hpcimg.cache import evict, filesystem, index, policy
 from hpcimg.cache.paths import Layout
 from hpcimg.config import load as config
 from hpcimg.config.keys import Config
@@ -122,7 +122,7 @@ def _space(conf: Config, layout: Layout) -> list[Finding]:
     if not os.path.isdir(layout.cache):
         return []
     try:
-        held = sum(entry.size_bytes for entry in store.entries(layout))
+        held = sum(entry.size_bytes for entry, _ in index.entries(layout))
         free = evict.free_on_disk(layout)
         problems = full(held, free, limits(conf))
     except HpcimgError as error:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from hpcimg import health, node
-from hpcimg.cache import evict, history, inflight, lease, pins, scrub, store
+from hpcimg.cache import evict, history, index, inflight, lease, pins, scrub
 from hpcimg.cache.paths import Layout
 from hpcimg.cache.policy import Limits
 from hpcimg.cache.store import Entry
@@ -52,7 +52,7 @@ def look(config: Config) -> Seen:
     Reads only, so anybody may call it; what is private is seen by root alone.
     """
     layout = Layout(config.cache_path, config.state_path)
-    entries = list(store.entries(layout))
+    entries = [entry for entry, _ in index.entries(layout)]
     jobs = lease.by_job(layout)
     in_use = {key for keys in jobs.values() for key in keys}
     pinned = pins.keys(layout)

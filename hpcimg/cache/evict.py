@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from hpcimg.cache import events, inflight, lease, pins, store
+from hpcimg.cache import events, index, inflight, lease, pins, store
 from hpcimg.cache.paths import Layout, owned
 from hpcimg.cache.policy import Limits
 from hpcimg.errors import DeadlinePassed, NoRoom, TooLarge, explained
@@ -137,8 +137,7 @@ def candidates(layout: Layout, now: float) -> list[Candidate]:
     """
     found = []
     pinned = pins.keys(layout)
-    for entry in store.entries(layout):
-        used = store.last_used(layout, entry.key)
+    for entry, used in index.entries(layout):
         if used > now:
             store.mark_used(layout, entry.key)
             used = now
@@ -149,19 +148,23 @@ def candidates(layout: Layout, now: float) -> list[Candidate]:
 
 
 @explained()
-def trim(layout: Layout, limits: Limits, *, time_s: float, dry_run: bool = False) -> Report:
+def trim(
+    layout: Layout, limits: Limits, *, time_s: float, dry_run: bool = False, in_full: bool = True
+) -> Report:
     """Bring the cache down to the low watermark where it is above the high one.
 
+    Without `in_full` the plan is empty where the sizes alone say that nothing has to go.
     Ends after about `time_s` seconds, with less freed. Takes the lock "room", so
     that two of these do not free the same bytes twice. Raises DeadlinePassed
     where that is held all the time, NoRoom and CacheUnusable for what the disk does.
     """
     until = time.monotonic() + time_s
     with held(layout.lock("room"), deadline=until, waiting=lambda _: None):
-        now = time.time()
-        plan = plan_trim(
-            candidates(layout, now), free_bytes=free_on_disk(layout), limits=limits, now=now
-        )
+        now, free = time.time(), free_on_disk(layout)
+        enough = index.held_bytes(layout) <= limits.high and free >= limits.min_free
+        if enough and not in_full:
+            return Report(Plan(0, (), (), ()), ())
+        plan = plan_trim(candidates(layout, now), free_bytes=free, limits=limits, now=now)
         if dry_run:
             return Report(plan, _enough(plan))
         return _execute(layout, plan, until=until, reason="limit")
@@ -187,12 +190,17 @@ def make_room(
     if owner is not None and limits.user_share:
         _make_room_in_share(layout, limits, incoming_bytes, owner, what=what, deadline=deadline)
     now = time.time()
-    under_way = inflight.under_way(layout)
+    under_way, free = inflight.under_way(layout), free_on_disk(layout)
+    written = sum(work["written"] for work in under_way)
+    coming = sum(work["coming"] for work in under_way)
+    over = index.held_bytes(layout) + written + coming + incoming_bytes - limits.max_size
+    if max(over, limits.min_free + coming + incoming_bytes - free) <= 0:
+        return Report(Plan(0, (), (), ()), ())
     plan = plan_room(
         candidates(layout, now),
-        free_bytes=free_on_disk(layout),
-        written_bytes=sum(work["written"] for work in under_way),
-        reserved_bytes=sum(work["coming"] for work in under_way),
+        free_bytes=free,
+        written_bytes=written,
+        reserved_bytes=coming,
         incoming_bytes=incoming_bytes,
         limits=limits,
         now=now,

@@ -38,6 +38,8 @@ class Layout:
         self.failures = f"{state}/failures"
         self.state_tmp = f"{state}/tmp"
         self.events = f"{state}/events.jsonl"
+        self.sizes = f"{state}/sizes.json"
+        self.records = f"{state}/entries.json"
 
     def image(self, key: str, extension: str, owner: int | None) -> str:
         if owner is not None:

@@ -99,18 +99,21 @@ def load_record(layout: Layout, key: str) -> Entry | None:
 def load_entry(layout: Layout, key: str) -> Entry | None:
     """Return a finished image, or None where it or what is known of it is not there."""
     entry = load_record(layout, key)
-    if entry is None:
-        return None
+    return entry if entry is not None and whole(layout, entry) else None
+
+
+def whole(layout: Layout, entry: Entry) -> bool:
+    """Tell whether the file of an image is there, with its length."""
     try:
         seen = os.lstat(path_of(layout, entry))
     except FileNotFoundError:
-        return None
+        return False
     except OSError as error:
         raise from_os_error(error) from error
     if not stat.S_ISREG(seen.st_mode) or seen.st_size != entry.size_bytes:
-        log.warning("%s is not what was stored (%d bytes now)", key, seen.st_size)
-        return None
-    return entry
+        log.warning("%s is not what was stored (%d bytes now)", entry.key, seen.st_size)
+        return False
+    return True
 
 
 def entries(layout: Layout) -> Iterator[Entry]:

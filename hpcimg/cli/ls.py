@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import time
 
-from hpcimg.cache import lease, pins, store
+from hpcimg.cache import index, lease, pins, store
 from hpcimg.cache.paths import Layout
 from hpcimg.cli import output
 from hpcimg.config import load as config
@@ -26,9 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     conf = config.load()
     layout = Layout(conf.cache_path, conf.state_path)
+    held: dict[str, list[str]] = {}
+    for job, keys in lease.by_job(layout).items():
+        for key in keys:
+            held.setdefault(key, []).append(job)
     found = [
-        (store.last_used(layout, entry.key), entry, sorted(lease.holders(layout, entry.key)))
-        for entry in store.entries(layout)
+        (used, entry, sorted(held.get(entry.key, ())))
+        for entry, used in index.entries(layout)
         if not entry.is_blob
     ]
     pinned = {key: pins.load(layout, key) for key in pins.keys(layout)}

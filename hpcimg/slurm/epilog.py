@@ -35,7 +35,7 @@ def main() -> int:
         lease.drop(cache.layout, job)
         jobfiles.remove(cache.layout, job)
         history.rotate(cache.layout)
-        report = evict.trim(cache.layout, cache.limits, time_s=_TIME_S)
+        report = evict.trim(cache.layout, cache.limits, time_s=_TIME_S, in_full=False)
         if report.plan.wanted_bytes:
             log.info(
                 "freed %s of %s (%s)",

@@ -1,0 +1,144 @@
+"""What the cache holds, without reading every record each time.
+
+Two derived files in the state directory, each made anew whenever it does not
+fit what is on the disk, and written by a rename: a process that is killed at any
+moment leaves the old one, the new one, or none, and each of them does.
+
+`sizes.json` has the bytes of each directory of finished files. The files in them
+never change, so a directory whose time of modification is the same still has the
+same bytes. They are an upper bound of what can be evicted: files without a record
+are in it. It answers only whether there is anything to do at all; what is to go is
+decided from the records and the files themselves.
+
+`entries.json` has the records, for those who list them. One counts while its file
+is the same inode with the same time of change, which a use of the image moves on,
+too. The image's own file is looked at each time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from hpcimg import atomic, processes
+from hpcimg.cache import store
+from hpcimg.cache.paths import Layout
+from hpcimg.cache.store import Entry
+
+_VERSION = 1
+_SETTLED_S = 1.0
+_WORTH_WRITING = 64  # records that had to be read
+
+
+def held_bytes(layout: Layout) -> int:
+    """Return the bytes of all finished files; never less than `store.entries` adds up to."""
+    known = _load(layout.sizes)
+    found: dict[str, list[int]] = {}
+    settled = _settled()
+    total = 0
+    for directory in _directories(layout):
+        try:
+            # Looked at before its files are: what comes later makes it another.
+            seen = os.stat(directory)
+        except FileNotFoundError:
+            continue
+        mark = [seen.st_dev, seen.st_ino, seen.st_mtime_ns]
+        before = known.get(directory)
+        if isinstance(before, list) and len(before) == 4 and before[:3] == mark:
+            size = int(before[3])
+        else:
+            size = _size_of(directory)
+        if seen.st_mtime_ns < settled:
+            found[directory] = [*mark, size]
+        total += size
+    if found != known:
+        _save(layout, layout.sizes, found)
+    return total
+
+
+def _settled() -> int:
+    """Return the time, in nanoseconds, before which nothing can change any more unseen.
+
+    Two changes within one tick of the kernel's clock leave the same time behind.
+    """
+    return time.time_ns() - int(_SETTLED_S * 1e9)
+
+
+def _directories(layout: Layout) -> list[str]:
+    directories = [layout.images, layout.blobs]
+    with contextlib.suppress(OSError), os.scandir(layout.users) as users:
+        directories += sorted(user.path for user in users if user.is_dir(follow_symlinks=False))
+    return directories
+
+
+def _size_of(directory: str) -> int:
+    size = 0
+    with os.scandir(directory) as files:
+        for file in files:
+            with contextlib.suppress(FileNotFoundError):
+                size += file.stat(follow_symlinks=False).st_size
+    return size
+
+
+def entries(layout: Layout) -> Iterator[tuple[Entry, float]]:
+    """Give all finished images and blobs, each with its last use, in no order."""
+    known = _load(layout.records)
+    found: dict[str, list[Any]] = {}
+    read, settled = 0, _settled()
+    for key in store.keys(layout):
+        try:
+            seen = os.stat(layout.meta(key))
+        except FileNotFoundError:
+            continue
+        mark = [seen.st_ino, seen.st_ctime_ns]
+        before = known.get(key)
+        entry = None
+        if isinstance(before, list) and before[:2] == mark:
+            entry = _entry(before[2])
+        if entry is None or entry.key != key:
+            entry = store.load_record(layout, key)
+            read += 1
+        if entry is None:
+            continue
+        if seen.st_ctime_ns < settled:
+            found[key] = [*mark, _fields(entry)]
+        if store.whole(layout, entry):
+            yield entry, seen.st_mtime
+    if read >= _WORTH_WRITING or len(known) >= len(found) + _WORTH_WRITING:
+        _save(layout, layout.records, found)
+
+
+def _fields(entry: Entry) -> tuple[object, ...]:
+    return (
+        entry.key, entry.extension, entry.sha256, entry.size_bytes, entry.architecture,
+        entry.uris, entry.fetched, entry.owner, entry.source, entry.verified,
+    )  # fmt: skip
+
+
+def _entry(fields: Any) -> Entry | None:
+    with contextlib.suppress(TypeError, IndexError, ValueError):
+        fields[5] = tuple(fields[5])
+        return Entry(*fields)
+    return None
+
+
+def _load(path: str) -> dict[str, Any]:
+    """Return what is there; nothing where it is not there, not ours, or cannot be understood."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with open(path, encoding="utf-8") as file:
+            fields = json.load(file)
+        if fields["version"] == _VERSION and isinstance(fields["of"], dict):
+            return dict(fields["of"])
+    return {}
+
+
+def _save(layout: Layout, path: str, found: dict[str, Any]) -> None:
+    text = json.dumps({"version": _VERSION, "of": found}, separators=(",", ":"))
+    temp = processes.temp_path(layout.state_tmp, os.path.basename(path))
+    # Only root writes it, and reads it: private images are in it. Others take longer.
+    with contextlib.suppress(OSError):
+        atomic.write_file(path, text, temp=temp, mode=0o600)
