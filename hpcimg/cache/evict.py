@@ -138,6 +138,8 @@ def candidates(layout: Layout, now: float) -> list[Candidate]:
     found = []
     pinned = pins.keys(layout)
     for entry, used in index.entries(layout):
+        if not store.whole(layout, entry):
+            continue
         if used > now:
             store.mark_used(layout, entry.key)
             used = now

@@ -31,9 +31,10 @@ def main() -> int:
         conf = config.load()
         logs.set_up(conf.log_to, name="epilog", job=job)
         cache = node.open_cache(conf)
-        # The short way did this, unless something was wrong with it.
-        lease.drop(cache.layout, job)
-        jobfiles.remove(cache.layout, job)
+        # The short way did this, unless something was wrong with it; the directory went last.
+        if os.path.lexists(cache.layout.job(job)):
+            lease.drop(cache.layout, job)
+            jobfiles.remove(cache.layout, job)
         history.rotate(cache.layout)
         report = evict.trim(cache.layout, cache.limits, time_s=_TIME_S, in_full=False)
         if report.plan.wanted_bytes:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcimg.cache import directories, index, store
+from hpcimg.cache import directories, evict, index, store
 from hpcimg.cache.paths import Layout
 from hpcimg.cache.store import Entry
 
@@ -112,7 +112,8 @@ def test_an_odd_row_of_an_index(layout: Layout, odd: object) -> None:
     entry = publish(layout, "sha256-1", 7)
     settle(layout)
     seen = os.stat(layout.meta(entry.key))
-    rows = [odd, [seen.st_ino, seen.st_ctime_ns, odd]]
+    mark = [seen.st_ino, seen.st_ctime_ns]
+    rows = [odd, [*mark, odd], [*mark, *[odd] * 10], [*mark, entry.key, *[odd] * 9]]
     for row in rows:
         for path, name in ((layout.sizes, layout.images), (layout.records, entry.key)):
             Path(path).write_text(json.dumps({"version": 1, "of": {name: row}}))
@@ -126,8 +127,11 @@ def test_an_image_that_was_removed_or_cut_by_hand(layout: Layout) -> None:
     check(layout)
     os.unlink(layout.image("sha256-0", "sif", None))
     os.truncate(layout.image("sha256-1", "sif", None), 3)
+    assert {entry.key for entry, _ in index.entries(layout)} == {"sha256-1", "sha256-2"}
+    # Its length is looked at where it counts.
+    assert [candidate.key for candidate in evict.candidates(layout, time.time())] == ["sha256-2"]
+    os.unlink(layout.image("sha256-1", "sif", None))
     check(layout)
-    assert [entry.key for entry, _ in index.entries(layout)] == ["sha256-2"]
 
 
 def test_where_the_state_cannot_be_written(layout: Layout) -> None:
