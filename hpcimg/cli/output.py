@@ -30,8 +30,7 @@ def print_json(fields: dict[str, object]) -> None:
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print rows under their heads, as `table` makes them."""
-    for line in table(heads, rows):
-        print(line)
+    print("\n".join(table(heads, rows)))
 
 
 def width() -> int:
