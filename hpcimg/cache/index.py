@@ -126,7 +126,7 @@ def _names(layout: Layout) -> set[str]:
 def _listdir(directory: str) -> list[str]:
     try:
         return os.listdir(directory)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):  # layers are root's alone to see
         return []
 
 

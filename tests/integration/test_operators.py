@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from hpcimg.cache import scrub
+from hpcimg.units import format_size
 from tests.integration.checks import finish, refused, staged
 from tests.integration.conftest import MakeSif, Start
 from tests.parts.daemon import wait_until
@@ -80,13 +81,13 @@ def test_a_pinned_image_stays_until_it_is_unpinned(
     node.reboot()
     (node.directory / "conf.d" / "z.conf").write_text("[cache]\nmax_size = 10K\nmin_age = 0\n")
     done = node.hpcimg("gc")
-    assert f"0 eligible, {len(sif) / 1024:.0f} KiB pinned" in done.stdout
+    assert f"0 eligible, {format_size(len(sif))} pinned" in done.stdout
     assert node.images() != []
     assert node.hpcimg("rm", url).returncode == 24
     assert "daemon pinned it" in node.hpcimg("rm", url).stderr
     assert node.hpcimg_json("ls")["images"][0]["pinned"] == {"by": "daemon", "time": pin["time"]}
     assert "by daemon" in node.hpcimg("ls").stdout
-    assert "1 (391 KiB) pinned" in node.hpcimg("status").stdout
+    assert f"1 ({format_size(len(sif))}) pinned" in node.hpcimg("status").stdout
     assert node.hpcimg_json("unpin", url)["unpinned"] == [key]
     assert node.hpcimg("unpin", url).returncode == 12
     assert key in node.hpcimg_json("gc")["evicted"]
@@ -120,8 +121,9 @@ def test_verify_of_what_is_whole(node: Node, url: str, sif: bytes) -> None:
     lasting(node, url)
     done = node.hpcimg("verify")
     assert done.returncode == 0
-    assert done.stdout.startswith("1 files, 391 KiB read in 0 s: all are as they were stored")
-    assert "verified 0 s ago: 1 files, none damaged" in node.hpcimg("status").stdout
+    assert done.stdout.startswith(f"1 files, {format_size(len(sif))} read in ")
+    assert done.stdout.endswith(": all are as they were stored\n")
+    assert " ago: 1 files, none damaged" in node.hpcimg("status").stdout
     node.reboot()
     assert node.hpcimg_json("status")["verified"]["files"] == 1
 
@@ -230,7 +232,7 @@ def test_explain_a_job_that_fetched_one_that_failed_and_one_that_ended(
     staged(node, 1, f"container:{url}", sif)
     said = node.hpcimg("explain", "1").stdout
     assert "it has its images" in said
-    assert f"{url}: it was not on this node, and 391 KiB were fetched in " in said
+    assert f"{url}: it was not on this node, and {format_size(len(sif))} were fetched in " in said
     refused(node, 2, f"container:{url}.no", "NotFound")
     for _ in range(2):  # the second time without its record
         fields = node.hpcimg_json("explain", "2")
@@ -294,7 +296,8 @@ def test_what_the_cache_saved(node: Node, url: str, sif: bytes) -> None:
     assert [fields[f"{n}_bytes"] for n in ("served", "fetched", "saved")] == [
         3 * size, size, 2 * size,
     ]  # fmt: skip
-    assert "1.1 MiB handed to jobs, 391 KiB fetched: 781 KiB saved" in node.hpcimg("status").stdout
+    told = f"{format_size(size)} fetched: {format_size(2 * size)} saved"
+    assert f"1.1 MiB handed to jobs, {told}" in node.hpcimg("status").stdout
 
 
 # Terminals
