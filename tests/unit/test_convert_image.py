@@ -15,7 +15,7 @@ import pytest
 
 from hpcimg.convert.image import Work, convert
 from hpcimg.convert.stream import header
-from hpcimg.convert.tar import FILE
+from hpcimg.convert.tar import FILE, Member
 from hpcimg.errors import Damaged, HpcimgError, NotAnImage, TooLarge, WrongArchitecture  # fmt: skip
 from hpcimg.image.formats import identify
 from tests.parts import layers
@@ -125,7 +125,7 @@ def test_names_of_all_kinds(tmp_path: Path, mksquashfs: str, mode: int) -> None:
 @pytest.mark.parametrize("length", [1, 100, 101, 4000])
 def test_headers_are_what_another_reader_takes(size: int, length: int) -> None:
     name, target = "n" * length, "t" * length
-    data = header(FILE, name.encode(), 0o4711, TIME, size, target.encode())
+    data = header(Member(FILE, name.encode(), 0o4711, TIME, size, target.encode()))
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         member = archive.next()
     assert member
@@ -178,7 +178,8 @@ def test_the_caller_s_files_stay_open_and_may_be_deleted(tmp_path: Path) -> None
         '{"config": {"Env": [1]}}', '{"config": {"Env": ["A=\\u0000"]}}',
         '{"config": {"Env": ["A=\\ud800"]}}', '{"config": {"Cmd": {"a": 1}}}',
         '{"config": {"Entrypoint": "sh"}}', '{"config": {"WorkingDir": 1}}',
-        '{"config": {"Labels": {"a": 1}}}', '{"config": {"Labels": [1]}}', "{}" + " " * (8 << 20),
+        '{"config": {"Labels": [1]}}', '{"rootfs": 1}', '{"rootfs": {"diff_ids": [1]}}',
+        '{"rootfs": {"diff_ids": ["sha256:1"]}}', '\ufeff{}', '{\0}\0', "{}" + " " * (8 << 20),
         '{"os": "windows"}', '{"os": {}}', '"\ud800"', "NaN",
     ],
     ids=lambda text: text[:40].encode("ascii", "replace").decode(),

@@ -116,7 +116,7 @@ def test_what_is_there_if_the_image_has_nothing(tree: Path) -> None:
 
 def test_what_enroot_reads(tree: Path, tmp_path: Path) -> None:
     assert (tree / "etc/environment").read_text() == (
-        "PATH=/opt/bin:/bin\nQUOTES=a'b\"c `id` $(id) $HOME \\\nGREETING=hello\n"
+        "PATH=/opt/bin:/bin\nQUOTES=a'b\"c `id` $(id) $HOME \\\nbad-name=x\nGREETING=hello\n"
     )
     rc = (tree / "etc/rc").read_text()
     assert "cd -- '/data dir'" in rc
