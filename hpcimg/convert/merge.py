@@ -135,6 +135,8 @@ class _Run:
 
     def end(self) -> None:
         """Make known to lower layers what this one hides."""
+        if self._gone or self._opaque:
+            self._tree.check_implied(self._gone, self._opaque)
         for name, attributes in self._directories.items():
             self._all_directories.setdefault(name, attributes)
         for name in sorted(self._opaque, reverse=True):  # a directory after those in it
@@ -164,6 +166,8 @@ class _Run:
 
     def _take_link(self, member: Member) -> None:
         name, target = member.name, member.target
+        if name == target:
+            raise NeedsReplay
         place = self._places.get(target)
         if place is None:
             if not self._tree.taken_here(target):

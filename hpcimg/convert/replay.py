@@ -46,14 +46,13 @@ class _Leaf(NamedTuple):
 
 
 class _Directory:
-    """A directory. `told` is what a layer says of it, `told_by` which one that was."""
+    """A directory, and what a layer says of it."""
 
-    __slots__ = ("children", "told", "told_by")
+    __slots__ = ("children", "told")
 
     def __init__(self) -> None:
         self.children: dict[bytes, _Directory | _Leaf] = {}
         self.told: Attributes | None = None
-        self.told_by = -1
 
 
 _Node = _Directory | _Leaf
@@ -128,9 +127,10 @@ class _Tree:
             if member.kind != DIRECTORY:
                 self._aufs[member.name] = leaf
         elif mark is Mark.OPAQUE:
-            name, directory = self._enter(path)
-            self._touch(name)
-            self._sweep(name, directory)
+            way = self._resolve(path)
+            directory = way[-1][1] if way else self._root
+            if isinstance(directory, _Directory):
+                self._sweep(b"/".join(part for part, _ in way), directory)
         elif mark is Mark.WHITEOUT:
             self._white_out(path)
         elif member.kind == DIRECTORY:
@@ -173,7 +173,7 @@ class _Tree:
         node = above.children.get(last)
         if not isinstance(node, _Directory):
             node = self._set(above, last, _Directory())
-        node.told, node.told_by = told, self._layer
+        node.told = told
         self._touch(path)
 
     def _put(self, name: bytes, leaf: _Leaf) -> None:
@@ -221,7 +221,6 @@ class _Tree:
             del above.children[last]
             self._known.clear()
         elif isinstance(node, _Directory):
-            self._forget(node)
             self._sweep(name, node)
 
     def _sweep(self, name: bytes, directory: _Directory) -> None:
@@ -234,14 +233,8 @@ class _Tree:
                 if path not in self._touched:
                     del directory.children[last]
                 elif isinstance(node, _Directory):
-                    self._forget(node)
                     waiting.append((path, node))
         self._known.clear()
-
-    def _forget(self, directory: _Directory) -> None:
-        """Take a directory for a new one, which has nothing of that in a lower layer."""
-        if directory.told_by != self._layer:
-            directory.told = None
 
     def _set(self, above: _Directory, last: bytes, node: _New) -> _New:
         """Put something into a directory, in the place of what is there."""

@@ -42,6 +42,7 @@ class Tree:
         # Of the layer that is laid, counting or not.
         self._directories_here: set[bytes] = set()
         self._links_here: set[bytes] = set()
+        self._implied_here: set[bytes] = set()
 
     def begin(self, layer: int) -> None:
         """Go on with a lower layer."""
@@ -51,6 +52,7 @@ class Tree:
         self._closed_here = set()
         self._directories_here = set()
         self._links_here = set()
+        self._implied_here = set()
 
     def take(self, name: bytes) -> bool:
         """Tell whether this is the first to name what is no directory. Raises NeedsReplay."""
@@ -119,9 +121,26 @@ class Tree:
             self._close(name)
 
     def make_opaque(self, name: bytes) -> None:
-        """Hide what lower layers have in a directory, which there is by that."""
+        """Hide what lower layers have in a directory. Raises NeedsReplay if it may not be one."""
+        if name and name not in self._directories_here:
+            raise NeedsReplay
         if self._enter(name) and self._states[name] & 3 == _DIRECTORY:
             self._states[name] = self._layer << 2 | _OPAQUE
+
+    def check_implied(self, gone: set[bytes], opaque: set[bytes]) -> None:
+        """Raise NeedsReplay where the layer hides a directory, and has something in it.
+
+        If it does not say that there is that directory, it may be the lower layer's, or a new one:
+        that depends on what comes first.
+        """
+        for path in self._implied_here:
+            above = path
+            while above:
+                if above in gone or (above in opaque and above != path):
+                    raise NeedsReplay
+                above = above[: max(0, above.rfind(b"/"))]
+            if b"" in opaque:
+                raise NeedsReplay
 
     def add_missing(self, name: bytes, *, directory: bool) -> bool:
         """Add a path at the end where nothing is, whited out or not, and tell whether it was."""
@@ -173,6 +192,7 @@ class Tree:
             raise NeedsReplay
         if path not in self._directories_here:
             self._implied.add(path)
+            self._implied_here.add(path)
 
     def _enter_one(self, path: bytes) -> bool:
         state = self._states.get(path)

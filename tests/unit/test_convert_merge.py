@@ -6,7 +6,7 @@ import io
 import stat
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -376,14 +376,17 @@ class Dangling(Exception):
 def unpacked(layers: Sequence[Sequence[Entry]]) -> Merged:
     tree: dict[str, Node] = {}
     for entries in layers:
-        for member, _ in entries:
+        touched: set[str] = set()  # with what that is in: whiteouts are for lower layers
+        for member, content in entries:
             head, slash, last = member.name.rpartition("/")
             if last == ".wh..wh..opq":
-                remove(tree, head + slash, below=True)
+                remove(tree, head + slash, below=True, but=touched)
             elif last.startswith(".wh."):
-                remove(tree, head + slash + last[4:])
-        for member, content in entries:
-            put(tree, member, content)
+                remove(tree, head + slash + last[4:], but=touched)
+            else:
+                put(tree, member, content)
+                parts = member.name.split("/")
+                touched |= {"/".join(parts[:end]) for end in range(1, len(parts) + 1)}
     return {
         f"{name}/" if node.is_directory else name: node.content
         for name, node in tree.items()
@@ -393,11 +396,6 @@ def unpacked(layers: Sequence[Sequence[Entry]]) -> Merged:
 
 def put(tree: dict[str, Node], member: tarfile.TarInfo, content: bytes) -> None:
     name = member.name
-    if name.endswith("/.wh..wh..opq"):
-        make_directories(tree, name)
-        return
-    if name.rpartition("/")[2].startswith(".wh."):
-        return
     if member.islnk():
         node = tree.get(member.linkname)
         if node is None or node.is_directory:
@@ -422,12 +420,13 @@ def make_directories(tree: dict[str, Node], name: str) -> None:
             tree[above] = Node("755", is_directory=True)
 
 
-def remove(tree: dict[str, Node], name: str, *, below: bool = False) -> None:
+def remove(
+    tree: dict[str, Node], name: str, *, below: bool = False, but: Collection[str] = ()
+) -> None:
     inside = name if below else f"{name}/"
-    for path in [path for path in tree if path.startswith(inside)]:
-        del tree[path]
-    if not below:
-        tree.pop(name, None)
+    for path in list(tree):
+        if (path.startswith(inside) or (path == name and not below)) and path not in but:
+            del tree[path]
 
 
 # It knows of no symbolic links: with those, umoci is the model, in tests/integration/test_peers.py.
