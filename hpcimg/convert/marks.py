@@ -17,7 +17,7 @@ class Mark(Enum):
     AUFS = auto()  # nothing, but hard links may lead there
 
 
-_MARK = b".wh."
+MARK = b".wh."  # what has it not in its name is a file
 _OPAQUE = b".wh..wh..opq"
 _FILE = Mark.NONE, b""
 _AUFS = Mark.AUFS, b""
@@ -25,16 +25,16 @@ _AUFS = Mark.AUFS, b""
 
 def read(name: bytes) -> tuple[Mark, bytes]:
     """Return what a name says, and the path that it says it of."""
-    if _MARK not in name:
+    if MARK not in name:
         return _FILE
     directory, slash, last = name.rpartition(b"/")
-    if directory.startswith(_MARK) or b"/" + _MARK in directory:
+    if directory.startswith(MARK) or b"/" + MARK in directory:
         return _AUFS
     if last == _OPAQUE:
         return Mark.OPAQUE, directory
-    if not last.startswith(_MARK):
+    if not last.startswith(MARK):
         return _FILE
-    hidden = last[len(_MARK) :]
-    if hidden.startswith(_MARK) or hidden in (b"", b".", b".."):
+    hidden = last[len(MARK) :]
+    if hidden.startswith(MARK) or hidden in (b"", b".", b".."):
         return _AUFS
     return Mark.WHITEOUT, directory + slash + hidden

@@ -15,7 +15,7 @@ from functools import partial
 from hpcimg.convert import marks
 from hpcimg.convert.additions import Additions
 from hpcimg.convert.layers import Layer, Reader
-from hpcimg.convert.marks import Mark
+from hpcimg.convert.marks import MARK, Mark
 from hpcimg.convert.tar import DEVICE, DIRECTORY, LINK, SYMLINK, Member, members
 from hpcimg.convert.tree import NeedsReplay, Tree
 from hpcimg.convert.writer import Attributes, Budget, Writer
@@ -81,7 +81,7 @@ class _Merging:
             with closing(Reader(layer, tell, known=True)) as reader:
                 for index, member in enumerate(members(reader)):
                     if index in run.copies:
-                        self.writer.write(run.copies[index], member, reader)
+                        self.writer.write_as(run.copies[index], member, reader)
         run.end()
 
     def end(self, additions: Additions) -> None:
@@ -120,9 +120,8 @@ class _Run:
         name, kind = member.name, member.kind
         if not name:
             return  # the root, whose attributes are not the layers' to say
-        mark, path = marks.read(name)
-        if mark is not Mark.NONE:
-            self._take_mark(mark, path, index, member)
+        if MARK in name and (said := marks.read(name))[0] is not Mark.NONE:
+            self._take_mark(*said, index, member)
         elif kind == DIRECTORY:
             if name in self._places:
                 raise NeedsReplay
@@ -160,7 +159,7 @@ class _Run:
             self._places[name] = _LEFT_OUT
         elif taken:
             self._places.pop(name, None)
-            self._writer.write([name], member, reader)
+            self._writer.write(member, reader)
         else:
             self._places[name] = index
 

@@ -90,7 +90,7 @@ def replay(
         with closing(Reader(layers[number], tell, known=True)) as reader:
             for index, member in enumerate(members(reader)):
                 if index in wanted:
-                    writer.write(wanted[index], member, reader)
+                    writer.write_as(wanted[index], member, reader)
     own = (*additions.over, *additions.under)
     for index, (name, *_) in names[len(layers)].items():
         writer.write_own(*own[index], name)

@@ -82,7 +82,7 @@ def members(reader: Reader) -> Iterator[Member]:
             table = sparse.old_gnu(block, reader) if kind == b"S" else None
             begin, size = reader.position, stored
             end = begin + stored
-            if table := table or sparse.pax(extended, reader):
+            if table := table or (sparse.pax(extended, reader) if extended else None):
                 if reader.position + sum(length for _, length in table.segments) > begin + stored:
                     raise layer.damaged("the table of a sparse file is wrong")
                 segments, size = table.segments, table.size
@@ -96,12 +96,13 @@ def members(reader: Reader) -> Iterator[Member]:
                     raise layer.refused(f"the link {shown(name)} in it leads nowhere")
                 target = plain(target, layer) if known == LINK else _checked(target, layer)
         mode = _number(block[100:108], layer) & 0o7777
-        mtime = min(max(0, _seconds(block, extended, layer)), _MAX_TIME)
+        mtime = _seconds(block, extended, layer) if extended else _number(block[136:148], layer)
+        mtime = min(max(0, mtime), _MAX_TIME)
         yield Member(known, plain(name, layer), mode, mtime, size, target, segments)
         extended = {}
         reader.skip_to(end)
         # Some leave out what should be behind the last one's content.
-        reader.skip_to(reader.position + -stored % _BLOCK, may_end=True)
+        reader.skip_to(end + -stored % _BLOCK, may_end=True)
     reader.drain()
 
 

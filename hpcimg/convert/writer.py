@@ -53,11 +53,8 @@ class Writer:
         self._receiver = receiver
         self._limit_bytes = limit_bytes
 
-    def write(self, names: list[bytes], member: Member, reader: Reader) -> None:
-        """Write a member of a layer under the first name, and the others as links to it.
-
-        Raises TooLarge, and what reading the layer raises.
-        """
+    def write(self, member: Member, reader: Reader) -> None:
+        """Write a member of a layer. Raises TooLarge, and what reading the layer raises."""
         content: Iterable[bytes] = ()
         if member.kind == FILE:
             limit = self._limit_bytes
@@ -69,8 +66,12 @@ class Writer:
                 content = reader.copy(member.size)
             else:
                 content = sparse.content(member.segments, member.size, reader)
+        self._receiver.add(member, content)
+
+    def write_as(self, names: list[bytes], member: Member, reader: Reader) -> None:
+        """Write a member of a layer under the first name, and the others as links to it."""
         first, *others = names
-        self._receiver.add(member if first == member.name else member._replace(name=first), content)
+        self.write(member._replace(name=first), reader)
         self.link(others, first, member)
 
     def link(self, names: list[bytes], target: bytes, member: Member) -> None:
