@@ -14,7 +14,7 @@ import queue
 import subprocess
 import threading
 import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from typing import Any, NamedTuple
 
@@ -104,13 +104,18 @@ class Reader:
         """Return the next bytes, exactly that many."""
         end = self._at + size
         if end > len(self._chunk):
-            return b"".join(self.copy(size))
+            return b"".join(self._pieces(size))
         data = self._chunk[self._at : end]
         self._at = end
         return data
 
-    def copy(self, size: int) -> Iterator[bytes]:
-        """Yield the next bytes, that many, in pieces as they come."""
+    def copy(self, size: int) -> Iterable[bytes]:
+        """Return the next bytes, that many, in pieces as they come."""
+        if self._at + size <= len(self._chunk):
+            return (self.read(size),)
+        return self._pieces(size)
+
+    def _pieces(self, size: int) -> Iterator[bytes]:
         while size:
             if self._at == len(self._chunk) and not self._next():
                 raise self.layer.damaged("it ends in the middle of a file")
