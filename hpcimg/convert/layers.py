@@ -200,12 +200,10 @@ class _Source:
         return f"{self._algorithm}:{digest.hexdigest()}"
 
     def _digested(self, chunks: Unpacked) -> Unpacked:
-        if self._hash is None:
-            yield from chunks
-            return
         with closing(chunks):
             for chunk in chunks:
-                self._hash.update(chunk)
+                if self._hash:
+                    self._hash.update(chunk)
                 yield chunk
 
     def _packed(self, size: int) -> Unpacked:

@@ -118,7 +118,7 @@ class _Tree:
 
     def apply(self, index: int, member: Member) -> None:
         """Do what unpacking a member does. Raises NotAnImage, _Astray."""
-        self._budget.spend(len(member.name))
+        self._budget.spend(len(member.name) + len(member.target))
         if not member.name:
             return  # the root, whose attributes are not the layers' to say
         mark, path = marks.read(member.name)
@@ -254,7 +254,7 @@ class _Tree:
         directory, last = _split(name)
         path, above = self._enter(directory)
         path = path + b"/" + last if path else last
-        self._budget.spend(len(path))
+        self._budget.spend(len(path), names=0)  # links make short names long
         if len(path) > MAX_PATH_BYTES:
             raise _Astray("leads to a path that is too long")
         return above, last, path

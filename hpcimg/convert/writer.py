@@ -32,9 +32,9 @@ class Budget:
         self._uri = uri
         self._names = self._bytes = 0
 
-    def spend(self, name_bytes: int) -> None:
+    def spend(self, name_bytes: int, *, names: int = 1) -> None:
         """Count a name. Raises NotAnImage."""
-        self._names += 1
+        self._names += names
         self._bytes += name_bytes
         if self._names > _MOST_NAMES or self._bytes > _MOST_NAME_BYTES:
             raise NotAnImage(
