@@ -10,7 +10,6 @@ import bz2
 import contextlib
 import gzip
 import hashlib
-import json
 import lzma
 import os
 import re
@@ -18,10 +17,12 @@ import tarfile
 from contextlib import ExitStack
 from typing import IO, Any
 
+from hpcimg import jsontext
 from hpcimg.errors import BadReference, Damaged, NotAnImage, NotFound
 from hpcimg.fetch.contract import Blob, Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
+from hpcimg.image.architecture import platform_of
 from hpcimg.reference import Reference
 from hpcimg.sources.files import explain, look, open_file
 from hpcimg.sources.oci import image as oci
@@ -91,9 +92,9 @@ class _Files(ExitStack):
     def read_json(self, name: str) -> Any:
         """Return what is in a small file. Raises NotAnImage."""
         try:
-            return json.loads(self.read(name))
-        except (ValueError, RecursionError):
-            raise self.broken(f"{name} in it is no JSON text") from None
+            return jsontext.read(self.read(name))
+        except ValueError as error:
+            raise self.broken(f"{name} in it cannot be read: {error}") from None
 
     def copy(self, name: str, sink: Sink) -> None:
         """Bring a file into a sink."""
@@ -150,18 +151,17 @@ class _Layout:
         del known
         index = self._files.read_json("index.json")
         entries = index.get("manifests") if isinstance(index, dict) else None
-        found = {}
-        for entry in entries if isinstance(entries, list) else []:
-            if isinstance(entry, dict) and is_digest(entry.get("digest")):
-                notes = entry.get("annotations")
-                name = notes.get(_NAMED) if isinstance(notes, dict) else None
-                found[str(entry["digest"])] = str(name or "")
-        wanted = [digest for digest, name in found.items() if self._name in ("", name)]
-        return self._read(_only(wanted, found.values(), self._name, self._files.uri))
-
-    def for_this_machine(self, manifest: Manifest) -> Manifest:
-        digest = manifests.digest_for_this_machine(manifest, self._files.uri)
-        return self._read(digest) if digest else manifest
+        found = [
+            (_name_of(entry), entry)
+            for entry in (entries if isinstance(entries, list) else [])
+            if isinstance(entry, dict) and is_digest(entry.get("digest"))
+        ]
+        wanted = [(name, entry) for name, entry in found if self._name in ("", name)]
+        if _is_one_image(wanted):
+            return Manifest("", {"manifests": [entry for _, entry in wanted]})
+        digests = list({entry["digest"]: None for _, entry in wanted})
+        names = [name for name, _ in found]
+        return self.read_manifest(_only(digests, names, self._name, self._files.uri))
 
     def read_blob(self, digest: str) -> str:
         data = self._files.read(f"blobs/sha256/{hex_of(digest)}")
@@ -173,14 +173,21 @@ class _Layout:
         self._files.copy(f"blobs/sha256/{blob.sha256}", sink)
         return False
 
-    def _read(self, digest: str) -> Manifest:
-        try:
-            content = json.loads(self.read_blob(digest))
-        except (ValueError, RecursionError):
-            content = None
-        if not isinstance(content, dict):
-            raise self._files.broken("its manifest is no JSON object")
-        return Manifest(digest, content)
+    def read_manifest(self, digest: str) -> Manifest:
+        return manifests.parse(self.read_blob(digest).encode(), digest, self._files.uri)
+
+
+def _name_of(entry: dict[str, Any]) -> str:
+    notes = entry.get("annotations")
+    return str(notes.get(_NAMED) or "") if isinstance(notes, dict) else ""
+
+
+def _is_one_image(named: list[tuple[str, dict[str, Any]]]) -> bool:
+    """Tell whether these are one image for several platforms: by one name, for each another."""
+    platforms = {
+        platform_of(said) for _, entry in named if isinstance(said := entry.get("platform"), dict)
+    }
+    return len(named) > 1 and len(platforms) == len(named) and len({n for n, _ in named}) == 1
 
 
 def _fetch_docker(files: _Files, name: str, sink: Sink) -> None:
