@@ -43,7 +43,7 @@ def check(offer: Offer, reference: Reference) -> str:
     """
     try:
         _check_form(offer)
-        wanted = reference.rest.rpartition("@")[2] if reference.pinned else ""
+        wanted = reference.rest.rpartition("@")[2] if reference.pinned else None
         return _follow(offer, wanted)
     except (ValueError, RecursionError) as error:  # what is no text, or no JSON
         raise Damaged(f"{reference.uri} is not what was announced", why=str(error)) from None
@@ -60,9 +60,9 @@ def _check_form(offer: Offer) -> None:
         raise ValueError("it has a negative size")
 
 
-def _follow(offer: Offer, wanted: str) -> str:
+def _follow(offer: Offer, wanted: str | None) -> str:
     digest, content = "", {}
-    named = {wanted} if wanted else None
+    named = None if wanted is None else {wanted}
     for text in offer.manifests:
         digest = _ALGORITHM + _sha256(text)
         if named is not None and digest not in named:
@@ -71,7 +71,7 @@ def _follow(offer: Offer, wanted: str) -> str:
         if not isinstance(content, dict):
             raise ValueError("its manifest is no JSON object")  # noqa: TRY004
         named = set(_digests(content.get("manifests")))
-    if wanted and not digest:
+    if wanted is not None and not digest:
         raise ValueError(f"it does not show that it is {wanted}")
     if not digest:
         return ""

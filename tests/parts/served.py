@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import struct
 import time
@@ -64,10 +65,17 @@ class Content(NamedTuple):
         return sha256(b"".join(sha256(layer).encode() for layer in self.layers) or self.data)
 
     @property
+    def manifest(self) -> str:
+        """The text that names layers and their config."""
+        digests = [f"sha256:{sha256(part)}" for part in (b"{}", *self.layers)]
+        config, *layers = [{"digest": digest} for digest in digests]
+        return json.dumps({"config": config, "layers": layers})
+
+    @property
     def offer(self) -> Offer:
         if self.layers:
             layers = tuple(Blob(sha256(layer), len(layer)) for layer in self.layers)
-            return Offer(self.digest, config="{}", layers=layers)
+            return Offer(self.digest, config="{}", layers=layers, manifests=(self.manifest,))
         size = None if self.announced == "nothing" else len(self.data)
         return Offer(self.digest, size, self.digest if self.announced == "digest" else "")
 

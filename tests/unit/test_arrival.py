@@ -16,7 +16,7 @@ from hpcimg.cache.ensure import ensure
 from hpcimg.cache.inflight import Inflight
 from hpcimg.cache.paths import Layout
 from hpcimg.cache.policy import Cache
-from hpcimg.errors import NoRoom, TooLarge, Unreachable
+from hpcimg.errors import Damaged, NoRoom, TooLarge, Unreachable
 from hpcimg.fetch.contract import (
     Blob,
     Converting,
@@ -162,6 +162,19 @@ def test_the_same_layers_offered_again(tmp_path: Path) -> None:
         bring(arrival, files)
         entry = arrival.convert(Server(IN_LAYERS))
     assert entry.key == identity.key_of(Offer("v1", config="{}", layers=layers), "squashfs")
+
+
+def test_an_offer_whose_digest_is_a_path(tmp_path: Path) -> None:
+    """Said by a process that a server took over: digests become names of files, made by root."""
+    cache = make_cache(tmp_path)
+    (tmp_path / "cache" / "locks" / "blob-sha256-x").mkdir()
+    for offer in (
+        Offer("v1", config="{}", layers=(Blob("x/../../../there", 1),)),
+        Offer("v1", 5, "../../there"),
+    ):
+        with arriving(cache) as arrival, pytest.raises(Damaged, match="a digest that is none"):
+            arrival.offered(offer)
+    assert [path.name for path in tmp_path.rglob("*there*")] == []
 
 
 def test_a_server_that_ends_its_offer_of_what_was_just_evicted(tmp_path: Path) -> None:

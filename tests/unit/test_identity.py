@@ -108,6 +108,12 @@ def test_another_digest_than_that_of_the_reference(offer: Offer) -> None:
         identity.check(offer, pinned(index(manifest())))
 
 
+@pytest.mark.parametrize("end", ["", "h/b:latest", "sha256:" + "0" * 63])
+def test_what_looks_pinned_and_is_not(end: str) -> None:
+    with pytest.raises(Damaged):
+        identity.check(IMAGE, Reference("docker", f"r.example.org/a@sha256:{'0' * 64}@{end}"))
+
+
 @pytest.mark.parametrize(
     "changes",
     [
