@@ -112,7 +112,8 @@ def lookup(layout: Layout, text: str, *, job: str, uid: int, fingerprint: str) -
 def _still_there(rights: str, path: str, look: str) -> bool:
     from hpcimg.look import take  # most images are not mounted
 
-    return take(path, rights) == look
+    seen = take(path, rights)
+    return seen != "" and seen == look
 
 
 def _look(seen: os.stat_result) -> str:

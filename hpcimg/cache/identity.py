@@ -54,7 +54,7 @@ def _check_form(offer: Offer) -> None:
     digests += [offer.sha256] if offer.sha256 else []
     if not all(map(_DIGITS.fullmatch, digests)):
         raise ValueError("it has a digest that is none")
-    if len(offer.layers) > LAYERS_MAX or len(offer.validator) > _VALIDATOR_MAX:
+    if len(offer.layers) > LAYERS_MAX or len(bytes_of(offer.validator)) > _VALIDATOR_MAX:
         raise ValueError("there is more of it than there can be")
     if min([offer.size_bytes or 0, *(layer.size_bytes for layer in offer.layers)]) < 0:
         raise ValueError("it has a negative size")

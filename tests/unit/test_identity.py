@@ -154,6 +154,7 @@ def test_what_does_not_fit_together(changes: dict[str, Any]) -> None:
         {"size_bytes": -1},
         {"layers": (LAYERS[0],) * (LAYERS_MAX + 1)},
         {"validator": "v" * (1 << 20)},
+        {"validator": "\ud800"},
     ],
 )
 def test_what_cannot_be(changes: dict[str, Any]) -> None:
