@@ -56,6 +56,16 @@ class Reference(NamedTuple):
         return self.scheme in ("oras", "docker") and "@sha256:" in self.rest
 
     @property
+    def mounted_file(self) -> str:
+        """The file that is another one where a mounted image is; "" for what is not mounted."""
+        if self.scheme == "file":
+            return self.rest
+        if self.scheme not in _PATH_SCHEMES:
+            return ""
+        path = self.rest.partition(":")[0]
+        return f"{path}/index.json" if self.scheme == "oci" else path
+
+    @property
     def host(self) -> str:
         """The host, with its port if there is one; "" for paths."""
         return self.rest.partition("/")[0]

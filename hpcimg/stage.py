@@ -9,7 +9,9 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
+from hpcimg import look
 from hpcimg.cache import events, hot
 from hpcimg.cache.ensure import Staged, ensure
 from hpcimg.cache.policy import Cache
@@ -20,6 +22,7 @@ from hpcimg.origin import Origin, origins
 from hpcimg.site import services
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def stage(
@@ -36,11 +39,11 @@ def stage(
     wanted = request.reference
     service = services.find(config, wanted)
 
-    def bring(origin: Origin) -> Staged:
+    def bring(origin: Origin) -> tuple[Staged, Origin]:
         owned = request._replace(owner=origin.owner)
-        return ensure(cache, owned, origin, origin.memory(anew=anew))
+        return ensure(cache, owned, origin, origin.memory(anew=anew)), origin
 
-    staged = _first_allowed(
+    staged, origin = _first_allowed(
         origins(config, cache, wanted, service, deadline=request.deadline, uid=uid), bring
     )
     events.record(
@@ -59,11 +62,18 @@ def stage(
             owner=staged.entry.owner,
             fingerprint=config.fingerprint,
             fresh_until=staged.fresh_until,
+            mounted=_mounted(origin, staged.validator),
         )
     return staged
 
 
-def _first_allowed(ways: Iterator[Origin], bring: Callable[[Origin], Staged]) -> Staged:
+def _mounted(origin: Origin, validator: str) -> hot.Mounted | None:
+    path = origin.wanted.mounted_file
+    rights = look.rights_of(*origin.account) if origin.account else ""
+    return hot.Mounted(rights, path, validator) if path else None
+
+
+def _first_allowed(ways: Iterator[Origin], bring: Callable[[Origin], T]) -> T:
     """Go the first way that is not Forbidden."""
     way = next(ways)
     while True:

@@ -6,14 +6,14 @@ import os
 import time
 from contextlib import ExitStack
 
-from hpcimg.cache import evict, store
+from hpcimg.cache import evict, identity, store
 from hpcimg.cache.blobs import Blobs, Lock
 from hpcimg.cache.inflight import Inflight
 from hpcimg.cache.paths import owned
 from hpcimg.cache.policy import Cache
 from hpcimg.cache.store import Entry
 from hpcimg.errors import Damaged, TooLarge
-from hpcimg.fetch.contract import Fetched, Files, Offer, Request, Way
+from hpcimg.fetch.contract import Fetched, Files, Offer, Request, Way, bytes_of
 from hpcimg.image import formats
 from hpcimg.image.verify import refused
 from hpcimg.units import format_size
@@ -38,6 +38,7 @@ class Arrival(ExitStack):
         self._cache = cache
         self._layout = cache.layout
         self._inflight = inflight
+        self._reference = request.reference
         self._uri = request.reference.uri
         self._owner = request.owner
         self._deadline = request.deadline
@@ -45,6 +46,7 @@ class Arrival(ExitStack):
         self._lock = lock
         self._blobs: Blobs | None = None
         self._converted_size = 0  # as far as it can be told beforehand
+        self._source = ""  # the digest of its manifest
         self.offer: Offer | None = None
         self.key = ""  # of the image, once it is known and locked
         self._offered = self.enter_context(ExitStack())  # what is held for the offer
@@ -60,9 +62,10 @@ class Arrival(ExitStack):
         self._inflight.later = 0
         self._inflight.update("asking")
         size = offer.size_bytes or sum(layer.size_bytes for layer in offer.layers)
+        self._source = identity.check(offer, self._reference)
         self._check_size(size)
-        if offer.sha256 or offer.manifest:
-            self._lock_key(self._key_of(offer))
+        if key := identity.key_of(offer, self._cache.image_format):
+            self._lock_key(owned(key, self._owner))
             if self._cache.trusts(store.load_entry(self._layout, self.key)):
                 return None
         if not offer.layers:
@@ -117,12 +120,13 @@ class Arrival(ExitStack):
         self.converting(0, None, 0)
         fetched = way.convert(
             self.descriptor,
-            image_config=self.offer.config,
+            # As Go's reader has it where it is no UTF-8.
+            image_config=bytes_of(self.offer.config).decode(errors="replace"),
             layers=layers,
             progress=self.converting,
         )
         self._check_fits(fetched.size_bytes, promised=self._converted_size)
-        return self._publish(fetched, way, source=f"sha256:{self.offer.manifest}")
+        return self._publish(fetched, way, source=self._source)
 
     def finish(self, fetched: Fetched, way: Way) -> Entry:
         """Check the image that was fetched against its offer, and publish it."""
@@ -164,11 +168,6 @@ class Arrival(ExitStack):
             way.verify(self.descriptor, source=source)
         store.publish(self._layout, entry, self._temp, self.descriptor)
         return entry
-
-    def _key_of(self, offer: Offer) -> str:
-        if offer.manifest:
-            return owned(f"sha256-{offer.manifest}-{self._cache.image_format}", self._owner)
-        return owned(f"sha256-{offer.sha256}", self._owner)
 
     def _lock_key(self, key: str) -> None:
         if key != self.key:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import email.utils
 import http.client
 import http.cookiejar
-import json
 import os
 import re
 import ssl
@@ -18,7 +17,7 @@ from urllib.parse import urlsplit
 import requests
 import urllib3
 
-from hpcimg import __version__
+from hpcimg import __version__, jsontext
 from hpcimg.errors import (
     BadReference,
     ConfigError,
@@ -247,12 +246,13 @@ def read_small(response: requests.Response, *, decode: bool) -> bytes:
 def parse_json(body: bytes, what: str) -> dict[str, Any]:
     """Read a JSON object that a server sent. Raises NotAnImage."""
     try:
-        content = json.loads(body) if len(body) <= JSON_MAX else None
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise NotAnImage(f"{what} cannot be looked up", why="the server's answer is no JSON object")
-    return content
+        if len(body) <= JSON_MAX:
+            return jsontext.read_object(body)
+        why = "it is too large"
+    except ValueError as error:
+        why = str(error)
+    why = f"the server's answer {why.removeprefix('it ')}"
+    raise NotAnImage(f"{what} cannot be looked up", why=why)
 
 
 def _retry_after(text: str) -> float | None:

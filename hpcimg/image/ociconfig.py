@@ -7,7 +7,7 @@ import re
 from typing import Any, NamedTuple
 
 from hpcimg.errors import NotAnImage, WrongArchitecture
-from hpcimg.image.architecture import go_name
+from hpcimg.image.architecture import go_name, platform_of, runs_here
 
 _MAX_BYTES = 1 << 20  # it goes from process to process; real ones have some KiB
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -47,13 +47,13 @@ def parse(text: str, uri: str) -> OciConfig:
             why=why,
             do="Build the image again, or use another one.",
         ) from None
-    system, machine = whole.get("os"), whole.get("architecture")
-    if system not in (None, "", "linux"):
-        raise NotAnImage(f"{uri} is an image for {str(system)[:40]}, not for Linux")
-    if machine not in (None, "") and go_name(str(machine)) != go_name():
+    platform = platform_of(whole)
+    if platform.system != "linux":
+        raise NotAnImage(f"{uri} is an image for {platform.system}, not for Linux")
+    if not runs_here(platform):
         raise WrongArchitecture(
             f"{uri} is an image for another processor",
-            why=f"it was built for {str(machine)[:40]}, this machine is {go_name()}",
+            why=f"it was built for {platform}, this machine is {go_name()}",
         )
     return found
 

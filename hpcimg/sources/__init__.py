@@ -19,7 +19,7 @@ MODULES = {
     "oras": "hpcimg.sources.oci.image",
     "oci": "hpcimg.sources.oci.layouts",
     "oci-archive": "hpcimg.sources.oci.layouts",
-    "docker-archive": "hpcimg.sources.oci.layouts",
+    "docker-archive": "hpcimg.sources.oci.dockerarchive",
     "library": "hpcimg.sources.library",
     "shub": "hpcimg.sources.shub",
     "s3": "hpcimg.sources.s3",

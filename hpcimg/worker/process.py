@@ -20,7 +20,7 @@ from hpcimg.worker.accounts import Account
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from hpcimg.worker.main import main; main()"
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _READ = 1 << 16
-_LINE_MAX = 8 << 20  # an offer holds the config of an image
+_LINE_MAX = 16 << 20  # an offer holds the config and the manifests of an image
 # What decides how the network is reached. Nothing else of our environment is the child's.
 _PROXIES = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
 _CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")

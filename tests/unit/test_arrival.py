@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from hpcimg.cache import directories, evict, inflight, policy, store
+from hpcimg.cache import directories, evict, identity, inflight, policy, store
 from hpcimg.cache.arrival import Arrival
 from hpcimg.cache.ensure import ensure
 from hpcimg.cache.inflight import Inflight
 from hpcimg.cache.paths import Layout
 from hpcimg.cache.policy import Cache
-from hpcimg.errors import NoRoom, TooLarge, Unreachable
+from hpcimg.errors import Damaged, NoRoom, TooLarge, Unreachable
 from hpcimg.fetch.contract import (
     Blob,
     Converting,
@@ -116,7 +116,7 @@ def test_what_a_conversion_unpacks_counts_and_makes_room(tmp_path: Path) -> None
     stage(cache, "https://images.example.org/old.sif", Server(old))
     layers = tuple(Blob(sha256(layer), len(layer)) for layer in LAYERS)
     with arriving(cache) as arrival:
-        files = arrival.offered(Offer("v1", manifest="0" * 64, config="{}", layers=layers))
+        files = arrival.offered(Offer("v1", config="{}", layers=layers))
         assert files
         bring(arrival, files)
 
@@ -156,12 +156,25 @@ def test_the_same_layers_offered_again(tmp_path: Path) -> None:
     cache = make_cache(tmp_path)
     layers = tuple(Blob(sha256(layer), len(layer)) for layer in LAYERS)
     with arriving(cache) as arrival:
-        for digit in "010":
-            files = arrival.offered(Offer(digit, manifest=digit * 64, config="{}", layers=layers))
+        for order in (layers, layers[::-1], layers):
+            files = arrival.offered(Offer("v1", config="{}", layers=order))
             assert files
         bring(arrival, files)
         entry = arrival.convert(Server(IN_LAYERS))
-    assert entry.key == f"sha256-{'0' * 64}-squashfs"
+    assert entry.key == identity.key_of(Offer("v1", config="{}", layers=layers), "squashfs")
+
+
+def test_an_offer_whose_digest_is_a_path(tmp_path: Path) -> None:
+    """Said by a process that a server took over: digests become names of files, made by root."""
+    cache = make_cache(tmp_path)
+    (tmp_path / "cache" / "locks" / "blob-sha256-x").mkdir()
+    for offer in (
+        Offer("v1", config="{}", layers=(Blob("x/../../../there", 1),)),
+        Offer("v1", 5, "../../there"),
+    ):
+        with arriving(cache) as arrival, pytest.raises(Damaged, match="a digest that is none"):
+            arrival.offered(offer)
+    assert [path.name for path in tmp_path.rglob("*there*")] == []
 
 
 def test_a_server_that_ends_its_offer_of_what_was_just_evicted(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ ORDERS = (
     Verify("docker://h/x:1", "sif", "/keys", "", "/work"),
 )
 REPORTS = (
-    Offering(Offer("v", None, "", "12", "{}", (Blob("34", 5), Blob("56", 0)))),
+    Offering(Offer("v", None, "", "{}", (Blob("34", 5), Blob("56", 0)), ("[]", "\udcff"))),
     Offering(Offer("v", 12)),
     DigestWanted(None), DigestWanted(3), Moved(None, 1 << 40, None), Moved(0, 1, 2), Rewound(1),
     Retrying("\x1b[31m\udc00", 1.5), Converted(1, None, 0), Done(), Unchanged(), Declined(),

@@ -86,6 +86,22 @@ def test_a_hit(node: Node, web: WebServer, warm: str) -> None:
     assert web.count() == asked
 
 
+def test_a_hit_on_a_mounted_file(node: Node, open_directory: Path) -> None:
+    """A child looks at it, and starts no program."""
+    path = images.make_sif(open_directory / "x.sif", {"x": b"x"})
+    path.chmod(0o644)
+    comment = f"container:{path}"
+    assert node.stage(1, comment).code == 0
+    seen = run(node, "prolog", 2, comment)
+    assert seen["code"] == 0
+    assert set(seen["loaded"]) <= STANDARD | OURS | {"hpcimg.look", "select"}
+    assert [event for event in seen["done"] if event.startswith(FORBIDDEN_EVENTS)] == ["os.fork"]
+    path.chmod(0o444)
+    assert run(node, "prolog", 3, comment)["code"] == 10
+    path.unlink()
+    assert run(node, "prolog", 4, comment)["code"] == 10
+
+
 @pytest.mark.parametrize("comment", [None, "", "just a note", "a long note " * 5000])
 def test_a_job_without_an_image(node: Node, comment: str | None) -> None:
     seen = run(node, "prolog", 2, comment)

@@ -19,20 +19,13 @@ from hpcimg.fetch.settings import Place, Settings
 from hpcimg.fetch.sink import Sink
 from hpcimg.http.download import download
 from hpcimg.http.retry import attempts
-from hpcimg.http.session import JSON_MAX, check_status, parse_json, read_small, request, shown
-from hpcimg.sources.oci import logins
+from hpcimg.http.session import JSON_MAX, check_status, read_small, request, shown
+from hpcimg.sources.oci import logins, manifests
 from hpcimg.sources.oci.auth import RegistryAuthorization
 from hpcimg.sources.oci.credentials import Login
 from hpcimg.sources.oci.manifests import Manifest, is_digest
 
-_ACCEPT = ", ".join(
-    (
-        "application/vnd.oci.image.index.v1+json",
-        "application/vnd.oci.image.manifest.v1+json",
-        "application/vnd.docker.distribution.manifest.list.v2+json",
-        "application/vnd.docker.distribution.manifest.v2+json",
-    )
-)
+_ACCEPT = ", ".join(manifests.MANIFEST_TYPES)
 # A mirror that is down costs seconds, since there is somebody else to ask.
 _MIRROR_CONNECT_S = 3.0
 _MIRROR_ANSWER_S = 10.0
@@ -115,10 +108,7 @@ class Endpoint:
             return None
         if is_digest(version):
             self._check(body, version)
-        content = parse_json(body, self._uri)
-        if not any(isinstance(content.get(name), list) for name in ("layers", "manifests")):
-            raise NotAnImage(f"{self._uri} holds no image", why="its manifest names no layers")
-        return Manifest(digest, content)
+        return manifests.parse(body, digest, self._uri)
 
     def read_blob(self, digest: str) -> bytes:
         """Return a small blob, its digest checked. Raises NotAnImage, Damaged."""

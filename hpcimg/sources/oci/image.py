@@ -13,24 +13,18 @@ from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
 from hpcimg.http.session import open_session
 from hpcimg.reference import Reference
-from hpcimg.sources.oci import manifests
-from hpcimg.sources.oci.manifests import Manifest, hex_of
+from hpcimg.sources.oci import indexes, manifests
+from hpcimg.sources.oci.manifests import Manifest
 from hpcimg.sources.oci.registry import Registry, parse_name
 
 _AT_ONCE = 4
 
 
-class Content(Protocol):
+class Content(indexes.Content, Protocol):
     """Something that manifests and blobs can be had from: a registry, or a layout on disk."""
 
     def manifest(self, known: str = "") -> Manifest | None:
         """Return the image's manifest; None where it still is the one `known` names."""
-
-    def for_this_machine(self, manifest: Manifest) -> Manifest:
-        """Follow an index to the manifest for this machine's processor."""
-
-    def read_blob(self, digest: str) -> str:
-        """Return the text of a small blob, its digest checked."""
 
     def download(self, blob: Blob, sink: Sink) -> bool:
         """Bring a blob into a sink."""
@@ -61,16 +55,17 @@ def fetch_from(
     if found is None:
         return True
     known_as = known_as or found.digest
-    manifest = content.for_this_machine(found)
+    manifest = indexes.for_this_machine(content, found, uri)
+    manifests.check_texts(manifest, uri)
     sif = manifests.sif_layer(manifest)
     if sif:
-        sink.offer(Offer(known_as, sif.size_bytes, sif.sha256))
+        sink.offer(Offer(known_as, sif.size_bytes, sif.sha256, manifests=manifest.texts))
         return content.download(sif, sink)
     layers = manifests.layers(manifest, uri)
     config = content.read_blob(manifests.config_digest(manifest, uri))
     manifests.parse_config(config, uri)
     sinks = sink.offer_layers(
-        Offer(known_as, manifest=hex_of(manifest.digest), config=config, layers=layers)
+        Offer(known_as, config=config, layers=layers, manifests=manifest.texts)
     )
     # The largest first, so that none of them is left to come alone at the end.
     by_size = sorted(sinks, key=lambda number: layers[number].size_bytes, reverse=True)

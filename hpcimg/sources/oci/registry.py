@@ -9,11 +9,11 @@ from typing import NamedTuple, TypeVar
 import requests
 
 from hpcimg.errors import BadReference, HpcimgError, NodeError, TransientError
-from hpcimg.fetch.contract import Blob
+from hpcimg.fetch.contract import Blob, text_of
 from hpcimg.fetch.settings import Place, Settings
 from hpcimg.fetch.sink import Sink
 from hpcimg.sources.oci.endpoint import Endpoint
-from hpcimg.sources.oci.manifests import Manifest, digest_for_this_machine, is_digest
+from hpcimg.sources.oci.manifests import Manifest, is_digest
 
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(f"{_COMPONENT}(?:/{_COMPONENT})*")
@@ -101,23 +101,17 @@ class Registry:
     def read_blob(self, digest: str) -> str:
         """Return the text of a small blob, its digest checked. Raises NotAnImage, Damaged."""
         _, body = self._ask(lambda endpoint: endpoint.read_blob(digest), self._sink)
-        return body.decode(errors="replace")
+        return text_of(body)
 
     def download(self, blob: Blob, sink: Sink) -> bool:
         """Bring a blob into a sink, with as many attempts as it takes."""
         return self._ask(lambda endpoint: endpoint.blob(blob, sink), sink)[1]
 
-    def for_this_machine(self, manifest: Manifest) -> Manifest:
-        """Follow an index to the manifest for this machine's processor.
-
-        What is no index is returned as it is. Raises WrongArchitecture.
-        """
-        digest = digest_for_this_machine(manifest, self._uri)
-        if digest is None:
-            return manifest
-        chosen = self._manifest(digest)
-        assert chosen  # without a condition there is no "unchanged"
-        return chosen
+    def read_manifest(self, digest: str) -> Manifest:
+        """Return the manifest with this digest, which is checked."""
+        found = self._manifest(digest)
+        assert found  # without a condition there is no "unchanged"
+        return found
 
     def _manifest(self, version: str, known: str = "") -> Manifest | None:
         self._at, found = self._ask(lambda endpoint: endpoint.manifest(version, known), self._sink)
