@@ -117,6 +117,7 @@ class TransientError(HpcimgError):
     kind = "transient"
     exit_code = 20
     retry_after_s: float | None = None  # when the server says when to ask again
+    tried_again = True  # whether asking again within the same fetch may help
     default_do = "Submit the job again later; if it goes on, tell the administrators."
 
 
@@ -138,6 +139,7 @@ class Damaged(TransientError):
     """What arrived is not what was announced: cut short, or with another digest."""
 
     exit_code = 22
+    tried_again = False  # who has something wrong sends it again
 
 
 class NoRoom(TransientError):

@@ -7,6 +7,7 @@ to another one a moment later, and a redirect to any.
 from __future__ import annotations
 
 import socket
+import threading
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,6 +24,9 @@ from urllib3.exceptions import (
 
 from hpcimg.errors import NotAllowed
 from hpcimg.http.addresses import Reach
+from hpcimg.http.urls import to_the_letter
+
+_written = threading.local()  # the target of each thread's request, to the letter
 
 
 class Adapter(requests.adapters.HTTPAdapter):
@@ -46,11 +50,16 @@ class Adapter(requests.adapters.HTTPAdapter):
     ) -> requests.Response:
         if select_proxy(request.url or "", proxies):
             _check_written(self.reach, request.url or "")
+        _written.target = request.path_url
         return super().send(request, proxies=proxies, **kwargs)
 
 
 class _Checked(HTTPConnection):
     reach: Reach
+
+    def putrequest(self, method: str, url: str, *args: Any, **kwargs: Any) -> None:
+        # urllib3 rewrites what is escaped, and a signature is about what was written.
+        super().putrequest(method, to_the_letter(_written.target, url), *args, **kwargs)
 
     def _new_conn(self) -> socket.socket:
         host = self._dns_host

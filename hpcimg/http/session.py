@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import email.utils
 import http.client
 import http.cookiejar
 import os
 import re
 import ssl
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 import requests
 import urllib3
@@ -31,7 +30,11 @@ from hpcimg.errors import (
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
 from hpcimg.http.adapter import Adapter
+from hpcimg.http.redirects import REDIRECTS_MAX, Session, SessionWithoutRedirects
 from hpcimg.http.retry import attempts
+from hpcimg.http.urls import shown
+from hpcimg.http.waits import retry_after_s
+from hpcimg.units import format_duration
 
 # Digits of ASCII, and not so many that int() refuses them: headers can say anything.
 NUMBER = re.compile(r"[0-9]{1,18}")
@@ -53,17 +56,6 @@ class Authorization(Protocol):
         """
 
 
-class _Session(requests.Session):
-    def should_strip_auth(self, old_url: str, new_url: str) -> bool:
-        # requests itself would send it on from http to https.
-        return origin(old_url) != origin(new_url)
-
-
-class _NoRedirects(_Session):
-    def get_redirect_target(self, resp: requests.Response) -> None:
-        return None
-
-
 def open_session(settings: Settings, *, redirects: bool = True) -> requests.Session:
     """Return a session with hpcimg's manners: few redirects, bytes as they are stored.
 
@@ -73,12 +65,11 @@ def open_session(settings: Settings, *, redirects: bool = True) -> requests.Sess
     With `redirects` false a redirect is an answer like any other. It connects to
     the addresses that the settings allow, or raises NotAllowed.
     """
-    session = _Session() if redirects else _NoRedirects()
+    session = Session() if redirects else SessionWithoutRedirects()
     known = ssl.get_default_verify_paths()
     # OpenSSL looks into both, requests into one: what was set goes before what is its default.
     directory_set = "SSL_CERT_DIR" in os.environ and "SSL_CERT_FILE" not in os.environ
     session.verify = (directory_set and known.capath) or known.cafile or known.capath or True
-    session.max_redirects = 5
     session.headers["User-Agent"] = f"hpcimg/{__version__}"
     session.headers["Accept-Encoding"] = "identity"
     session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
@@ -93,19 +84,6 @@ def trust(session: requests.Session, url: str) -> None:
     adapter = session.get_adapter("https://")
     assert isinstance(adapter, Adapter)
     adapter.reach.trust(url)
-
-
-def origin(url: str) -> tuple[str, str, int | None]:
-    """Return scheme, host and port: who may be told what was told this server.
-
-    What is no address is the origin of nothing, ("", "", None).
-    """
-    try:
-        parts = urlsplit(url)
-        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-        return parts.scheme, parts.hostname or "", port
-    except ValueError:
-        return "", "", None
 
 
 @contextmanager
@@ -150,7 +128,7 @@ def _explained(where: str) -> Iterator[None]:
         raise Forbidden(f"{where} cannot be trusted", why=_reason(error), do=do) from error
     except requests.exceptions.TooManyRedirects as error:
         raise NotFound(
-            f"{where} leads nowhere", why="its redirects go round in a circle"
+            f"{where} leads nowhere", why=f"it redirects more than {REDIRECTS_MAX} times"
         ) from error
     except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
         raise Unreachable(f"{where} could not be read", why=_reason(error)) from error
@@ -182,11 +160,11 @@ def _send(
             stream=True,
             timeout=(settings.connect_timeout_s, settings.stall_timeout_s),
         )
-    except ValueError as error:  # what requests raises for an address, a redirect's as well
+    except ValueError as error:  # what requests raises for an address
         raise BadReference(
             f"{shown(url)} leads to no address",
             # The text of the error has the address with its query in it.
-            why=f"it, or where it redirects to, is no http address ({type(error).__name__})",
+            why=f"it is no http address ({type(error).__name__})",
             do="Check the address.",
         ) from None
 
@@ -206,8 +184,11 @@ def check_status(response: requests.Response, where: str = "") -> None:
     if status in (404, 410):
         raise NotFound(f"there is nothing at {where}", why=why)
     if status in _TRY_AGAIN or status >= 500:
+        wait_s = retry_after_s(response.headers.get("Retry-After", ""), now=time.time())
+        if wait_s:
+            why += f" and is to be asked again in {format_duration(wait_s)}"
         error = Unreachable(f"{where} cannot be served now", why=why)
-        error.retry_after_s = _retry_after(response.headers.get("Retry-After", ""))
+        error.retry_after_s = wait_s
         raise error
     raise UserError(f"{where} could not be read", why=why)
 
@@ -243,6 +224,17 @@ def read_small(response: requests.Response, *, decode: bool) -> bytes:
     return bytes(body)
 
 
+def unpacked(body: bytes) -> bytes:
+    """Undo the Content-Encoding of a small body; what is not packed at all is returned as it is.
+
+    There are servers that pack unasked, and such that only say so.
+    """
+    try:
+        return zlib.decompressobj(wbits=32 + zlib.MAX_WBITS).decompress(body, JSON_MAX + 1)
+    except zlib.error:
+        return body
+
+
 def parse_json(body: bytes, what: str) -> dict[str, Any]:
     """Read a JSON object that a server sent. Raises NotAnImage."""
     try:
@@ -253,25 +245,6 @@ def parse_json(body: bytes, what: str) -> dict[str, Any]:
         why = str(error)
     why = f"the server's answer {why.removeprefix('it ')}"
     raise NotAnImage(f"{what} cannot be looked up", why=why)
-
-
-def _retry_after(text: str) -> float | None:
-    if NUMBER.fullmatch(text):
-        return float(text)
-    try:
-        when = email.utils.parsedate_to_datetime(text).timestamp()
-    except (ValueError, OverflowError):
-        return None
-    return max(0.0, when - time.time())
-
-
-def shown(url: str) -> str:
-    """Return an address as errors show it: without its query, which may hold a signature."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return url.partition("?")[0]
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _innermost(error: BaseException) -> BaseException:

@@ -12,6 +12,7 @@ from hpcimg.errors import BadReference, NotAnImage, NotFound
 from hpcimg.fetch.contract import Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
+from hpcimg.http import urls
 from hpcimg.http.download import download
 from hpcimg.http.session import get_json, open_session
 from hpcimg.image.architecture import go_name
@@ -89,8 +90,8 @@ def _redirect(
         )
     except (NotFound, NotAnImage):  # a library without registry
         return None
-    parts = urlsplit(str(answer.get("url", "")))
-    if parts.scheme not in ("https", "http") or not parts.hostname or "@" in parts.netloc:
+    parts = urlsplit(urls.address(str(answer.get("url", ""))))
+    if not parts.netloc or "@" in parts.netloc:
         return None
     name = Name(parts.netloc, place.path, place.tag, "")
     # Another host, by the library's word: it hears of no login but the library's token.

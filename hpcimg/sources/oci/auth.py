@@ -15,7 +15,8 @@ import requests
 
 from hpcimg.errors import Forbidden, Unreachable
 from hpcimg.fetch.settings import Settings
-from hpcimg.http.session import check_status, origin, read_json, request, shown
+from hpcimg.http.session import check_status, read_json, request
+from hpcimg.http.urls import origin, shown
 from hpcimg.sources.oci.challenges import parse_challenges, why_not
 from hpcimg.sources.oci.credentials import Login
 

@@ -19,7 +19,8 @@ from hpcimg.fetch.settings import Place, Settings
 from hpcimg.fetch.sink import Sink
 from hpcimg.http.download import download
 from hpcimg.http.retry import attempts
-from hpcimg.http.session import JSON_MAX, check_status, read_small, request, shown
+from hpcimg.http.session import JSON_MAX, check_status, read_small, request, unpacked
+from hpcimg.http.urls import shown
 from hpcimg.sources.oci import logins, manifests
 from hpcimg.sources.oci.auth import RegistryAuthorization
 from hpcimg.sources.oci.credentials import Login
@@ -89,6 +90,7 @@ class Endpoint:
             self._blob_settings,
             authorization=self.authorization,
             size_bytes=blob.size_bytes if self._is_mirror else None,
+            stored_bytes=blob.size_bytes,
         )
         if self._is_mirror and (found := sink.sha256()) != blob.sha256:
             raise Damaged(f"{shown(url)} is not what was announced", why=f"its sha256 is {found}")
@@ -100,7 +102,7 @@ class Endpoint:
         condition = {"If-None-Match": f'"{known}"'} if known else {}
         for attempt in attempts(self._sink, self._settings):
             with attempt:
-                body = self._read(url, {"Accept": _ACCEPT, **condition})
+                body = self._read(url, {"Accept": _ACCEPT, **condition}, wanted=version)
         if body is None:
             return None
         digest = _digest(body)
@@ -115,7 +117,7 @@ class Endpoint:
         url = f"{self._base}/blobs/{digest}{self._query}"
         for attempt in attempts(self._sink, self._settings):
             with attempt:
-                body = self._read(url, {}) or b""
+                body = self._read(url, {}, wanted=digest) or b""
                 self._check(body, digest)
         return body
 
@@ -125,7 +127,7 @@ class Endpoint:
                 f"{self._uri} is not what the registry sent", why=f"that is {_digest(body)}"
             )
 
-    def _read(self, url: str, headers: Mapping[str, str]) -> bytes | None:
+    def _read(self, url: str, headers: Mapping[str, str], *, wanted: str) -> bytes | None:
         with request(
             self._session, url, self._settings, headers=headers, authorization=self.authorization
         ) as response:
@@ -133,6 +135,8 @@ class Endpoint:
                 return None
             check_status(response, self._uri)
             body = read_small(response, decode=False)
+            if "Content-Encoding" in response.headers and _digest(body) != wanted:
+                body = unpacked(body)
         if len(body) > JSON_MAX:
             raise NotAnImage(f"the manifest or config of {self._uri} is too large")
         return body

@@ -18,7 +18,8 @@ from hpcimg.errors import Forbidden, NotFound, Unreachable
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
 from hpcimg.http.retry import attempts
-from hpcimg.http.session import check_status, origin, read_json, request, trust
+from hpcimg.http.session import check_status, read_json, request, trust
+from hpcimg.http.urls import origin
 from hpcimg.sources.openstack.openrc import Openrc
 
 _TOKEN = re.compile(r"[\x21-\x7e]{1,16384}")  # what may be a header
