@@ -18,7 +18,7 @@ from hpcimg.cache import events, failures, hot, store
 from hpcimg.cache.ensure import Staged, ensure
 from hpcimg.cache.policy import Cache
 from hpcimg.config.keys import Config
-from hpcimg.errors import Forbidden
+from hpcimg.errors import ANOTHER_LOGIN, NO_LOGIN, Forbidden, HpcimgError
 from hpcimg.fetch.contract import (
     Arrived,
     Converting,
@@ -73,6 +73,7 @@ def stage(
             _ensure, config, cache, wanted, service, job=job, anew=anew, deadline=deadline,
             progress=progress,
         ),
+        deadline=deadline,
     )  # fmt: skip
     events.record(
         cache.layout.events,
@@ -95,12 +96,18 @@ def stage(
 
 
 class _Way(NamedTuple):
-    """With whose rights and credentials to fetch, and whose the image is then (None: all's)."""
+    """With whose rights and credentials to fetch, and whose the image is then (None: all's).
+
+    The last three are as in `hpcimg.fetch.settings.Settings`.
+    """
 
     account: Account | None
     owner: int | None = None
     site: Credentials = "none"
     as_user: bool = False
+    login_needed: bool = False
+    login_next: bool = False
+    wait_s: float = 0.0
 
 
 def _ways(config: Config, wanted: Reference, service: Service, uid: int) -> Iterator[_Way]:
@@ -110,26 +117,46 @@ def _ways(config: Config, wanted: Reference, service: Service, uid: int) -> Iter
         yield _Way(None, site="all", as_user=may_read_as_user)
         return
     unprivileged = accounts.unprivileged(config.account)
-    yield _Way(unprivileged, site="shared")
+    in_registry = wanted.scheme in sources.IN_REGISTRIES
+    user_next = in_registry and may_read_as_user and uid != 0
+    site_next = in_registry and service.private
+    yield _Way(unprivileged, site="shared", login_next=site_next or user_next)
     if service.private:
-        yield _Way(unprivileged, owner=uid, site="all")
+        yield _Way(unprivileged, owner=uid, site="all", login_next=user_next)
     if may_read_as_user and uid != 0:
         # It gets none of the site's: a process of the user's is the user's to look into.
         yield _Way(accounts.of_user(uid), owner=uid, as_user=True)
 
 
-def _first_allowed(ways: Iterator[_Way], bring: Callable[[_Way], Staged]) -> Staged:
-    """Go the first way that is not Forbidden."""
-    way = next(ways)
-    while True:
+def _first_allowed(
+    ways: Iterator[_Way], bring: Callable[[_Way], Staged], *, deadline: float
+) -> Staged:
+    """Go the first way that is not refused.
+
+    After Forbidden all that are left are tried, after another answer that a login may change
+    those for which there is one. At last a registry that is too busy for who asked is waited for.
+    """
+    way: _Way | None = next(ways)
+    refused: HpcimgError | None = None
+    too_busy: tuple[_Way, float] | None = None
+    while way:
+        needed = refused is not None and not isinstance(refused, Forbidden)
         try:
-            return bring(way)
-        except Forbidden as error:
-            other = next(ways, None)
-            if other is None:
+            return bring(way._replace(login_needed=needed))
+        except HpcimgError as error:
+            if not isinstance(error, Forbidden) and error.login != ANOTHER_LOGIN:
                 raise
-            log.info("%s; trying with more credentials", error.brief)
-            way = other
+            if error.login != NO_LOGIN:
+                refused = error
+                if way.login_next and error.retry_after_s and not too_busy:
+                    too_busy = way, error.retry_after_s
+        way = next(ways, None)
+        if way:
+            log.info("%s; trying with more credentials", refused.brief if refused else "")
+    assert refused
+    if too_busy and time.monotonic() + too_busy[1] < deadline:
+        return bring(too_busy[0]._replace(login_next=False, wait_s=too_busy[1]))
+    raise refused
 
 
 def _ensure(
@@ -175,6 +202,9 @@ def _ensure(
             region=service.region,
             credentials=places[-1].credentials,
             as_user=way.as_user,
+            login_needed=way.login_needed,
+            login_next=way.login_next,
+            wait_s=way.wait_s,
             places=places if wanted.scheme in sources.IN_REGISTRIES else (),
             networks=config.networks,
             site_hosts=service.site_hosts,

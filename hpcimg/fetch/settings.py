@@ -30,7 +30,10 @@ class Settings(NamedTuple):
     "" for none. `as_user` says that the fetch runs with the rights of the job's
     user, and that this user's own credentials files may be read. `places` are
     where the image of a registry is looked for, in this order, its own registry
-    last; () stands for that one alone. `networks` and `site_hosts` are what may be
+    last; () stands for that one alone. With `login_needed` a registry is asked only where
+    there is a login for it; with `login_next` another login is tried before this fetch
+    waits for a registry that is too busy for who asks; `wait_s` is how long that one wished
+    to be left alone. `networks` and `site_hosts` are what may be
     connected to besides public addresses: see `hpcimg.http.addresses.Reach`.
     """
 
@@ -44,6 +47,9 @@ class Settings(NamedTuple):
     credentials: str = ""
     as_user: bool = False
     places: tuple[Place, ...] = ()
+    login_needed: bool = False
+    login_next: bool = False
+    wait_s: float = 0.0
     networks: tuple[str, ...] = ()
     site_hosts: tuple[str, ...] = ()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 
 from tenacity import (
@@ -13,7 +14,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from hpcimg.errors import TransientError
+from hpcimg.errors import HpcimgError, TransientError
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
 
@@ -44,12 +45,19 @@ def attempts(sink: Sink, settings: Settings) -> Retrying:
     )
 
 
+def wait_first(sink: Sink, wait_s: float, why: str) -> None:
+    """Wait as long as a server wished when it was asked before, and a little more."""
+    wait_s += random.uniform(0, 1 + wait_s / 100)
+    sink.retry(why, wait_s)
+    time.sleep(wait_s)
+
+
 def _may_change(error: BaseException) -> bool:
     return isinstance(error, TransientError) and error.tried_again
 
 
 def _wait(state: RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
-    asked = error.retry_after_s if isinstance(error, TransientError) else None
+    asked = error.retry_after_s if isinstance(error, HpcimgError) else None
     # Jitter on top, so that a thousand nodes told "60" do not all come at 60.
     return _backoff(state) if asked is None else asked + _backoff(state) / 10

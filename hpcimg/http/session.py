@@ -40,6 +40,7 @@ from hpcimg.units import format_duration
 NUMBER = re.compile(r"[0-9]{1,18}")
 JSON_MAX = 4 << 20  # what the OCI specification allows a manifest
 _CONNECTIONS_KEPT = 16  # above it they are closed after use, with a warning
+_REFUSED = frozenset({401, 403, 404, 429})
 _TRY_AGAIN = frozenset({408, 425, 429})
 
 
@@ -52,6 +53,7 @@ class Authorization(Protocol):
     def challenged(self, response: requests.Response, *, again: bool) -> bool:
         """Get what a 401 asks for, and tell whether to ask once more.
 
+        Called also for 403, 404 and 429, by which servers hide things from the anonymous.
         `again` says that this was once more. Raises Forbidden where there is no way.
         """
 
@@ -99,14 +101,14 @@ def request(
     """GET a URL, its body not yet read. Raises Unreachable and kin for what the network does.
 
     With `post`, POST that, and follow no redirect. The status is the caller's to
-    judge, with `check_status`; a 401 was answered once where there is an `authorization`.
+    judge, with `check_status`; where there is an `authorization`, a refusal was answered once.
     """
     with _explained(shown(url)):
         for again in (False, True):
             asked = {**(headers or {}), **(authorization.headers(url) if authorization else {})}
             with _send(session, url, settings, headers=asked, post=post) as response:
-                unknown = authorization is not None and response.status_code == 401
-                if unknown and authorization and authorization.challenged(response, again=again):
+                refused = response.status_code in _REFUSED
+                if refused and authorization and authorization.challenged(response, again=again):
                     continue
                 yield response
                 return

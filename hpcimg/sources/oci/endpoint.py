@@ -19,7 +19,7 @@ from hpcimg.fetch.settings import Place, Settings
 from hpcimg.fetch.sink import Sink
 from hpcimg.http.download import download
 from hpcimg.http.retry import attempts
-from hpcimg.http.session import JSON_MAX, check_status, read_small, request, unpacked
+from hpcimg.http.session import JSON_MAX, read_small, request, unpacked
 from hpcimg.http.urls import shown
 from hpcimg.sources.oci import logins, manifests
 from hpcimg.sources.oci.auth import RegistryAuthorization
@@ -77,6 +77,12 @@ class Endpoint:
             login=functools.partial(_login, self.host, repository, place, as_user=settings.as_user),
         )
 
+    def log_in(self) -> None:
+        """Log in where there is a login, before anything is asked. Raises Forbidden."""
+        for attempt in attempts(self._sink, self._settings):
+            with attempt:
+                self.authorization.log_in()
+
     def blob(self, blob: Blob, sink: Sink) -> bool:
         """Bring a blob into a sink, with as many attempts as it takes.
 
@@ -89,6 +95,7 @@ class Endpoint:
             sink,
             self._blob_settings,
             authorization=self.authorization,
+            check=self.authorization.check,
             size_bytes=blob.size_bytes if self._is_mirror else None,
             stored_bytes=blob.size_bytes,
         )
@@ -133,7 +140,7 @@ class Endpoint:
         ) as response:
             if response.status_code == 304 and "If-None-Match" in headers:
                 return None
-            check_status(response, self._uri)
+            self.authorization.check(response, self._uri)
             body = read_small(response, decode=False)
             if "Content-Encoding" in response.headers and _digest(body) != wanted:
                 body = unpacked(body)

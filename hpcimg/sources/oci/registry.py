@@ -94,6 +94,14 @@ class Registry:
         """Use a token for the registry itself that was had elsewhere."""
         self._endpoints[-1].authorization.use_token(token)
 
+    def has_login(self) -> bool:
+        """Tell whether there is a login for the registry or one of its mirrors."""
+        return any(endpoint.authorization.has_login() for endpoint in self._endpoints)
+
+    def log_in(self) -> None:
+        """Log in at the registry itself before it is asked for anything."""
+        self._endpoints[-1].log_in()
+
     def manifest(self, known: str = "") -> Manifest | None:
         """Return the manifest, its digest checked; None where it still is the one `known` names."""
         return self._manifest(self._name.version, known)
@@ -119,6 +127,7 @@ class Registry:
 
     def _ask(self, what: Callable[[Endpoint], _Result], sink: Sink) -> tuple[int, _Result]:
         """Ask one after the other; return who answered, by number, and what."""
+        login = ""
         for number in range(self._at, len(self._endpoints) - 1):
             mirror = self._endpoints[number]
             try:
@@ -127,6 +136,11 @@ class Registry:
                 raise
             except HpcimgError as error:
                 sink.retry(f"mirror {mirror.host}: {error.brief}", 0.0)
+                login = login or error.login
                 if isinstance(error, TransientError):
                     self._at = max(self._at, number + 1)  # it is not asked for the next blob
-        return len(self._endpoints) - 1, what(self._endpoints[-1])
+        try:
+            return len(self._endpoints) - 1, what(self._endpoints[-1])
+        except HpcimgError as error:
+            error.login = error.login or login
+            raise

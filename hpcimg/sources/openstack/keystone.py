@@ -52,7 +52,7 @@ class Login:
 
     def challenged(self, response: requests.Response, *, again: bool) -> bool:
         """Get a new token, since this one has run out or was revoked."""
-        if again or origin(response.url) != origin(self.storage_url):
+        if response.status_code != 401 or again or origin(response.url) != origin(self.storage_url):
             return False
         known = self.storage_url
         self._log_in()
