@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
@@ -17,6 +18,7 @@ from hpcimg.site import mirrors
 from hpcimg.site.hosts import site_hosts
 from hpcimg.site.mirrors import Location
 
+log = logging.getLogger(__name__)
 AMAZON_S3 = "https://s3.amazonaws.com"
 
 
@@ -56,6 +58,7 @@ class Service(NamedTuple):
                 self._credentials(at)
                 if credentials == "all" or (at.shared and credentials == "shared")
                 else "",
+                mirror=at.mirror,
             )
             for at in self.locations
         )
@@ -74,6 +77,9 @@ def find(config: Config, wanted: Reference, environment: Mapping[str, str] = os.
     """Return the service that a reference leads to. Raises ConfigError, NotAllowed."""
     in_registry = wanted.scheme in sources.IN_REGISTRIES
     rules = registriesconf.read(config.registries_conf) if in_registry else ()
+    for rule in rules:
+        if rule.wrong:
+            log.warning("%s; this table is not followed", rule.wrong)
     service = _find(config, wanted, rules, environment)
     return service._replace(site_hosts=site_hosts(config, rules, service.url))
 

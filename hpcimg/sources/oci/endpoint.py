@@ -36,9 +36,9 @@ _MIRROR_BLOB_TRIES = 2  # a cut connection goes on there
 class Endpoint:
     """A repository at one place. Attributes: host, as it was configured.
 
-    `mirror_of` is the host of the registry that it stands for, "" for none:
-    a mirror is asked only once and not waited for long, and its blobs are checked
-    while there is another place to have them from.
+    `mirror_of` is the host of the registry that it stands for, "" for none. One that is not
+    the `last` to be asked is asked only once and not waited for long, and its blobs are
+    checked while there is another place to have them from.
     """
 
     def __init__(
@@ -50,15 +50,16 @@ class Endpoint:
         *,
         uri: str,
         mirror_of: str = "",
+        last: bool = True,
     ) -> None:
         """Describe it; `uri` is what the user wrote, for errors."""
         self.host, _, repository = place.name.partition("/")
         self._uri = uri
         self._session = session
         self._sink = sink
-        self._is_mirror = mirror_of != ""
+        self._last = last
         self._settings = self._blob_settings = settings._replace(insecure=place.insecure)
-        if mirror_of:
+        if not last:
             connect_s = min(settings.connect_timeout_s, _MIRROR_CONNECT_S)
             quick = self._settings._replace(connect_timeout_s=connect_s)
             self._blob_settings = quick._replace(tries=_MIRROR_BLOB_TRIES)
@@ -96,10 +97,10 @@ class Endpoint:
             self._blob_settings,
             authorization=self.authorization,
             check=self.authorization.check,
-            size_bytes=blob.size_bytes if self._is_mirror else None,
+            size_bytes=None if self._last else blob.size_bytes,
             stored_bytes=blob.size_bytes,
         )
-        if self._is_mirror and (found := sink.sha256()) != blob.sha256:
+        if not self._last and (found := sink.sha256()) != blob.sha256:
             raise Damaged(f"{shown(url)} is not what was announced", why=f"its sha256 is {found}")
         return unchanged
 

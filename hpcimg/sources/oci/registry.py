@@ -84,7 +84,8 @@ class Registry:
                 sink,
                 settings,
                 uri=uri,
-                mirror_of="" if place is places[-1] else name.host,
+                mirror_of=name.host if place.mirror else "",
+                last=place is places[-1],
             )
             for place in places
         ]
