@@ -11,13 +11,16 @@ class Place(NamedTuple):
     """A repository that an image can be read from: a mirror's, or that of its own registry.
 
     `name` is `HOST[:PORT]/REPOSITORY`; `insecure` and `credentials` are as in Settings.
-    `mirror` says that it stands for another registry.
+    `mirror` says that it stands for another registry. `authorities` and `client` are
+    as in `hpcimg.http.certsd.Certificates`.
     """
 
     name: str
     insecure: bool = False
     credentials: str = ""
     mirror: bool = False
+    authorities: str = ""
+    client: str = ""
 
 
 class Settings(NamedTuple):

@@ -7,6 +7,7 @@ to another one a moment later, and a redirect to any.
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,14 +37,24 @@ class Adapter(requests.adapters.HTTPAdapter):
     written in a URL can be looked at.
     """
 
-    def __init__(self, reach: Reach, *, connections_kept: int) -> None:
+    def __init__(
+        self, reach: Reach, *, connections_kept: int, context: ssl.SSLContext | None = None
+    ) -> None:
         self.reach = reach
+        self._context = context
         super().__init__(pool_maxsize=connections_kept)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        if self._context:
+            kwargs["ssl_context"] = self._context
         super().init_poolmanager(*args, **kwargs)
         # Proxies have a manager of their own.
         self.poolmanager.pool_classes_by_scheme = _pools(self.reach)
+
+    def proxy_manager_for(self, proxy: Any, **kwargs: Any) -> Any:
+        if self._context:
+            kwargs["ssl_context"] = self._context
+        return super().proxy_manager_for(proxy, **kwargs)
 
     def send(  # type: ignore[override]
         self, request: requests.PreparedRequest, *, proxies: Any = None, **kwargs: Any

@@ -16,6 +16,12 @@ class Session(requests.Session):
     def __init__(self) -> None:
         super().__init__()
         self.max_redirects = REDIRECTS_MAX
+        self.others: list[Session] = []  # which are closed with this one
+
+    def close(self) -> None:
+        for other in self.others:
+            other.close()
+        super().close()
 
     def prepare_request(self, request: requests.Request) -> requests.PreparedRequest:
         prepared = super().prepare_request(request)

@@ -29,7 +29,9 @@ from hpcimg.errors import (
 )
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
+from hpcimg.http import certsd
 from hpcimg.http.adapter import Adapter
+from hpcimg.http.certsd import Certificates
 from hpcimg.http.redirects import REDIRECTS_MAX, Session, SessionWithoutRedirects
 from hpcimg.http.retry import attempts
 from hpcimg.http.urls import shown
@@ -58,7 +60,7 @@ class Authorization(Protocol):
         """
 
 
-def open_session(settings: Settings, *, redirects: bool = True) -> requests.Session:
+def open_session(settings: Settings, *, redirects: bool = True) -> Session:
     """Return a session with hpcimg's manners: few redirects, bytes as they are stored.
 
     It trusts whom the node trusts, a site's own authority among them, rather
@@ -79,6 +81,24 @@ def open_session(settings: Settings, *, redirects: bool = True) -> requests.Sess
     for scheme in ("https://", "http://"):
         session.mount(scheme, adapter)
     return session
+
+
+def with_certificates(
+    session: Session, settings: Settings, certificates: Certificates, url: str
+) -> Session:
+    """Return a session for one server, at `url`, that has certificates of its own.
+
+    Its authorities are trusted for where it sends to as well, such as a token server of the
+    site's; who asks is said to that server alone. It is closed with `session`. Raises ConfigError.
+    """
+    own = open_session(settings)
+    session.others.append(own)
+    shown_to_all = certificates._replace(client="")
+    for prefix, given in (("https://", shown_to_all), (f"{url}/", certificates)):
+        context = certsd.context(given, url.partition("//")[2])
+        reach = settings.reach()
+        own.mount(prefix, Adapter(reach, connections_kept=_CONNECTIONS_KEPT, context=context))
+    return own
 
 
 def trust(session: requests.Session, url: str) -> None:
@@ -124,7 +144,10 @@ def _explained(where: str) -> Iterator[None]:
         cause = _innermost(error)
         if isinstance(cause, ssl.SSLEOFError):  # as of a server that is just being restarted
             raise Unreachable(f"{where} could not be read", why=_reason(error)) from error
-        do = "Its certificate must be one that this node's CA bundle knows."
+        do = (
+            "Its certificate must be one that this node's CA bundle knows; of a registry, one"
+            f" from an authority in {certsd.DIRECTORIES[0]}/HOST/*.crt will do."
+        )
         if not isinstance(cause, ssl.SSLCertVerificationError):
             do = "Check the address: what answers there does not speak TLS as this node does."
         raise Forbidden(f"{where} cannot be trusted", why=_reason(error), do=do) from error

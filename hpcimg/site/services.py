@@ -13,6 +13,8 @@ from hpcimg.config.keys import Config
 from hpcimg.config.registriesconf import Rule
 from hpcimg.errors import ConfigError
 from hpcimg.fetch.settings import Place
+from hpcimg.http import certsd
+from hpcimg.http.certsd import Certificates
 from hpcimg.reference import Reference
 from hpcimg.site import mirrors
 from hpcimg.site.hosts import site_hosts
@@ -51,16 +53,20 @@ class Service(NamedTuple):
 
         Raises ConfigError where they cannot be read.
         """
-        return tuple(
-            Place(
-                at.name,
-                at.insecure,
-                self._credentials(at)
-                if credentials == "all" or (at.shared and credentials == "shared")
-                else "",
-                mirror=at.mirror,
-            )
-            for at in self.locations
+        return tuple(self._place(at, credentials) for at in self.locations)
+
+    def _place(self, at: Location, credentials: Credentials) -> Place:
+        given = credentials == "all" or (at.shared and credentials == "shared")
+        host = at.name.partition("/")[0]
+        certificates = certsd.read(host) if host and not at.insecure else Certificates()
+        return Place(
+            at.name,
+            at.insecure,
+            self._credentials(at) if given else "",
+            at.mirror,
+            certificates.authorities,
+            # A process of the user's reads a key by itself, if that may be read.
+            "" if credentials == "none" else certificates.client,
         )
 
     def _credentials(self, at: Location) -> str:

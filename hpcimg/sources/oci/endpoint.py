@@ -5,21 +5,23 @@ OCI Distribution Specification 1.1, as far as reading goes.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 from collections.abc import Mapping
 from urllib.parse import urlencode
 
-import requests
-
 from hpcimg import dockerhub
-from hpcimg.errors import Damaged, NotAnImage
+from hpcimg.errors import ConfigError, Damaged, NotAnImage
 from hpcimg.fetch.contract import Blob
 from hpcimg.fetch.settings import Place, Settings
 from hpcimg.fetch.sink import Sink
+from hpcimg.http import certsd
+from hpcimg.http.certsd import Certificates
 from hpcimg.http.download import download
+from hpcimg.http.redirects import Session
 from hpcimg.http.retry import attempts
-from hpcimg.http.session import JSON_MAX, read_small, request, unpacked
+from hpcimg.http.session import JSON_MAX, read_small, request, unpacked, with_certificates
 from hpcimg.http.urls import shown
 from hpcimg.sources.oci import logins, manifests
 from hpcimg.sources.oci.auth import RegistryAuthorization
@@ -43,7 +45,7 @@ class Endpoint:
 
     def __init__(
         self,
-        session: requests.Session,
+        session: Session,
         place: Place,
         sink: Sink,
         settings: Settings,
@@ -55,6 +57,10 @@ class Endpoint:
         """Describe it; `uri` is what the user wrote, for errors."""
         self.host, _, repository = place.name.partition("/")
         self._uri = uri
+        base = settings._replace(insecure=place.insecure).address(dockerhub.address(self.host))
+        certificates = _certificates(place, self.host, as_user=settings.as_user)
+        if any(certificates):
+            session = with_certificates(session, settings, certificates, base)
         self._session = session
         self._sink = sink
         self._last = last
@@ -65,7 +71,6 @@ class Endpoint:
             self._blob_settings = quick._replace(tries=_MIRROR_BLOB_TRIES)
             answer_s = min(settings.stall_timeout_s, _MIRROR_ANSWER_S)
             self._settings = quick._replace(tries=1, stall_timeout_s=answer_s)
-        base = self._settings.address(dockerhub.address(self.host))
         self._base = f"{base}/v2/{repository}"
         # As containerd does it: one mirror may stand for several registries.
         self._query = f"?{urlencode({'ns': mirror_of})}" if mirror_of else ""
@@ -152,6 +157,15 @@ class Endpoint:
 
 def _digest(body: bytes) -> str:
     return f"sha256:{hashlib.sha256(body).hexdigest()}"
+
+
+def _certificates(place: Place, host: str, *, as_user: bool) -> Certificates:
+    given = Certificates(place.authorities, place.client)
+    if given.client or not as_user or place.insecure:
+        return given
+    with contextlib.suppress(ConfigError):  # what a user may not read is passed over
+        return given._replace(client=certsd.read(host).client)
+    return given
 
 
 def _login(host: str, repository: str, place: Place, *, as_user: bool) -> Login | None:

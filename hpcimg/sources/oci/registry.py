@@ -6,12 +6,11 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
-import requests
-
 from hpcimg.errors import BadReference, HpcimgError, NodeError, TransientError
 from hpcimg.fetch.contract import Blob
 from hpcimg.fetch.settings import Place, Settings
 from hpcimg.fetch.sink import Sink
+from hpcimg.http.redirects import Session
 from hpcimg.sources.oci.endpoint import Endpoint
 from hpcimg.sources.oci.manifests import Manifest, is_digest
 
@@ -63,7 +62,7 @@ class Registry:
 
     def __init__(
         self,
-        session: requests.Session,
+        session: Session,
         name: Name,
         sink: Sink,
         settings: Settings,
