@@ -148,7 +148,12 @@ def _explained(where: str) -> Iterator[None]:
             "Its certificate must be one that this node's CA bundle knows; of a registry, one"
             f" from an authority in {certsd.DIRECTORIES[0]}/HOST/*.crt will do."
         )
-        if not isinstance(cause, ssl.SSLCertVerificationError):
+        if "ALERT" in str(cause) and "CERTIFICATE" in str(cause):
+            do = (
+                "It wants a certificate from who asks: administrators put NAME.cert and NAME.key"
+                f" into {certsd.DIRECTORIES[0]}/HOST/."
+            )
+        elif not isinstance(cause, ssl.SSLCertVerificationError):
             do = "Check the address: what answers there does not speak TLS as this node does."
         raise Forbidden(f"{where} cannot be trusted", why=_reason(error), do=do) from error
     except requests.exceptions.TooManyRedirects as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Protocol
 
-from hpcimg.errors import NO_LOGIN, Forbidden
+from hpcimg.errors import NO_LOGIN, Forbidden, NotFound
 from hpcimg.fetch.contract import Blob, Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
@@ -78,11 +78,17 @@ def fetch_from(
     )
     # The largest first, so that none of them is left to come alone at the end.
     by_size = sorted(sinks, key=lambda number: layers[number].size_bytes, reverse=True)
+
+    def bring(number: int) -> None:
+        try:
+            content.download(layers[number], sinks[number])
+        except NotFound as error:
+            error.why += manifests.why_missing(manifest, layers[number])
+            raise
+
     pool = ThreadPoolExecutor(at_once)
     try:
-        downloads = [
-            pool.submit(content.download, layers[number], sinks[number]) for number in by_size
-        ]
+        downloads = [pool.submit(bring, number) for number in by_size]
         for ended in as_completed(downloads):
             ended.result()
     finally:
