@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 _BRIEF_MAX = 3000  # a reference that is quoted has 1024 characters at most
 
@@ -59,10 +59,10 @@ class HpcimgError(Exception):
     def __str__(self) -> str:
         return f"{self.brief}. {printable(self.do)}".rstrip()
 
-    def to_dict(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, str]:
         """Return what `from_dict` needs to make this error again in another process."""
         fields = {"error": type(self).__name__, "what": self.what, "why": self.why, "do": self.do}
-        more = {"login": self.login, "retry_after_s": self.retry_after_s}
+        more = {"login": self.login, "retry_after_s": str(self.retry_after_s or "")}
         return {**fields, **{name: value for name, value in more.items() if value}}
 
 
@@ -224,8 +224,8 @@ def from_dict(fields: dict[str, object]) -> HpcimgError:
         str(fields.get("what", "")), why=str(fields.get("why", "")), do=str(fields.get("do", ""))
     )
     error.login = str(fields.get("login", ""))
-    wait_s = fields.get("retry_after_s")
-    error.retry_after_s = wait_s if isinstance(wait_s, float) else None
+    with suppress(ValueError):  # of one that said nothing
+        error.retry_after_s = max(0.0, float(str(fields.get("retry_after_s"))))
     return error
 
 

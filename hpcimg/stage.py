@@ -1,4 +1,4 @@
-"""Staging one image: where references, policy, sources and the cache meet.
+"""Staging one image: where references, the ways to an image and the cache meet.
 
 Nothing here knows Slurm; a job is a name to lease an image to, and a uid.
 """
@@ -6,80 +6,49 @@ Nothing here knows Slurm; a job is a name to lease an image to, and a uid.
 from __future__ import annotations
 
 import contextlib
-import functools
+import dataclasses
 import logging
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
 
-from hpcimg import sources
-from hpcimg.cache import events, failures, hot, store
+from hpcimg.cache import events, hot
 from hpcimg.cache.ensure import Staged, ensure
 from hpcimg.cache.policy import Cache
 from hpcimg.config.keys import Config
 from hpcimg.errors import ANOTHER_LOGIN, NO_LOGIN, Forbidden, HpcimgError
-from hpcimg.fetch.contract import (
-    Arrived,
-    Converting,
-    Fetched,
-    Files,
-    Offer,
-    Offered,
-    Outcome,
-    Progress,
-)
-from hpcimg.fetch.settings import Settings
-from hpcimg.image.verify import refused
-from hpcimg.reference import Reference
-from hpcimg.site import policy, services
-from hpcimg.site.services import Credentials, Service
-from hpcimg.worker import accounts, monitor
-from hpcimg.worker.accounts import Account
+from hpcimg.fetch.contract import Request
+from hpcimg.origin import Origin, origins
+from hpcimg.site import services
 
 log = logging.getLogger(__name__)
-# A look at a mounted file system costs no server anything: its errors are not remembered.
-_MOUNTED = frozenset({"file", "oci", "oci-archive", "docker-archive"})
-_TRIES = 8
-_TRIES_WITH_A_CACHED_IMAGE = 2
-_UNPACKED = 10  # times the whole cache: no image unpacks to more
 
 
 def stage(
-    config: Config,
-    cache: Cache,
-    text: str,
-    *,
-    deadline: float,
-    job: str = "",
-    uid: int = 0,
-    anew: bool = False,
-    progress: Progress = lambda *_: None,
+    config: Config, cache: Cache, request: Request, *, text: str, uid: int = 0, anew: bool = False
 ) -> Staged:
-    """Bring the image that `text` names onto this node; return it when it is whole.
+    """Bring the requested image onto this node; return it when it is whole.
 
-    `job` gets a lease on it ("" gets none). What the unprivileged account may
+    `text` is the reference as it was written. What the unprivileged account may
     read is shared by all, with the site's credentials only where the site says
-    so; what only the user `uid` may read stays that user's.
-    `deadline` is a time.monotonic() value. With `anew`, no remembered error is
-    the answer. Raises HpcimgError.
+    so; what only the user `uid` may read stays that user's. With `anew`, cached
+    failures are ignored. Raises HpcimgError.
     """
     began = time.monotonic()
-    wanted = policy.parse(config, text)
+    wanted = request.reference
     service = services.find(config, wanted)
+
+    def bring(origin: Origin) -> Staged:
+        owned = request._replace(owner=origin.owner)
+        return ensure(cache, owned, origin, origin.memory(anew=anew))
+
     staged = _first_allowed(
-        _ways(config, wanted, service, uid),
-        functools.partial(
-            _ensure, config, cache, wanted, service, job=job, anew=anew, deadline=deadline,
-            progress=progress,
-        ),
-        deadline=deadline,
-    )  # fmt: skip
+        origins(config, cache, wanted, service, deadline=request.deadline, uid=uid), bring
+    )
     events.record(
         cache.layout.events,
         staged.how,
         took_s=round(time.monotonic() - began, 3),
-        job=job,
+        job=request.job,
         key=staged.entry.key,
         bytes=staged.entry.size_bytes,
     )
@@ -95,186 +64,30 @@ def stage(
     return staged
 
 
-class _Way(NamedTuple):
-    """With whose rights and credentials to fetch, and whose the image is then (None: all's).
-
-    The last three are as in `hpcimg.fetch.settings.Settings`.
-    """
-
-    account: Account | None
-    owner: int | None = None
-    site: Credentials = "none"
-    as_user: bool = False
-    login_needed: bool = False
-    login_next: bool = False
-    wait_s: float = 0.0
-
-
-def _ways(config: Config, wanted: Reference, service: Service, uid: int) -> Iterator[_Way]:
-    """Yield the ways to fetch, the one whose image the most may use first."""
-    may_read_as_user = wanted.scheme in sources.READS_AS_USER
-    if os.geteuid() != 0:  # all of the cache is one user's
-        yield _Way(None, site="all", as_user=may_read_as_user)
-        return
-    unprivileged = accounts.unprivileged(config.account)
-    in_registry = wanted.scheme in sources.IN_REGISTRIES
-    user_next = in_registry and may_read_as_user and uid != 0
-    site_next = in_registry and service.private
-    yield _Way(unprivileged, site="shared", login_next=site_next or user_next)
-    if service.private:
-        yield _Way(unprivileged, owner=uid, site="all", login_next=user_next)
-    if may_read_as_user and uid != 0:
-        # It gets none of the site's: a process of the user's is the user's to look into.
-        yield _Way(accounts.of_user(uid), owner=uid, as_user=True)
-
-
-def _first_allowed(
-    ways: Iterator[_Way], bring: Callable[[_Way], Staged], *, deadline: float
-) -> Staged:
+def _first_allowed(ways: Iterator[Origin], bring: Callable[[Origin], Staged]) -> Staged:
     """Go the first way that is not refused.
 
     After Forbidden all that are left are tried, after another answer that a login may change
     those for which there is one. At last a registry that is too busy for who asked is waited for.
     """
-    way: _Way | None = next(ways)
+    way: Origin | None = next(ways)
     refused: HpcimgError | None = None
-    too_busy: tuple[_Way, float] | None = None
+    patient: Origin | None = None
     while way:
         needed = refused is not None and not isinstance(refused, Forbidden)
         try:
-            return bring(way._replace(login_needed=needed))
+            return bring(dataclasses.replace(way, login_needed=needed))
         except HpcimgError as error:
             if not isinstance(error, Forbidden) and error.login != ANOTHER_LOGIN:
                 raise
             if error.login != NO_LOGIN:
                 refused = error
-                if way.login_next and error.retry_after_s and not too_busy:
-                    too_busy = way, error.retry_after_s
+                log.info("%s; trying with more credentials", error.brief)
+                if way.login_next and error.retry_after_s and not patient:
+                    wait_s = error.retry_after_s
+                    patient = dataclasses.replace(way, login_next=False, wait_s=wait_s)
         way = next(ways, None)
-        if way:
-            log.info("%s; trying with more credentials", refused.brief if refused else "")
     assert refused
-    if too_busy and time.monotonic() + too_busy[1] < deadline:
-        return bring(too_busy[0]._replace(login_next=False, wait_s=too_busy[1]))
+    if patient and time.monotonic() + patient.wait_s < patient.deadline:
+        return bring(patient)
     raise refused
-
-
-def _ensure(
-    config: Config,
-    cache: Cache,
-    wanted: Reference,
-    service: Service,
-    way: _Way,
-    *,
-    job: str,
-    anew: bool,
-    deadline: float,
-    progress: Progress,
-) -> Staged:
-    memory = failures.Memory(
-        ttl_s=0.0 if anew or wanted.scheme in _MOUNTED else config.error_ttl_s,
-        settings=config.fingerprint,
-        # A user may read what the site's account may not, and the other way round.
-        asker="user" if way.as_user else "site" if way.site == "all" else "",
-    )
-
-    def fetch(
-        descriptor: int,
-        *,
-        validator: str,
-        offered: Offered,
-        arrived: Arrived,
-        progress: Progress,
-    ) -> Outcome:
-        def wanted_offer(offer: Offer) -> Files | None:
-            if offer.layers and config.verify == "sif":
-                raise refused(wanted.uri, "an image in layers has no signature of SIF")
-            return offered(offer)
-
-        places = service.places(way.site)
-        settings = Settings(
-            tries=_TRIES_WITH_A_CACHED_IMAGE if validator else _TRIES,
-            deadline=deadline,
-            connect_timeout_s=config.connect_timeout_s,
-            stall_timeout_s=config.stall_timeout_s,
-            insecure=places[-1].insecure,
-            service=service.url,
-            region=service.region,
-            credentials=places[-1].credentials,
-            as_user=way.as_user,
-            login_needed=way.login_needed,
-            login_next=way.login_next,
-            wait_s=way.wait_s,
-            places=places if wanted.scheme in sources.IN_REGISTRIES else (),
-            networks=config.networks,
-            site_hosts=service.site_hosts,
-        )
-        return monitor.fetch(
-            wanted,
-            descriptor,
-            account=way.account,
-            settings=settings,
-            deadline=deadline,
-            image_bytes=_image_bytes(cache),
-            validator=validator,
-            offered=wanted_offer,
-            arrived=arrived,
-            progress=progress,
-        )
-
-    def convert(
-        descriptor: int, *, image_config: str, layers: Sequence[int], progress: Converting
-    ) -> Fetched:
-        with store.work_directory(
-            cache.layout, way.account.uid if way.account else None
-        ) as directory:
-            return monitor.convert(
-                wanted.uri,
-                descriptor,
-                account=way.account,
-                settings={
-                    "config": image_config,
-                    "directory": directory,
-                    "format": cache.image_format,
-                    "compression": config.compression,
-                    "max_unpacked_bytes": _UNPACKED * cache.limits.max_size,
-                },
-                deadline=deadline,
-                image_bytes=_image_bytes(cache),
-                layers=layers,
-                progress=progress,
-            )
-
-    def verify(descriptor: int, *, source: str) -> None:
-        account = accounts.unprivileged(config.account)
-        with store.work_directory(cache.layout, account.uid if account else None) as directory:
-            monitor.verify(
-                wanted.uri,
-                descriptor,
-                account=account,
-                settings={
-                    "how": config.verify, "keyring": config.keyring, "source": source,
-                    "directory": directory,
-                },
-                deadline=deadline,
-                image_bytes=_image_bytes(cache),
-            )  # fmt: skip
-
-    return ensure(
-        cache,
-        wanted,
-        job=job,
-        owner=way.owner,
-        deadline=deadline,
-        fetch=fetch,
-        convert=convert,
-        progress=progress,
-        memory=memory,
-        verify=verify if cache.verified else None,
-    )
-
-
-def _image_bytes(cache: Cache) -> int:
-    """Return how large an image may be, as the kernel is told as well."""
-    most = cache.limits.max_size
-    return min(most, cache.max_image_size or most)

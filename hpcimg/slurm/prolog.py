@@ -19,6 +19,7 @@ from hpcimg.config import files as conffiles
 from hpcimg.config import load as config
 from hpcimg.config.keys import Config
 from hpcimg.errors import BadReference, Bug, ConfigError, HpcimgError, NodeError, from_os_error
+from hpcimg.fetch.contract import Request
 from hpcimg.site import policy
 from hpcimg.slurm import comment, jobfiles, query, requeue
 from hpcimg.units import format_size
@@ -68,21 +69,16 @@ def _stage_all(
     images += [jobfiles.Image(name, text) for name, text in wanted[: comment.MAX_IMAGES]]
     if problem := comment.problem(wanted):
         raise BadReference(problem)
+    references = []
     for image in images:  # all are looked at before the first is fetched
-        image.uri = policy.parse(conf, image.text).uri
+        references.append(policy.parse(conf, image.text))
+        image.uri = references[-1].uri
     cache = node.open_cache(conf)
     # The directory comes first: the epilog looks for leases where there is one.
     jobfiles.prepare(cache.layout, job)
-    for image in images:
-        staged = stage.stage(
-            conf,
-            cache,
-            image.text,
-            deadline=deadline,
-            job=job,
-            uid=uid,
-            progress=_LoggedProgress(image.uri),
-        )
+    for image, reference in zip(images, references, strict=True):
+        request = Request(reference, deadline, job, progress=_LoggedProgress(image.uri))
+        staged = stage.stage(conf, cache, request, text=image.text, uid=uid)
         image.key, image.path, image.source = staged.entry.key, staged.path, staged.how
         log.info("%s is at %s (%s)", image.uri, image.path, image.source)
     jobfiles.write_ready(cache.layout, job, uid, images, started=started)

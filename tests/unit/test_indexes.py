@@ -155,7 +155,7 @@ def test_layers_of_all_kinds(kind: str) -> None:
     [blob] = layers_of(layer)
     assert blob == Blob("1" * 64, 0)
     why = manifests.why_missing(Manifest("", {"layers": [5, layer]}), blob)
-    assert "foreign layer, which is kept at https://h/l and" in why
+    assert "foreign layer: https://h/l has it" in why
 
 
 @pytest.mark.parametrize(

@@ -126,9 +126,7 @@ def why_missing(manifest: Manifest, blob: Blob) -> str:
             urls = layer.get("urls")
             if isinstance(urls, list) and urls:
                 place = shown(str(urls[0])[:200])
-                return (
-                    f"; it is a foreign layer, which is kept at {place} and not fetched from there"
-                )
+                return f"; it is a foreign layer: {place} has it, which is not asked"
     return ""
 
 
