@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from hpcimg import sources
+from hpcimg import schemes
 from hpcimg.cache import events, failures, hot, store
 from hpcimg.cache.ensure import Staged, ensure
 from hpcimg.cache.policy import Cache
@@ -32,14 +32,12 @@ from hpcimg.fetch.contract import (
 from hpcimg.fetch.settings import Settings
 from hpcimg.image.verify import refused
 from hpcimg.reference import Reference
-from hpcimg.site import policy, services
+from hpcimg.site import services
 from hpcimg.site.services import Credentials, Service
 from hpcimg.worker import accounts, monitor
 from hpcimg.worker.accounts import Account
 
 log = logging.getLogger(__name__)
-# A look at a mounted file system costs no server anything: its errors are not remembered.
-_MOUNTED = frozenset({"file", "oci", "oci-archive", "docker-archive"})
 _TRIES = 8
 _TRIES_WITH_A_CACHED_IMAGE = 2
 _UNPACKED = 10  # times the whole cache: no image unpacks to more
@@ -48,16 +46,18 @@ _UNPACKED = 10  # times the whole cache: no image unpacks to more
 def stage(
     config: Config,
     cache: Cache,
-    text: str,
+    wanted: Reference,
     *,
+    written: str,
     deadline: float,
     job: str = "",
     uid: int = 0,
     anew: bool = False,
     progress: Progress = lambda *_: None,
 ) -> Staged:
-    """Bring the image that `text` names onto this node; return it when it is whole.
+    """Bring the image that `wanted` names onto this node; return it when it is whole.
 
+    `written` is the reference as the job has it, by which the next job finds it at once.
     `job` gets a lease on it ("" gets none). What the unprivileged account may
     read is shared by all, with the site's credentials only where the site says
     so; what only the user `uid` may read stays that user's.
@@ -65,7 +65,6 @@ def stage(
     the answer. Raises HpcimgError.
     """
     began = time.monotonic()
-    wanted = policy.parse(config, text)
     service = services.find(config, wanted)
     staged = _first_allowed(
         _ways(config, wanted, service, uid),
@@ -85,7 +84,7 @@ def stage(
     with contextlib.suppress(OSError):  # the next job then takes the long way
         hot.remember(
             cache.layout,
-            text,
+            written,
             hot.Hit(staged.entry.key, staged.path, wanted.uri),
             owner=staged.entry.owner,
             fingerprint=config.fingerprint,
@@ -105,7 +104,7 @@ class _Way(NamedTuple):
 
 def _ways(config: Config, wanted: Reference, service: Service, uid: int) -> Iterator[_Way]:
     """Yield the ways to fetch, the one whose image the most may use first."""
-    may_read_as_user = wanted.scheme in sources.READS_AS_USER
+    may_read_as_user = schemes.of(wanted.scheme).as_user
     if os.geteuid() != 0:  # all of the cache is one user's
         yield _Way(None, site="all", as_user=may_read_as_user)
         return
@@ -145,7 +144,8 @@ def _ensure(
     progress: Progress,
 ) -> Staged:
     memory = failures.Memory(
-        ttl_s=0.0 if anew or wanted.scheme in _MOUNTED else config.error_ttl_s,
+        # A look at a mounted file system costs no server anything.
+        ttl_s=0.0 if anew or schemes.of(wanted.scheme).mounted else config.error_ttl_s,
         settings=config.fingerprint,
         # A user may read what the site's account may not, and the other way round.
         asker="user" if way.as_user else "site" if way.site == "all" else "",
@@ -175,7 +175,7 @@ def _ensure(
             region=service.region,
             credentials=places[-1].credentials,
             as_user=way.as_user,
-            places=places if wanted.scheme in sources.IN_REGISTRIES else (),
+            places=places if schemes.of(wanted.scheme).in_registry else (),
             networks=config.networks,
             site_hosts=service.site_hosts,
         )

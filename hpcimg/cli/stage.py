@@ -38,7 +38,8 @@ def run(args: argparse.Namespace) -> int:
                 staged = staging.stage(
                     conf,
                     cache,
-                    uri,
+                    wanted,
+                    written=uri,
                     deadline=began + conf.deadline_s,
                     anew=True,
                     progress=meter.show,

@@ -19,6 +19,7 @@ from hpcimg.config import files as conffiles
 from hpcimg.config import load as config
 from hpcimg.config.keys import Config
 from hpcimg.errors import BadReference, Bug, ConfigError, HpcimgError, NodeError, from_os_error
+from hpcimg.reference import told
 from hpcimg.site import policy
 from hpcimg.slurm import comment, jobfiles, query, requeue
 from hpcimg.units import format_size
@@ -59,25 +60,27 @@ def _stage_all(
     conf: Config, job: str, uid: int, images: list[jobfiles.Image], started: float
 ) -> None:
     deadline = time.monotonic() + conf.deadline_s
-    written = os.environ.get("SLURM_JOB_COMMENT", "")
-    if not written and conf.comment_from == "query":
-        written = query.open_slurm().comment(job)
-    wanted = comment.wanted(written)
-    if not wanted:
+    wanted = comment.read(*(os.environ.get(name, "") for name in comment.VARIABLES))
+    images += [jobfiles.Image(name, text) for name, text in wanted.images[: comment.MAX_IMAGES]]
+    if wanted.problem:
+        raise BadReference(wanted.problem)
+    if wanted.missed[0]:
+        raise _missed(conf, *wanted.missed)
+    if not images:
         return
-    images += [jobfiles.Image(name, text) for name, text in wanted[: comment.MAX_IMAGES]]
-    if problem := comment.problem(wanted):
-        raise BadReference(problem)
+    references = []
     for image in images:  # all are looked at before the first is fetched
-        image.uri = policy.parse(conf, image.text).uri
+        references.append(policy.parse(conf, image.text))
+        image.uri = references[-1].uri
     cache = node.open_cache(conf)
     # The directory comes first: the epilog looks for leases where there is one.
     jobfiles.prepare(cache.layout, job)
-    for image in images:
+    for image, wanted_image in zip(images, references, strict=True):
         staged = stage.stage(
             conf,
             cache,
-            image.text,
+            wanted_image,
+            written=image.text,
             deadline=deadline,
             job=job,
             uid=uid,
@@ -86,6 +89,17 @@ def _stage_all(
         image.key, image.path, image.source = staged.entry.key, staged.path, staged.how
         log.info("%s is at %s (%s)", image.uri, image.path, image.source)
     jobfiles.write_ready(cache.layout, job, uid, images, started=started)
+
+
+def _missed(conf: Config, written: str, right: str) -> HpcimgError:
+    """Return why a word that is meant for us asks for no image."""
+    try:
+        policy.parse(conf, comment.split_name(right)[1])
+    except HpcimgError as error:
+        return error
+    return BadReference(
+        f"{told(written)!r} asks for no image", why=f"did you mean {comment.MARK}{told(right)}"
+    )
 
 
 class _LoggedProgress:

@@ -19,7 +19,7 @@ import threading
 import traceback
 from typing import Any, NoReturn
 
-from hpcimg import sources
+from hpcimg import schemes
 from hpcimg.errors import Bug, CacheUnusable, HpcimgError, MissingTool, NoRoom, TooLarge
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import DeclinedOffer, Sink
@@ -75,7 +75,7 @@ def main() -> NoReturn:
 
 def _fetch(request: dict[str, Any], files: list[int], words: _Words) -> None:
     reference = Reference(*request["reference"])
-    source = importlib.import_module(sources.MODULES.get(reference.scheme, sources.STATIC))
+    source = importlib.import_module(schemes.of(reference.scheme).module)
     settings = Settings(**request["settings"])
     _give_up_rights(request, words, _FETCH_BYTES)
     sink = Sink(files[0], words.say, words.answer)
