@@ -118,7 +118,7 @@ MISSED: list[tuple[str, str]] = [
     (f"('{U}')", U),
     (f'{{"containers":"{U}"}}', U),
     (f'{{"image":"{U}"}}', U),
-    ("LIBRARY://a/b/c", "LIBRARY://a/b/c"),
+    ("library://a/b/c", "library://a/b/c"),
 ]
 
 # Comments that ask for what nobody can give.
