@@ -402,18 +402,16 @@ end
 
 -- Words, as hpcimg/slurm/comment.py reads them; tests/comment_cases.py is for both.
 
--- A text without quotes around it, and without what closes more than it opens.
+-- A text without quotes and brackets around it.
 local function unquoted(text)
+    text = text:gsub(QUOTE_OR_OPEN .. "+", "")
     local extra = {}
     for closing, opening in pairs(CLOSING) do
         extra[closing] = select(2, text:gsub("%" .. closing, ""))
             - select(2, text:gsub("%" .. opening, ""))
     end
-    local from, to = 1, #text
-    while from <= to and text:find(QUOTE, from) do
-        from = from + 1
-    end
-    while to >= from do
+    local to = #text
+    while to > 0 do
         local last = text:sub(to, to)
         if (extra[last] or 0) > 0 then
             extra[last] = extra[last] - 1
@@ -422,7 +420,7 @@ local function unquoted(text)
         end
         to = to - 1
     end
-    return text:sub(from, to)
+    return text:sub(1, to)
 end
 
 -- Name, or nil, and reference of what follows the mark.

@@ -51,7 +51,7 @@ class HpcimgError(Exception):
     def __str__(self) -> str:
         return f"{self.brief}. {printable(self.do)}".rstrip()
 
-    def to_dict(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, str]:
         """Return what `from_dict` needs to make this error again in another process."""
         return {"error": type(self).__name__, "what": self.what, "why": self.why, "do": self.do}
 

@@ -53,6 +53,8 @@ ASKS: list[tuple[str, list[str]]] = [
     (f"{{'a': 1,'container':'{U}'}}", [U]),
     (f'{{"container": "{U}"', [U]),
     (f'["container:{U}"]', [U]),
+    (f"{{'container': ['{U}']}}", [U]),
+    (f"{{'container':['{U}']}}", [U]),
     # JSON
     (f'{{"container": "{U}"}}', [U]),
     (f' {{"wpps":{{"a":[1,2.5e3,null,true]}},"container":"{U}"}} ', [U]),

@@ -13,13 +13,14 @@ from hpcimg.cache.paths import owned
 from hpcimg.cache.policy import Cache
 from hpcimg.cache.store import Entry
 from hpcimg.errors import Damaged, TooLarge
-from hpcimg.fetch.contract import Convert, Fetched, Files, Offer, Progress, Verify
+from hpcimg.fetch.contract import Fetched, Files, Offer, Request, Way
 from hpcimg.image import formats
+from hpcimg.image.verify import refused
 from hpcimg.units import format_size
 
 
 class Arrival(ExitStack):
-    """What `offered`, `arrived` and `progress` of one fetch do, and what follows it.
+    """Hears of one fetch, as a `hpcimg.fetch.contract.Listener`, and does what follows it.
 
     `lock` takes a lock of the cache by its name, the image's key among them: it
     is held from the offer on. At the end of the context nothing unfinished is left.
@@ -29,24 +30,19 @@ class Arrival(ExitStack):
         self,
         cache: Cache,
         inflight: Inflight,
+        request: Request,
         *,
-        uri: str,
-        owner: int | None,
-        deadline: float,
         lock: Lock,
-        tell: Progress,
-        verify: Verify | None = None,
     ) -> None:
         super().__init__()
         self._cache = cache
         self._layout = cache.layout
         self._inflight = inflight
-        self._uri = uri
-        self._owner = owner
-        self._deadline = deadline
+        self._uri = request.reference.uri
+        self._owner = request.owner
+        self._deadline = request.deadline
+        self._tell = request.progress
         self._lock = lock
-        self._tell = tell
-        self._verify = verify
         self._blobs: Blobs | None = None
         self._converted_size = 0  # as far as it can be told beforehand
         self.offer: Offer | None = None
@@ -56,6 +52,8 @@ class Arrival(ExitStack):
 
     def offered(self, offer: Offer) -> Files | None:
         """Make room for what is coming, or decline it: the cache has it."""
+        if offer.layers and self._cache.signed_only:
+            raise refused(self._uri, "an image in layers has no signature of SIF")
         # Nothing of an earlier offer counts any more: its key, its layers, its room.
         self._offered.close()
         self.offer, self.key, self._blobs = offer, "", None
@@ -109,7 +107,7 @@ class Arrival(ExitStack):
         if put_down and (beside or not coming):
             self._make_room(0)
 
-    def convert(self, convert: Convert) -> Entry:
+    def convert(self, way: Way) -> Entry:
         """Make one file of the layers that were gathered, and publish it."""
         assert self._blobs
         assert self.offer
@@ -117,16 +115,16 @@ class Arrival(ExitStack):
         self._blobs.release()
         self._inflight.later = 0
         self.converting(0, None, 0)
-        fetched = convert(
+        fetched = way.convert(
             self.descriptor,
             image_config=self.offer.config,
             layers=layers,
             progress=self.converting,
         )
         self._check_fits(fetched.size_bytes, promised=self._converted_size)
-        return self._publish(fetched, source=f"sha256:{self.offer.manifest}")
+        return self._publish(fetched, way, source=f"sha256:{self.offer.manifest}")
 
-    def finish(self, fetched: Fetched) -> Entry:
+    def finish(self, fetched: Fetched, way: Way) -> Entry:
         """Check the image that was fetched against its offer, and publish it."""
         assert self.offer
         promised = self.offer.size_bytes
@@ -141,9 +139,9 @@ class Arrival(ExitStack):
                 why=f"its sha256 is {fetched.sha256}, promised was {self.offer.sha256}",
             )
         self._check_fits(fetched.size_bytes, promised=promised or 0)
-        return self._publish(fetched)
+        return self._publish(fetched, way)
 
-    def _publish(self, fetched: Fetched, *, source: str = "") -> Entry:
+    def _publish(self, fetched: Fetched, way: Way, *, source: str = "") -> Entry:
         image = formats.identify(self.descriptor, self._uri)
         self._lock_key(self.key or owned(f"sha256-{fetched.sha256}", self._owner))
         entry = Entry(
@@ -162,8 +160,8 @@ class Arrival(ExitStack):
         known = store.load_entry(self._layout, self.key)
         if known and self._cache.trusts(known):
             return known
-        if self._verify:
-            self._verify(self.descriptor, source=source)
+        if self._cache.verified:
+            way.verify(self.descriptor, source=source)
         store.publish(self._layout, entry, self._temp, self.descriptor)
         return entry
 

@@ -30,18 +30,8 @@ from hpcimg.errors import (
     Unreachable,
     explained,
 )
-from hpcimg.fetch.contract import (
-    Convert,
-    Declined,
-    Fetch,
-    Fetched,
-    Gathered,
-    Progress,
-    Unchanged,
-    Verify,
-)
+from hpcimg.fetch.contract import Declined, Fetched, Gathered, Request, Unchanged, Way
 from hpcimg.locks import held
-from hpcimg.reference import Reference
 from hpcimg.units import format_duration
 
 log = logging.getLogger(__name__)
@@ -60,58 +50,28 @@ class Staged(NamedTuple):
 
 
 @explained()
-def ensure(
-    cache: Cache,
-    reference: Reference,
-    *,
-    job: str,
-    owner: int | None,
-    deadline: float,
-    fetch: Fetch,
-    convert: Convert,
-    progress: Progress = lambda *_: None,
-    memory: Memory = NO_MEMORY,
-    verify: Verify | None = None,
-) -> Staged:
-    """Return the finished image that `reference` stands for, fetched if need be.
+def ensure(cache: Cache, request: Request, way: Way, memory: Memory = NO_MEMORY) -> Staged:
+    """Return the finished image that is requested, brought by `way` if need be.
 
-    `job` holds a lease on it when this returns; "" takes none. `owner` is the
-    uid whose private image it is, None for one that all share. `deadline` is a
-    time.monotonic() value for everything together. `progress` hears what `fetch`
-    and `convert` say of theirs. `memory` says which earlier failures answer for
-    the source, `verify` is asked before an image is published. Raises HpcimgError.
+    The job holds a lease on it when this returns. `memory` says which earlier
+    failures answer for the source. Raises HpcimgError.
     """
-    return _Ensure(cache, reference, job, owner, deadline, progress, memory, verify).run(
-        fetch, convert
-    )
+    return _Ensure(cache, request, way, memory).run()
 
 
 class _Ensure:
     """One call of `ensure`: what all of its steps need to know."""
 
-    def __init__(
-        self,
-        cache: Cache,
-        reference: Reference,
-        job: str,
-        owner: int | None,
-        deadline: float,
-        tell: Progress,
-        memory: Memory,
-        verify: Verify | None,
-    ) -> None:
+    def __init__(self, cache: Cache, request: Request, way: Way, memory: Memory) -> None:
         self.cache = cache
         self.layout = cache.layout
-        self.reference = reference
-        self.job = job
-        self.owner = owner
-        self.deadline = deadline
-        self.tell = tell
+        self.request = request
+        self.reference = request.reference
+        self.way = way
         self.memory = memory
-        self.verify = verify
-        self.ref_id = store.ref_id(reference.address, owner)
+        self.ref_id = store.ref_id(request.reference.address, request.owner)
 
-    def run(self, fetch: Fetch, convert: Convert) -> Staged:
+    def run(self) -> Staged:
         ref = self._load_ref()
         staged = self._fresh(ref, "hit")
         if staged:
@@ -129,7 +89,7 @@ class _Ensure:
                 store.sweep(self.layout)  # who held the lock may have been killed
             cached = store.load_entry(self.layout, ref.key) if ref else None
             try:
-                staged = self._fetch(fetch, convert, ref if cached else None)
+                staged = self._fetch(ref if cached else None)
             except (DeadlinePassed, Interrupted):
                 raise  # ours; who waits may have more time, and fetches in a process of its own
             except HpcimgError as error:
@@ -150,25 +110,16 @@ class _Ensure:
             return None
         return self._leased(ref, how)
 
-    def _fetch(self, fetch: Fetch, convert: Convert, ref: Ref | None) -> Staged:
+    def _fetch(self, ref: Ref | None) -> Staged:
         """Ask the source; `ref` is what the cache holds and may be out of date."""
         uri = self.reference.uri
         with (
-            Inflight(
-                self.layout, self.ref_id, uri=uri, job=self.job, private=self.owner is not None
-            ) as inflight,
-            Arrival(
-                self.cache, inflight, uri=uri, owner=self.owner, deadline=self.deadline,
-                lock=self._lock, tell=self.tell, verify=self.verify,
-            ) as arrival,
-        ):  # fmt: skip
+            Inflight(self.layout, self.ref_id, self.request) as inflight,
+            Arrival(self.cache, inflight, self.request, lock=self._lock) as arrival,
+        ):
             try:
-                outcome = fetch(
-                    arrival.descriptor,
-                    validator=ref.validator if ref else "",
-                    offered=arrival.offered,
-                    arrived=arrival.arrived,
-                    progress=arrival.progress,
+                outcome = self.way.fetch(
+                    arrival.descriptor, arrival, validator=ref.validator if ref else ""
                 )
             except (Unreachable, DeadlinePassed) as error:
                 staged = self._stale(ref, error, locked=arrival.key)
@@ -178,13 +129,13 @@ class _Ensure:
             if isinstance(outcome, Unchanged) and ref:
                 staged = self._resolved(ref.key, ref.validator, "unchanged", locked=False)
                 # While the server was asked, others may have needed its room.
-                return staged or self._fetch(fetch, convert, None)
+                return staged or self._fetch(None)
             assert arrival.offer
             how = "hit" if isinstance(outcome, Declined) else "fetched"
             if isinstance(outcome, Fetched):
-                arrival.finish(outcome)
+                arrival.finish(outcome, self.way)
             elif isinstance(outcome, Gathered):
-                arrival.convert(convert)
+                arrival.convert(self.way)
             staged = self._resolved(arrival.key, arrival.offer.validator, how, locked=True)
             if staged is None:
                 # Only where locks do nothing, or somebody removed it by hand.
@@ -214,7 +165,7 @@ class _Ensure:
     def _leased(self, ref: Ref, how: str, *, locked: bool = False) -> Staged | None:
         """Lease the image to the job, then look whether it is there: in this order."""
         key = ref.key
-        if self.job and lease.take(self.layout, key, self.job):
+        if self.request.job and lease.take(self.layout, key, self.request.job):
             entry = store.load_entry(self.layout, key)
         else:
             with ExitStack() as stack:
@@ -223,8 +174,8 @@ class _Ensure:
                 entry = store.load_entry(self.layout, key)
                 if entry:
                     lease.open_to_hits(self.layout, key)
-                    if self.job:
-                        lease.take(self.layout, key, self.job)
+                    if self.request.job:
+                        lease.take(self.layout, key, self.request.job)
         if entry is None or not self.cache.trusts(entry):
             return None
         store.mark_used(self.layout, key)
@@ -239,12 +190,12 @@ class _Ensure:
         store.save_entry(self.layout, dataclasses.replace(entry, uris=uris))
 
     def _lock(self, name: str) -> AbstractContextManager[bool]:
-        return held(self.layout.lock(name), deadline=self.deadline, waiting=self._waiting)
+        return held(self.layout.lock(name), deadline=self.request.deadline, waiting=self._waiting)
 
     def _waiting(self, seconds: float) -> None:
         log.info(
             "job %s waits for %s, which another job is bringing (%s so far)",
-            self.job or "-",
+            self.request.job or "-",
             self.reference.uri,
             format_duration(seconds),
         )

@@ -11,6 +11,7 @@ from typing import Any
 from hpcimg import atomic, processes
 from hpcimg.cache.paths import Layout
 from hpcimg.errors import explained
+from hpcimg.fetch.contract import Request
 
 _RENEW_EVERY_S = 1.0
 
@@ -22,15 +23,16 @@ class Inflight:
     phase that it is in.
     """
 
-    def __init__(self, layout: Layout, name: str, *, uri: str, job: str, private: bool) -> None:
+    def __init__(self, layout: Layout, name: str, request: Request) -> None:
         self._layout = layout
         self._path = f"{layout.inflight}/{name}.json"
-        self._mode = 0o600 if private else 0o644
+        self._mode = 0o644 if request.owner is None else 0o600
         self._next = 0.0
         self.later = 0
         self._fields: dict[str, object] = {
-            "version": 1, "uri": uri, "job": job, "process": processes.tag(),
-            "since": time.time(), "phase": "", "bytes": 0, "total": None,
+            "version": 1, "uri": request.reference.uri, "job": request.job,
+            "process": processes.tag(), "since": time.time(),
+            "phase": "", "bytes": 0, "total": None,
         }  # fmt: skip
 
     def __enter__(self) -> Inflight:

@@ -37,6 +37,11 @@ class Cache(NamedTuple):
     image_format: str = "squashfs"
     verified: str = ""
 
+    @property
+    def signed_only(self) -> bool:
+        """Whether images have to have signatures of SIF."""
+        return self.verified.partition(" ")[0] == "sif"
+
     def trusts(self, entry: Entry | None) -> bool:
         """Tell whether an image is there and may be handed out."""
         return entry is not None and entry.serves(self.verified)

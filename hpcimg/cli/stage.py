@@ -12,6 +12,7 @@ from hpcimg.cache import history
 from hpcimg.cli import output
 from hpcimg.config import load as config
 from hpcimg.errors import HpcimgError
+from hpcimg.fetch.contract import Request
 from hpcimg.site import policy
 from hpcimg.units import format_duration, format_size
 
@@ -35,15 +36,8 @@ def run(args: argparse.Namespace) -> int:
         wanted = policy.parse(conf, uri)
         try:
             with _Meter() as meter:
-                staged = staging.stage(
-                    conf,
-                    cache,
-                    wanted,
-                    written=uri,
-                    deadline=began + conf.deadline_s,
-                    anew=True,
-                    progress=meter.show,
-                )
+                request = Request(wanted, began + conf.deadline_s, progress=meter.show)
+                staged = staging.stage(conf, cache, request, text=uri, anew=True)
         except HpcimgError as error:
             took_s = time.monotonic() - began
             history.record_failure(cache.layout, error, job="", uri=wanted.uri, took_s=took_s)

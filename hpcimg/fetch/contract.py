@@ -1,13 +1,15 @@
-"""What the cache, a fetch and a conversion say to each other.
+"""What the cache and a way to an image say to each other.
 
 The cache knows no source and a source knows no cache: `hpcimg.stage` hands the
-cache functions of the types `Fetch` and `Convert`.
+cache an object of the type `Way`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
+
+from hpcimg.reference import Reference
 
 
 class Blob(NamedTuple):
@@ -60,54 +62,70 @@ Outcome = Unchanged | Declined | Fetched | Gathered
 # A descriptor of an empty file for each of an offer's layers, None for one that is
 # not needed; no list where the offer is declined.
 Files = Sequence[int | None]
-Offered = Callable[[Offer], Files | None]
-Arrived = Callable[[int, Fetched], None]
+# A phase, the bytes so far, and the total where it is known.
 Progress = Callable[[str, int, int | None], None]
 # Bytes that are done, and all; the bytes that are on the disk besides the image's.
 Converting = Callable[[int, int | None, int], None]
 
 
-class Fetch(Protocol):
-    """Bring what a reference stands for into an empty file, or its layers into theirs."""
+class Request(NamedTuple):
+    """One image that is wanted on this node.
 
-    def __call__(
-        self,
-        descriptor: int,
-        *,
-        validator: str,
-        offered: Offered,
-        arrived: Arrived,
-        progress: Progress,
-    ) -> Outcome:
-        """Return what came of it.
+    `job` gets a lease on it ("" gets none). `owner` is the uid whose private image
+    it is, None for one that all share. `deadline` is a time.monotonic() value for
+    everything together. `progress` hears how far it is.
+    """
+
+    reference: Reference
+    deadline: float
+    job: str = ""
+    owner: int | None = None
+    progress: Progress = lambda *_: None
+
+
+class Listener(Protocol):
+    """Hears of one fetch. What it raises ends the fetch."""
+
+    def offered(self, offer: Offer) -> Files | None:
+        """Return where the layers go, () for one file, None to decline the offer.
+
+        Called before the content, and again before another one where a transfer
+        has to begin anew.
+        """
+
+    def arrived(self, number: int, fetched: Fetched) -> None:
+        """Take a layer. Nobody writes its file any more.
+
+        Called at the end, also of a fetch that failed, for each layer's file that
+        was handed out.
+        """
+
+    def progress(self, phase: str, done: int, total: int | None) -> None:
+        """Take note of how far the fetch is."""
+
+
+class Way(Protocol):
+    """One way to bring an image: from its source, or from whatever is in front of it."""
+
+    def fetch(self, descriptor: int, listener: Listener, *, validator: str) -> Outcome:
+        """Bring the image into an empty file, or its layers into theirs; return what came of it.
 
         `validator` is "" or what an earlier Offer held and the cache still has:
         then one request is to settle whether it changed, and a server that does
-        not answer is not waited for long. `offered` is called before the
-        content, and again before another one where a transfer has to begin anew;
-        where it returns None the content is left. `progress` takes a
-        phase, the bytes so far and the total where it is known. Both may raise,
-        which ends the fetch. `arrived` is called at the end, also of a fetch
-        that failed, for each layer's file that was handed out: nobody writes it
-        any more. Raises HpcimgError.
+        not answer is not waited for long. Raises HpcimgError.
         """
 
-
-class Verify(Protocol):
-    """Ask whether the site trusts an image."""
-
-    def __call__(self, descriptor: int, *, source: str) -> None:
-        """Return where it does. `source` is as in a cache's entry. Raises HpcimgError."""
-
-
-class Convert(Protocol):
-    """Make one image file of an image's layers."""
-
-    def __call__(
+    def convert(
         self, descriptor: int, *, image_config: str, layers: Sequence[int], progress: Converting
     ) -> Fetched:
-        """Write it to the empty file `descriptor`; return what is in there.
+        """Make one image file of layers, in the empty file `descriptor`; return what is in there.
 
         `image_config` and `layers` are as an Offer has them, the layers as
         descriptors. `progress` may raise. Raises HpcimgError.
+        """
+
+    def verify(self, descriptor: int, *, source: str) -> None:
+        """Return where the site trusts the image. `source` is as in a cache's entry.
+
+        Raises HpcimgError.
         """

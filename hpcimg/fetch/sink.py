@@ -9,10 +9,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Protocol
 
 from hpcimg.fetch.contract import Offer
 
@@ -24,33 +23,44 @@ class DeclinedOffer(Exception):
     """The parent has the image already. Not an error; it ends the fetch."""
 
 
-class Sink:
-    """One image on its way into an open, empty file.
+class Parent(Protocol):
+    """Who started this process and has its files: hears of them, and answers.
 
-    `say` tells the parent something; `answer` waits for its answer to a question:
-    to an offer None for no, or the files for its layers by their number, and to
-    "sha256" a digest. `position` is the number of bytes that are good so far. A
-    sink may be used by one thread while others use theirs.
+    Its methods may be called from several threads. `layer` is a layer's number, None
+    for the one file of an image.
+    """
+
+    def offer(self, offer: Offer) -> Mapping[int, int] | None:
+        """Return files for the layers that are wanted, by number; None where nothing is."""
+
+    def digest(self, layer: int | None) -> str:
+        """Return the hexadecimal sha256 of what is in the file."""
+
+    def moved(self, layer: int | None, done: int, total: int | None) -> None:
+        """Hear that so many bytes are in the file."""
+
+    def rewound(self, layer: int | None) -> None:
+        """Hear that the file is empty again."""
+
+    def retrying(self, why: str, wait_s: float) -> None:
+        """Hear that an attempt failed, and when the next one begins."""
+
+
+class Sink:
+    """One image, or one layer, on its way into an open, empty file.
+
+    `position` is the number of bytes that are good so far. A sink may be used by
+    one thread while others use theirs.
     """
 
     def __init__(
-        self,
-        descriptor: int,
-        say: Callable[..., None],
-        answer: Callable[[], Any],
-        *,
-        layer: int | None = None,
-        total: int | None = None,
-        asking: threading.Lock | None = None,
+        self, descriptor: int, parent: Parent, *, layer: int | None = None, total: int | None = None
     ) -> None:
-        """Take a file; `asking` is the lock of those who wait for answers of the same parent."""
         self._descriptor = descriptor
-        self._say = say
-        self._answer = answer
+        self._parent = parent
         self._layer = layer
-        self._told = 0.0
         self._total = total
-        self._asking = asking or threading.Lock()
+        self._told = 0.0
         self._offered: Offer | None = None
         self.position = 0
 
@@ -60,7 +70,7 @@ class Sink:
             return
         self._offered = offer
         self._total = offer.size_bytes
-        if self._ask("offer", **offer._asdict()) is None:
+        if self._parent.offer(offer) is None:
             raise DeclinedOffer
 
     def offer_layers(self, offer: Offer) -> dict[int, Sink]:
@@ -68,18 +78,11 @@ class Sink:
 
         Raises DeclinedOffer.
         """
-        files: Mapping[int, int] | None = self._ask("offer", **offer._asdict())
+        files = self._parent.offer(offer)
         if files is None:
             raise DeclinedOffer
         return {
-            number: Sink(
-                file,
-                self._say,
-                self._answer,
-                layer=number,
-                total=offer.layers[number].size_bytes,
-                asking=self._asking,
-            )
+            number: Sink(file, self._parent, layer=number, total=offer.layers[number].size_bytes)
             for number, file in files.items()
         }
 
@@ -99,7 +102,7 @@ class Sink:
     def tell(self) -> None:
         """Let the parent know how far it is."""
         self._told = time.monotonic()
-        self._say("progress", layer=self._layer, bytes=self.position, total=self._total)
+        self._parent.moved(self._layer, self.position, self._total)
 
     def md5(self) -> str:
         """Return the digest of what was written as `md5:<base64>`, where a source has no other."""
@@ -115,19 +118,14 @@ class Sink:
 
         It is the parent's, which has followed: nothing is read a second time.
         """
-        return str(self._ask("sha256", layer=self._layer))
+        return self._parent.digest(self._layer)
 
     def rewind(self) -> None:
         """Begin again with an empty file."""
         os.ftruncate(self._descriptor, 0)
         self.position = 0
-        self._say("rewind", layer=self._layer)
+        self._parent.rewound(self._layer)
 
     def retry(self, why: str, wait_s: float) -> None:
         """Say that an attempt failed and when the next one begins."""
-        self._say("retry", why=why, wait_s=wait_s)
-
-    def _ask(self, what: str, **fields: object) -> Any:
-        with self._asking:  # answers do not say to whom
-            self._say(what, **fields)
-            return self._answer()
+        self._parent.retrying(why, wait_s)

@@ -150,8 +150,8 @@ def _after_mark(piece: str) -> str | None:
 
 
 def _unquoted(text: str) -> str:
-    """Return a text without quotes around it, and without what closes more than it opens."""
-    text = text.lstrip(_QUOTES)
+    """Return a text without quotes and brackets around it."""
+    text = text.lstrip(_QUOTES + _OPEN)
     extra = {bracket: text.count(bracket) for bracket in _CLOSE}
     for bracket, opening in zip(_CLOSE, _OPEN, strict=True):
         extra[bracket] -= text.count(opening)

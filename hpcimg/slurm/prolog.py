@@ -19,6 +19,7 @@ from hpcimg.config import files as conffiles
 from hpcimg.config import load as config
 from hpcimg.config.keys import Config
 from hpcimg.errors import BadReference, Bug, ConfigError, HpcimgError, NodeError, from_os_error
+from hpcimg.fetch.contract import Request
 from hpcimg.reference import told
 from hpcimg.site import policy
 from hpcimg.slurm import comment, jobfiles, query, requeue
@@ -75,17 +76,9 @@ def _stage_all(
     cache = node.open_cache(conf)
     # The directory comes first: the epilog looks for leases where there is one.
     jobfiles.prepare(cache.layout, job)
-    for image, wanted_image in zip(images, references, strict=True):
-        staged = stage.stage(
-            conf,
-            cache,
-            wanted_image,
-            written=image.text,
-            deadline=deadline,
-            job=job,
-            uid=uid,
-            progress=_LoggedProgress(image.uri),
-        )
+    for image, reference in zip(images, references, strict=True):
+        request = Request(reference, deadline, job, progress=_LoggedProgress(image.uri))
+        staged = stage.stage(conf, cache, request, text=image.text, uid=uid)
         image.key, image.path, image.source = staged.entry.key, staged.path, staged.how
         log.info("%s is at %s (%s)", image.uri, image.path, image.source)
     jobfiles.write_ready(cache.layout, job, uid, images, started=started)

@@ -1,8 +1,8 @@
 """The process that works without rights: it gives them up, then fetches, converts or verifies.
 
-It is started by `hpcimg.worker.process` with a socket as its standard input, on which it
-gets one request and open files, and it is heard line by line on standard output:
-JSON objects with a "say" field. Only code and its imports are read with the
+It is started by `hpcimg.worker.process` with a socket as its standard input, on which
+it gets one order and open files, and it is heard line by line on standard output:
+`hpcimg.worker.protocol` has the messages. Only code and its imports are read with the
 parent's rights.
 """
 
@@ -10,23 +10,21 @@ from __future__ import annotations
 
 import errno
 import importlib
-import json
 import os
 import select
 import socket
 import sys
 import threading
 import traceback
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import NoReturn
 
 from hpcimg import schemes
 from hpcimg.errors import Bug, CacheUnusable, HpcimgError, MissingTool, NoRoom, TooLarge
-from hpcimg.fetch.settings import Settings
+from hpcimg.fetch.contract import Declined, Offer, Unchanged
 from hpcimg.fetch.sink import DeclinedOffer, Sink
-from hpcimg.reference import Reference
 from hpcimg.units import format_size
-from hpcimg.worker import namespaces, privileges
-from hpcimg.worker.accounts import Account
+from hpcimg.worker import namespaces, privileges, protocol
 
 _MESSAGE_MAX = 1 << 20
 _FILES_MAX = 253  # the kernel's limit for one message
@@ -37,106 +35,124 @@ _FETCH_BYTES = 1 << 30
 _CONVERT_BYTES = 8 << 30
 _PROCESSOR_BYTES = 64 << 20
 _SLACK_BYTES = 64 << 20
-_DONE = {"fetch": "fetched", "convert": "converted", "verify": "verified"}
 _NICENESS = 10  # the node's other jobs go first
 
 
 def main() -> NoReturn:
-    """Serve one request and end."""
-    words = _Words()
-    request, files = words.hear()
-    uri = request["uri"]
+    """Carry out one order and end."""
+    parent = _Parent()
+    start, files = parent.hear()
+    assert isinstance(start, protocol.Start)
+    order = start.order
+    work = _Work(start, files, parent)
+    doing, done = work.words()
     try:
-        if request["work"] == "fetch":
-            _fetch(request, files, words)
-        elif request["work"] == "verify":
-            _verify(request, files, words)
-        else:
-            _convert(request, files, words)
+        parent.say(work.run())
     except DeclinedOffer:
-        words.say("done", declined=True)
+        parent.say(Declined())
     except HpcimgError as error:
-        words.say("error", **error.to_dict())
+        parent.fail(error)
     except MemoryError:
-        why = f"to {request['work']} it takes more memory than this node gives to one image"
-        words.say("error", **TooLarge(f"{uri} is too large", why=why).to_dict())
+        why = f"to {doing} it takes more memory than this node gives to one image"
+        parent.fail(TooLarge(f"{order.uri} is too large", why=why))
     except OSError as error:
-        words.say("error", **_explain(error, request).to_dict())
+        parent.fail(_explain(error, order.uri, done, start.image_bytes))
     except ModuleNotFoundError as error:
-        words.say("error", **MissingTool.of_package(error).to_dict())
+        parent.fail(MissingTool.of_package(error))
     except Exception as error:
-        words.say(
-            "error",
-            traceback=traceback.format_exc(),
-            **Bug(f"hpcimg could not {request['work']} {uri}", why=repr(error)).to_dict(),
-        )
+        bug = Bug(f"hpcimg could not {doing} {order.uri}", why=repr(error))
+        parent.fail(bug, traceback=traceback.format_exc())
     sys.exit(0)
 
 
-def _fetch(request: dict[str, Any], files: list[int], words: _Words) -> None:
-    reference = Reference(*request["reference"])
-    source = importlib.import_module(schemes.of(reference.scheme).module)
-    settings = Settings(**request["settings"])
-    _give_up_rights(request, words, _FETCH_BYTES)
-    sink = Sink(files[0], words.say, words.answer)
-    unchanged = source.fetch(reference, sink, validator=request["validator"], settings=settings)
-    words.say("done", unchanged=unchanged)
+class _Work:
+    """One order, and what it takes to carry it out."""
+
+    def __init__(self, start: protocol.Start, files: list[int], parent: _Parent) -> None:
+        self._start = start
+        self._files = files
+        self._parent = parent
+
+    def words(self) -> tuple[str, str]:
+        """Return what is done, and was, for messages."""
+        match self._start.order:
+            case protocol.Fetch():
+                return "fetch", "fetched"
+            case protocol.Convert():
+                return "convert", "converted"
+            case protocol.Verify():
+                return "verify", "verified"
+
+    def run(self) -> protocol.Report:
+        """Carry the order out; return the last report. Raises HpcimgError and whatever else."""
+        match self._start.order:
+            case protocol.Fetch() as order:
+                return self._fetch(order)
+            case protocol.Convert() as order:
+                return self._convert(order)
+            case protocol.Verify() as order:
+                return self._verify(order)
+
+    def _fetch(self, order: protocol.Fetch) -> protocol.Report:
+        wanted = order.reference
+        source = importlib.import_module(schemes.of(wanted.scheme).module)
+        self._give_up_privileges(_FETCH_BYTES)
+        sink = Sink(self._files[0], self._parent)
+        unchanged = source.fetch(wanted, sink, validator=order.validator, settings=order.settings)
+        return Unchanged() if unchanged else protocol.Done()
+
+    def _convert(self, order: protocol.Convert) -> protocol.Report:
+        from hpcimg.convert.image import Work, convert
+
+        namespaces.mount_own_proc()
+        processors = len(os.sched_getaffinity(0))
+        self._give_up_privileges(_CONVERT_BYTES + processors * _PROCESSOR_BYTES)
+        os.nice(_NICENESS)
+        output, *layers = self._files
+
+        def tell(done: int, total: int, disk_bytes: int) -> None:
+            self._parent.say(protocol.Converted(done, total, disk_bytes))
+
+        convert(Work(**order._asdict(), layers=tuple(layers), output=output), tell)
+        return protocol.Done()
+
+    def _verify(self, order: protocol.Verify) -> protocol.Report:
+        from hpcimg.image.verify import Work, verify
+
+        namespaces.mount_own_proc()
+        self._give_up_privileges(_CONVERT_BYTES)
+        verify(Work(**order._asdict(), file=self._files[0]))
+        return protocol.Done()
+
+    def _give_up_privileges(self, memory_bytes: int) -> None:
+        # With some more, so that the parent can say first what is too large, and why.
+        most = self._start.image_bytes + _SLACK_BYTES
+        privileges.give_up(self._start.account, file_bytes=most, memory_bytes=memory_bytes)
+        self._parent.end_without_it()
 
 
-def _convert(request: dict[str, Any], files: list[int], words: _Words) -> None:
-    from hpcimg.convert.image import Work, convert
-
-    namespaces.mount_own_proc()
-    processors = len(os.sched_getaffinity(0))
-    _give_up_rights(request, words, _CONVERT_BYTES + processors * _PROCESSOR_BYTES)
-    os.nice(_NICENESS)
-    output, *layers = files
-
-    def tell(done: int, total: int, disk_bytes: int) -> None:
-        words.say("progress", bytes=done, total=total, beside=disk_bytes)
-
-    convert(
-        Work(uri=request["uri"], layers=tuple(layers), output=output, **request["settings"]), tell
-    )
-    words.say("done", unchanged=False)
-
-
-def _verify(request: dict[str, Any], files: list[int], words: _Words) -> None:
-    from hpcimg.image.verify import Work, verify
-
-    namespaces.mount_own_proc()
-    _give_up_rights(request, words, _CONVERT_BYTES)
-    verify(Work(uri=request["uri"], file=files[0], **request["settings"]))
-    words.say("done")
-
-
-def _give_up_rights(request: dict[str, Any], words: _Words, memory_bytes: int) -> None:
-    account = Account(*request["account"]) if request["account"] else None
-    # With some more, so that the parent can say first what is too large, and why.
-    most = request["image_bytes"] + _SLACK_BYTES
-    privileges.give_up(account, file_bytes=most, memory_bytes=memory_bytes)
-    words.end_without_parent()
-
-
-def _explain(error: OSError, request: dict[str, Any]) -> HpcimgError:
-    uri, done = request["uri"], _DONE[request["work"]]
+def _explain(error: OSError, uri: str, done: str, image_bytes: int) -> HpcimgError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoRoom(f"the disk of this node filled up while {uri} was {done}")
     if error.errno == errno.EFBIG:
-        most = format_size(request["image_bytes"])
+        most = format_size(image_bytes)
         return TooLarge(f"{uri} is too large", why=f"this node takes images up to {most}")
     return CacheUnusable(f"{uri} could not be written to the cache", why=error.strerror or "")
 
 
-class _Words:
-    """What goes back and forth between the parent and this process."""
+class _Parent:
+    """Who started this process: gives orders and answers, hears reports.
+
+    It is a `hpcimg.fetch.sink.Parent`, for several threads.
+    """
 
     def __init__(self) -> None:
         self._socket = socket.socket(fileno=os.dup(0))
-        self._lock = threading.Lock()
+        self._saying = threading.Lock()
+        self._asking = threading.Lock()  # answers do not say to whom
 
-    def hear(self) -> tuple[dict[str, Any], list[int]]:
-        """Return what the parent says next, and the files that come with it."""
+    def hear(self) -> tuple[protocol.Start | protocol.Answer, list[int]]:
+        """Return the next message, and the files that come with it."""
         text, files = b"", []
         while not text.endswith(b"\n"):
             data, more, _, _ = socket.recv_fds(self._socket, _MESSAGE_MAX, _FILES_MAX)
@@ -144,28 +160,46 @@ class _Words:
                 os._exit(1)  # the parent is gone
             text += data
             files += more
-        said = json.loads(text)
-        assert isinstance(said, dict)
-        return said, files
+        return protocol.to_worker(text), files
 
-    def end_without_parent(self) -> None:
+    def end_without_it(self) -> None:
         """End where the parent died before the kernel was asked to tell."""
         poll = select.poll()
         poll.register(self._socket, 0)
         if poll.poll(0):  # it hung up
             os._exit(1)
 
-    def answer(self) -> dict[int, int] | str | None:
-        """Return the files for the layers that were offered, None for no, or a digest."""
-        said, files = self.hear()
-        if "sha256" in said:
-            return str(said["sha256"])
-        if not said["wanted"]:
-            return None
-        return dict(zip(said["layers"], files, strict=True))
-
-    def say(self, what: str, /, **fields: object) -> None:
-        line = json.dumps({"say": what, **fields}) + "\n"
-        with self._lock:
+    def say(self, report: protocol.Report) -> None:
+        line = protocol.encode(report).decode()
+        with self._saying:
             sys.stdout.write(line)
             sys.stdout.flush()
+
+    def fail(self, error: HpcimgError, *, traceback: str = "") -> None:
+        """Say why the order was not carried out."""
+        self.say(protocol.Failed(**error.to_dict(), traceback=traceback))
+
+    def offer(self, offer: Offer) -> Mapping[int, int] | None:
+        answer, files = self._ask(protocol.Offering(offer))
+        if isinstance(answer, protocol.Wanted):
+            return dict(zip(answer.layers, files, strict=True))
+        return None
+
+    def digest(self, layer: int | None) -> str:
+        answer, _ = self._ask(protocol.DigestWanted(layer))
+        assert isinstance(answer, protocol.Digest)
+        return answer.sha256
+
+    def moved(self, layer: int | None, done: int, total: int | None) -> None:
+        self.say(protocol.Moved(layer, done, total))
+
+    def rewound(self, layer: int | None) -> None:
+        self.say(protocol.Rewound(layer))
+
+    def retrying(self, why: str, wait_s: float) -> None:
+        self.say(protocol.Retrying(why, wait_s))
+
+    def _ask(self, question: protocol.Report) -> tuple[protocol.Start | protocol.Answer, list[int]]:
+        with self._asking:
+            self.say(question)
+            return self.hear()

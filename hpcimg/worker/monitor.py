@@ -10,131 +10,83 @@ import hashlib
 import logging
 import os
 from collections.abc import Sequence
-from typing import Any
 
-from hpcimg.errors import from_dict
+from hpcimg.errors import Bug, from_dict
 from hpcimg.fetch.contract import (
-    Arrived,
-    Blob,
     Converting,
     Declined,
     Fetched,
     Gathered,
+    Listener,
     Offer,
-    Offered,
     Outcome,
-    Progress,
     Unchanged,
 )
-from hpcimg.fetch.settings import Settings
-from hpcimg.reference import Reference
-from hpcimg.worker.accounts import Account
-from hpcimg.worker.process import Worker
+from hpcimg.worker import protocol
+from hpcimg.worker.process import Sandbox, Worker
 
 log = logging.getLogger(__name__)
 _CHUNK = 1 << 20
 
 
-def fetch(
-    reference: Reference,
-    descriptor: int,
-    *,
-    account: Account | None,
-    settings: Settings,
-    deadline: float,
-    image_bytes: int,
-    validator: str,
-    offered: Offered,
-    arrived: Arrived,
-    progress: Progress,
-) -> Outcome:
-    """Fetch in a worker that runs as `account` (None: as we do).
+def fetch(order: protocol.Fetch, descriptor: int, listener: Listener, sandbox: Sandbox) -> Outcome:
+    """Fetch in a worker what the order names, as `hpcimg.fetch.contract.Way.fetch` says.
 
-    `image_bytes` is how large an image may be here.
-    The rest is as `hpcimg.fetch.contract.Fetch` says. The worker is gone when this
-    returns or raises. Raises DeadlinePassed when `deadline`, a time.monotonic()
-    value, passes.
+    The worker is gone when this returns or raises. Raises DeadlinePassed too.
     """
-    request = {
-        "reference": list(reference),
-        "settings": settings._asdict(),
-        "validator": validator,
-        "image_bytes": image_bytes,
-    }
     files: dict[int | None, _Follower] = {None: _Follower(descriptor)}
-    with Worker(reference.uri, "fetch", deadline=deadline) as worker:
+    with Worker(order, sandbox) as worker:
         try:
-            _begin(worker, account, request, [descriptor])
-            outcome = _follow(worker, files, offered, progress)
+            worker.begin([descriptor])
+            outcome = _follow(worker, files, listener)
         finally:
             worker.end()  # from here on nobody writes the files
             for number, file in files.items():
                 if number is not None:
-                    arrived(number, file.finish())
+                    listener.arrived(number, file.finish())
     return files[None].finish() if outcome is None else outcome
 
 
 def convert(
-    uri: str,
-    descriptor: int,
-    *,
-    account: Account | None,
-    settings: dict[str, object],
-    deadline: float,
-    image_bytes: int,
-    layers: Sequence[int],
-    progress: Converting,
+    order: protocol.Convert, files: Sequence[int], progress: Converting, sandbox: Sandbox
 ) -> Fetched:
-    """Convert in a worker that runs as `account` (None: as we do).
+    """Convert in a worker; `files` are the empty output and the layers, the lowest first.
 
-    `settings` are what `hpcimg.convert.Work` has besides the files and the uri.
-    The rest is as `hpcimg.fetch.contract.Convert` says, with the others as in `fetch`.
+    The rest is as `hpcimg.fetch.contract.Way.convert` says.
     """
-    with Worker(uri, "convert", deadline=deadline) as worker:
+    output = files[0]
+    account = sandbox.account
+    with Worker(order, sandbox) as worker:
         try:
             if account is not None:  # its tools open the file by a name of their own
-                os.fchown(descriptor, account.uid, -1)
-            _begin(
-                worker,
-                account,
-                {"settings": settings, "image_bytes": image_bytes},
-                [descriptor, *layers],
-            )
-            done, total, beside = 0, None, 0
-            while (said := _hear(worker))["say"] != "done":
-                if said["say"] == "progress":
-                    done, total, beside = said["bytes"], said["total"], said["beside"]
-                progress(done, total, beside)
+                os.fchown(output, account.uid, -1)
+            worker.begin(files)
+            said = protocol.Converted(0, None, 0)
+            while not isinstance(report := _hear(worker), protocol.Done):
+                if isinstance(report, protocol.Converted):
+                    said = report
+                progress(*said)
         finally:
             worker.end()
             if account is not None:
-                os.fchown(descriptor, os.geteuid(), -1)
-    return _Follower(descriptor).finish()
+                os.fchown(output, os.geteuid(), -1)
+    return _Follower(output).finish()
 
 
-def verify(
-    uri: str,
-    descriptor: int,
-    *,
-    account: Account | None,
-    settings: dict[str, object],
-    deadline: float,
-    image_bytes: int,
-) -> None:
-    """Ask in a worker that runs as `account` whether the site trusts the image in the file.
+def verify(order: protocol.Verify, descriptor: int, sandbox: Sandbox) -> None:
+    """Ask in a worker whether the site trusts the image in the file. Raises HpcimgError.
 
-    It may read the file and nothing more. `settings` are what `hpcimg.image.verify.Work` has
-    besides the file and the uri. Raises HpcimgError.
+    The worker may read the file and nothing more.
     """
+    account = sandbox.account
     file = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
     try:
         if account is not None:  # by its group: an owner could let itself write
             os.fchown(descriptor, -1, account.gid)
             os.fchmod(descriptor, 0o440)
-        with Worker(uri, "verify", deadline=deadline) as worker:
-            request = {"settings": settings, "image_bytes": image_bytes}
-            _begin(worker, account, request, [file])
-            while _hear(worker)["say"] != "done":
+        with Worker(order, sandbox) as worker:
+            worker.begin([file])
+            while not isinstance(_hear(worker), protocol.Done):
                 pass
     finally:
         os.close(file)
@@ -143,17 +95,8 @@ def verify(
             os.fchmod(descriptor, 0o600)
 
 
-def _begin(
-    worker: Worker, account: Account | None, request: dict[str, Any], files: Sequence[int]
-) -> None:
-    worker.tell(files, uri=worker.uri, work=worker.doing, account=account, **request)
-
-
 def _follow(
-    worker: Worker,
-    files: dict[int | None, _Follower],
-    offered: Offered,
-    progress: Progress,
+    worker: Worker, files: dict[int | None, _Follower], listener: Listener
 ) -> Outcome | None:
     """Hear a fetch until it is done; return None where it left the whole image in its file.
 
@@ -161,54 +104,59 @@ def _follow(
     """
     phase, total, in_layers = "asking", None, False
     while True:
-        said = _hear(worker)
-        match said.pop("say"):
-            case "offer":
-                layers = tuple(Blob(*layer) for layer in said.pop("layers"))
-                in_layers = bool(layers)
-                total = _offer(worker, files, offered, Offer(**said, layers=layers))
+        match _hear(worker):
+            case protocol.Offering(offer):
+                in_layers = bool(offer.layers)
+                total = _offer(worker, files, listener, offer)
                 continue
-            case "sha256":
-                worker.tell(sha256=files[said["layer"]].finish().sha256)
+            case protocol.DigestWanted(layer):
+                worker.tell(protocol.Digest(_written(files, layer).finish().sha256))
                 continue
-            case "progress":
-                files[said["layer"]].follow(int(said["bytes"]))
-                phase, total = "fetching", total if in_layers else said["total"]
-            case "rewind":
-                files[said["layer"]].rewind()
-            case "retry":
-                log.warning("%s: next try in %.1f s: %s", worker.uri, said["wait_s"], said["why"])
+            case protocol.Moved(layer, done, of):
+                _written(files, layer).follow(done)
+                phase, total = "fetching", total if in_layers else of
+            case protocol.Rewound(layer):
+                _written(files, layer).rewind()
+            case protocol.Retrying(why, wait_s):
+                log.warning("%s: next try in %.1f s: %s", worker.uri, wait_s, why)
                 phase = "waiting"
-            case "done" if said.get("declined"):
-                return Declined()
-            case "done" if said["unchanged"]:
-                return Unchanged()
-            case "done":
+            case Declined() | Unchanged() as outcome:
+                return outcome
+            case protocol.Done():
                 return Gathered() if in_layers else None
-        progress(phase, sum(file.position for file in files.values()), total)
+        listener.progress(phase, sum(file.position for file in files.values()), total)
 
 
-def _hear(worker: Worker) -> dict[str, Any]:
-    """Return what the worker says next, or that it is silent. Raises the error that it met."""
-    said = worker.hear() or {"say": "nothing"}
-    if said["say"] == "error":
-        if "traceback" in said:
-            log.error("%s", said["traceback"])
-        raise from_dict(said)
-    return said
+def _written(files: dict[int | None, _Follower], layer: int | None) -> _Follower:
+    if layer not in files:
+        raise Bug("a fetch speaks of a layer that it was not asked for")
+    return files[layer]
+
+
+def _hear(worker: Worker) -> protocol.Report | None:
+    """Return what the worker says next, None where it is silent. Raises the error that it met."""
+    report = worker.hear()
+    if isinstance(report, protocol.Failed):
+        if report.traceback:
+            log.error("%s", report.traceback)
+        raise from_dict(report._asdict())
+    return report
 
 
 def _offer(
-    worker: Worker, files: dict[int | None, _Follower], offered: Offered, offer: Offer
+    worker: Worker, files: dict[int | None, _Follower], listener: Listener, offer: Offer
 ) -> int | None:
     """Pass an offer on, and the answer back; return the bytes that are to come."""
     image = files[None]
     files.clear()  # those of an earlier offer are closed by now
     files[None] = image
-    answer = offered(offer)
-    wanted = {n: file for n, file in enumerate(answer or ()) if file is not None}
+    answer = listener.offered(offer)
+    if answer is None:
+        worker.tell(Declined())
+        return None
+    wanted = {number: file for number, file in enumerate(answer) if file is not None}
     files.update({number: _Follower(file) for number, file in wanted.items()})
-    worker.tell(list(wanted.values()), wanted=answer is not None, layers=list(wanted))
+    worker.tell(protocol.Wanted(tuple(wanted)), list(wanted.values()))
     if offer.layers:
         return sum(offer.layers[number].size_bytes for number in wanted)
     return offer.size_bytes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
@@ -12,10 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 from hpcimg.errors import Bug, DeadlinePassed, Interrupted
-from hpcimg.worker import namespaces
+from hpcimg.worker import namespaces, protocol
+from hpcimg.worker.accounts import Account
 
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from hpcimg.worker.main import main; main()"
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -27,17 +27,25 @@ _CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_C
 _PASSED_ON = (*_PROXIES, *(name.upper() for name in _PROXIES), *_CERTIFICATES)
 
 
-class Worker:
-    """A process that runs `hpcimg.worker.main`; killed at the end of the context at the latest.
+class Sandbox(NamedTuple):
+    """What a worker is confined to.
 
-    `uri` is what it works on, for errors; `doing` is "fetch", "convert" or "verify".
-    `deadline` is a time.monotonic() value.
+    It runs as `account` (None: as we do), until `deadline`, a time.monotonic() value;
+    an image may have `image_bytes` bytes.
     """
 
-    def __init__(self, uri: str, doing: str, *, deadline: float) -> None:
-        self.uri = uri
-        self.doing = doing
-        self._deadline = deadline
+    account: Account | None
+    deadline: float
+    image_bytes: int
+
+
+class Worker:
+    """A process that runs `hpcimg.worker.main`; killed at the end of the context at the latest."""
+
+    def __init__(self, order: protocol.Order, sandbox: Sandbox) -> None:
+        self.uri = order.uri
+        self._order = order
+        self._sandbox = sandbox
         self._heard = bytearray()
         self._ours, theirs = socket.socketpair()
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
@@ -74,11 +82,16 @@ class Worker:
             self._process.kill()
             self._process.wait()
 
-    def tell(self, files: Sequence[int] = (), **fields: object) -> None:
+    def begin(self, files: Sequence[int]) -> None:
+        """Give it its order, with the open files that belong to it. Raises DeadlinePassed."""
+        sandbox = self._sandbox
+        self.tell(protocol.Start(sandbox.account, sandbox.image_bytes, self._order), files)
+
+    def tell(self, message: protocol.Message, files: Sequence[int] = ()) -> None:
         """Send it one message, with open files. Raises DeadlinePassed where it does not listen."""
-        self._ours.settimeout(max(0.001, self._deadline - time.monotonic()))
+        self._ours.settimeout(max(0.001, self._sandbox.deadline - time.monotonic()))
         try:
-            text = json.dumps(fields).encode() + b"\n"
+            text = protocol.encode(message)
             sent = socket.send_fds(self._ours, [text], files)
             self._ours.sendall(text[sent:])
         except (BrokenPipeError, ConnectionResetError):
@@ -86,13 +99,13 @@ class Worker:
         except TimeoutError:
             raise self._late() from None
 
-    def hear(self) -> dict[str, Any] | None:
+    def hear(self) -> protocol.Report | None:
         """Return the next thing it says, or None after a second of silence.
 
-        Raises DeadlinePassed, Interrupted.
+        Raises DeadlinePassed, Interrupted, and Bug where it is none of the protocol's.
         """
         while (end := self._heard.find(b"\n")) < 0:
-            left = self._deadline - time.monotonic()
+            left = self._sandbox.deadline - time.monotonic()
             if left > 0 and not select.select([self._stdout], [], [], min(left, 1.0))[0]:
                 return None
             if left <= 0:
@@ -102,12 +115,19 @@ class Worker:
                 raise self._ended()
             self._heard += more
             if len(self._heard) > _LINE_MAX:
-                raise Bug(f"the process that has to {self.doing} {self.uri} says too much")
+                raise self._confused("its message has no end")
         line = bytes(self._heard[:end])
         del self._heard[: end + 1]
-        said = json.loads(line)
-        assert isinstance(said, dict)
-        return said
+        try:
+            return protocol.from_worker(line)
+        except (ValueError, RecursionError) as error:
+            raise self._confused(str(error)) from None
+
+    def _confused(self, why: str) -> Bug:
+        return Bug(f"the {self._doing()} process of {self.uri} cannot be understood", why=why)
+
+    def _doing(self) -> str:
+        return type(self._order).__name__.lower()
 
     def _late(self) -> DeadlinePassed:
         return DeadlinePassed(
@@ -119,5 +139,5 @@ class Worker:
         code = self._process.wait()
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         return Interrupted(
-            f"the {self.doing} of {self.uri} did not end well", why=f"its process {how}"
+            f"the {self._doing()} of {self.uri} did not end well", why=f"its process {how}"
         )

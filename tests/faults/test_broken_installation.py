@@ -144,7 +144,8 @@ def test_both_ways_killed_at_once(checkout: Path, node: Node) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "package"), [("locks", "filelock"), ("retry", "tenacity"), ("transfer", "requests")]
+    ("module", "package"),
+    [("locks", "filelock"), ("http/retry", "tenacity"), ("http/download", "requests")],
 )
 def test_a_package_that_is_missing(module: str, package: str, checkout: Path, node: Node) -> None:
     path = checkout / "hpcimg" / f"{module}.py"
@@ -174,7 +175,8 @@ def test_only_a_cache_that_is_found_faulty_drains_the_node(checkout: Path, node:
     # The word of the error alone is not enough: it may come of what a user named.
     stage = checkout / "hpcimg" / "stage.py"
     text = stage.read_text()
-    stage.write_text(f"{text}\n\ndef stage(*_, **__):\n    raise CacheUnusable('x')\n")
+    raises = "def stage(*_, **__):\n    raise CacheUnusable('x')\n"
+    stage.write_text(f"{text}\nfrom hpcimg.errors import CacheUnusable\n\n{raises}")
     run(node, hook, 2)
     assert node.record(2)["class"] == "node"
     stage.write_text(text)

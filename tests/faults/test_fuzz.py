@@ -23,7 +23,7 @@ from hpcimg.config import load as config
 from hpcimg.errors import ConfigError, HpcimgError, NotFound
 from hpcimg.site import policy
 from hpcimg.slurm import comment, prolog, warm
-from hpcimg.worker import monitor
+from hpcimg.worker import monitor, protocol
 from tests.parts.node import EPILOG, PROLOG, ROOT, TASK_PROLOG, Node
 from tests.reference_cases import INVALID, VALID
 from tests.unit.test_conffiles import TEXTS
@@ -117,8 +117,8 @@ def test_a_comment(text: str) -> None:
 def quiet_node(memory: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
     """A node with nothing to fetch anything with."""
 
-    def fetch(wanted: reference.Reference, *_: object, **__: object) -> None:
-        raise NotFound(f"there is nothing at {wanted.uri}")
+    def fetch(order: protocol.Fetch, *_: object) -> None:
+        raise NotFound(f"there is nothing at {order.uri}")
 
     monkeypatch.setattr(monitor, "fetch", fetch)
     made = Node(memory)

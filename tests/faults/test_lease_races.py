@@ -17,8 +17,9 @@ from hpcimg import reference
 from hpcimg.cache import directories, ensure, evict, hot, lease, policy
 from hpcimg.cache.paths import Layout
 from hpcimg.cache.policy import Cache
-from hpcimg.fetch.contract import Arrived, Fetched, Offer, Offered, Outcome, Progress
+from hpcimg.fetch.contract import Request
 from tests.parts.images import make_sif
+from tests.parts.served import Content, Server
 
 TEXT = "https://example.org/x.sif"
 URI = reference.parse(TEXT)
@@ -39,16 +40,8 @@ class Image:
     def stage(self, job: str) -> ensure.Staged:
         """Take the long way, which may fetch."""
         cache = Cache(self.layout, LIMITS, tag_ttl_s=3600)
-        deadline = time.monotonic() + 20
-        staged = ensure.ensure(
-            cache,
-            URI,
-            job=job,
-            owner=None,
-            deadline=deadline,
-            fetch=self._fetch,
-            convert=self._convert,
-        )
+        request = Request(URI, time.monotonic() + 20, job)
+        staged = ensure.ensure(cache, request, Server(Content(self.data)))
         hit = hot.Hit(self.key, staged.path, URI.uri)
         hot.remember(
             self.layout, TEXT, hit, owner=None, fingerprint="f", fresh_until=staged.fresh_until
@@ -65,22 +58,6 @@ class Image:
     def ready(self, job: str) -> bool:
         """Tell whether the job has what it was told: the image, whole, and a lease on it."""
         return self.path.read_bytes() == self.data and job in lease.holders(self.layout, self.key)
-
-    def _fetch(
-        self,
-        descriptor: int,
-        *,
-        validator: str,
-        offered: Offered,
-        arrived: Arrived,
-        progress: Progress,
-    ) -> Outcome:
-        offered(Offer("", len(self.data)))
-        os.pwrite(descriptor, self.data, 0)
-        return Fetched(len(self.data), hashlib.sha256(self.data).hexdigest())
-
-    def _convert(self, *_: object, **__: object) -> Fetched:
-        raise AssertionError  # the image is one file already
 
 
 class Pause:

@@ -20,7 +20,7 @@ import pytest
 from hpcimg import errors
 from hpcimg.cli import main as cli
 from hpcimg.config import load as config
-from hpcimg.config.keys import KEYS
+from hpcimg.config.keys import KEYS, NAMED
 from hpcimg.fetch.contract import Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
@@ -29,6 +29,7 @@ from tests.parts import docblocks, images
 from tests.parts.docblocks import EXAMPLE_REGISTRY, EXAMPLE_WEB, PAGES, ROOT, Block
 from tests.parts.node import Node
 from tests.parts.ociimages import make_layer, push_image
+from tests.parts.parents import Parent
 from tests.parts.registry import Registry
 from tests.parts.webfaults import Slow
 from tests.parts.webserver import WebServer
@@ -236,14 +237,14 @@ def test_the_example_of_a_source_fetches(docs_web: WebServer, tmp_path: Path) ->
     docs_web.put("/bwa", answer.encode())
     reference = Reference("catalog", docs_web.url("/bwa").removeprefix("http://"))
     settings = Settings(2, 30.0, 5.0, 5.0, insecure=True, networks=("127.0.0.1",))
-    said: list[tuple[str, dict[str, Any]]] = []
+    parent = Parent()
     target = tmp_path / "image"
     with target.open("w+b") as file:
-        sink = Sink(file.fileno(), lambda what, **fields: said.append((what, fields)), lambda: True)
+        sink = Sink(file.fileno(), parent)
         assert module["fetch"](reference, sink, validator="", settings=settings) is False
         assert module["fetch"](reference, sink, validator="12ab", settings=settings) is True
     assert target.stat().st_size == SIZES["bwa"]
-    assert said[0] == ("offer", Offer("12ab", SIZES["bwa"], "12ab")._asdict())
+    assert parent.said[0] == ("offer", Offer("12ab", SIZES["bwa"], "12ab"))
 
 
 @needs_images
@@ -325,7 +326,7 @@ def test_every_key_is_in_the_man_page_with_its_default() -> None:
             keys.append((here, name, default))
     known = [(key.section, key.name, key.default) for key in KEYS]
     assert keys[: len(known)] == known
-    own = [name for kind in ("registry", "static") for name in config._NAMED[kind][1]]
+    own = [name for kind in ("registry", "static") for name in NAMED[kind][1]]
     assert [name for _, name, _ in keys[len(known) :]] == own
     for name in own:
         assert f"| `{name}` |" in (DOCS / "reference-config.md").read_text()

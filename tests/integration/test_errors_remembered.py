@@ -14,10 +14,11 @@ import pytest
 from hpcimg import stage
 from hpcimg.config import load as config
 from hpcimg.errors import Forbidden
-from hpcimg.fetch.settings import Settings
+from hpcimg.fetch.contract import Request
 from hpcimg.node import open_cache
-from hpcimg.worker import monitor
-from hpcimg.worker.accounts import Account
+from hpcimg.reference import parse
+from hpcimg.worker import monitor, protocol
+from hpcimg.worker.process import Sandbox
 from tests.integration.checks import let_pass, refused, staged
 from tests.integration.test_node_trouble import AS_ROOT
 from tests.parts.node import Node
@@ -128,8 +129,9 @@ def test_what_the_node_and_each_user_may_not_read_is_remembered_apart(
 ) -> None:
     asked: list[tuple[int, bool]] = []
 
-    def forbidden(*_: object, account: Account, settings: Settings, **__: object) -> None:
-        asked.append((account.uid, settings.as_user))
+    def forbidden(order: protocol.Fetch, _: int, __: object, sandbox: Sandbox) -> None:
+        assert sandbox.account
+        asked.append((sandbox.account.uid, order.settings.as_user))
         raise Forbidden("no")
 
     monkeypatch.setattr(monitor, "fetch", forbidden)
@@ -140,10 +142,10 @@ def test_what_the_node_and_each_user_may_not_read_is_remembered_apart(
 
     def ask(uid: int, host: str = "other.example") -> list[tuple[int, bool]]:
         asked.clear()
+        text = f"docker://{host}/x:1"
+        request = Request(parse(text), time.monotonic() + 9)
         with pytest.raises(Forbidden):
-            stage.stage(
-                loaded, cache, f"docker://{host}/x:1", deadline=time.monotonic() + 9, uid=uid
-            )
+            stage.stage(loaded, cache, request, text=text, uid=uid)
         return asked[:]
 
     assert ask(games) == [(nobody, False), (games, True)]

@@ -6,11 +6,13 @@ import os
 import socket
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from hpcimg.errors import Damaged
+from hpcimg.fetch.contract import Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
 from hpcimg.reference import Reference
@@ -19,6 +21,7 @@ from tests.integration.checks import failed, got, let_pass, refused, staged, tog
 from tests.integration.conftest import MakeSif, Start
 from tests.parts.images import make_squashfs
 from tests.parts.node import Node
+from tests.parts.parents import Parent
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to act for several users")
 HOUR = 3600
@@ -84,16 +87,17 @@ def test_a_file_that_has_changed_is(node: Node, path: Path, make_sif: MakeSif) -
 
 
 def test_a_file_that_changes_while_it_is_copied(path: Path) -> None:
-    def change() -> bool:
-        with path.open("ab") as file:
-            file.write(b"more")
-        return True
+    class Changes(Parent):
+        def offer(self, offer: Offer) -> Mapping[int, int] | None:
+            with path.open("ab") as file:
+                file.write(b"more")
+            return super().offer(offer)
 
     descriptor = os.memfd_create("image")
     settings = Settings(
         tries=1, deadline=time.monotonic() + 9, connect_timeout_s=1, stall_timeout_s=1
     )
-    sink = Sink(descriptor, lambda *_, **__: None, change)
+    sink = Sink(descriptor, Changes())
     with pytest.raises(Damaged, match="changed while it was copied"):
         files.fetch(Reference("file", str(path)), sink, validator="", settings=settings)
     os.close(descriptor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from hpcimg.fetch.sink import Sink
 from hpcimg.http import ranges
 from hpcimg.http.download import download
 from hpcimg.http.session import open_session
+from tests.parts.parents import Parent
 from tests.parts.webanswer import Fault
 from tests.parts.webfaults import Slow, Status, Truncate
 from tests.parts.webserver import WebServer
@@ -36,7 +37,7 @@ class Download:
     """What came of one download."""
 
     def __init__(self, web: WebServer, directory: Path, faults: Iterable[Fault]) -> None:
-        self.said: list[str] = []
+        self.parent = Parent()
         self._web = web
         self._path = directory / "file"
         web.script(PATH, faults)
@@ -44,7 +45,7 @@ class Download:
     def run(self, *, tries: int = 3) -> bytes:
         settings = Settings(tries, time.monotonic() + 60, 5.0, 5.0, networks=("127.0.0.1",))
         with self._path.open("w+b", buffering=0) as file, open_session(settings) as session:
-            sink = Sink(file.fileno(), lambda what, **_: self.said.append(what), dict)
+            sink = Sink(file.fileno(), self.parent)
             url = self._web.url(PATH)
             download(session, url, sink, settings, offer=lambda _, total: Offer("v", total))
             assert sink.position == len(self._path.read_bytes())
@@ -87,32 +88,21 @@ def test_a_part_that_fails(slow: MakeDownload, fault: Fault) -> None:
     """What came before it is kept, and the rest is asked for again."""
     made = slow(fault)
     assert made.run() == DATA
-    assert made.said.count("retry") == 1
-    assert "rewind" not in made.said
+    assert len(made.parent.heard("retrying")) == 1
+    assert made.parent.heard("rewound") == []
 
 
 def test_a_file_that_changes(web: WebServer, slow: MakeDownload) -> None:
     made, other = slow(), os.urandom(len(DATA))
 
-    def change(*_: object) -> bool:
-        web.put(PATH, other, etag='"2"')
-        return True
+    class Changes(Parent):
+        def offer(self, offer: Offer) -> Mapping[int, int] | None:
+            if not self.said:
+                web.put(PATH, other, etag='"2"')
+            return super().offer(offer)
 
-    made.said = _Watched(change)
+    made.parent = Changes()
     assert made.run() == other
-
-
-class _Watched(list[str]):
-    """Calls a function once, when the first word is heard."""
-
-    def __init__(self, function: Callable[..., object]) -> None:
-        super().__init__()
-        self._function = function
-
-    def append(self, word: str) -> None:
-        if not self:
-            self._function()
-        super().append(word)
 
 
 def test_a_server_without_ranges_or_validator(web: WebServer, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hpcimg.fetch.sink import Sink
 from hpcimg.http.session import open_session
 from hpcimg.sources.oci.registry import Registry, parse_name
 from tests.parts.node import LOOPBACK
+from tests.parts.parents import Parent
 from tests.parts.registry import PASSWORD, USER
 from tests.parts.tokenserver import basic
 
@@ -25,12 +26,12 @@ def auth_file(host: str, **fields: str) -> str:
 
 
 class Target:
-    """A sink with its file in memory. `said` is what it would tell the parent."""
+    """A sink with its file in memory."""
 
     def __init__(self) -> None:
-        self.said: list[tuple[str, dict[str, Any]]] = []
+        self.parent = Parent()
         self.descriptor = os.memfd_create("target")
-        self.sink = Sink(self.descriptor, self._say, lambda: True)
+        self.sink = Sink(self.descriptor, self.parent)
 
     def content(self) -> bytes:
         """Return what was written."""
@@ -38,10 +39,7 @@ class Target:
 
     def retries(self) -> list[str]:
         """Return why attempts failed."""
-        return [fields["why"] for what, fields in self.said if what == "retry"]
-
-    def _say(self, what: str, **fields: Any) -> None:
-        self.said.append((what, fields))
+        return [why for why, _ in self.parent.heard("retrying")]
 
 
 Connect = Callable[..., Registry]

@@ -20,16 +20,15 @@ from hpcimg.cache.ensure import Staged, ensure
 from hpcimg.cache.policy import Cache
 from hpcimg.errors import Damaged
 from hpcimg.fetch.contract import (
-    Arrived,
     Blob,
     Converting,
     Declined,
     Fetched,
     Gathered,
+    Listener,
     Offer,
-    Offered,
     Outcome,
-    Progress,
+    Request,
     Unchanged,
 )
 from hpcimg.reference import parse
@@ -111,21 +110,13 @@ class Server:
         self.transfers = 0
         self.conversions = 0
 
-    def fetch(
-        self,
-        descriptor: int,
-        *,
-        validator: str,
-        offered: Offered,
-        arrived: Arrived,
-        progress: Progress,
-    ) -> Outcome:
+    def fetch(self, descriptor: int, listener: Listener, *, validator: str) -> Outcome:
         self.asked += 1
         self.at("asked")
         offer = self.content.offer
         if validator == offer.validator:
             return Unchanged()
-        files = offered(offer)
+        files = listener.offered(offer)
         if files is None:
             return Declined()
         self.transfers += 1
@@ -144,7 +135,7 @@ class Server:
                     self.lied |= parts[number] is self.sent
                     half = len(parts[number]) // 2
                     _write(file, parts[number][:half], 0)
-                    progress("fetching", done + half, total)
+                    listener.progress("fetching", done + half, total)
                     self.at("half")
                     _write(file, parts[number][half:], half)
                     done += len(parts[number])
@@ -153,9 +144,12 @@ class Server:
             if offer.layers:
                 for number, file in wanted.items():
                     if file is not None:
-                        arrived(number, _seen(file))
+                        listener.arrived(number, _seen(file))
         self.at("arrived")
         return Gathered() if offer.layers else _seen(descriptor)
+
+    def verify(self, descriptor: int, *, source: str) -> None:
+        raise AssertionError("no policy asks for it")
 
     def convert(
         self, descriptor: int, *, image_config: str, layers: Sequence[int], progress: Converting
@@ -197,15 +191,7 @@ def stage(
     directories.prepare(layout)
     store.sweep(layout)
     inflight.sweep(layout)
-    staged = ensure(
-        cache,
-        parse(uri),
-        job=job,
-        owner=owner,
-        deadline=time.monotonic() + 5,
-        fetch=server.fetch,
-        convert=server.convert,
-    )
+    staged = ensure(cache, Request(parse(uri), time.monotonic() + 5, job, owner), server)
     with contextlib.suppress(OSError):
         hot.remember(
             layout,

@@ -17,7 +17,16 @@ from hpcimg.cache.inflight import Inflight
 from hpcimg.cache.paths import Layout
 from hpcimg.cache.policy import Cache
 from hpcimg.errors import NoRoom, TooLarge, Unreachable
-from hpcimg.fetch.contract import Blob, Converting, Fetched, Files, Offer, Offered, Outcome
+from hpcimg.fetch.contract import (
+    Blob,
+    Converting,
+    Fetched,
+    Files,
+    Listener,
+    Offer,
+    Outcome,
+    Request,
+)
 from hpcimg.locks import held
 from hpcimg.reference import parse
 from tests.parts.served import Content, Server, sha256, stage, tiny_image
@@ -38,17 +47,15 @@ def make_cache(directory: Path, *, max_size: int = 1 << 20, max_image_size: int 
 @contextmanager
 def arriving(cache: Cache) -> Iterator[Arrival]:
     layout, deadline = cache.layout, time.monotonic() + 5
+    request = Request(parse(URI), deadline, "1")
 
     def lock(name: str) -> AbstractContextManager[bool]:
         return held(layout.lock(name), deadline=deadline, waiting=lambda _: None)
 
     with (
-        Inflight(layout, "x", uri=URI, job="1", private=False) as under_way,
-        Arrival(
-            cache, under_way, uri=URI, owner=None, deadline=deadline, lock=lock,
-            tell=lambda *_: None,
-        ) as arrival,
-    ):  # fmt: skip
+        Inflight(layout, "x", request) as under_way,
+        Arrival(cache, under_way, request, lock=lock) as arrival,
+    ):
         yield arrival
 
 
@@ -68,7 +75,7 @@ def test_a_file_that_comes_in_one_go_keeps_to_the_sites_limit(tmp_path: Path) ->
         assert arrival.offered(Offer("v1")) == ()
         os.write(arrival.descriptor, FILE)
         with pytest.raises(TooLarge, match="this site takes images up to 1000 B"):
-            arrival.finish(Fetched(len(FILE), sha256(FILE)))
+            arrival.finish(Fetched(len(FILE), sha256(FILE)), Server(IN_LAYERS))
     assert list(store.entries(cache.layout)) == []
 
 
@@ -123,12 +130,15 @@ def test_what_a_conversion_unpacks_counts_and_makes_room(tmp_path: Path) -> None
             beside(progress, 9000)
             raise AssertionError("there is no room for that")
 
+        server = Server(IN_LAYERS)
+        server.convert = convert  # type: ignore[method-assign,assignment]
+
         def beside(progress: Converting, size_bytes: int) -> None:
             arrival._inflight._next = 0.0
             progress(1, 2, size_bytes)
 
         with pytest.raises(NoRoom, match="no room on this node"):
-            arrival.convert(convert)
+            arrival.convert(server)
 
 
 def test_another_offer_takes_the_place_of_the_first(tmp_path: Path) -> None:
@@ -138,7 +148,7 @@ def test_another_offer_takes_the_place_of_the_first(tmp_path: Path) -> None:
         assert arrival.offered(Offer("v1", 5, "0" * 64)) == ()
         assert arrival.offered(Offer("v2", len(FILE))) == ()
         os.write(arrival.descriptor, FILE)
-        entry = arrival.finish(Fetched(len(FILE), sha256(FILE)))
+        entry = arrival.finish(Fetched(len(FILE), sha256(FILE)), Server(IN_LAYERS))
     assert entry.key == f"sha256-{sha256(FILE)}"
 
 
@@ -150,7 +160,7 @@ def test_the_same_layers_offered_again(tmp_path: Path) -> None:
             files = arrival.offered(Offer(digit, manifest=digit * 64, config="{}", layers=layers))
             assert files
         bring(arrival, files)
-        entry = arrival.convert(Server(IN_LAYERS).convert)
+        entry = arrival.convert(Server(IN_LAYERS))
     assert entry.key == f"sha256-{'0' * 64}-squashfs"
 
 
@@ -160,16 +170,14 @@ def test_a_server_that_ends_its_offer_of_what_was_just_evicted(tmp_path: Path) -
     content = Content(FILE, announced="digest")
     stage(cache, URI, Server(content))
 
-    def fetch(descriptor: int, *, validator: str, offered: Offered, **_: object) -> Outcome:
-        assert validator
-        evict.evict(cache.layout, content.key("squashfs"))
-        assert offered(content.offer) == ()
-        raise Unreachable("gone")
+    class Gone(Server):
+        def fetch(self, descriptor: int, listener: Listener, *, validator: str) -> Outcome:
+            assert validator
+            evict.evict(cache.layout, content.key("squashfs"))
+            assert listener.offered(content.offer) == ()
+            raise Unreachable("gone")
 
     began = time.monotonic()
     with pytest.raises(Unreachable, match="gone"):
-        ensure(
-            cache, parse(URI), job="1", owner=None, deadline=began + 30, fetch=fetch,
-            convert=Server(content).convert,
-        )  # fmt: skip
+        ensure(cache, Request(parse(URI), began + 30, "1"), Gone(content))
     assert time.monotonic() - began < 30

@@ -15,18 +15,10 @@ from hpcimg.cache.ensure import Staged, ensure
 from hpcimg.cache.paths import Layout
 from hpcimg.cache.policy import Cache
 from hpcimg.errors import TooLarge
-from hpcimg.fetch.contract import (
-    Arrived,
-    Fetch,
-    Fetched,
-    Offer,
-    Offered,
-    Outcome,
-    Progress,
-    Unchanged,
-)
+from hpcimg.fetch.contract import Listener, Offer, Outcome, Request, Way
 from hpcimg.reference import parse
 from tests.parts import images
+from tests.parts.served import Content, Server
 
 URI = "https://images.example.org/x.sif"
 
@@ -38,48 +30,23 @@ def cache(tmp_path: Path) -> Cache:
     return Cache(layout, policy.Limits(1 << 40, 1 << 40, 1 << 40, 0, 0.0), tag_ttl_s=0.0)
 
 
-class Source:
-    """A server with one image; `asked` runs when it is asked for news."""
+class Source(Server):
+    """A server with one image; `news` runs when it is asked for news."""
 
-    def __init__(self, data: bytes, asked: Callable[[], object]) -> None:
-        self.data = data
-        self.asked = asked
+    def __init__(self, data: bytes, news: Callable[[], object]) -> None:
+        super().__init__(Content(data))
+        self.news = news
         self.validators: list[str] = []
 
-    def __call__(
-        self,
-        descriptor: int,
-        *,
-        validator: str,
-        offered: Offered,
-        arrived: Arrived,
-        progress: Progress,
-    ) -> Outcome:
+    def fetch(self, descriptor: int, listener: Listener, *, validator: str) -> Outcome:
         self.validators.append(validator)
         if validator:
-            self.asked()
-            return Unchanged()
-        assert offered(Offer("v1", len(self.data))) == ()
-        os.write(descriptor, self.data)
-        return Fetched(len(self.data), hashlib.sha256(self.data).hexdigest())
+            self.news()
+        return super().fetch(descriptor, listener, validator=validator)
 
 
-def no_conversion(*_: object, **__: object) -> Fetched:
-    """Stand for what an image that is one file already has no use for."""
-    raise AssertionError
-
-
-def run(cache: Cache, source: Fetch, job: str, uri: str = URI) -> Staged:
-    deadline = time.monotonic() + 10
-    return ensure(
-        cache,
-        parse(uri),
-        job=job,
-        owner=None,
-        deadline=deadline,
-        fetch=source,
-        convert=no_conversion,
-    )
+def run(cache: Cache, way: Way, job: str, uri: str = URI) -> Staged:
+    return ensure(cache, Request(parse(uri), time.monotonic() + 10, job), way)
 
 
 @pytest.fixture
@@ -98,7 +65,7 @@ def test_an_image_evicted_while_the_server_was_asked_is_fetched_again(
     staged = run(cache, source, "2")
     assert staged.how == "fetched"
     assert Path(staged.path).read_bytes() == data
-    assert source.validators == ["", "v1", ""]
+    assert source.validators == ["", hashlib.sha256(data).hexdigest(), ""]
     assert os.listdir(cache.layout.tmp) == os.listdir(cache.layout.inflight) == []
 
 
@@ -115,13 +82,14 @@ def test_many_addresses_of_one_image(cache: Cache, data: bytes) -> None:
 def test_what_has_no_length_is_stopped_as_soon_as_the_cache_is_too_small(cache: Cache) -> None:
     """Not at the next look around, a second later: a fast server fills a disk by then."""
 
-    def endless(_: int, *, offered: Offered, progress: Progress, **__: object) -> Outcome:
-        assert offered(Offer("v1")) == ()
-        for size in range(1, 102):
-            progress("fetching", size, None)
-        raise AssertionError
+    class Endless(Server):
+        def fetch(self, descriptor: int, listener: Listener, *, validator: str) -> Outcome:
+            assert listener.offered(Offer("v1")) == ()
+            for size in range(1, 102):
+                listener.progress("fetching", size, None)
+            raise AssertionError
 
     limited = cache._replace(limits=cache.limits._replace(max_size=100))
     with pytest.raises(TooLarge, match="the cache holds 100 B"):
-        run(limited, endless, "1")
+        run(limited, Endless(Content()), "1")
     assert os.listdir(cache.layout.tmp) == os.listdir(cache.layout.inflight) == []

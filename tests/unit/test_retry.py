@@ -13,6 +13,7 @@ from hpcimg.errors import HpcimgError, TransientError, Unreachable
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
 from hpcimg.http.retry import attempts
+from tests.parts.parents import Parent
 from tests.unit.test_errors import all_classes
 
 SETTINGS = Settings(tries=5, deadline=float("inf"), connect_timeout_s=1, stall_timeout_s=1)
@@ -21,10 +22,10 @@ SETTINGS = Settings(tries=5, deadline=float("inf"), connect_timeout_s=1, stall_t
 class Work:
     """Something that fails as told; it counts its tries, and how long was slept between."""
 
-    def __init__(self, sink: Sink, slept: list[float], said: list[dict[str, object]]) -> None:
-        self._sink = sink
+    def __init__(self, parent: Parent, descriptor: int, slept: list[float]) -> None:
+        self._sink = Sink(descriptor, parent)
         self.slept = slept
-        self.said = said
+        self.said = parent.said
         self.tries = 0
 
     def run(self, failures: list[HpcimgError | None], settings: Settings = SETTINGS) -> None:
@@ -41,14 +42,9 @@ class Work:
 def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[Work]:
     """Work whose waits take no time, since the sleeps are only written down."""
     slept: list[float] = []
-    said: list[dict[str, object]] = []
     monkeypatch.setattr(time, "sleep", slept.append)
-
-    def say(what: str, **fields: object) -> None:
-        said.append({"say": what, **fields})
-
     descriptor = os.memfd_create("image")
-    yield Work(Sink(descriptor, say, lambda: True), slept, said)
+    yield Work(Parent(), descriptor, slept)
     os.close(descriptor)
 
 
@@ -117,6 +113,4 @@ def test_does_not_wait_beyond_the_deadline(work: Work) -> None:
 def test_says_why_it_waits(work: Work) -> None:
     work.run([busy(), None])
     [said] = work.said
-    assert said["say"] == "retry"
-    assert said["why"] == "h cannot be served now: the server answered 503"
-    assert said["wait_s"] == work.slept[0]
+    assert said == ("retrying", "h cannot be served now: the server answered 503", work.slept[0])

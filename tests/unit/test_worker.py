@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from hpcimg.errors import DeadlinePassed, TooLarge
+from hpcimg.fetch.contract import Fetched, Files, Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.reference import Reference
 from hpcimg.worker import monitor, namespaces, process
+from hpcimg.worker.protocol import Digest, DigestWanted, Fetch, Rewound
 from tests.parts.node import ROOT
 
 # It leaves session and group, and is nobody's child any more.
@@ -25,11 +27,22 @@ fcntl.flock(file, fcntl.LOCK_EX)
 if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
-        print('{{"say": "up", "pid": %d}}' % os.getpid(), flush=True)
+        print('["Rewound", %d]' % os.getpid(), flush=True)
         time.sleep(60)
     os._exit(0)
 time.sleep(60)
 """
+
+
+def order(path: Path) -> Fetch:
+    settings = Settings(1, time.monotonic() + 30, 5.0, 5.0)
+    return Fetch(Reference("file", str(path)), settings, "")
+
+
+def worker(*, seconds: float = 30) -> process.Worker:
+    """Start a process, for `_START` as a test has it."""
+    sandbox = process.Sandbox(None, time.monotonic() + seconds, 0)
+    return process.Worker(order(Path("/x")), sandbox)
 
 
 def has_namespaces() -> bool:
@@ -42,11 +55,13 @@ def has_namespaces() -> bool:
 def test_what_it_detached_is_gone_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "held"
     monkeypatch.setattr(process, "_START", DETACHED.format(path=str(path)))
-    with process.Worker("x", "convert", deadline=time.monotonic() + 30) as made:
+    with worker() as made:
         said = made.hear()
         while said is None:
             said = made.hear()
-        assert said["pid"] < 10
+        assert isinstance(said, Rewound)
+        assert said.layer
+        assert said.layer < 10
         made.end()
         with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody holds it any more
@@ -59,7 +74,7 @@ import os, sys
 sys.path.insert(0, {root!r})
 from hpcimg.worker import namespaces
 namespaces.mount_own_proc()
-print('{{"say": "%d"}}' % len([name for name in os.listdir("/proc") if name.isdigit()]))
+print('["Rewound", %d]' % len([name for name in os.listdir("/proc") if name.isdigit()]))
 """
 
 
@@ -67,48 +82,51 @@ print('{{"say": "%d"}}' % len([name for name in os.listdir("/proc") if name.isdi
 def test_a_conversion_sees_its_own_processes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     before = len(os.listdir("/proc"))
     monkeypatch.setattr(process, "_START", SEES.format(root=str(ROOT)))
-    with process.Worker("x", "convert", deadline=time.monotonic() + 30) as made:
-        assert made.hear() == {"say": "1"}
+    with worker() as made:
+        assert made.hear() == Rewound(1)
     assert len(os.listdir("/proc")) > before / 2  # ours is what it was
 
 
 ASKS_AND_DOES_NOT_LISTEN = """
 import os
 while True:
-    os.write(1, b'{"say": "sha256"}' + bytes([10]))
+    os.write(1, b'["DigestWanted", null]' + bytes([10]))
 """
 
 
 def test_who_asks_and_does_not_listen_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "_START", ASKS_AND_DOES_NOT_LISTEN)
-    with process.Worker("x", "fetch", deadline=time.monotonic() + 2) as made:
-        assert made.hear() == {"say": "sha256"}
+    with worker(seconds=2) as made:
+        assert made.hear() == DigestWanted(None)
         full = [b"0" * 100_000] * 100  # more than waits in any socket
-        with pytest.raises(DeadlinePassed, match="x was not ready in time"):
-            made.tell(sha256=str(full))
+        with pytest.raises(DeadlinePassed, match="/x was not ready in time"):
+            made.tell(Digest(str(full)))
 
 
 def test_without_namespaces_it_runs_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(namespaces, "_OURS", "/nonexistent")
-    monkeypatch.setattr(process, "_START", 'import os; print(\'{"say": "%d"}\' % os.getppid())')
-    with process.Worker("x", "fetch", deadline=time.monotonic() + 30) as made:
-        assert made.hear() == {"say": str(os.getpid())}
+    monkeypatch.setattr(process, "_START", "import os; print('[\"Rewound\", %d]' % os.getppid())")
+    with worker() as made:
+        assert made.hear() == Rewound(os.getpid())
+
+
+class Listens:
+    """Takes what is offered."""
+
+    def offered(self, offer: Offer) -> Files | None:
+        return ()
+
+    def arrived(self, number: int, fetched: Fetched) -> None:
+        raise AssertionError
+
+    def progress(self, phase: str, done: int, total: int | None) -> None:
+        pass
 
 
 def fetch(path: Path, target: Path, image_bytes: int) -> object:
+    sandbox = process.Sandbox(None, time.monotonic() + 30, image_bytes)
     with target.open("w+b") as file:
-        return monitor.fetch(
-            Reference("file", str(path)),
-            file.fileno(),
-            account=None,
-            settings=Settings(1, time.monotonic() + 30, 5.0, 5.0),
-            deadline=time.monotonic() + 30,
-            image_bytes=image_bytes,
-            validator="",
-            offered=lambda _: (),
-            arrived=lambda *_: None,
-            progress=lambda *_: None,
-        )
+        return monitor.fetch(order(path), file.fileno(), Listens(), sandbox)
 
 
 def test_a_file_that_gets_too_large(tmp_path: Path) -> None:

@@ -1,0 +1,134 @@
+"""The way to an image from its own source, with one set of rights and credentials."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+
+from hpcimg import schemes
+from hpcimg.cache import store
+from hpcimg.cache.failures import Memory
+from hpcimg.cache.policy import Cache
+from hpcimg.config.keys import Config
+from hpcimg.fetch.contract import Converting, Fetched, Listener, Outcome
+from hpcimg.fetch.settings import Settings
+from hpcimg.reference import Reference
+from hpcimg.site.services import Credentials, Service
+from hpcimg.worker import accounts, monitor, protocol
+from hpcimg.worker.accounts import Account
+from hpcimg.worker.process import Sandbox
+
+_TRIES = 8
+_TRIES_WITH_A_CACHED_IMAGE = 2
+_UNPACKED = 10  # times the whole cache: no image unpacks to more
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """A `hpcimg.fetch.contract.Way`: a worker fetches from the source.
+
+    `account` fetches (None: we do), with the `site` credentials and, where
+    `as_user`, those of the job's user. The image is private to the uid `owner`,
+    or with None for all.
+    """
+
+    config: Config
+    cache: Cache
+    wanted: Reference
+    service: Service
+    deadline: float
+    account: Account | None
+    owner: int | None = None
+    site: Credentials = "none"
+    as_user: bool = False
+
+    def memory(self, *, anew: bool) -> Memory:
+        """Return which failures are remembered of this way; with `anew`, none is the answer."""
+        # A look at a mounted file system costs no server anything.
+        forgetful = anew or schemes.of(self.wanted.scheme).mounted
+        return Memory(
+            ttl_s=0.0 if forgetful else self.config.error_ttl_s,
+            settings=self.config.fingerprint,
+            # A user may read what the site's account may not, and the other way round.
+            asker="user" if self.as_user else "site" if self.site == "all" else "",
+        )
+
+    def fetch(self, descriptor: int, listener: Listener, *, validator: str) -> Outcome:
+        order = protocol.Fetch(self.wanted, self._settings(bool(validator)), validator)
+        return monitor.fetch(order, descriptor, listener, self._sandbox(self.account))
+
+    def convert(
+        self, descriptor: int, *, image_config: str, layers: Sequence[int], progress: Converting
+    ) -> Fetched:
+        # Never as the user, whose processes could look into this one and keep its files open.
+        sandbox = self._sandbox(accounts.unprivileged(self.config.account))
+        with store.work_directory(self.cache.layout, _uid(sandbox)) as directory:
+            order = protocol.Convert(
+                uri=self.wanted.uri,
+                config=image_config,
+                directory=directory,
+                format=self.cache.image_format,
+                compression=self.config.compression,
+                max_unpacked_bytes=_UNPACKED * self.cache.limits.max_size,
+            )
+            return monitor.convert(order, [descriptor, *layers], progress, sandbox)
+
+    def verify(self, descriptor: int, *, source: str) -> None:
+        sandbox = self._sandbox(accounts.unprivileged(self.config.account))
+        with store.work_directory(self.cache.layout, _uid(sandbox)) as directory:
+            order = protocol.Verify(
+                uri=self.wanted.uri,
+                how=self.config.verify,
+                keyring=self.config.keyring,
+                source=source,
+                directory=directory,
+            )
+            monitor.verify(order, descriptor, sandbox)
+
+    def _settings(self, cached: bool) -> Settings:
+        places = self.service.places(self.site)
+        return Settings(
+            tries=_TRIES_WITH_A_CACHED_IMAGE if cached else _TRIES,
+            deadline=self.deadline,
+            connect_timeout_s=self.config.connect_timeout_s,
+            stall_timeout_s=self.config.stall_timeout_s,
+            insecure=places[-1].insecure,
+            service=self.service.url,
+            region=self.service.region,
+            credentials=places[-1].credentials,
+            as_user=self.as_user,
+            places=places if schemes.of(self.wanted.scheme).in_registry else (),
+            networks=self.config.networks,
+            site_hosts=self.service.site_hosts,
+        )
+
+    def _sandbox(self, account: Account | None) -> Sandbox:
+        most = self.cache.limits.max_size  # as the kernel is told as well
+        return Sandbox(account, self.deadline, min(most, self.cache.max_image_size or most))
+
+
+def _uid(sandbox: Sandbox) -> int | None:
+    return sandbox.account.uid if sandbox.account else None
+
+
+def origins(
+    config: Config, cache: Cache, wanted: Reference, service: Service, *, deadline: float, uid: int
+) -> Iterator[Origin]:
+    """Yield the ways for a job of `uid`, the one whose image the most may use first."""
+    may_read_as_user = schemes.of(wanted.scheme).as_user
+    if os.geteuid() != 0:  # all of the cache is one user's
+        yield Origin(
+            config, cache, wanted, service, deadline, None, site="all", as_user=may_read_as_user
+        )
+        return
+    unprivileged = accounts.unprivileged(config.account)
+    shared = Origin(config, cache, wanted, service, deadline, unprivileged, site="shared")
+    yield shared
+    if service.private:
+        yield dataclasses.replace(shared, owner=uid, site="all")
+    if may_read_as_user and uid != 0:
+        # It gets none of the site's: a process of the user's is the user's to look into.
+        yield dataclasses.replace(
+            shared, account=accounts.of_user(uid), owner=uid, site="none", as_user=True
+        )

@@ -1,0 +1,215 @@
+"""What goes back and forth between a worker and who started it.
+
+Each message is one line: a JSON list of the message's name and its fields. A worker
+that was taken over may write anything, so each field is checked against its type.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import types
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from hpcimg.fetch.contract import Declined, Offer, Unchanged
+from hpcimg.fetch.settings import Settings
+from hpcimg.reference import Reference
+from hpcimg.worker.accounts import Account
+
+# To the worker
+
+
+class Fetch(NamedTuple):
+    """The order to fetch an image into the file that comes with it.
+
+    `validator` is as `hpcimg.fetch.contract.Way.fetch` has it.
+    """
+
+    reference: Reference
+    settings: Settings
+    validator: str
+
+    @property
+    def uri(self) -> str:
+        return self.reference.uri
+
+
+class Convert(NamedTuple):
+    """The order to convert layers; the output comes with it, then the layers, the lowest first.
+
+    The fields are those of `hpcimg.convert.image.Work`.
+    """
+
+    uri: str
+    config: str
+    directory: str
+    format: str
+    compression: str
+    max_unpacked_bytes: int
+
+
+class Verify(NamedTuple):
+    """The order to verify the image file that comes with it.
+
+    The fields are those of `hpcimg.image.verify.Work`.
+    """
+
+    uri: str
+    how: str
+    keyring: str
+    source: str
+    directory: str
+
+
+Order = Fetch | Convert | Verify
+
+
+class Start(NamedTuple):
+    """The first message, with the files of the order.
+
+    It says who to be (None: as who started it), and how large an image may be.
+    """
+
+    account: Account | None
+    image_bytes: int
+    order: Order
+
+
+class Wanted(NamedTuple):
+    """The answer to an offer that is taken up: the layers whose files come with it."""
+
+    layers: tuple[int, ...]
+
+
+class Digest(NamedTuple):
+    """The answer to DigestWanted."""
+
+    sha256: str
+
+
+# From the worker. A `layer` is None where the image is one file.
+
+
+class Offering(NamedTuple):
+    """What the source is about to send. The answer is Wanted or Declined."""
+
+    offer: Offer
+
+
+class DigestWanted(NamedTuple):
+    """What is the sha256 of what is in the file? The answer is Digest."""
+
+    layer: int | None
+
+
+class Moved(NamedTuple):
+    """So many bytes are in the file, of so many where that is known."""
+
+    layer: int | None
+    done: int
+    total: int | None
+
+
+class Rewound(NamedTuple):
+    """The file is empty again."""
+
+    layer: int | None
+
+
+class Retrying(NamedTuple):
+    """An attempt failed; the next one begins after `wait_s` seconds."""
+
+    why: str
+    wait_s: float
+
+
+class Converted(NamedTuple):
+    """How far a conversion is, as `hpcimg.fetch.contract.Converting` has it."""
+
+    done: int
+    total: int | None
+    beside: int
+
+
+class Done(NamedTuple):
+    """The order is carried out."""
+
+
+class Failed(NamedTuple):
+    """The error that ends the work, as `HpcimgError.to_dict` has it."""
+
+    error: str
+    what: str
+    why: str
+    do: str
+    traceback: str = ""
+
+
+Answer = Wanted | Declined | Digest
+Report = (
+    Offering | DigestWanted | Moved | Rewound | Retrying | Converted | Done | Unchanged | Declined
+    | Failed
+)  # fmt: skip
+Message = Start | Answer | Report
+_ORDERS = (Fetch, Convert, Verify)
+
+
+def encode(message: Message) -> bytes:
+    """Return the line for a message."""
+    return json.dumps(_named(message)).encode() + b"\n"
+
+
+def to_worker(line: bytes) -> Start | Answer:
+    """Return the message that a worker gets. Raises ValueError."""
+    message: Start | Answer = _build(Start | Answer, json.loads(line))
+    return message
+
+
+def from_worker(line: bytes) -> Report:
+    """Return what a worker says. Raises ValueError where it is no message of this protocol."""
+    report: Report = _build(Report, json.loads(line))
+    return report
+
+
+def _named(message: Message | Order) -> list[object]:
+    fields = (_named(field) if isinstance(field, _ORDERS) else field for field in message)
+    return [type(message).__name__, *fields]
+
+
+def _build(hint: Any, value: Any) -> Any:
+    """Return a value of JSON as the type that a field has. Raises ValueError."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        kinds = [kind for kind in inner if kind is not types.NoneType]
+        if value is None and len(kinds) < len(inner):
+            return None
+        if len(kinds) == 1:
+            return _build(kinds[0], value)
+        name, *fields = _list(value) or [""]
+        for kind in kinds:
+            if kind.__name__ == name:
+                return _build(kind, fields)
+        raise ValueError("no such message")
+    if origin is tuple:
+        return tuple(_build(inner[0], each) for each in _list(value))
+    if isinstance(hint, type) and issubclass(hint, tuple):
+        hints, values = _fields(hint), _list(value)
+        if len(values) != len(hints):
+            raise ValueError(f"these are not the fields of {hint.__name__}")
+        return hint(*(_build(*pair) for pair in zip(hints, values, strict=True)))
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise ValueError(f"no {hint.__name__}")
+    return value
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError("no list")  # noqa: TRY004
+    return value
+
+
+@functools.cache
+def _fields(kind: type) -> tuple[Any, ...]:
+    return tuple(get_type_hints(kind).values())
