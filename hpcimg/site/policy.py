@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from hpcimg import reference
 from hpcimg.config.keys import Config
 from hpcimg.errors import NotAllowed
@@ -22,8 +24,19 @@ def _allowed(config: Config, wanted: Reference) -> bool:
     readings = wanted.readings()
     if not all(reference.matches_any(read, config.allow) for read in readings):
         return False
-    # docker:// and oras:// are two words for the same image.
-    others = [name for name, row in SCHEMES.items() if row.in_registry and name != wanted.scheme]
-    if of(wanted.scheme).in_registry:
-        readings += [wanted._replace(scheme=name).address for name in others]
+    readings += [other.address for other in _others(config, wanted)]
     return not any(reference.matches_any(read, config.deny) for read in readings)
+
+
+def _others(config: Config, wanted: Reference) -> Iterator[Reference]:
+    """Yield other references to the same image, which `deny` may be about."""
+    if of(wanted.scheme).in_registry:  # docker:// and oras:// are two words for one thing
+        for name, row in SCHEMES.items():
+            if row.in_registry:
+                yield wanted._replace(scheme=name)
+    url = {"library": config.library_url, "shub": config.shub_url}.get(wanted.scheme)
+    if url:  # with the site's own service named, and without
+        host = url.partition("://")[2].partition("/")[0]
+        beside = wanted.rest.removeprefix(f"{host}/")
+        yield wanted._replace(rest=beside)
+        yield wanted._replace(rest=f"{host}/{beside}")

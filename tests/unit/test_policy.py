@@ -46,12 +46,17 @@ def allowed(directory: Path, settings: str, text: str) -> bool:
         "oras://docker.io/library/ubuntu",
         f"docker://good.example/app:1@{DIGEST}",
         "/data//private/x.sif",
+        "library://bad/c/x",
+        "library://library.sylabs.io/bad/c/x",
+        "shub://bad/x",
+        "shub://singularity-hub.org/bad/x",
     ],
 )
 def test_what_is_denied_is_so_by_every_spelling(tmp_path: Path, text: str) -> None:
     deny = (
         "deny = http://h/private/*, docker://evil.example/*, docker://docker.io/*, "
-        "file:///data/private/*, docker://good.example/app@*"
+        "file:///data/private/*, docker://good.example/app@*, library://bad/*, "
+        "shub://singularity-hub.org/*"
     )
     assert not allowed(tmp_path, deny, text)
 
