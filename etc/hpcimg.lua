@@ -54,6 +54,7 @@ local CLOSING = { [")"] = "(", ["]"] = "[", ["}"] = "{", [">"] = "<" }
 local FORBIDDEN = "[^A-Za-z0-9%-._~:/?#%[%]@!&()*+,;=%%]"
 
 local M = {}
+local unpack = table.unpack or unpack -- Lua 5.1
 
 local function contains(list, item)
     for _, each in ipairs(list) do
@@ -748,7 +749,11 @@ function M.read(text)
     local wanted = {}
     -- The quotes of word processors are quotes.
     text = (text or ""):gsub("\226\128[\152\153\156\157]", '"')
-    if not text:find("://", 1, true) and not lower(text):find(KEY, 1, true) then
+    local small, is_ours = lower(text), false
+    for _, word in ipairs({ KEY, unpack(IMAGE_SCHEMES) }) do
+        is_ours = is_ours or small:find(word, 1, true)
+    end
+    if not is_ours then
         return wanted
     end
     local object = whole_object(text)

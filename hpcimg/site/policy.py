@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from hpcimg import reference
+from hpcimg import dockerhub, reference, spelling
 from hpcimg.config.keys import Config
 from hpcimg.errors import NotAllowed
 from hpcimg.reference import Reference
 from hpcimg.schemes import SCHEMES, of
+
+_WILD = frozenset("*?[")
 
 
 def parse(config: Config, text: str) -> Reference:
@@ -22,10 +24,26 @@ def parse(config: Config, text: str) -> Reference:
 def _allowed(config: Config, wanted: Reference) -> bool:
     """Tell whether a reference is allowed, whatever a server makes of its address."""
     readings = wanted.readings()
-    if not all(reference.matches_any(read, config.allow) for read in readings):
+    allow, deny = (
+        [_spelled(each) for each in patterns] for patterns in (config.allow, config.deny)
+    )
+    if not all(reference.matches_any(read, allow) for read in readings):
         return False
     readings += [other.address for other in _others(config, wanted)]
-    return not any(reference.matches_any(read, config.deny) for read in readings)
+    return not any(reference.matches_any(read, deny) for read in readings)
+
+
+def _spelled(pattern: str) -> str:
+    """Return a pattern with its host as references have it, where it has one and no wildcard."""
+    scheme, mark, rest = pattern.partition("://")
+    host, slash, path = rest.partition("/")
+    if mark and of(scheme).begins == "host" and not _WILD & set(host):
+        try:
+            host = spelling.host(host, port=80 if scheme == "http" else 443)
+        except ValueError:
+            return pattern
+        host = dockerhub.canonical(host) if of(scheme).in_registry else host
+    return f"{scheme}{mark}{host}{slash}{path}"
 
 
 def _others(config: Config, wanted: Reference) -> Iterator[Reference]:

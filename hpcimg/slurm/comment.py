@@ -19,6 +19,7 @@ MAX_NAME = 64
 _KEY = "container"
 # Schemes of container images and of nothing else.
 IMAGE_SCHEMES = ("docker://", "oras://", "library://", "shub://")
+_OURS = (_KEY, *IMAGE_SCHEMES)
 ENDINGS = (".sif", ".simg", ".img", ".sqsh", ".sqfs", ".squashfs")
 _SEPARATORS = ";\t\n\r\v\f"
 _QUOTES = "\"'`\\\u201c\u201d\u2018\u2019"  # those of word processors, too
@@ -56,9 +57,8 @@ def read(*texts: str) -> Wanted:
     wanted = Wanted()
     for text in texts:
         # Most comments are not ours, and cost no more than this.
-        if "://" not in text and _KEY not in text.translate(_TO_LOWER):
-            continue
-        if not _read_object(text, wanted):
+        lower = text.translate(_TO_LOWER)
+        if any(word in lower for word in _OURS) and not _read_object(text, wanted):
             _read_words(text, wanted)
     wanted.images = list(dict.fromkeys(wanted.images))
     wanted.problem = wanted.problem or _problem(wanted.images)
@@ -87,15 +87,15 @@ def _words(text: str) -> list[str]:
 
 
 def _read_words(text: str, wanted: Wanted) -> None:
-    pieces = [piece for word in _words(text) for piece in _cut(word)]
+    pieces = [*(piece for word in _words(text) for piece in _cut(word)), "", ""]
     number = 0
-    while number < len(pieces):
-        piece, following = pieces[number], (*pieces[number + 1 : number + 2], "")[0]
+    while pieces[number]:
+        piece, following = pieces[number], pieces[number + 1]
         number += 1
         is_ours = piece.startswith(MARK)
         bare = piece.strip(_QUOTES).translate(_TO_LOWER)
         if bare == _KEY and following[:1] in (":", "="):  # container : URI
-            piece, following = piece + following, (*pieces[number + 1 : number + 2], "")[0]
+            piece, following = piece + following, pieces[number + 1]
             number += 1
             asked = _after_mark(piece)
             if asked and not _is_image(asked):
@@ -144,9 +144,7 @@ def _after_mark(piece: str) -> str | None:
     if body[: len(_KEY)].translate(_TO_LOWER) != _KEY:
         return None
     colon = _colon(body, len(_KEY))
-    if not colon:
-        return None
-    return _unquoted(body[colon:])
+    return _unquoted(body[colon:]) if colon else None
 
 
 def _unquoted(text: str) -> str:

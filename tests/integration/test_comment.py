@@ -49,6 +49,7 @@ def test_names_in_json(node: Node, web: WebServer, make_sif: MakeSif) -> None:
         ("container:/a.sif B=docker://b", "did you mean container:B=docker://b"),
         ("containers:ubuntu:22.04", "did you mean docker://ubuntu:22.04"),
         ('{"container": 1}', "neither text"),
+        ('{"container": "\\ud800"}', "characters that no address has"),
         ("Container:ubuntu:22.04", "did you mean docker://ubuntu:22.04"),
         ("image:docker://user:SECRET@h/x", "comments are public"),
         ("image:library://h/x:y?SECRET", "library://h/x:y?..."),

@@ -76,6 +76,16 @@ def test_what_is_allowed_is_so_by_every_spelling(tmp_path: Path, text: str) -> N
 
 
 @pytest.mark.parametrize(
+    "pattern",
+    ["docker://Evil.Example/*", "docker://evil.example:443/*", "docker://evil.example./*"],
+)
+def test_patterns_may_be_spelled_otherwise_too(tmp_path: Path, pattern: str) -> None:
+    assert not allowed(tmp_path, f"deny = {pattern}", "docker://evil.example/x")
+    assert allowed(tmp_path, f"allow = {pattern}", "docker://evil.example/x")
+    assert not allowed(tmp_path, "deny = docker://index.docker.io/*", "docker://ubuntu")
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "http://h/public%2Fx.sif",
