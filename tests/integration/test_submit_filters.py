@@ -342,7 +342,28 @@ def test_a_comment_of_the_greatest_length_passes(lua: Lua) -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", [";", " ", ";a", "container:", "container:;", "container:/a ", "a=", "/", "@:", "\x01"]
+    "piece",
+    [
+        ";",
+        " ",
+        ";a",
+        "container:",
+        "container:;",
+        "container:/a ",
+        "a=",
+        "/",
+        "@:",
+        "\x01",
+        '"',
+        "'(",
+        'container"',
+        ",container:",
+        '{"container":',
+        "[",
+        "docker://",
+        "%25",
+        "a.",
+    ],
 )
 def test_long_hostile_comments_take_no_time(lua: Lua, piece: str) -> None:
     """slurmctld answers nobody while a comment is being read: 10 s here are for slow hosts."""

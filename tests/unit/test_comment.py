@@ -146,3 +146,23 @@ def test_the_comment_comes_before_what_extra_has() -> None:
 def test_an_object_that_is_nested_too_deep_is_read_as_words() -> None:
     deep = "[" * 64 + "]" * 64
     assert written(read(f'{{"a":{deep},"container":"/a.sif"}}').images) == ["/a.sif"]
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    "piece",
+    [
+        '"',
+        "'(",
+        'container"',
+        ",container:",
+        '{"container":',
+        "[",
+        "docker://",
+        "a=",
+        "container =",
+    ],
+)
+def test_long_hostile_comments_take_no_time(piece: str) -> None:
+    for text in (piece * (65536 // len(piece)), "container:" + piece * (65536 // len(piece))):
+        read(text)

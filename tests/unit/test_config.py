@@ -137,6 +137,8 @@ def test_settings_tell_where_they_come_from(main: Path) -> None:
         ("[policy]\nmax_requeues = -1\n", "[policy] max_requeues", "'-1' is not a number"),
         ("[slurm]\ncomment = query\n", "unknown key 'comment' in [slurm]", "bin"),
         ("[log]\nto = hpcimg.log\n", "[log] to", "absolute path"),
+        ("[static docker]\n", "[static docker] cannot be a scheme", "it is one already"),
+        ("[static Pages]\nurl = https://h\n", "[static Pages] cannot be", "lower-case letters"),
         ("[registry h]\nmirrors = https://m", "[registry h] mirrors", "write HOST[:PORT]"),
         ("[registry h]\nauth_file = h.json", "[registry h] auth_file", "absolute path"),
         ("[stage]\nregistries_conf = x", "[stage] registries_conf", "absolute path"),
