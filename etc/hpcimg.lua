@@ -54,7 +54,6 @@ local CLOSING = { [")"] = "(", ["]"] = "[", ["}"] = "{", [">"] = "<" }
 local FORBIDDEN = "[^A-Za-z0-9%-._~:/?#%[%]@!&()*+,;=%%]"
 
 local M = {}
-local unpack = table.unpack or unpack -- Lua 5.1
 
 local function contains(list, item)
     for _, each in ipairs(list) do
@@ -493,6 +492,24 @@ local function is_key(name)
         or name:find(KEY, 1, true)
 end
 
+-- Whether a word begins with the key, or has one letter wrong or two in a wrong place.
+local function is_like_key(word)
+    -- contained is a word of its own.
+    if starts_with(word, KEY) or #word > #KEY + 1 or not word:find("[rs]$") then
+        return starts_with(word, KEY)
+    end
+    local missing, more = KEY, 0
+    for letter in word:gmatch(".") do
+        local at = missing:find(letter, 1, true)
+        if at then
+            missing = missing:sub(1, at - 1) .. missing:sub(at + 1)
+        else
+            more = more + 1
+        end
+    end
+    return #missing <= 1 and more <= 1
+end
+
 -- The reference in a word that is meant for us and asks for nothing, or nil.
 local function nearly(piece)
     local small, at = lower(piece), nil
@@ -512,7 +529,7 @@ local function nearly(piece)
     end
     local body = piece:gsub("^[\"'`\\%(%[{<-]+", "")
     local key = body:match("^[A-Za-z0-9_-]*")
-    local value = starts_with(lower(key), KEY) and colon(body, #key + 1)
+    local value = is_like_key(lower(key)) and colon(body, #key + 1)
     if value and is_image(unquoted(body:sub(value))) then
         return unquoted(body:sub(value))
     end
@@ -749,14 +766,11 @@ function M.read(text)
     local wanted = {}
     -- The quotes of word processors are quotes.
     text = (text or ""):gsub("\226\128[\152\153\156\157]", '"')
-    local small, is_ours = lower(text), false
-    for _, word in ipairs({ KEY, unpack(IMAGE_SCHEMES) }) do
-        is_ours = is_ours or small:find(word, 1, true)
-    end
-    if not is_ours then
+    local has_key = lower(text):find(KEY, 1, true)
+    if not has_key and not text:find("/", 1, true) then
         return wanted
     end
-    local object = whole_object(text)
+    local object = has_key and whole_object(text)
     if not object then
         read_words(text, wanted)
         return wanted
@@ -765,7 +779,7 @@ function M.read(text)
         if is_our_pair(pair) then
             add_value(pair.value, wanted)
         elseif type(pair.value) == "string" then
-            if starts_with(lower(pair.key), KEY) then
+            if is_like_key(lower(pair.key)) then
                 look_at_other(pair.key .. ":" .. pair.value, wanted)
             else
                 read_words(pair.value, wanted)

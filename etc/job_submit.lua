@@ -25,7 +25,7 @@ end
 
 -- Whether there may be something of ours in it: few comments have either.
 local function mentions_image(text)
-    return text and (text:find("://", 1, true) or text:lower():find("container", 1, true))
+    return text and (text:find("/", 1, true) or text:lower():find("container", 1, true))
 end
 
 -- Bring the comment of job_desc in order. references may be nil.

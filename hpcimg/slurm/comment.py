@@ -19,7 +19,6 @@ MAX_NAME = 64
 _KEY = "container"
 # Schemes of container images and of nothing else.
 IMAGE_SCHEMES = ("docker://", "oras://", "library://", "shub://")
-_OURS = (_KEY, *IMAGE_SCHEMES)
 ENDINGS = (".sif", ".simg", ".img", ".sqsh", ".sqfs", ".squashfs")
 _SEPARATORS = ";\t\n\r\v\f"
 _QUOTES = "\"'`\\\u201c\u201d\u2018\u2019"  # those of word processors, too
@@ -56,9 +55,9 @@ def read(*texts: str) -> Wanted:
     """
     wanted = Wanted()
     for text in texts:
-        # Most comments are not ours, and cost no more than this.
-        lower = text.translate(_TO_LOWER)
-        if any(word in lower for word in _OURS) and not _read_object(text, wanted):
+        # A comment without a reference in it is not ours, and costs no more than this.
+        is_ours = "/" in text or _KEY in text.translate(_TO_LOWER)
+        if is_ours and not _read_object(text, wanted):
             _read_words(text, wanted)
     wanted.images = list(dict.fromkeys(wanted.images))
     wanted.problem = wanted.problem or _problem(wanted.images)
@@ -212,12 +211,26 @@ def _nearly(piece: str) -> str:
             is_name = before.endswith("=") and split_name(f"{name}={uri}")[0]
             return f"{name}={uri}" if is_name and not _is_key(name) else uri
     key, after = _key_and_value(piece)
-    if key and key.startswith(_KEY) and _is_image(after):
+    if _is_like_key(key) and _is_image(after):
         return after
     inner = lower.find(MARK)
     if inner > 0 and lower[inner - 1] in ":=" and _is_image(_unquoted(piece[inner + len(MARK) :])):
         return _unquoted(piece[inner + len(MARK) :])
     return ""
+
+
+def _is_like_key(word: str) -> bool:
+    """Tell whether a word begins with the key, or has one letter wrong or two in a wrong place."""
+    # contained is a word of its own.
+    if word.startswith(_KEY) or len(word) > len(_KEY) + 1 or not word.endswith(("r", "s")):
+        return word.startswith(_KEY)
+    missing, more = list(_KEY), 0
+    for letter in word:
+        if letter in missing:
+            missing.remove(letter)
+        else:
+            more += 1
+    return len(missing) <= 1 and more <= 1
 
 
 def _key_and_value(piece: str) -> tuple[str, str]:
@@ -244,6 +257,8 @@ def _read_object(text: str, wanted: Wanted) -> bool:
         return False
     if text.count("{") + text.count("[") > _NESTED_MAX:
         return False
+    if _KEY not in text.translate(_TO_LOWER):  # json takes 8 ms to load
+        return False
     import json
 
     def refuse(_: str) -> None:
@@ -257,7 +272,7 @@ def _read_object(text: str, wanted: Wanted) -> bool:
         if key.translate(_TO_LOWER) == _KEY:
             _read_value(value, wanted)
         elif isinstance(value, str):
-            if key.translate(_TO_LOWER).startswith(_KEY):
+            if _is_like_key(key.translate(_TO_LOWER)):
                 _look_at_other(f"{key}:{value}", wanted)
             else:
                 _read_words(value, wanted)

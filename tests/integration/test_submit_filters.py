@@ -241,7 +241,7 @@ def test_a_comment_is_for_lua_what_it_is_on_the_node(lua: Lua) -> None:
 def test_random_comments_are_for_lua_what_they_are_on_the_node(lua: Lua) -> None:
     choose = random.Random(20)
     words = [
-        "container", "Container", "containers", "image", ":", "=", " ", " ", ";", ",", '"', "'",
+        "container", "Container", "contaner", "image", ":", "=", " ", ";", ",", '"', "'",
         "(", ")", "{", "}", "[", "]", "\\", "docker://ubuntu:22.04", "oras://h/i", "/a.sif", "x",
         "tool=", "ubuntu:22.04", "?", "-", "|", '{"container":', '"a":', '"container": "/b.sif"}',
         "null", "1", "image.sif", "https://h/x",
