@@ -85,6 +85,10 @@ class Config:
         """Return what is said about a host (with its port, if the reference has one)."""
         return self.registries.get(host, Registry())
 
+    def service_url(self, scheme: str) -> str:
+        """Return the service of references that may leave out their host, "" for other schemes."""
+        return {"library": self.library_url, "shub": self.shub_url}.get(scheme, "")
+
 
 class Key(NamedTuple):
     """One key of the configuration: how it is read, what it is when it is not set."""

@@ -52,7 +52,7 @@ def _others(config: Config, wanted: Reference) -> Iterator[Reference]:
         for name, row in SCHEMES.items():
             if row.in_registry:
                 yield wanted._replace(scheme=name)
-    url = {"library": config.library_url, "shub": config.shub_url}.get(wanted.scheme)
+    url = config.service_url(wanted.scheme)
     if url:  # with the site's own service named, and without
         host = url.partition("://")[2].partition("/")[0]
         beside = wanted.rest.removeprefix(f"{host}/")

@@ -92,8 +92,7 @@ def _find(
     at = Location(wanted.host, bool(said.insecure), said.auth_file, said.shared)
     if wanted.scheme in config.statics:
         return Service((at,), url=config.statics[wanted.scheme].url)
-    urls = {"library": config.library_url, "shub": config.shub_url}
-    return Service((at,), url=urls.get(wanted.scheme, ""))
+    return Service((at,), url=config.service_url(wanted.scheme))
 
 
 def _s3(config: Config, environment: Mapping[str, str]) -> Service:
