@@ -113,7 +113,7 @@ MISSED: list[tuple[str, str]] = [
     ("contaner:/a.sif", "/a.sif"),
     ("Conatiner=x=/a.sif", "x=/a.sif"),
     ("containres:https://h/x.sif", "https://h/x.sif"),
-    ('{"a":"container","contianer":"/a.sif"}', "/a.sif"),
+    ('{"container":null,"contianer":"/a.sif"}', "/a.sif"),
     (f"image:{U}", U),
     (f"image={U}", U),
     (f'"image": "{U}"', U),
