@@ -9,7 +9,7 @@ RELEASES ?=
 MATRIX ?= .matrix
 BIN := .venv/bin
 
-.PHONY: help demo test test-kill test-long test-peers test-soak test-matrix lint bench bench-throughput bench-docker install clean
+.PHONY: help example demo test test-kill test-long test-peers test-soak test-matrix lint bench bench-throughput bench-docker install clean
 help:
 	@echo "make demo              a throwaway Slurm, a registry, real jobs: see it work (two minutes)"
 	@echo "make test              all tests"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-peers        ten thousand random images beside umoci"
 	@echo "make test-soak         five hundred jobs on a Slurm cluster where everything goes wrong"
 	@echo "make test-matrix       the Slurm tests on Slurm 22.05, 24.11 and 26.05"
+	@echo "make example           write etc/hpcimg.conf.example anew, after a change of config/keys.py"
 	@echo "make lint              ruff, mypy, shellcheck"
 	@echo "make bench             time the warm hit and the cold ways"
 	@echo "make bench-throughput  time large files beside curl"
@@ -33,6 +34,10 @@ help:
 	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
 	$(BIN)/python -m compileall -q hpcimg
 	touch $@
+
+# What says what each key is for is the program; the file is for those who read it on the web.
+example: .venv/ready
+	bin/hpcimg config --example >etc/hpcimg.conf.example
 
 demo: .venv/ready
 	$(BIN)/python -m tests.demo

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 
-from hpcimg import sources
+from hpcimg import schemes
 from hpcimg.cache import store
 from hpcimg.cache.failures import Memory
 from hpcimg.cache.policy import Cache
@@ -49,7 +49,7 @@ class Origin:
     def memory(self, *, anew: bool) -> Memory:
         """Return which failures are remembered of this way; with `anew`, none is the answer."""
         # A look at a mounted file system costs no server anything.
-        forgetful = anew or bool(self.wanted.mounted_file)
+        forgetful = anew or schemes.of(self.wanted.scheme).mounted
         return Memory(
             ttl_s=0.0 if forgetful else self.config.error_ttl_s,
             settings=self.config.fingerprint,
@@ -104,7 +104,7 @@ class Origin:
             login_needed=self.login_needed,
             login_next=self.login_next,
             wait_s=self.wait_s,
-            places=places if self.wanted.scheme in sources.IN_REGISTRIES else (),
+            places=places if schemes.of(self.wanted.scheme).in_registry else (),
             networks=self.config.networks,
             site_hosts=self.service.site_hosts,
         )
@@ -122,17 +122,19 @@ def origins(
     config: Config, cache: Cache, wanted: Reference, service: Service, *, deadline: float, uid: int
 ) -> Iterator[Origin]:
     """Yield the ways for a job of `uid`, the one whose image the most may use first."""
-    may_read_as_user = wanted.scheme in sources.READS_AS_USER
+    scheme = schemes.of(wanted.scheme)
+    may_read_as_user = scheme.as_user
     if os.geteuid() != 0:  # all of the cache is one user's
         yield Origin(
             config, cache, wanted, service, deadline, None, site="all", as_user=may_read_as_user
         )
         return
     unprivileged = accounts.unprivileged(config.account)
-    in_registry = wanted.scheme in sources.IN_REGISTRIES
-    user_next = in_registry and may_read_as_user and uid != 0
+    user_next = scheme.in_registry and may_read_as_user and uid != 0
     shared = Origin(config, cache, wanted, service, deadline, unprivileged, site="shared")
-    yield dataclasses.replace(shared, login_next=user_next or (in_registry and service.private))
+    yield dataclasses.replace(
+        shared, login_next=user_next or (scheme.in_registry and service.private)
+    )
     if service.private:
         yield dataclasses.replace(shared, owner=uid, site="all", login_next=user_next)
     if may_read_as_user and uid != 0:

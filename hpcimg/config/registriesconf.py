@@ -139,8 +139,10 @@ def _read_rule(table: dict[str, Any]) -> Rule:
     if not _PREFIX.fullmatch(prefix):
         raise ValueError(f"[[registry]] needs a prefix or a location, not {prefix!r}")
     by_digest = _flag(table, "mirror-by-digest-only")
+    host, slash, path = prefix.partition("/")
     return Rule(
-        prefix=prefix,
+        # As references have it.
+        prefix=f"{host.lower().removesuffix(':443')}{slash}{path}",
         location="" if location in ("", prefix) else _location(location),
         insecure=_flag(table, "insecure"),
         blocked=_flag(table, "blocked"),

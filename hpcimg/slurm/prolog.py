@@ -20,6 +20,7 @@ from hpcimg.config import load as config
 from hpcimg.config.keys import Config
 from hpcimg.errors import BadReference, Bug, ConfigError, HpcimgError, NodeError, from_os_error
 from hpcimg.fetch.contract import Request
+from hpcimg.reference import told
 from hpcimg.site import policy
 from hpcimg.slurm import comment, jobfiles, query, requeue
 from hpcimg.units import format_size
@@ -60,15 +61,14 @@ def _stage_all(
     conf: Config, job: str, uid: int, images: list[jobfiles.Image], started: float
 ) -> None:
     deadline = time.monotonic() + conf.deadline_s
-    written = os.environ.get("SLURM_JOB_COMMENT", "")
-    if not written and conf.comment_from == "query":
-        written = query.open_slurm().comment(job)
-    wanted = comment.wanted(written)
-    if not wanted:
+    wanted = comment.read(*(os.environ.get(name, "") for name in comment.VARIABLES))
+    images += [jobfiles.Image(name, text) for name, text in wanted.images[: comment.MAX_IMAGES]]
+    if wanted.problem:
+        raise BadReference(wanted.problem)
+    if wanted.missed[0]:
+        raise _missed(conf, *wanted.missed)
+    if not images:
         return
-    images += [jobfiles.Image(name, text) for name, text in wanted[: comment.MAX_IMAGES]]
-    if problem := comment.problem(wanted):
-        raise BadReference(problem)
     references = []
     for image in images:  # all are looked at before the first is fetched
         references.append(policy.parse(conf, image.text))
@@ -82,6 +82,17 @@ def _stage_all(
         image.key, image.path, image.source = staged.entry.key, staged.path, staged.how
         log.info("%s is at %s (%s)", image.uri, image.path, image.source)
     jobfiles.write_ready(cache.layout, job, uid, images, started=started)
+
+
+def _missed(conf: Config, written: str, right: str) -> HpcimgError:
+    """Return why a word that is meant for us asks for no image."""
+    try:
+        policy.parse(conf, comment.split_name(right)[1])
+    except HpcimgError as error:
+        return error
+    return BadReference(
+        f"{told(written)!r} asks for no image", why=f"did you mean {comment.MARK}{told(right)}"
+    )
 
 
 class _LoggedProgress:

@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Mapping
 from typing import NoReturn
 
-from hpcimg import sources
+from hpcimg import schemes
 from hpcimg.errors import Bug, CacheUnusable, HpcimgError, MissingTool, NoRoom, TooLarge
 from hpcimg.fetch.contract import Declined, Offer, Unchanged
 from hpcimg.fetch.sink import DeclinedOffer, Sink
@@ -95,7 +95,7 @@ class _Work:
 
     def _fetch(self, order: protocol.Fetch) -> protocol.Report:
         wanted = order.reference
-        source = importlib.import_module(sources.MODULES.get(wanted.scheme, sources.STATIC))
+        source = importlib.import_module(schemes.of(wanted.scheme).module)
         self._give_up_privileges(_FETCH_BYTES)
         sink = Sink(self._files[0], self._parent)
         unchanged = source.fetch(wanted, sink, validator=order.validator, settings=order.settings)

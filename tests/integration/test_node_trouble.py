@@ -171,16 +171,3 @@ def test_directories_are_made_for_others_to_read_whatever_the_umask(
     for directory in (node.cache, node.state, path.parent):
         assert directory.stat().st_mode & 0o777 == 0o755
     staged(node, 1, f"container:{url}", sif, how="hit")
-
-
-def test_asks_slurm_for_the_comment_where_the_site_says_so(
-    in_process: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    squeue = tmp_path / "squeue"
-    squeue.write_text("#!/bin/sh\necho container:ubuntu:22.04\n")
-    squeue.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.delenv("SLURM_JOB_COMMENT")
-    in_process.configure("[slurm]\ncomment = query\n")
-    assert prolog.main() == 0
-    failed(in_process, 1, in_process.task(1), "BadReference", "docker://ubuntu:22.04")
