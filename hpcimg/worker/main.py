@@ -96,6 +96,9 @@ class _Work:
     def _fetch(self, order: protocol.Fetch) -> protocol.Report:
         wanted = order.reference
         source = importlib.import_module(sources.MODULES.get(wanted.scheme, sources.STATIC))
+        if not order.settings.as_user:
+            # Other workers have the same account, and start programs that can be looked into.
+            namespaces.mount_own_proc()
         self._give_up_privileges(_FETCH_BYTES)
         sink = Sink(self._files[0], self._parent)
         unchanged = source.fetch(wanted, sink, validator=order.validator, settings=order.settings)

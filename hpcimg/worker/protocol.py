@@ -1,13 +1,16 @@
 """What goes back and forth between a worker and who started it.
 
 Each message is one line: a JSON list of the message's name and its fields. A worker
-that was taken over may write anything, so each field is checked against its type.
+that was taken over may write anything, so each field is checked against its type, numbers and
+digests against what they can be, and texts that are kept against how long they may be.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import math
+import re
 import types
 from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
@@ -152,6 +155,11 @@ Report = (
 )  # fmt: skip
 Message = Start | Answer | Report
 _ORDERS = (Fetch, Convert, Verify)
+LAYERS_MAX = 250  # the kernel hands over so many open files at once
+_NUMBER_MAX = 1 << 53  # as exact in JSON as elsewhere; bytes, counts, uids
+_TEXT_MAX = 4000  # characters of what is kept or shown
+_VALIDATOR_MAX = 1 << 16  # what http has for a header
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def encode(message: Message) -> bytes:
@@ -168,7 +176,26 @@ def to_worker(line: bytes) -> Start | Answer:
 def from_worker(line: bytes) -> Report:
     """Return what a worker says. Raises ValueError where it is no message of this protocol."""
     report: Report = _build(Report, json.loads(line))
+    match report:
+        case Offering(offer):
+            _check_offer(offer)
+        case Failed():
+            return Failed(*(text[:_TEXT_MAX] for text in report))
+        case Retrying(why, wait_s):
+            return Retrying(why[:_TEXT_MAX], wait_s)
     return report
+
+
+def _check_offer(offer: Offer) -> None:
+    """Look at what an offer makes file names, limits and records of. Raises ValueError."""
+    blobs = [blob.sha256 for blob in offer.layers]
+    for digest in (*filter(None, (offer.sha256, offer.manifest)), *blobs):
+        if not _SHA256.fullmatch(digest):
+            raise ValueError("that is no sha256")
+    if len(offer.layers) > LAYERS_MAX or (offer.layers and not offer.manifest):
+        raise ValueError("that is no image in layers")
+    if len(offer.validator) > _VALIDATOR_MAX:
+        raise ValueError("its validator has no end")
 
 
 def _named(message: Message | Order) -> list[object]:
@@ -198,9 +225,11 @@ def _build(hint: Any, value: Any) -> Any:
             raise ValueError(f"these are not the fields of {hint.__name__}")
         return hint(*(_build(*pair) for pair in zip(hints, values, strict=True)))
     if hint is float and type(value) is int:
-        return float(value)
+        value = float(value)
     if type(value) is not hint:
         raise ValueError(f"no {hint.__name__}")
+    if hint in (int, float) and not (math.isfinite(value) and 0 <= value <= _NUMBER_MAX):
+        raise ValueError("a number that cannot be")
     return value
 
 
