@@ -10,6 +10,7 @@ import os
 import re
 from typing import Any, NamedTuple
 
+from hpcimg import plainfile
 from hpcimg.errors import ConfigError
 
 _HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
@@ -53,11 +54,10 @@ def read(path: str) -> tuple[Rule, ...]:
     rules: dict[str, Rule] = {}
     for file in (path, *_drop_ins(f"{path}.d")):
         try:
-            with open(file, encoding="utf-8") as opened:
-                text = opened.read()
+            text = plainfile.read_text(file)
         except FileNotFoundError:
             continue
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(f"{file} cannot be read", why=str(error)) from None
         # A later file's table replaces the one with the same prefix.
         rules.update({rule.prefix: rule for rule in parse(text, file)})
