@@ -19,8 +19,6 @@ from hpcimg.worker import accounts, monitor, protocol
 from hpcimg.worker.accounts import Account
 from hpcimg.worker.process import Sandbox
 
-# A look at a mounted file system costs no server anything: its errors are not remembered.
-_MOUNTED = frozenset({"file", "oci", "oci-archive", "docker-archive"})
 _TRIES = 8
 _TRIES_WITH_A_CACHED_IMAGE = 2
 _UNPACKED = 10  # times the whole cache: no image unpacks to more
@@ -47,7 +45,8 @@ class Origin:
 
     def memory(self, *, anew: bool) -> Memory:
         """Return which failures are remembered of this way; with `anew`, none is the answer."""
-        forgetful = anew or self.wanted.scheme in _MOUNTED
+        # A look at a mounted file system costs no server anything.
+        forgetful = anew or self.wanted.scheme in sources.MOUNTED
         return Memory(
             ttl_s=0.0 if forgetful else self.config.error_ttl_s,
             settings=self.config.fingerprint,

@@ -31,5 +31,7 @@ STATIC = "hpcimg.sources.static"
 READS_AS_USER = frozenset(
     {"file", "docker", "oras", "oci", "oci-archive", "docker-archive", "s3", "swift"}
 )
+# What is looked at where it is mounted: no server is asked, and no login.
+MOUNTED = frozenset({"file", "oci", "oci-archive", "docker-archive"})
 # Whose images are in a registry, which may have mirrors.
 IN_REGISTRIES = frozenset({"oras", "docker"})

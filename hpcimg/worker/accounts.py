@@ -39,10 +39,8 @@ def unprivileged(name: str) -> Account | None:
             do=f"Create it: useradd --system --no-create-home --shell /usr/sbin/nologin {name}",
         ) from None
     if 0 in (found.pw_uid, found.pw_gid):
-        raise ConfigError(
-            f"[stage] account: {name} is root, or has root's group",
-            do="Name an unprivileged account.",
-        )
+        whose = "is root" if found.pw_uid == 0 else f"is {name}, which has root's group"
+        raise ConfigError(f"[stage] account {whose}", do="Name an unprivileged account.")
     return Account(found.pw_uid, found.pw_gid, ())
 
 

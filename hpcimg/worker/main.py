@@ -115,7 +115,7 @@ class _Work:
                 wanted, sink, validator=order.validator, settings=order.settings
             )
         except Forbidden as error:
-            if not order.settings.as_user or userfiles.home():
+            if wanted.scheme in sources.MOUNTED or not order.settings.as_user or userfiles.home():
                 raise
             why = f"{error.why}; this node has no account for your uid, so no home with a login"
             raise Forbidden(error.what, why=why.removeprefix("; "), do=error.do) from error

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.checks import finish, got, staged
+from tests.integration.checks import finish, got, refused, staged
 from tests.integration.conftest import Start
 from tests.parts.daemon import wait_until
 from tests.parts.node import Node
 from tests.parts.processes import descendants, gone, status_of
+from tests.parts.webfaults import Status
 from tests.parts.webserver import WebServer
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -51,6 +52,16 @@ def test_what_touches_the_network_is_not_root(
         hold.release()
         finish(prolog)
     got(node, 1, node.task(1), sif)
+
+
+@AS_ROOT
+def test_who_has_no_home_here_hears_of_it(node: Node, web: WebServer) -> None:
+    node.uid, node.gid = 3_999_999_999, 77_777
+    host = f"127.0.0.1:{web.port}"
+    node.configure(f"[registry {host}]\ninsecure = yes\n")
+    web.script("/v2/lab/x/manifests/1", [Status(401)] * 9)
+    words = ("may not be read", "this node has no account for your uid, so no home with a login")
+    refused(node, 1, f"container:docker://{host}/lab/x:1", "Forbidden", *words)
 
 
 def internet_sockets(pid: int) -> list[str]:
