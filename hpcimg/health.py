@@ -23,6 +23,7 @@ from hpcimg.image import verify
 from hpcimg.node import limits, verified_by
 from hpcimg.units import format_size
 from hpcimg.worker import accounts
+from hpcimg.worker.seal import has_leases
 
 OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"
 PACKAGES = ("requests", "filelock", "tenacity")
@@ -50,7 +51,7 @@ def node() -> tuple[Config | None, list[Finding]]:
         return None, [explained("configuration", error)]
     layout = Layout(conf.cache_path, conf.state_path)
     findings = [Finding("configuration", OK, "it can be read and is valid")]
-    findings += [*directories(layout), *_space(conf, layout), _state(layout)]
+    findings += [*directories(layout), *_seals(layout), *_space(conf, layout), _state(layout)]
     return conf, [*findings, _account(conf), *_verifier(conf), *_packages(), _clock()]
 
 
@@ -138,6 +139,28 @@ def _to_be_made(path: str) -> str:
     raise CacheUnusable(
         f"{path} cannot be made", why=f"{above} cannot be written", do="Make it writable."
     )
+
+
+def _seals(layout: Layout) -> list[Finding]:
+    """Look whether the kernel tells who writes to a file of the cache's."""
+    if not os.path.isdir(layout.tmp):
+        return []
+    path = processes.temp_path(layout.tmp, "health")
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            known = has_leases(descriptor)
+        finally:
+            os.close(descriptor)
+            os.unlink(path)
+    except OSError:  # of which the check before says more
+        return []
+    if known:
+        return []
+    what = f"the file system of {layout.cache} knows no leases (fcntl(2), F_SETLEASE)"
+    why = "hpcimg cannot see whether a process that got away still writes to an image"
+    return [Finding("leases", PROBLEM, what, why, "Use ext4, xfs, btrfs or a tmpfs.")]
 
 
 def _space(conf: Config, layout: Layout) -> list[Finding]:

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from hpcimg.fetch.contract import Fetched, Files, Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.reference import Reference
 from hpcimg.worker import monitor, namespaces, process
-from hpcimg.worker.protocol import Digest, DigestWanted, Fetch, Rewound
+from hpcimg.worker.protocol import Convert, Digest, DigestWanted, Fetch, Rewound
 from tests.parts.node import ROOT
 
 # It leaves session and group, and is nobody's child any more.
@@ -226,8 +226,16 @@ time.sleep(60)
 """
 
 
+def convert(_: Path, target: Path, image_bytes: int) -> object:
+    sandbox = process.Sandbox(None, time.monotonic() + 30, image_bytes)
+    work = Convert("docker://h/x:1", "{}", "/nonexistent", "squashfs", "zstd:1", 1)
+    with target.open("w+b", buffering=0) as file:
+        return monitor.convert(work, [file.fileno()], lambda *_: None, sandbox)
+
+
+@pytest.mark.parametrize("brings", [fetch, convert])
 def test_nothing_is_kept_that_somebody_else_can_write(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brings: Callable[[Path, Path, int], object]
 ) -> None:
     path = str(tmp_path / "friend")
     monkeypatch.setattr(process, "_START", SPEAKS + HANDS_IT_ON.format(friend=path))
@@ -235,7 +243,7 @@ def test_nothing_is_kept_that_somebody_else_can_write(
         friend.bind(path)
         friend.listen()
         with pytest.raises(Interrupted, match="has its file open"):
-            fetch(Path("/x"), tmp_path / "target", 10_000)
+            brings(Path("/x"), tmp_path / "target", 10_000)
         with friend.accept()[0] as connection:  # where it is, still
             _, [file], _, _ = socket.recv_fds(connection, 10, 10)
             assert os.pwrite(file, b"C", 0) == 1
