@@ -35,11 +35,16 @@ def test_what_a_user_may_read_is_not_converted_or_verified_as_the_user(
     conf.write_text("[stage]\naccount = daemon\n")
     cache = Cache(Layout(f"{tmp_path}/c", f"{tmp_path}/s"), Limits(1 << 30, 9, 8, 0, 0.0), 1.0)
     directories.prepare(cache.layout)
-    wanted = Reference("oci", "/x")
     origin = Origin(
-        config.load(str(conf)), cache, wanted, Service((Location("", False),)), time.monotonic() + 9, USER, owner=5,
+        config.load(str(conf)),
+        cache,
+        Reference("oci", "/x"),
+        Service((Location("", insecure=False, auth_file="", shared=False),)),
+        time.monotonic() + 9,
+        USER,
+        owner=5,
         as_user=True,
-    )  # fmt: skip
+    )
     uids = []
 
     def seen(*arguments: object) -> Fetched:
