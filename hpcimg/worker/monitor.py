@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 
 from hpcimg import digests
-from hpcimg.errors import Bug, from_dict
+from hpcimg.errors import Bug, DeadlinePassed, from_dict
 from hpcimg.fetch.contract import (
     Converting,
     Declined,
@@ -28,7 +28,7 @@ from hpcimg.worker.process import Sandbox, Worker
 from hpcimg.worker.seal import seal
 
 log = logging.getLogger(__name__)
-_LEFTOVERS_S = 10.0  # to look through the layers of a fetch that had no time left
+_LEFTOVERS_S = 5.0  # to look through the layers of a fetch that had no time left
 _RETRIES_MAX = 1000  # which are worth a line in the log
 
 
@@ -45,7 +45,7 @@ def fetch(order: protocol.Fetch, descriptor: int, listener: Listener, sandbox: S
             worker.begin([descriptor])
             outcome = _follow(worker, files, listener)
         finally:
-            worker.end()  # from here on nobody writes the files
+            _end(worker, [descriptor, *files.layers.values()])
             _keep_layers(files, listener, order.uri, sandbox)
     if outcome is not None:
         return outcome
@@ -73,7 +73,7 @@ def convert(
                     said = report
                 progress(*said)
         finally:
-            worker.end()
+            _end(worker, [output])
     seal(output, uri=order.uri)
     return digests.of_file(output, uri=order.uri, deadline=sandbox.deadline)
 
@@ -130,6 +130,19 @@ class _Files:
     def written(self) -> int:
         """The bytes that are there."""
         return sum(self._written.values())
+
+
+def _end(worker: Worker, files: Sequence[int]) -> None:
+    """End it: from here on it writes no more. Raises DeadlinePassed where it cannot be ended.
+
+    Its files are emptied then: removing them frees nothing while it has them open.
+    """
+    try:
+        worker.end()
+    except DeadlinePassed:
+        for file in files:
+            os.ftruncate(file, 0)
+        raise
 
 
 def _keep_layers(files: _Files, listener: Listener, uri: str, sandbox: Sandbox) -> None:

@@ -226,6 +226,25 @@ time.sleep(60)
 """
 
 
+def test_who_cannot_be_ended_keeps_no_room_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, sizes = tmp_path / "target", list[int]()
+    end = process.Worker.end
+
+    def end_badly(worker: process.Worker) -> None:
+        end(worker)
+        sizes.append(target.stat().st_size)
+        raise DeadlinePassed("it cannot be ended")
+
+    (tmp_path / "image").write_bytes(bytes(1000))
+    monkeypatch.setattr(process.Worker, "end", end_badly)
+    with pytest.raises(DeadlinePassed, match="cannot be ended"):
+        fetch(tmp_path / "image", target, 10_000)
+    assert sizes[0] == 1000
+    assert target.stat().st_size == 0
+
+
 def convert(_: Path, target: Path, image_bytes: int) -> object:
     sandbox = process.Sandbox(None, time.monotonic() + 30, image_bytes)
     work = Convert("docker://h/x:1", "{}", "/nonexistent", "squashfs", "zstd:1", 1)
