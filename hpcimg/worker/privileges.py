@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import errno
 import os
-import platform
 import resource
 import signal
 
@@ -60,7 +59,7 @@ def give_up(account: Account | None, *, file_bytes: int, memory_bytes: int) -> N
 
 def _leave_keyring(libc: ctypes.CDLL) -> None:
     """Get an empty session keyring; before the uid changes, whose quota of keys may be used up."""
-    number = _KEYCTL.get(platform.machine())
+    number = _KEYCTL.get(os.uname().machine)
     if number is None or libc.syscall(number, _JOIN_SESSION_KEYRING, None) >= 0:
         return
     if (code := ctypes.get_errno()) not in _NO_KEYRINGS:

@@ -312,7 +312,7 @@ import ctypes, sys
 sys.path.insert(0, sys.argv[1])
 from hpcimg.worker import privileges
 def own():  # KEYCTL_GET_KEYRING_ID of KEY_SPEC_SESSION_KEYRING, made where there is none
-    return ctypes.CDLL(None).syscall(privileges._KEYCTL[privileges.platform.machine()], 0, -3, 1)
+    return ctypes.CDLL(None).syscall(privileges._KEYCTL[privileges.os.uname().machine], 0, -3, 1)
 before = own()
 privileges.give_up(None, file_bytes=1 << 20, memory_bytes=1 << 30)
 print(before, own())
