@@ -119,9 +119,19 @@ def _uid(sandbox: Sandbox) -> int | None:
 
 
 def origins(
-    config: Config, cache: Cache, wanted: Reference, service: Service, *, deadline: float, uid: int
+    config: Config,
+    cache: Cache,
+    wanted: Reference,
+    service: Service,
+    *,
+    deadline: float,
+    uid: int,
+    gid: int | None = None,
 ) -> Iterator[Origin]:
-    """Yield the ways for a job of `uid`, the one whose image the most may use first."""
+    """Yield the ways for a job of `uid`, the one whose image the most may use first.
+
+    `gid` is the job's group, where Slurm says it.
+    """
     scheme = schemes.of(wanted.scheme)
     may_read_as_user = scheme.as_user
     if os.geteuid() != 0:  # all of the cache is one user's
@@ -140,5 +150,5 @@ def origins(
     if may_read_as_user and uid != 0:
         # It gets none of the site's: a process of the user's is the user's to look into.
         yield dataclasses.replace(
-            shared, account=accounts.of_user(uid), owner=uid, site="none", as_user=True
+            shared, account=accounts.of_user(uid, gid), owner=uid, site="none", as_user=True
         )

@@ -54,7 +54,7 @@ class Reference(NamedTuple):
         """The file that is another one where a mounted image is; "" for what is not mounted."""
         if self.scheme == "file":
             return self.rest
-        if self.scheme not in _PATH_SCHEMES:
+        if not of(self.scheme).mounted:
             return ""
         path = self.rest.partition(":")[0]
         return f"{path}/index.json" if self.scheme == "oci" else path

@@ -27,13 +27,21 @@ T = TypeVar("T")
 
 
 def stage(
-    config: Config, cache: Cache, request: Request, *, text: str, uid: int = 0, anew: bool = False
+    config: Config,
+    cache: Cache,
+    request: Request,
+    *,
+    text: str,
+    uid: int = 0,
+    gid: int | None = None,
+    anew: bool = False,
 ) -> Staged:
     """Bring the requested image onto this node; return it when it is whole.
 
     `text` is the reference as it was written. What the unprivileged account may
     read is shared by all, with the site's credentials only where the site says
-    so; what only the user `uid` may read stays that user's. With `anew`, cached
+    so; what only the user `uid` may read stays that user's. `gid` is the group of a user
+    whom the node does not know, where Slurm vouches for it. With `anew`, cached
     failures are ignored. Raises HpcimgError.
     """
     began = time.monotonic()
@@ -45,7 +53,7 @@ def stage(
         return ensure(cache, owned, origin, origin.memory(anew=anew)), origin
 
     staged, origin = _first_allowed(
-        origins(config, cache, wanted, service, deadline=request.deadline, uid=uid), bring
+        origins(config, cache, wanted, service, deadline=request.deadline, uid=uid, gid=gid), bring
     )
     events.record(
         cache.layout.events,

@@ -47,6 +47,7 @@ class Arrival(ExitStack):
         self._blobs: Blobs | None = None
         self._converted_size = 0  # as far as it can be told beforehand
         self._source = ""  # the digest of its manifest
+        self._free_before = 0  # bytes on the disk when the conversion began
         self.offer: Offer | None = None
         self.key = ""  # of the image, once it is known and locked
         self._offered = self.enter_context(ExitStack())  # what is held for the offer
@@ -72,7 +73,14 @@ class Arrival(ExitStack):
             self._make_room(size)
             return ()
         self._blobs = self._offered.enter_context(
-            Blobs(self._layout, offer.layers, uri=self._uri, owner=self._owner, lock=self._lock)
+            Blobs(
+                self._layout,
+                offer.layers,
+                uri=self._uri,
+                owner=self._owner,
+                lock=self._lock,
+                deadline=self._deadline,
+            )
         )
         missing = sum(blob.size_bytes for blob in self._blobs.missing())
         # Layers and the image made of them are compressed alike.
@@ -98,9 +106,12 @@ class Arrival(ExitStack):
     def converting(self, done: int, total: int | None, beside: int) -> None:
         """Hear of a conversion's progress; raise where it cannot go on.
 
-        `beside` is what it has on the disk besides the image, which nobody could foresee.
+        `beside` is what it says it has on the disk besides the image, which nobody could
+        foresee: it is no more than the disk has less since it began.
         """
         size = os.fstat(self.descriptor).st_size
+        gone = self._free_before - evict.free_on_disk(self._layout) if beside else 0
+        beside = max(0, min(beside, gone - size))
         self._check_size(size)
         self._tell("converting", done, total)
         coming = max(0, self._converted_size - size)
@@ -117,6 +128,7 @@ class Arrival(ExitStack):
         layers = self._blobs.readable()
         self._blobs.release()
         self._inflight.later = 0
+        self._free_before = evict.free_on_disk(self._layout)
         self.converting(0, None, 0)
         fetched = way.convert(
             self.descriptor,

@@ -1,11 +1,14 @@
 """The configuration files as text: which there are, and one value out of them.
 
 This is what the way to a warm hit needs of the configuration, so it imports
-nothing but os. Everything else goes through `hpcimg.config.load`, which
+nothing but os and errno. Everything else goes through `hpcimg.config.load`, which
 parses the same text in full.
 """
 
+import errno
 import os
+
+from hpcimg import plainfile
 
 DEFAULT_FILE = "/etc/hpcimg/hpcimg.conf"
 DEFAULT_CACHE = "/var/cache/hpcimg"
@@ -58,8 +61,11 @@ def _paths(main: str) -> list[str]:
 
 def _read(path: str) -> str:
     # A line ends where it does for the shell, at a line feed alone.
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-        return file.read()
+    try:
+        data = plainfile.read(path)
+    except ValueError as error:
+        raise OSError(errno.EINVAL, str(error), path) from None
+    return data.decode("utf-8", "surrogateescape")
 
 
 def raw_value(files: list[tuple[str, str]], section: str, key: str) -> str:

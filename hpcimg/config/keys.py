@@ -129,7 +129,7 @@ KEYS = (
     Key("stage", "stall_timeout", "stall_timeout_s", "60s", parse_duration,
         "the longest silence within a download"),
     Key("stage", "account", "account", "", str,
-        "the unprivileged account that fetches; default hpcimg, or else nobody"),
+        "the unprivileged account that fetches; default hpcimg"),
     Key("stage", "format", "format", "auto", read.one_of("auto", "sif", "squashfs"),
         "what OCI images become; auto: sif where there is Apptainer or Singularity"),
     Key("stage", "compression", "compression", "zstd:1", read.compression,

@@ -10,6 +10,7 @@ import os
 import re
 from typing import Any, NamedTuple
 
+from hpcimg import plainfile
 from hpcimg.errors import ConfigError
 
 _HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
@@ -61,11 +62,10 @@ def read(path: str) -> tuple[Rule, ...]:
     lost: list[Rule] = []
     for file in (path, *_drop_ins(f"{path}.d")):
         try:
-            with open(file, encoding="utf-8") as opened:
-                text = opened.read()
+            text = plainfile.read_text(file)
         except FileNotFoundError:
             continue
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(f"{file} cannot be read", why=str(error)) from None
         in_file: dict[str, Rule] = {}
         for rule in parse(text, file):

@@ -109,10 +109,10 @@ class Listener(Protocol):
         """
 
     def arrived(self, number: int, fetched: Fetched) -> None:
-        """Take a layer. Nobody writes its file any more.
+        """Take a layer. Nobody writes its file any more, and its descriptor can only read.
 
         Called at the end, also of a fetch that failed, for each layer's file that
-        was handed out.
+        was handed out and is as long as the offer says.
         """
 
     def progress(self, phase: str, done: int, total: int | None) -> None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-from hpcimg import schemes
+from hpcimg import plainfile, schemes
 from hpcimg.config import registriesconf
 from hpcimg.config.keys import Config
 from hpcimg.config.registriesconf import Rule
@@ -73,9 +73,8 @@ class Service(NamedTuple):
         if not at.auth_file:
             return self.auth_text
         try:
-            with open(at.auth_file, encoding="utf-8") as file:
-                return file.read()
-        except (OSError, UnicodeDecodeError) as error:
+            return plainfile.read_text(at.auth_file)
+        except (OSError, ValueError) as error:
             raise ConfigError(f"{at.auth_file} cannot be read", why=str(error)) from None
 
 

@@ -1,8 +1,8 @@
 """The short way through Prolog and Epilog, before anything heavy is loaded.
 
 A job without an image, and one whose images are all warm, are done here. All
-else is left to `hpcimg.slurm.prolog` and `hpcimg.slurm.epilog`, in a process of
-their own. A test names the modules that may be loaded here.
+else is left to `hpcimg.slurm.prolog` and `hpcimg.slurm.epilog`, by way of
+`hpcimg.slurm.watch`. A test names the modules that may be loaded here.
 """
 
 import os

@@ -354,6 +354,23 @@ def test_a_user_whom_this_node_does_not_know(shared_node: Node, path: Path, sif:
 
 
 @AS_ROOT
+def test_a_user_whom_slurm_alone_knows(shared_node: Node, path: Path, sif: bytes) -> None:
+    """As with nss_slurm: uid and gid are the job's, and there is no other group and no home."""
+    node = shared_node
+    node.uid, node.gid = 3_999_999_999, 77_777
+    os.chown(path, 0, node.gid)
+    path.chmod(0o040)
+    task = staged(node, 1, f"container:{path}", sif)
+    assert task.image.parent.name == str(node.uid)
+    os.chown(path, 0, 77_778)
+    let_pass(node, HOUR + 1)
+    refused(node, 2, f"container:{path}", "Forbidden", "permission denied. Check who may read it")
+    os.chown(path, 0, 0)
+    node.gid = 0  # root's is nobody's
+    refused(node, 3, f"container:{path}", "NodeError", "that is root's")
+
+
+@AS_ROOT
 def test_the_account_that_fetches(shared_node: Node, private: Path, sif: bytes) -> None:
     node = shared_node
     # With an account that may read it, it is no secret.

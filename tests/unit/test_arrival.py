@@ -110,8 +110,12 @@ def test_a_conversion_announces_what_it_needs_once(tmp_path: Path) -> None:
     assert seen == [(0, 1500)]
 
 
-def test_what_a_conversion_unpacks_counts_and_makes_room(tmp_path: Path) -> None:
+def test_what_a_conversion_unpacks_counts_and_makes_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = make_cache(tmp_path, max_size=10_000)
+    lost = 0  # by the disk, to what is unpacked
+    monkeypatch.setattr(evict, "free_on_disk", lambda _: (1 << 40) - lost)
     old = Content(tiny_image(b"o" * 4000))
     stage(cache, "https://images.example.org/old.sif", Server(old))
     layers = tuple(Blob(sha256(layer), len(layer)) for layer in LAYERS)
@@ -121,6 +125,9 @@ def test_what_a_conversion_unpacks_counts_and_makes_room(tmp_path: Path) -> None
         bring(arrival, files)
 
         def convert(descriptor: int, *, progress: Converting, **_: object) -> Fetched:
+            # What it says and the disk does not show is not believed.
+            progress(1, 2, 1 << 50)
+            assert [work["written"] for work in inflight.under_way(cache.layout)] == [0]
             # Layers, image and files: 1500 + 1500 + 2000 bytes beside the 4096 of another image.
             beside(progress, 2000)
             assert store.load_entry(cache.layout, old.key(""))
@@ -134,6 +141,8 @@ def test_what_a_conversion_unpacks_counts_and_makes_room(tmp_path: Path) -> None
         server.convert = convert  # type: ignore[method-assign,assignment]
 
         def beside(progress: Converting, size_bytes: int) -> None:
+            nonlocal lost
+            lost = size_bytes
             arrival._inflight._next = 0.0
             progress(1, 2, size_bytes)
 
