@@ -12,7 +12,7 @@ import os
 import time
 from typing import NamedTuple
 
-from hpcimg import processes
+from hpcimg import acl, processes
 from hpcimg.cache import directories as cache_directories
 from hpcimg.cache import evict, policy, store
 from hpcimg.cache.paths import Layout
@@ -27,6 +27,7 @@ from hpcimg.worker import accounts
 OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"
 PACKAGES = ("requests", "filelock", "tenacity")
 _TMPFS = frozenset({"tmpfs", "ramfs"})
+_HARD_LINKS = "/proc/sys/fs/protected_hardlinks"
 _WRITTEN = b"hpcimg" * 1000
 _CLOCK_S = 86400.0
 
@@ -49,7 +50,7 @@ def node() -> tuple[Config | None, list[Finding]]:
         return None, [explained("configuration", error)]
     layout = Layout(conf.cache_path, conf.state_path)
     findings = [Finding("configuration", OK, "it can be read and is valid")]
-    findings += [*directories(layout), *_space(conf, layout), _state(layout)]
+    findings += [*directories(layout), *_private(layout), *_space(conf, layout), _state(layout)]
     return conf, [*findings, _account(conf), *_verifier(conf), *_packages(), _clock()]
 
 
@@ -68,6 +69,26 @@ def directories(layout: Layout) -> list[Finding]:
         _written("cache", layout.cache, layout.tmp),
         _written("state", layout.state, layout.state_tmp),
     ]
+
+
+def _private(layout: Layout) -> list[Finding]:
+    """Check that files can be let one user read, and that users cannot keep what is evicted."""
+    found = []
+    if os.path.isdir(layout.cache) and not acl.supported(layout.cache):
+        what = f"the file system of {layout.cache} has no POSIX access control lists"
+        why = "jobs whose images only their user may read fail on this node"
+        found.append(Finding("private", PROBLEM, what, why, "Mount it with `acl`."))
+    if os.path.isdir(layout.state) and not acl.supported(layout.state):
+        what = f"the file system of {layout.state} has no POSIX access control lists"
+        why = "all of a user's group can read what the user's jobs asked for"
+        found.append(Finding("private", NOTE, what, why))
+    with contextlib.suppress(OSError), open(_HARD_LINKS, encoding="ascii") as file:
+        if file.read().strip() == "0":
+            what = "users may make hard links to files of others"
+            why = "an image that a user linked takes room on the disk after its eviction"
+            do = "Set fs.protected_hardlinks = 1."
+            found.append(Finding("private", PROBLEM, what, why, do))
+    return found or [Finding("private", OK, "an image can be one user's alone to read")]
 
 
 def full(held_bytes: int, free_bytes: int, limits: policy.Limits) -> list[str]:

@@ -49,6 +49,8 @@ class Arrival(ExitStack):
         self.key = ""  # of the image, once it is known and locked
         self._offered = self.enter_context(ExitStack())  # what is held for the offer
         self._temp, self.descriptor = self.enter_context(store.unfinished(self._layout, "image"))
+        if self._owner is not None:
+            store.check_private(self._layout, self.descriptor)
 
     def offered(self, offer: Offer) -> Files | None:
         """Make room for what is coming, or decline it: the cache has it."""

@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from hpcimg import atomic, processes
+from hpcimg import acl, atomic, processes
 from hpcimg.cache.paths import Layout, owned
-from hpcimg.errors import explained, from_os_error
+from hpcimg.errors import CacheUnusable, explained, from_os_error
 
 log = logging.getLogger(__name__)
 VERSION = 1
@@ -103,6 +103,9 @@ def load_entry(layout: Layout, key: str) -> Entry | None:
         raise from_os_error(error) from error
     if not stat.S_ISREG(seen.st_mode) or seen.st_size != entry.size_bytes:
         log.warning("%s is not what was stored (%d bytes now)", key, seen.st_size)
+        return None
+    if seen.st_uid and os.geteuid() == 0:  # who owns it may have changed it
+        log.warning("%s belongs to uid %d, and is left aside", key, seen.st_uid)
         return None
     return entry
 
@@ -186,6 +189,15 @@ def unfinished(layout: Layout, name: str) -> Iterator[tuple[str, int]]:
         atomic.remove(path)
 
 
+def check_private(layout: Layout, descriptor: int) -> None:
+    """Raise CacheUnusable where a file of the cache cannot be let one user read alone."""
+    if os.geteuid() == 0 and not acl.supported(descriptor):
+        raise CacheUnusable(
+            "images that only one user may read cannot be kept on this node",
+            why=f"the file system of {layout.cache} has no POSIX access control lists",
+        )
+
+
 @contextmanager
 def work_directory(layout: Layout, account: int | None) -> Iterator[str]:
     """Give the path of an empty directory that belongs to a uid (None: to us), gone at the end."""
@@ -215,9 +227,12 @@ def publish(
         if entry.owner is not None:
             directory = os.path.dirname(target)
             os.makedirs(directory, mode=0o711, exist_ok=True)
-            if os.geteuid() == 0:
-                os.fchown(descriptor, entry.owner, -1)
+        # What was preallocated beyond the end would be on the disk, and counted by nobody.
+        os.ftruncate(descriptor, entry.size_bytes)
         os.fchmod(descriptor, 0o400 if entry.private else 0o444)
+        # It stays root's: its user could change what is his. Layers are read by root alone.
+        if entry.owner and os.geteuid() == 0 and not entry.is_blob:
+            acl.let_read(descriptor, entry.owner)
         if durable:
             os.fsync(descriptor)
         save_entry(layout, entry, durable=durable)
