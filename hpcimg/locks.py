@@ -1,13 +1,16 @@
 """Cross-process locks with a deadline, by filelock.
 
-The kernel frees a lock when its holder dies, however it dies. Lock files are
-never unlinked: a waiter that has the old file open and a newcomer that makes a
-new one would both hold "the" lock. Nothing rests on these locks but that work
+The kernel frees a lock when its holder dies, however it dies. A lock file is only
+unlinked by who holds its lock, and filelock looks whether the file that it locked is
+still there: else a waiter that has the old file open and a newcomer that makes a new
+one would both hold "the" lock. Nothing rests on these locks but that work
 is done once; on a file system where they do nothing, images are still whole.
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,3 +59,19 @@ def held(path: str, *, deadline: float, waiting: Callable[[float], None]) -> Ite
         yield waited
     finally:
         lock.release()
+
+
+def remove_free(path: str) -> None:
+    """Unlink a lock file that nobody holds; leave any other."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
+            os.unlink(path)
+    except OSError:
+        pass  # held, or gone
+    finally:
+        os.close(descriptor)

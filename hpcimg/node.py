@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from hpcimg.cache import directories, events, failures, inflight, store
+from hpcimg.cache import bounds, directories, events, failures, inflight, store
 from hpcimg.cache.paths import Layout
 from hpcimg.cache.policy import Cache, Limits
 from hpcimg.config.keys import Config
@@ -20,6 +20,7 @@ def open_cache(config: Config) -> Cache:
     layout = Layout(config.cache_path, config.state_path)
     directories.prepare(layout)
     failures.sweep(layout, age_s=max(config.error_ttl_s, config.deadline_s))
+    bounds.keep(layout)
     swept = store.sweep(layout) + inflight.sweep(layout)
     if swept:
         events.record(layout.events, "sweep", files=swept)

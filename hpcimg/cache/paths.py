@@ -29,6 +29,7 @@ class Layout:
         self.locks = f"{cache}/locks"
         self.tmp = f"{cache}/tmp"
         self.work = f"{cache}/work"
+        self.trash = f"{cache}/trash"
         self.jobs = f"{state}/jobs"
         self.leases = f"{state}/leases"
         self.inflight = f"{state}/inflight"

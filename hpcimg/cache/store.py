@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from hpcimg import acl, atomic, processes
+from hpcimg.cache import events, trash
 from hpcimg.cache.paths import Layout, owned
 from hpcimg.errors import CacheUnusable, explained, from_os_error
 
@@ -29,6 +29,7 @@ VERSION = 1
 BLOB = "blob"  # the extension of a layer or config that is kept to be shared by images
 GRACE_S = 60.0  # how long a server that did not answer is left alone
 _ORPHAN_AGE_S = 3600.0
+_LARGE_BYTES = 1 << 30  # to unlink such a file may take a while
 T = TypeVar("T")
 
 
@@ -185,8 +186,12 @@ def unfinished(layout: Layout, name: str) -> Iterator[tuple[str, int]]:
     try:
         yield path, descriptor
     finally:
+        large = os.fstat(descriptor).st_size > _LARGE_BYTES
         os.close(descriptor)
-        atomic.remove(path)
+        if large and trash.put(layout, path):
+            trash.empty(layout)
+        else:
+            atomic.remove(path)
 
 
 def check_private(layout: Layout, descriptor: int) -> None:
@@ -209,7 +214,9 @@ def work_directory(layout: Layout, account: int | None) -> Iterator[str]:
                 os.chown(path, account, -1)
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # who sweeps tries it again
+            trash.put(layout, path)
+        trash.empty(layout)
 
 
 def publish(
@@ -252,21 +259,25 @@ def forget(layout: Layout, entry: Entry) -> None:
     atomic.remove(layout.meta(entry.key))
 
 
-@explained()
 def sweep(layout: Layout) -> int:
-    """Remove what killed processes left in the tmp and work directories; return how many.
+    """Put away what killed processes left in the tmp and work directories; return how many.
 
-    Needs no lock: a leftover is known by its maker's being gone.
+    Needs no lock: a leftover is known by its maker's being gone. Never raises, and takes a
+    second or two: nobody's job is to pay for what another one left. What cannot be put away
+    is logged, counted among the events, and tried again by the next who comes.
     """
     swept = 0
-    for directory in (layout.tmp, layout.state_tmp):
-        for name in _listdir(directory):
-            if not processes.alive(name):
-                swept += atomic.remove(f"{directory}/{name}")
-    for name in _listdir(layout.work):
-        if not processes.alive(name):
-            shutil.rmtree(f"{layout.work}/{name}", ignore_errors=True)
-            swept += 1
+    try:
+        for directory in (layout.tmp, layout.work, layout.state_tmp):
+            for name in _listdir(directory):
+                if not processes.alive(name):
+                    path = f"{directory}/{name}"
+                    on_disk = directory != layout.state_tmp
+                    swept += trash.put(layout, path) if on_disk else atomic.remove(path)
+    except OSError as error:
+        log.warning("leftovers of killed work stay for now: %s", error)
+        events.record(layout.events, "sweep_failed", message=str(error))
+    trash.empty(layout)
     return swept
 
 
