@@ -91,9 +91,17 @@ def _private(layout: Layout) -> list[Finding]:
     return found or [Finding("private", OK, "an image can be one user's alone to read")]
 
 
-def full(held_bytes: int, free_bytes: int, limits: policy.Limits) -> list[str]:
+def full(
+    held_bytes: int, free_bytes: int, limits: policy.Limits, *, images: int, free_files: int | None
+) -> list[str]:
     """Return what is wrong with how much the cache holds and its disk has left."""
     problems = []
+    if limits.max_images and images > limits.max_images:
+        problems.append(f"the cache holds {images} images and layers, more than its max_images")
+    if free_files is not None and free_files < limits.min_free_files:
+        problems.append(
+            f"{free_files} inodes are free on its disk, {limits.min_free_files} should be"
+        )
     if held_bytes > limits.max_size:
         problems.append(f"the cache holds {format_size(held_bytes)}, more than its max_size")
     if free_bytes < limits.min_free:
@@ -138,17 +146,19 @@ def _space(conf: Config, layout: Layout) -> list[Finding]:
     if not os.path.isdir(layout.cache):
         return []
     try:
-        held = sum(entry.size_bytes for entry in store.entries(layout))
-        free = evict.free_on_disk(layout)
-        problems = full(held, free, limits(conf))
+        sizes = [entry.size_bytes for entry in store.entries(layout)]
+        held, free, files = sum(sizes), evict.free_on_disk(layout), evict.free_files(layout)
+        problems = full(held, free, limits(conf), images=len(sizes), free_files=files)
     except HpcimgError as error:
         return [explained("space", error)]
     except OSError as error:
         return [explained("space", from_os_error(error, layout.cache))]
     do = "`hpcimg gc` frees what can go; `hpcimg ls` shows what is in use."
     found = [Finding("space", PROBLEM, problem, do=do) for problem in problems]
-    texts = f"{format_size(held)} in the cache, {format_size(free)} free on its disk"
-    return found or [Finding("space", OK, texts)]
+    text = f"{format_size(held)} in the cache, {format_size(free)} free on its disk"
+    if files is not None:
+        text += f", and {files} inodes"
+    return found or [Finding("space", OK, text)]
 
 
 def _state(layout: Layout) -> Finding:

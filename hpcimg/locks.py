@@ -13,20 +13,28 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from hpcimg.errors import CacheUnusable, DeadlinePassed, MissingTool, from_os_error
 
+# Takes a lock of the cache by its name, and gives whether it had to be waited for.
+Lock = Callable[[str], AbstractContextManager[bool]]
 _TELL_EVERY_S = 5.0
 
 
 @contextmanager
-def held(path: str, *, deadline: float, waiting: Callable[[float], None]) -> Iterator[bool]:
+def held(
+    path: str,
+    *,
+    deadline: float,
+    waiting: Callable[[float], None],
+    tell_every_s: float = float("inf"),
+) -> Iterator[bool]:
     """Hold the lock; give whether it had to be waited for.
 
     `deadline` is a time.monotonic() value; when it passes, DeadlinePassed is
-    raised. While waiting, `waiting` is called now and then with the seconds
-    waited so far.
+    raised. While waiting, `waiting` is called every `tell_every_s` seconds, five at the
+    most, with the seconds waited so far. What it raises ends the wait.
     """
     try:  # here, so that a node without it can say so
         from filelock import FileLock, Timeout
@@ -36,11 +44,12 @@ def held(path: str, *, deadline: float, waiting: Callable[[float], None]) -> Ite
     lock = FileLock(path, mode=0o600, fallback_to_soft=False)
     began = time.monotonic()
     waited = False
+    interval = min(_TELL_EVERY_S, tell_every_s)
     try:
         while True:
             left = deadline - time.monotonic()
             try:
-                lock.acquire(timeout=max(0.0, min(left, _TELL_EVERY_S if waited else 0.0)))
+                lock.acquire(timeout=max(0.0, min(left, interval if waited else 0.0)))
                 break
             except Timeout:
                 waited = True

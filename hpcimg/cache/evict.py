@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from hpcimg.cache import events, inflight, lease, store
@@ -15,6 +15,9 @@ from hpcimg.locks import held
 from hpcimg.units import format_size
 
 _JOBS_NAMED = 8
+_TURN_S = 5.0  # who evicts for longer lets others look for their room in between
+_FILES_EACH = 2  # an image, and what is known of it
+_FILES_COMING = 4  # and with a reference and what is unfinished
 
 
 class Candidate(NamedTuple):
@@ -34,6 +37,17 @@ class Plan(NamedTuple):
     victims: tuple[Candidate, ...]
     in_use: tuple[Candidate, ...]
     too_young: tuple[Candidate, ...]
+    wanted_files: int = 0  # so many images, however small
+
+    @property
+    def possible(self) -> bool:
+        """Whether there is as much to free as is wanted."""
+        return self.done(self.victims)
+
+    def done(self, gone: Sequence[Candidate]) -> bool:
+        """Tell whether enough is free once these are gone."""
+        freed = sum(c.size_bytes for c in gone)
+        return freed >= self.wanted_bytes and len(gone) >= self.wanted_files
 
     def describe(self) -> str:
         """Say what there is to free and what there is not."""
@@ -62,14 +76,20 @@ class Report(NamedTuple):
 
 
 def plan_trim(
-    candidates: Iterable[Candidate], *, free_bytes: int, limits: Limits, now: float
+    candidates: Iterable[Candidate],
+    *,
+    free_bytes: int,
+    limits: Limits,
+    now: float,
+    free_files: int | None = None,
 ) -> Plan:
     """Plan the way down to the low watermark, once the high one is passed or the floor touched."""
     candidates = list(candidates)
     used = sum(c.size_bytes for c in candidates)
     wanted = used - limits.low if used > limits.high else 0
     wanted = max(wanted, limits.min_free - free_bytes, 0)
-    return _plan(candidates, wanted, min_age_s=limits.min_age_s, now=now)
+    files = _files_wanted(len(candidates), 0, free_files=free_files, limits=limits)
+    return _plan(candidates, wanted, min_age_s=limits.min_age_s, now=now, files=files)
 
 
 def plan_room(
@@ -81,19 +101,32 @@ def plan_room(
     limits: Limits,
     now: float,
     written_bytes: int = 0,
+    under_way: int = 0,
+    free_files: int | None = None,
 ) -> Plan:
     """Plan just enough room for an image that a job waits for.
 
     `written_bytes` is what fetches under way have on the disk, `reserved_bytes`
-    what they will still write. Age protects no image here: the job at hand is
-    worth more than one that may come.
+    what they will still write, `under_way` how many they are. `free_files` is the
+    number of inodes that are free, None where they do not count. Age protects no
+    image here: the job at hand is worth more than one that may come.
     """
     candidates = list(candidates)
     used = sum(c.size_bytes for c in candidates)
     coming = reserved_bytes + incoming_bytes
     over = used + written_bytes + coming - limits.max_size
     wanted = max(over, limits.min_free + coming - free_bytes, 0)
-    return _plan(candidates, wanted, min_age_s=0.0, now=now)
+    files = _files_wanted(len(candidates), under_way, free_files=free_files, limits=limits)
+    return _plan(candidates, wanted, min_age_s=0.0, now=now, files=files)
+
+
+def _files_wanted(images: int, under_way: int, *, free_files: int | None, limits: Limits) -> int:
+    """Return how many images have to go for their number, or for that of the free inodes."""
+    over = images + under_way - limits.max_images if limits.max_images else 0
+    missing = 0
+    if free_files is not None and limits.min_free_files:
+        missing = limits.min_free_files + _FILES_COMING * under_way - free_files
+    return max(over, -(-missing // _FILES_EACH), 0)
 
 
 def plan_share(
@@ -103,6 +136,7 @@ def plan_share(
     coming_bytes: int,
     limits: Limits,
     now: float,
+    under_way: int = 0,
 ) -> Plan:
     """Plan room in one user's share: of what is private to a user, only that user's own goes.
 
@@ -110,15 +144,19 @@ def plan_share(
     """
     own = [c for c in candidates if c.owner == owner]
     over = sum(c.size_bytes for c in own) + coming_bytes - limits.user_share
-    return _plan(own, max(over, 0), min_age_s=0.0, now=now)
+    most = max(limits.max_images * limits.user_share // limits.max_size, 1)
+    files = max(len(own) + under_way - most, 0) if limits.max_images else 0
+    return _plan(own, max(over, 0), min_age_s=0.0, now=now, files=files)
 
 
-def _plan(candidates: list[Candidate], wanted: int, *, min_age_s: float, now: float) -> Plan:
+def _plan(
+    candidates: list[Candidate], wanted: int, *, min_age_s: float, now: float, files: int = 0
+) -> Plan:
     in_use = tuple(c for c in candidates if c.jobs)
     idle = [c for c in candidates if not c.jobs]
     too_young = tuple(c for c in idle if now - c.last_used < min_age_s)
     old = sorted(set(idle) - set(too_young), key=lambda c: (c.last_used, c.key))
-    return Plan(wanted, tuple(old), in_use, too_young)
+    return Plan(wanted, tuple(old), in_use, too_young, files)
 
 
 def candidates(layout: Layout, now: float) -> list[Candidate]:
@@ -142,19 +180,32 @@ def candidates(layout: Layout, now: float) -> list[Candidate]:
 def trim(layout: Layout, limits: Limits, *, time_s: float, dry_run: bool = False) -> Report:
     """Bring the cache down to the low watermark where it is above the high one.
 
-    Ends after about `time_s` seconds, with less freed. Takes the lock "room", so
-    that two of these do not free the same bytes twice. Raises DeadlinePassed
-    where that is held all the time, NoRoom and CacheUnusable for what the disk does.
+    Ends after about `time_s` seconds, with less freed. Takes the lock "room", now and then
+    for others to have it, so that two of these do not free the same bytes twice. Raises
+    DeadlinePassed where that is held all the time, NoRoom and CacheUnusable for what the
+    disk does.
     """
     until = time.monotonic() + time_s
-    with held(layout.lock("room"), deadline=until, waiting=lambda _: None):
-        now = time.time()
-        plan = plan_trim(
-            candidates(layout, now), free_bytes=free_on_disk(layout), limits=limits, now=now
-        )
-        if dry_run:
-            return Report(plan, _enough(plan))
-        return _execute(layout, plan, until=until)
+    evicted: tuple[Candidate, ...] = ()
+    first: Plan | None = None
+    while True:
+        turn = min(until, time.monotonic() + _TURN_S)
+        with held(layout.lock("room"), deadline=until, waiting=lambda _: None):
+            now = time.time()
+            plan = plan_trim(
+                candidates(layout, now),
+                free_bytes=free_on_disk(layout),
+                limits=limits if first is None else limits._replace(high=limits.low),
+                now=now,
+                free_files=free_files(layout),
+            )
+            first = first or plan
+            if dry_run:
+                return Report(plan, _enough(plan))
+            gone = _execute(layout, plan, until=turn)
+            evicted += gone
+        if plan.done(gone) or time.monotonic() < turn or turn == until:
+            return Report(first, evicted)
 
 
 def make_room(
@@ -165,55 +216,87 @@ def make_room(
     what: str,
     deadline: float,
     owner: int | None = None,
-) -> Report:
+) -> bool:
     """Free what an image of `incoming_bytes`, beyond what is written of it, needs.
 
     Where it is private to `owner`, in that user's share first. Hold the lock
     "room" until the image is announced in `inflight`, so that two fetches do not
-    count on the same bytes. Raises TooLarge where the image could never fit,
-    NoRoom where it does not fit now.
+    count on the same bytes. Returns False where that takes long: then give the lock
+    to others, and come again. Raises TooLarge where the image could never fit,
+    NoRoom where it does not fit now; nothing is evicted for what would not fit even so.
+    """
+    until = min(deadline, time.monotonic() + _TURN_S)
+    for plan, lacking in _plans(layout, limits, incoming_bytes, what=what, owner=owner):
+        if not plan.possible:
+            raise lacking
+        if not plan.done(_execute(layout, plan, until=until)):
+            if until < time.monotonic() < deadline:
+                return False
+            raise lacking
+    return True
+
+
+def check_room(
+    layout: Layout, limits: Limits, size_bytes: int, *, what: str, owner: int | None
+) -> None:
+    """Look whether an image has room now if all goes that nobody uses; evict nothing.
+
+    Raises TooLarge, NoRoom.
+    """
+    for plan, lacking in _plans(layout, limits, size_bytes, what=what, owner=owner):
+        if not plan.possible:
+            raise lacking
+
+
+def _plans(
+    layout: Layout, limits: Limits, incoming_bytes: int, *, what: str, owner: int | None
+) -> Iterator[tuple[Plan, NoRoom]]:
+    """Yield what has to be freed, in a user's share first, each with what to say if it cannot be.
+
+    Raises TooLarge.
     """
     check_fits(limits, incoming_bytes, what=what, owner=owner)
     if owner is not None and limits.user_share:
-        _make_room_in_share(layout, limits, incoming_bytes, owner, what=what, deadline=deadline)
+        yield _share_plan(layout, limits, incoming_bytes, owner, what=what)
     now = time.time()
-    under_way = inflight.under_way(layout)
+    works = inflight.under_way(layout)
     plan = plan_room(
         candidates(layout, now),
         free_bytes=free_on_disk(layout),
-        written_bytes=sum(work["written"] for work in under_way),
-        reserved_bytes=sum(work["coming"] for work in under_way),
+        written_bytes=sum(work["written"] for work in works),
+        reserved_bytes=sum(work["coming"] for work in works),
         incoming_bytes=incoming_bytes,
         limits=limits,
         now=now,
+        under_way=len(works),
+        free_files=free_files(layout),
     )
-    report = _execute(layout, plan, until=deadline)
-    if report.freed_bytes < plan.wanted_bytes:
-        needs = f"it needs {format_size(incoming_bytes)}, " if incoming_bytes else ""
-        raise NoRoom(
-            f"there is no room on this node for {what}",
-            why=f"{needs}{format_size(plan.wanted_bytes)} would have to be freed: "
-            f"{plan.describe()}",
-        )
-    return report
+    needs = f"it needs {format_size(incoming_bytes)}, " if incoming_bytes else ""
+    wanted = [format_size(plan.wanted_bytes)] if plan.wanted_bytes or not plan.wanted_files else []
+    wanted += [f"{plan.wanted_files} images, for their number,"] if plan.wanted_files else []
+    why = f"{needs}{' and '.join(wanted)} would have to be freed: {plan.describe()}"
+    yield plan, NoRoom(f"there is no room on this node for {what}", why=why)
 
 
-def _make_room_in_share(
-    layout: Layout, limits: Limits, incoming_bytes: int, owner: int, *, what: str, deadline: float
-) -> None:
+def _share_plan(
+    layout: Layout, limits: Limits, incoming_bytes: int, owner: int, *, what: str
+) -> tuple[Plan, NoRoom]:
     now = time.time()
     own = [work for work in inflight.under_way(layout) if work["id"].startswith(owned("", owner))]
-    coming = incoming_bytes + sum(work["written"] + work["coming"] for work in own)
-    found = candidates(layout, now)
-    plan = plan_share(found, owner, coming_bytes=coming, limits=limits, now=now)
-    report = _execute(layout, plan, until=deadline)
-    if report.freed_bytes < plan.wanted_bytes:
-        raise NoRoom(
-            f"there is no room for {what} in your share of this node's cache",
-            why=f"this site lets each user keep {format_size(limits.user_share)} of private "
-            f"images on a node, and of yours {plan.describe()}",
-            do="Wait until your other jobs on this node have ended, or use images that all share.",
-        )
+    plan = plan_share(
+        candidates(layout, now),
+        owner,
+        coming_bytes=incoming_bytes + sum(work["written"] + work["coming"] for work in own),
+        limits=limits,
+        now=now,
+        under_way=len(own),
+    )
+    return plan, NoRoom(
+        f"there is no room for {what} in your share of this node's cache",
+        why=f"this site lets each user keep {format_size(limits.user_share)} of private "
+        f"images on a node, and of yours {plan.describe()}",
+        do="Wait until your other jobs on this node have ended, or use images that all share.",
+    )
 
 
 def check_fits(limits: Limits, size_bytes: int, *, what: str, owner: int | None = None) -> None:
@@ -247,22 +330,21 @@ def evict(layout: Layout, key: str) -> bool:
     return True
 
 
-def _execute(layout: Layout, plan: Plan, *, until: float) -> Report:
-    evicted: list[Candidate] = []
-    freed = 0
+def _execute(layout: Layout, plan: Plan, *, until: float) -> tuple[Candidate, ...]:
+    """Evict what is planned until it is enough, or until a time.monotonic() value."""
+    gone: list[Candidate] = []
     for candidate in plan.victims:
-        if freed >= plan.wanted_bytes or time.monotonic() > until:
+        if plan.done(gone) or time.monotonic() > until:
             break
         if evict(layout, candidate.key):
-            evicted.append(candidate)
-            freed += candidate.size_bytes
-    return Report(plan, tuple(evicted))
+            gone.append(candidate)
+    return tuple(gone)
 
 
 def _enough(plan: Plan) -> tuple[Candidate, ...]:
     chosen: list[Candidate] = []
     for candidate in plan.victims:
-        if sum(c.size_bytes for c in chosen) >= plan.wanted_bytes:
+        if plan.done(chosen):
             break
         chosen.append(candidate)
     return tuple(chosen)
@@ -272,3 +354,9 @@ def free_on_disk(layout: Layout) -> int:
     """Return the bytes that are free on the cache's file system."""
     seen = os.statvfs(layout.cache)
     return seen.f_bavail * seen.f_frsize
+
+
+def free_files(layout: Layout) -> int | None:
+    """Return the inodes that are free there, None where the file system does not count them."""
+    seen = os.statvfs(layout.cache)
+    return seen.f_favail if seen.f_files else None
