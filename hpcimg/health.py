@@ -50,7 +50,7 @@ def node() -> tuple[Config | None, list[Finding]]:
         return None, [explained("configuration", error)]
     layout = Layout(conf.cache_path, conf.state_path)
     findings = [Finding("configuration", OK, "it can be read and is valid")]
-    findings += [*directories(layout), *_private(layout), *_space(conf, layout), _state(layout)]
+    findings += [*directories(layout), *private(layout), *_space(conf, layout), _state(layout)]
     return conf, [*findings, _account(conf), *_verifier(conf), *_packages(), _clock()]
 
 
@@ -71,7 +71,7 @@ def directories(layout: Layout) -> list[Finding]:
     ]
 
 
-def _private(layout: Layout) -> list[Finding]:
+def private(layout: Layout) -> list[Finding]:
     """Check that files can be let one user read, and that users cannot keep what is evicted."""
     found = []
     if os.path.isdir(layout.cache) and not acl.supported(layout.cache):
@@ -98,15 +98,14 @@ def full(
     problems = []
     if limits.max_images and images > limits.max_images:
         problems.append(f"the cache holds {images} images and layers, more than its max_images")
-    if free_files is not None and free_files < limits.min_free_files:
-        problems.append(
-            f"{free_files} inodes are free on its disk, {limits.min_free_files} should be"
-        )
     if held_bytes > limits.max_size:
         problems.append(f"the cache holds {format_size(held_bytes)}, more than its max_size")
     if free_bytes < limits.min_free:
         floor = format_size(limits.min_free)
         problems.append(f"{format_size(free_bytes)} are free on its disk, {floor} should be")
+    elif free_files is not None and free_files < limits.min_free_files:
+        floor = str(limits.min_free_files)
+        problems.append(f"{free_files} inodes are free on its disk, {floor} should be")
     return problems
 
 

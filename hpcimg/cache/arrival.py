@@ -104,7 +104,7 @@ class Arrival(ExitStack):
         if total is not None and written > total:
             raise Damaged(f"{self._uri} does not end where it was announced to")
         if self._blobs is None:
-            self._check_size(written)
+            self._check_size(done)
         self._tell(phase, done, total)
         if total is not None:
             self._room.reached(written, total)

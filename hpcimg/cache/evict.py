@@ -144,7 +144,8 @@ def plan_share(
     """
     own = [c for c in candidates if c.owner == owner]
     over = sum(c.size_bytes for c in own) + coming_bytes - limits.user_share
-    most = max(limits.max_images * limits.user_share // limits.max_size, 1)
+    # A small share is not one of a few small images.
+    most = max(limits.max_images * limits.user_share // limits.max_size, limits.max_images // 10, 1)
     files = max(len(own) + under_way - most, 0) if limits.max_images else 0
     return _plan(own, max(over, 0), min_age_s=0.0, now=now, files=files)
 

@@ -39,7 +39,9 @@ class Room:
             what=self._request.reference.uri,
             owner=self._request.owner,
         )
-        first = min(size_bytes, FIRST_BYTES)
+        # Who writes does not wait for room, and a disk that is really full has none for the
+        # first moment.
+        first = min(size_bytes, _AHEAD_BYTES)
         if evict.free_on_disk(self._cache.layout) < first:
             self._make(first, written=0, coming=first)
 
