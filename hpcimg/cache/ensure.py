@@ -23,6 +23,7 @@ from hpcimg.cache import failures, inflight, lease, store
 from hpcimg.cache.arrival import Arrival
 from hpcimg.cache.failures import Memory
 from hpcimg.cache.inflight import Inflight
+from hpcimg.cache.paths import fetching
 from hpcimg.cache.policy import Cache
 from hpcimg.cache.store import Entry, Ref
 from hpcimg.errors import (
@@ -242,7 +243,9 @@ class _Ensure:
         """Say what is waited for; raise _NotMoving where that is not worth it."""
         patience_s = self.cache.patience_s
         patience_s = patience_s if self.chances > 0 else min(patience_s, _LATER_PATIENCE_S)
-        works = [w for w in inflight.under_way(self.layout) if name in w.get("holds", ())]
+        works = []
+        if name.startswith((fetching(""), self.ref_id)):  # others are held for a moment only
+            works = [w for w in inflight.under_way(self.layout) if name in w.get("holds", ())]
         now = time.monotonic()
         worth_it = any(
             inflight.moves(work, patience_s=patience_s, deadline=self.request.deadline, now=now)

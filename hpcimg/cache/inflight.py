@@ -15,6 +15,7 @@ from hpcimg.errors import explained
 from hpcimg.fetch.contract import Request
 
 _RENEW_EVERY_S = 1.0
+_OUR_PHASES = ("converting", "checking")  # to come so far, a server must have sent all
 
 
 class Inflight:
@@ -96,16 +97,17 @@ class Inflight:
     def _look(self, phase: str, done: int, total: int | None, now: float) -> None:
         """Look whether it moves, and when it will be done.
 
-        Nothing that a server can repeat at will counts: neither another try nor another phase.
+        Nothing that a server can do at will counts, such as to break off and begin again.
         """
-        since, before = self._mark
         new = phase not in self._began
-        if new or done < before:
-            self._mark = since, before = now, done
-        began = self._began.setdefault(phase, now)
         if new:
-            self._fields["moved"] = now
-        elif done > before and done - before >= self._min_rate * (now - since):
+            self._mark = now, done
+        elif done < self._mark[1]:
+            self._mark = self._mark[0], done
+        since, before = self._mark
+        began = self._began.setdefault(phase, now)
+        enough = self._min_rate * max(now - since, _RENEW_EVERY_S)
+        if (new and phase in _OUR_PHASES) or (done > before and done - before >= enough):
             self._fields["moved"] = now
             self._mark = now, done
         if total and done:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcimg.cache.evict import Candidate, Plan, plan_room, plan_share, plan_trim
+from hpcimg.cache.plan import Candidate, Plan, plan_room, plan_share, plan_trim
 from hpcimg.cache.policy import Limits
 
 NOW = 1_000_000.0

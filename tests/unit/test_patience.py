@@ -181,10 +181,19 @@ def test_a_byte_a_second_is_no_move(watched: Watched) -> None:
 
 def test_neither_are_more_tries_and_phases(watched: Watched) -> None:
     watched.says("asking", after_s=0)
-    for _ in range(16):
-        watched.says("fetching", 10, 1000, after_s=1)
-        watched.says("waiting", 0, 1000, after_s=1)
+    watched.says("fetching", 0, 10**6, after_s=0)
+    for _ in range(15):
+        watched.says("waiting", 0, 10**6, after_s=1.9)
+        watched.says("fetching", 999, 10**6, after_s=0.1)  # at once, and from the beginning
     assert not watched.moves()
+
+
+def test_what_root_does_with_what_came_whole_is_a_move(watched: Watched) -> None:
+    watched.says("fetching", 0, 100, after_s=0)
+    watched.says("converting", 0, None, after_s=40)
+    assert watched.moves()
+    watched.says("checking", 0, None, after_s=40)
+    assert watched.moves()
 
 
 def test_a_burst_now_and_then_has_to_make_up_for_the_time_before(watched: Watched) -> None:
