@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from hpcimg.cache import events, inflight, lease, store
@@ -59,21 +59,26 @@ def trim(layout: Layout, limits: Limits, *, time_s: float, dry_run: bool = False
     evicted: tuple[Candidate, ...] = ()
     first: Plan | None = None
     while True:
-        turn = min(until, time.monotonic() + _TURN_S)
-        with held(layout.lock("room"), deadline=until, waiting=lambda _: None):
-            now = time.time()
-            plan = plan_trim(
-                candidates(layout, now),
-                free_bytes=free_on_disk(layout),
-                limits=limits if first is None else limits._replace(high=limits.low),
-                now=now,
-                free_files=free_files(layout),
-            )
-            first = first or plan
-            if dry_run:
-                return Report(plan, _enough(plan))
-            gone = _execute(layout, plan, until=turn)
-            evicted += gone
+        try:
+            with held(layout.lock("room"), deadline=until, waiting=lambda _: None):
+                now = time.time()
+                plan = plan_trim(
+                    candidates(layout, now),
+                    free_bytes=free_on_disk(layout),
+                    limits=limits if first is None else limits._replace(high=limits.low),
+                    now=now,
+                    free_files=free_files(layout),
+                )
+                first = first or plan
+                if dry_run:
+                    return Report(plan, _until_enough(plan, lambda _: True))
+                turn = min(until, time.monotonic() + _TURN_S)
+                gone = _execute(layout, plan, until=turn)
+                evicted += gone
+        except DeadlinePassed:
+            if first is None:
+                raise
+            return Report(first, evicted)
         if plan.done(gone) or time.monotonic() < turn or turn == until:
             return Report(first, evicted)
 
@@ -95,10 +100,10 @@ def make_room(
     to others, and come again. Raises TooLarge where the image could never fit,
     NoRoom where it does not fit now; nothing is evicted for what would not fit even so.
     """
-    until = min(deadline, time.monotonic() + _TURN_S)
     for plan, lacking in _plans(layout, limits, incoming_bytes, what=what, owner=owner):
         if not plan.possible:
             raise lacking
+        until = min(deadline, time.monotonic() + _TURN_S)
         if not plan.done(_execute(layout, plan, until=until)):
             if until < time.monotonic() < deadline:
                 return False
@@ -202,22 +207,25 @@ def evict(layout: Layout, key: str) -> bool:
 
 def _execute(layout: Layout, plan: Plan, *, until: float) -> tuple[Candidate, ...]:
     """Evict what is planned until it is enough, or until a time.monotonic() value."""
-    gone: list[Candidate] = []
-    for candidate in plan.victims:
-        if plan.done(gone) or time.monotonic() > until:
-            break
-        if evict(layout, candidate.key):
-            gone.append(candidate)
-    return tuple(gone)
+
+    def gone(candidate: Candidate) -> bool:
+        return evict(layout, candidate.key)
+
+    return _until_enough(plan, gone, until=until)
 
 
-def _enough(plan: Plan) -> tuple[Candidate, ...]:
-    chosen: list[Candidate] = []
+def _until_enough(
+    plan: Plan, gone: Callable[[Candidate], bool], *, until: float = float("inf")
+) -> tuple[Candidate, ...]:
+    freed: list[Candidate] = []
+    freed_bytes = 0
     for candidate in plan.victims:
-        if plan.done(chosen):
+        if plan.enough(freed_bytes, len(freed)) or time.monotonic() > until:
             break
-        chosen.append(candidate)
-    return tuple(chosen)
+        if gone(candidate):
+            freed.append(candidate)
+            freed_bytes += candidate.size_bytes
+    return tuple(freed)
 
 
 def free_on_disk(layout: Layout) -> int:

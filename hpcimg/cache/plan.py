@@ -40,8 +40,11 @@ class Plan(NamedTuple):
 
     def done(self, gone: Sequence[Candidate]) -> bool:
         """Tell whether enough is free once these are gone."""
-        freed = sum(c.size_bytes for c in gone)
-        return freed >= self.wanted_bytes and len(gone) >= self.wanted_files
+        return self.enough(sum(c.size_bytes for c in gone), len(gone))
+
+    def enough(self, freed_bytes: int, freed_files: int) -> bool:
+        """Tell whether it is enough to have freed so much."""
+        return freed_bytes >= self.wanted_bytes and freed_files >= self.wanted_files
 
     def describe(self) -> str:
         """Say what there is to free and what there is not."""

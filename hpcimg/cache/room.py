@@ -53,7 +53,7 @@ class Room:
         """Make room ahead of what is written, where `total` bytes are to come. Raises NoRoom."""
         ahead = self.coming(written)
         wanted = min(total - written, max(written, _AHEAD_BYTES))
-        if written >= FIRST_BYTES and ahead < min(wanted, _AHEAD_BYTES) // 2 + 1:
+        if written >= FIRST_BYTES and ahead < (min(wanted, _AHEAD_BYTES) + 1) // 2:
             self._make(max(wanted - ahead, 0), written=written, coming=wanted)
 
     def settle(self, written: int) -> None:
