@@ -186,12 +186,13 @@ def unfinished(layout: Layout, name: str) -> Iterator[tuple[str, int]]:
     try:
         yield path, descriptor
     finally:
-        large = os.fstat(descriptor).st_size > _LARGE_BYTES
+        large = os.fstat(descriptor).st_blocks * 512 > _LARGE_BYTES
         os.close(descriptor)
-        if large and trash.put(layout, path):
+        if large:
+            with contextlib.suppress(OSError):
+                trash.put(layout, path)
             trash.empty(layout)
-        else:
-            atomic.remove(path)
+        atomic.remove(path)
 
 
 def check_private(layout: Layout, descriptor: int) -> None:
@@ -267,16 +268,24 @@ def sweep(layout: Layout) -> int:
     is logged, counted among the events, and tried again by the next who comes.
     """
     swept = 0
-    try:
-        for directory in (layout.tmp, layout.work, layout.state_tmp):
-            for name in _listdir(directory):
-                if not processes.alive(name):
-                    path = f"{directory}/{name}"
-                    on_disk = directory != layout.state_tmp
-                    swept += trash.put(layout, path) if on_disk else atomic.remove(path)
-    except OSError as error:
-        log.warning("leftovers of killed work stay for now: %s", error)
-        events.record(layout.events, "sweep_failed", message=str(error))
+    failed: OSError | None = None
+    for directory in (layout.tmp, layout.work, layout.state_tmp):
+        try:
+            names = _listdir(directory)
+        except OSError as error:
+            failed, names = error, []
+        for name in names:
+            path = f"{directory}/{name}"
+            try:
+                if processes.alive(name):
+                    continue
+                on_disk = directory != layout.state_tmp
+                swept += trash.put(layout, path) if on_disk else atomic.remove(path)
+            except OSError as error:
+                failed = error
+    if failed:
+        log.warning("leftovers of killed work stay for now: %s", failed)
+        events.record(layout.events, "sweep_failed", message=str(failed))
     trash.empty(layout)
     return swept
 

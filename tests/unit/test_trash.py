@@ -123,6 +123,22 @@ def test_what_is_mounted_stays_and_hinders_nobody(layout: Layout, tmp_path: Path
         subprocess.run(["umount", f"{layout.trash}/{left}/mounted"], check=True)
 
 
+@AS_ROOT
+def test_one_that_cannot_be_put_away_is_in_nobodys_way(layout: Layout, tmp_path: Path) -> None:
+    mounted = Path(layout.work) / "x"
+    mounted.mkdir()
+    if subprocess.run(["mount", "--bind", str(tmp_path), str(mounted)], check=False).returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        for name in "ayz":
+            (Path(layout.work) / name).mkdir()
+        assert store.sweep(layout) == 3
+        assert os.listdir(layout.work) == ["x"]
+        assert "sweep_failed" in Path(layout.events).read_text()
+    finally:
+        subprocess.run(["umount", str(mounted)], check=True)
+
+
 def test_what_cannot_be_put_away_fails_no_job(layout: Layout) -> None:
     os.rmdir(layout.trash)
     Path(layout.trash).touch()
