@@ -12,7 +12,7 @@ import os
 import time
 from typing import NamedTuple
 
-from hpcimg import processes
+from hpcimg import acl, processes
 from hpcimg.cache import directories as cache_directories
 from hpcimg.cache import evict, policy, store
 from hpcimg.cache.paths import Layout
@@ -28,6 +28,7 @@ from hpcimg.worker.seal import has_leases
 OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"
 PACKAGES = ("requests", "filelock", "tenacity")
 _TMPFS = frozenset({"tmpfs", "ramfs"})
+_HARD_LINKS = "/proc/sys/fs/protected_hardlinks"
 _WRITTEN = b"hpcimg" * 1000
 _CLOCK_S = 86400.0
 _NOBODY = 65534
@@ -51,7 +52,8 @@ def node() -> tuple[Config | None, list[Finding]]:
         return None, [explained("configuration", error)]
     layout = Layout(conf.cache_path, conf.state_path)
     findings = [Finding("configuration", OK, "it can be read and is valid")]
-    findings += [*directories(layout), *_seals(layout), *_space(conf, layout), _state(layout)]
+    findings += [*directories(layout), *_seals(layout), *private(layout)]
+    findings += [*_space(conf, layout), _state(layout)]
     return conf, [*findings, _account(conf), *_verifier(conf), *_packages(), _clock()]
 
 
@@ -89,14 +91,41 @@ def _both(layout: Layout) -> tuple[tuple[str, str, str], ...]:
     return ("cache", *cache), ("state", *state)
 
 
-def full(held_bytes: int, free_bytes: int, limits: policy.Limits) -> list[str]:
+def private(layout: Layout) -> list[Finding]:
+    """Check that files can be let one user read, and that users cannot keep what is evicted."""
+    found = []
+    if os.path.isdir(layout.cache) and not acl.supported(layout.cache):
+        what = f"the file system of {layout.cache} has no POSIX access control lists"
+        why = "jobs whose images only their user may read fail on this node"
+        found.append(Finding("private", PROBLEM, what, why, "Mount it with `acl`."))
+    if os.path.isdir(layout.state) and not acl.supported(layout.state):
+        what = f"the file system of {layout.state} has no POSIX access control lists"
+        why = "all of a user's group can read what the user's jobs asked for"
+        found.append(Finding("private", NOTE, what, why))
+    with contextlib.suppress(OSError), open(_HARD_LINKS, encoding="ascii") as file:
+        if file.read().strip() == "0":
+            what = "users may make hard links to files of others"
+            why = "an image that a user linked takes room on the disk after its eviction"
+            do = "Set fs.protected_hardlinks = 1."
+            found.append(Finding("private", PROBLEM, what, why, do))
+    return found or [Finding("private", OK, "an image can be one user's alone to read")]
+
+
+def full(
+    held_bytes: int, free_bytes: int, limits: policy.Limits, *, images: int, free_files: int | None
+) -> list[str]:
     """Return what is wrong with how much the cache holds and its disk has left."""
     problems = []
+    if limits.max_images and images > limits.max_images:
+        problems.append(f"the cache holds {images} images and layers, more than its max_images")
     if held_bytes > limits.max_size:
         problems.append(f"the cache holds {format_size(held_bytes)}, more than its max_size")
     if free_bytes < limits.min_free:
         floor = format_size(limits.min_free)
         problems.append(f"{format_size(free_bytes)} are free on its disk, {floor} should be")
+    elif free_files is not None and free_files < limits.min_free_files:
+        floor = str(limits.min_free_files)
+        problems.append(f"{free_files} inodes are free on its disk, {floor} should be")
     return problems
 
 
@@ -167,17 +196,19 @@ def _space(conf: Config, layout: Layout) -> list[Finding]:
     if not os.path.isdir(layout.cache):
         return []
     try:
-        held = sum(entry.size_bytes for entry in store.entries(layout))
-        free = evict.free_on_disk(layout)
-        problems = full(held, free, limits(conf))
+        sizes = [entry.size_bytes for entry in store.entries(layout)]
+        held, free, files = sum(sizes), evict.free_on_disk(layout), evict.free_files(layout)
+        problems = full(held, free, limits(conf), images=len(sizes), free_files=files)
     except HpcimgError as error:
         return [explained("space", error)]
     except OSError as error:
         return [explained("space", from_os_error(error, layout.cache))]
     do = "`hpcimg gc` frees what can go; `hpcimg ls` shows what is in use."
     found = [Finding("space", PROBLEM, problem, do=do) for problem in problems]
-    texts = f"{format_size(held)} in the cache, {format_size(free)} free on its disk"
-    return found or [Finding("space", OK, texts)]
+    text = f"{format_size(held)} in the cache, {format_size(free)} free on its disk"
+    if files is not None:
+        text += f", and {files} inodes"
+    return found or [Finding("space", OK, text)]
 
 
 def _state(layout: Layout) -> Finding:

@@ -56,9 +56,10 @@ def _measure(config: Config, layout: Layout, cache: dict[str, Any]) -> list[str]
         limits = node.limits(config)
     except HpcimgError as error:
         return [str(error)]
-    free = evict.free_on_disk(layout)
-    cache.update(free_bytes=free, **limits._asdict())
-    return health.full(cache["bytes"], free, limits)
+    free, files = evict.free_on_disk(layout), evict.free_files(layout)
+    cache.update(free_bytes=free, free_files=files, **limits._asdict())
+    images = cache["images"] + cache["layers"]
+    return health.full(cache["bytes"], free, limits, images=images, free_files=files)
 
 
 def _images_of(job: str, holders: dict[str, list[str]]) -> list[str]:

@@ -9,23 +9,22 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 from hpcimg import digests
 from hpcimg.cache import store
-from hpcimg.cache.paths import Layout, owned
+from hpcimg.cache.paths import Layout, fetching, owned
 from hpcimg.cache.store import BLOB, Entry
 from hpcimg.errors import Damaged
 from hpcimg.fetch.contract import Blob, Fetched, Files
-
-Lock = Callable[[str], AbstractContextManager[bool]]
+from hpcimg.locks import Lock
 
 
 class Blobs(ExitStack):
     """Files of the blobs of one image, all closed and the unfinished ones gone at the end.
 
-    `lock` takes the lock of a key; those of blobs that have to be fetched are
+    `lock` takes a lock by its name; those of blobs that have to be fetched are
     held until `release`. `deadline` is a time.monotonic() value, beyond which nothing is read.
     """
 
@@ -60,7 +59,7 @@ class Blobs(ExitStack):
         # In the order of their digests: two images that share several cannot lock each other out.
         for _, blob in sorted(unique.items()):
             if not self._open(blob):
-                self._locks.enter_context(self._lock(self._key(blob)))
+                self._locks.enter_context(self._lock(fetching(self._key(blob))))
                 if not self._open(blob):
                     wanted.append(blob)
         return wanted
@@ -89,10 +88,19 @@ class Blobs(ExitStack):
             key=self._key(blob), extension=BLOB, sha256=blob.sha256, size_bytes=blob.size_bytes,
             architecture="", uris=(self._uri,), fetched=time.time(), owner=self._owner,
         )  # fmt: skip
-        store.publish(self._layout, entry, path, file, durable=False)
+        with self._lock(entry.key):
+            store.publish(self._layout, entry, path, file, durable=False)
         # Who converts is to read it, and no more.
         self._readable[blob.sha256] = os.open(f"/proc/self/fd/{file}", os.O_RDONLY)
         self.callback(os.close, self._readable[blob.sha256])
+
+    def unfinished(self) -> list[int]:
+        """Return the files of what was missing."""
+        return [file for _, file in self._unfinished.values()]
+
+    def written(self) -> int:
+        """Return how many bytes are in them."""
+        return sum(os.fstat(file).st_size for file in self.unfinished())
 
     def release(self) -> None:
         """Give the locks back: what could be fetched is there for others now."""

@@ -3,22 +3,27 @@
     fresh? -> lease                                      nothing is waited for
     otherwise: lock the reference -> fresh now? -> fetch -> (convert) -> verify -> publish
 
-Lock order: reference, then key, then blobs by their digests, then "room". Every
-step is safe without the locks too: they only see to it that work is done once.
+Lock order: reference, fetching of a key, fetching of blobs by their digests, "room", then
+the key itself, or a blob's, for a moment. Every step is safe without the locks too: they only
+see to it that work is done once. So nobody waits for one whose holder does not move.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
+import os
 import time
-from contextlib import AbstractContextManager, ExitStack
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
 
-from hpcimg.cache import failures, lease, store
+from hpcimg.cache import failures, inflight, lease, store
 from hpcimg.cache.arrival import Arrival
 from hpcimg.cache.failures import Memory
 from hpcimg.cache.inflight import Inflight
+from hpcimg.cache.paths import fetching
 from hpcimg.cache.policy import Cache
 from hpcimg.cache.store import Entry, Ref
 from hpcimg.errors import (
@@ -32,13 +37,15 @@ from hpcimg.errors import (
 )
 from hpcimg.fetch.contract import Declined, Fetched, Gathered, Request, Unchanged, Way
 from hpcimg.locks import held
-from hpcimg.units import format_duration
+from hpcimg.units import format_duration, format_size
 
 log = logging.getLogger(__name__)
 FORMATS = ("sif", "squashfs")  # of converted images; their keys end so
 _URIS_MAX = 32
 # A mounted file is looked at for each job; this is how long the rights of who looks are kept.
 _RIGHTS_S = 3600.0
+_CHANCES = 2  # so often one job waits for what does not move, then hardly any more
+_LATER_PATIENCE_S = 2.0
 NO_MEMORY = Memory()
 
 
@@ -79,6 +86,9 @@ class _Ensure:
         self.mounted = bool(request.reference.mounted_file)
         self.came = time.time()
         self.ref_id = store.ref_id(request.reference.address, request.owner)
+        self.holds: list[str] = []  # names of locks
+        self.inflight: Inflight | None = None
+        self.chances = _CHANCES
 
     def run(self) -> Staged:
         ref = self._load_ref()
@@ -126,16 +136,21 @@ class _Ensure:
         """Ask the source; `ref` is what the cache holds and may be out of date."""
         uri = self.reference.uri
         asked = time.time() if self.mounted else None
+        # Where another one fetches the same, it has that name.
+        name = self.ref_id if self.ref_id in self.holds else f"{self.ref_id}.{os.getpid()}"
         with (
-            Inflight(self.layout, self.ref_id, self.request) as inflight,
-            Arrival(self.cache, inflight, self.request, lock=self._lock) as arrival,
+            Inflight(
+                self.layout, name, self.request, holds=self.holds, min_rate=self.cache.min_rate
+            ) as under_way,
+            self._shown_by(under_way),
+            Arrival(self.cache, under_way, self.request, lock=self._lock) as arrival,
         ):
             try:
                 outcome = self.way.fetch(
                     arrival.descriptor, arrival, validator=ref.validator if ref else ""
                 )
             except (Unreachable, DeadlinePassed) as error:
-                staged = self._stale(ref, error, locked=arrival.key)
+                staged = self._stale(ref, error, locked=arrival.locked)
                 if staged is None:
                     raise
                 return staged
@@ -149,7 +164,8 @@ class _Ensure:
                 arrival.finish(outcome, self.way)
             elif isinstance(outcome, Gathered):
                 arrival.convert(self.way)
-            staged = self._resolved(arrival.key, arrival.offer.validator, how, asked, locked=True)
+            locked = arrival.locked == arrival.key
+            staged = self._resolved(arrival.key, arrival.offer.validator, how, asked, locked=locked)
             if staged is None:
                 # Only where locks do nothing, or somebody removed it by hand.
                 raise NoRoom(f"{uri} was evicted again at once")
@@ -209,13 +225,71 @@ class _Ensure:
         uris = (*entry.uris, uri)[-_URIS_MAX:]
         store.save_entry(self.layout, dataclasses.replace(entry, uris=uris))
 
-    def _lock(self, name: str) -> AbstractContextManager[bool]:
-        return held(self.layout.lock(name), deadline=self.request.deadline, waiting=self._waiting)
+    @contextmanager
+    def _shown_by(self, under_way: Inflight) -> Iterator[None]:
+        self.inflight, before = under_way, self.inflight
+        try:
+            yield
+        finally:
+            self.inflight = before
 
-    def _waiting(self, seconds: float) -> None:
-        log.info(
-            "job %s waits for %s, which another job is bringing (%s so far)",
-            self.request.job or "-",
-            self.reference.uri,
-            format_duration(seconds),
+    @contextmanager
+    def _lock(self, name: str) -> Iterator[bool]:
+        """Hold a lock; give whether it was waited for.
+
+        Where its holder does not move, hold the one behind it, in which those queue who
+        came for the same; where that one's holder does not move either, hold none.
+        """
+        waited = False
+        with ExitStack() as stack:
+            for each in (name, f"{name}.next"):
+                lock = held(
+                    self.layout.lock(each),
+                    deadline=self.request.deadline,
+                    waiting=functools.partial(self._waiting, each),
+                    tell_every_s=self.cache.patience_s / 4,
+                )
+                try:
+                    waited |= stack.enter_context(lock)
+                except _NotMoving:
+                    waited = True
+                    continue
+                self.holds.append(each)
+                stack.callback(self.holds.remove, each)
+                break
+            yield waited
+
+    def _waiting(self, name: str, seconds: float) -> None:
+        """Say what is waited for; raise _NotMoving where that is not worth it."""
+        patience_s = self.cache.patience_s
+        patience_s = patience_s if self.chances > 0 else min(patience_s, _LATER_PATIENCE_S)
+        works = []
+        if name.startswith((fetching(""), self.ref_id)):  # others are held for a moment only
+            works = [w for w in inflight.under_way(self.layout) if name in w.get("holds", ())]
+        now = time.monotonic()
+        worth_it = any(
+            inflight.moves(work, patience_s=patience_s, deadline=self.request.deadline, now=now)
+            for work in works
         )
+        holder = "; ".join(_described(work) for work in works) or "nobody says how far it is"
+        job, uri = self.request.job or "-", self.reference.uri
+        if not worth_it and (works or seconds >= patience_s):
+            self.chances -= 1
+            log.warning("job %s does not wait any longer for %s: %s", job, uri, holder)
+            raise _NotMoving
+        if self.inflight:
+            self.inflight.waits()
+        waited = format_duration(seconds)
+        log.info(
+            "job %s waits for %s, which another job is bringing (%s so far; %s)",
+            job, uri, waited, holder,
+        )  # fmt: skip
+
+
+class _NotMoving(Exception):
+    """Who holds a lock gets nowhere."""
+
+
+def _described(work: dict[str, Any]) -> str:
+    of = f" of {format_size(work['total'])}" if work["total"] else ""
+    return f"job {work['job'] or '-'} is {work['phase']}, {format_size(work['bytes'])}{of}"

@@ -1,53 +1,21 @@
-"""Eviction: which images go when room is needed, and their going."""
+"""Eviction: images go as hpcimg.cache.plan decides, unless a job uses them."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from hpcimg.cache import events, inflight, lease, store
 from hpcimg.cache.paths import Layout, owned
+from hpcimg.cache.plan import Candidate, Plan, plan_room, plan_share, plan_trim
 from hpcimg.cache.policy import Limits
 from hpcimg.errors import DeadlinePassed, NoRoom, TooLarge, explained
 from hpcimg.locks import held
 from hpcimg.units import format_size
 
-_JOBS_NAMED = 8
-
-
-class Candidate(NamedTuple):
-    """An image as eviction sees it. `jobs` hold leases on it; it is private to `owner`."""
-
-    key: str
-    size_bytes: int
-    last_used: float
-    jobs: tuple[str, ...] = ()
-    owner: int | None = None
-
-
-class Plan(NamedTuple):
-    """What to free and in which order; what cannot go, and why."""
-
-    wanted_bytes: int
-    victims: tuple[Candidate, ...]
-    in_use: tuple[Candidate, ...]
-    too_young: tuple[Candidate, ...]
-
-    def describe(self) -> str:
-        """Say what there is to free and what there is not."""
-        eligible = sum(c.size_bytes for c in self.victims)
-        parts = [f"{format_size(eligible)} eligible" if eligible else "0 eligible"]
-        if self.in_use:
-            jobs = sorted({job for c in self.in_use for job in c.jobs}, key=lease.by_number)
-            size = format_size(sum(c.size_bytes for c in self.in_use))
-            named = ", ".join(jobs[:_JOBS_NAMED]) + ", ..." * (len(jobs) > _JOBS_NAMED)
-            parts.append(f"{size} in use by {len(jobs)} job{'s' * (len(jobs) != 1)} ({named})")
-        if self.too_young:
-            size = format_size(sum(c.size_bytes for c in self.too_young))
-            parts.append(f"{size} used a moment ago")
-        return ", ".join(parts)
+_TURN_S = 5.0  # who evicts for longer lets others look for their room in between
 
 
 class Report(NamedTuple):
@@ -59,66 +27,6 @@ class Report(NamedTuple):
     @property
     def freed_bytes(self) -> int:
         return sum(c.size_bytes for c in self.evicted)
-
-
-def plan_trim(
-    candidates: Iterable[Candidate], *, free_bytes: int, limits: Limits, now: float
-) -> Plan:
-    """Plan the way down to the low watermark, once the high one is passed or the floor touched."""
-    candidates = list(candidates)
-    used = sum(c.size_bytes for c in candidates)
-    wanted = used - limits.low if used > limits.high else 0
-    wanted = max(wanted, limits.min_free - free_bytes, 0)
-    return _plan(candidates, wanted, min_age_s=limits.min_age_s, now=now)
-
-
-def plan_room(
-    candidates: Iterable[Candidate],
-    *,
-    free_bytes: int,
-    reserved_bytes: int,
-    incoming_bytes: int,
-    limits: Limits,
-    now: float,
-    written_bytes: int = 0,
-) -> Plan:
-    """Plan just enough room for an image that a job waits for.
-
-    `written_bytes` is what fetches under way have on the disk, `reserved_bytes`
-    what they will still write. Age protects no image here: the job at hand is
-    worth more than one that may come.
-    """
-    candidates = list(candidates)
-    used = sum(c.size_bytes for c in candidates)
-    coming = reserved_bytes + incoming_bytes
-    over = used + written_bytes + coming - limits.max_size
-    wanted = max(over, limits.min_free + coming - free_bytes, 0)
-    return _plan(candidates, wanted, min_age_s=0.0, now=now)
-
-
-def plan_share(
-    candidates: Iterable[Candidate],
-    owner: int,
-    *,
-    coming_bytes: int,
-    limits: Limits,
-    now: float,
-) -> Plan:
-    """Plan room in one user's share: of what is private to a user, only that user's own goes.
-
-    `coming_bytes` is what the fetches for this user have written and will write.
-    """
-    own = [c for c in candidates if c.owner == owner]
-    over = sum(c.size_bytes for c in own) + coming_bytes - limits.user_share
-    return _plan(own, max(over, 0), min_age_s=0.0, now=now)
-
-
-def _plan(candidates: list[Candidate], wanted: int, *, min_age_s: float, now: float) -> Plan:
-    in_use = tuple(c for c in candidates if c.jobs)
-    idle = [c for c in candidates if not c.jobs]
-    too_young = tuple(c for c in idle if now - c.last_used < min_age_s)
-    old = sorted(set(idle) - set(too_young), key=lambda c: (c.last_used, c.key))
-    return Plan(wanted, tuple(old), in_use, too_young)
 
 
 def candidates(layout: Layout, now: float) -> list[Candidate]:
@@ -144,19 +52,37 @@ def candidates(layout: Layout, now: float) -> list[Candidate]:
 def trim(layout: Layout, limits: Limits, *, time_s: float, dry_run: bool = False) -> Report:
     """Bring the cache down to the low watermark where it is above the high one.
 
-    Ends after about `time_s` seconds, with less freed. Takes the lock "room", so
-    that two of these do not free the same bytes twice. Raises DeadlinePassed
-    where that is held all the time, NoRoom and CacheUnusable for what the disk does.
+    Ends after about `time_s` seconds, with less freed. Takes the lock "room", now and then
+    for others to have it, so that two of these do not free the same bytes twice. Raises
+    DeadlinePassed where that is held all the time, NoRoom and CacheUnusable for what the
+    disk does.
     """
     until = time.monotonic() + time_s
-    with held(layout.lock("room"), deadline=until, waiting=lambda _: None):
-        now = time.time()
-        plan = plan_trim(
-            candidates(layout, now), free_bytes=free_on_disk(layout), limits=limits, now=now
-        )
-        if dry_run:
-            return Report(plan, _enough(plan))
-        return _execute(layout, plan, until=until)
+    evicted: tuple[Candidate, ...] = ()
+    first: Plan | None = None
+    while True:
+        try:
+            with held(layout.lock("room"), deadline=until, waiting=lambda _: None):
+                now = time.time()
+                plan = plan_trim(
+                    candidates(layout, now),
+                    free_bytes=free_on_disk(layout),
+                    limits=limits if first is None else limits._replace(high=limits.low),
+                    now=now,
+                    free_files=free_files(layout),
+                )
+                first = first or plan
+                if dry_run:
+                    return Report(plan, _until_enough(plan, lambda _: True))
+                turn = min(until, time.monotonic() + _TURN_S)
+                gone = _execute(layout, plan, until=turn)
+                evicted += gone
+        except DeadlinePassed:
+            if first is None:
+                raise
+            return Report(first, evicted)
+        if plan.done(gone) or time.monotonic() < turn or turn == until:
+            return Report(first, evicted)
 
 
 def make_room(
@@ -167,55 +93,87 @@ def make_room(
     what: str,
     deadline: float,
     owner: int | None = None,
-) -> Report:
+) -> bool:
     """Free what an image of `incoming_bytes`, beyond what is written of it, needs.
 
     Where it is private to `owner`, in that user's share first. Hold the lock
     "room" until the image is announced in `inflight`, so that two fetches do not
-    count on the same bytes. Raises TooLarge where the image could never fit,
-    NoRoom where it does not fit now.
+    count on the same bytes. Returns False where that takes long: then give the lock
+    to others, and come again. Raises TooLarge where the image could never fit,
+    NoRoom where it does not fit now; nothing is evicted for what would not fit even so.
+    """
+    for plan, lacking in _plans(layout, limits, incoming_bytes, what=what, owner=owner):
+        if not plan.possible:
+            raise lacking
+        until = min(deadline, time.monotonic() + _TURN_S)
+        if not plan.done(_execute(layout, plan, until=until)):
+            if until < time.monotonic() < deadline:
+                return False
+            raise lacking
+    return True
+
+
+def check_room(
+    layout: Layout, limits: Limits, size_bytes: int, *, what: str, owner: int | None
+) -> None:
+    """Look whether an image has room now if all goes that nobody uses; evict nothing.
+
+    Raises TooLarge, NoRoom.
+    """
+    for plan, lacking in _plans(layout, limits, size_bytes, what=what, owner=owner):
+        if not plan.possible:
+            raise lacking
+
+
+def _plans(
+    layout: Layout, limits: Limits, incoming_bytes: int, *, what: str, owner: int | None
+) -> Iterator[tuple[Plan, NoRoom]]:
+    """Yield what has to be freed, in a user's share first, each with what to say if it cannot be.
+
+    Raises TooLarge.
     """
     check_fits(limits, incoming_bytes, what=what, owner=owner)
     if owner is not None and limits.user_share:
-        _make_room_in_share(layout, limits, incoming_bytes, owner, what=what, deadline=deadline)
+        yield _share_plan(layout, limits, incoming_bytes, owner, what=what)
     now = time.time()
-    under_way = inflight.under_way(layout)
+    works = inflight.under_way(layout)
     plan = plan_room(
         candidates(layout, now),
         free_bytes=free_on_disk(layout),
-        written_bytes=sum(work["written"] for work in under_way),
-        reserved_bytes=sum(work["coming"] for work in under_way),
+        written_bytes=sum(work["written"] for work in works),
+        reserved_bytes=sum(work["coming"] for work in works),
         incoming_bytes=incoming_bytes,
         limits=limits,
         now=now,
+        under_way=len(works),
+        free_files=free_files(layout),
     )
-    report = _execute(layout, plan, until=deadline)
-    if report.freed_bytes < plan.wanted_bytes:
-        needs = f"it needs {format_size(incoming_bytes)}, " if incoming_bytes else ""
-        raise NoRoom(
-            f"there is no room on this node for {what}",
-            why=f"{needs}{format_size(plan.wanted_bytes)} would have to be freed: "
-            f"{plan.describe()}",
-        )
-    return report
+    needs = f"it needs {format_size(incoming_bytes)}, " if incoming_bytes else ""
+    wanted = [format_size(plan.wanted_bytes)] if plan.wanted_bytes or not plan.wanted_files else []
+    wanted += [f"{plan.wanted_files} images, for their number,"] if plan.wanted_files else []
+    why = f"{needs}{' and '.join(wanted)} would have to be freed: {plan.describe()}"
+    yield plan, NoRoom(f"there is no room on this node for {what}", why=why)
 
 
-def _make_room_in_share(
-    layout: Layout, limits: Limits, incoming_bytes: int, owner: int, *, what: str, deadline: float
-) -> None:
+def _share_plan(
+    layout: Layout, limits: Limits, incoming_bytes: int, owner: int, *, what: str
+) -> tuple[Plan, NoRoom]:
     now = time.time()
     own = [work for work in inflight.under_way(layout) if work["id"].startswith(owned("", owner))]
-    coming = incoming_bytes + sum(work["written"] + work["coming"] for work in own)
-    found = candidates(layout, now)
-    plan = plan_share(found, owner, coming_bytes=coming, limits=limits, now=now)
-    report = _execute(layout, plan, until=deadline)
-    if report.freed_bytes < plan.wanted_bytes:
-        raise NoRoom(
-            f"there is no room for {what} in your share of this node's cache",
-            why=f"this site lets each user keep {format_size(limits.user_share)} of private "
-            f"images on a node, and of yours {plan.describe()}",
-            do="Wait until your other jobs on this node have ended, or use images that all share.",
-        )
+    plan = plan_share(
+        candidates(layout, now),
+        owner,
+        coming_bytes=incoming_bytes + sum(work["written"] + work["coming"] for work in own),
+        limits=limits,
+        now=now,
+        under_way=len(own),
+    )
+    return plan, NoRoom(
+        f"there is no room for {what} in your share of this node's cache",
+        why=f"this site lets each user keep {format_size(limits.user_share)} of private "
+        f"images on a node, and of yours {plan.describe()}",
+        do="Wait until your other jobs on this node have ended, or use images that all share.",
+    )
 
 
 def check_fits(limits: Limits, size_bytes: int, *, what: str, owner: int | None = None) -> None:
@@ -249,28 +207,36 @@ def evict(layout: Layout, key: str) -> bool:
     return True
 
 
-def _execute(layout: Layout, plan: Plan, *, until: float) -> Report:
-    evicted: list[Candidate] = []
-    freed = 0
-    for candidate in plan.victims:
-        if freed >= plan.wanted_bytes or time.monotonic() > until:
-            break
-        if evict(layout, candidate.key):
-            evicted.append(candidate)
-            freed += candidate.size_bytes
-    return Report(plan, tuple(evicted))
+def _execute(layout: Layout, plan: Plan, *, until: float) -> tuple[Candidate, ...]:
+    """Evict what is planned until it is enough, or until a time.monotonic() value."""
+
+    def gone(candidate: Candidate) -> bool:
+        return evict(layout, candidate.key)
+
+    return _until_enough(plan, gone, until=until)
 
 
-def _enough(plan: Plan) -> tuple[Candidate, ...]:
-    chosen: list[Candidate] = []
+def _until_enough(
+    plan: Plan, gone: Callable[[Candidate], bool], *, until: float = float("inf")
+) -> tuple[Candidate, ...]:
+    freed: list[Candidate] = []
+    freed_bytes = 0
     for candidate in plan.victims:
-        if sum(c.size_bytes for c in chosen) >= plan.wanted_bytes:
+        if plan.enough(freed_bytes, len(freed)) or time.monotonic() > until:
             break
-        chosen.append(candidate)
-    return tuple(chosen)
+        if gone(candidate):
+            freed.append(candidate)
+            freed_bytes += candidate.size_bytes
+    return tuple(freed)
 
 
 def free_on_disk(layout: Layout) -> int:
     """Return the bytes that are free on the cache's file system."""
     seen = os.statvfs(layout.cache)
     return seen.f_bavail * seen.f_frsize
+
+
+def free_files(layout: Layout) -> int | None:
+    """Return the inodes that are free there, None where the file system does not count them."""
+    seen = os.statvfs(layout.cache)
+    return seen.f_favail if seen.f_files else None

@@ -117,7 +117,7 @@ def _still_there(rights: str, path: str, look: str) -> bool:
 
 
 def _look(seen: os.stat_result) -> str:
-    return f"{seen.st_ino} {seen.st_size} {seen.st_mtime_ns} {seen.st_mode}"
+    return f"{seen.st_ino} {seen.st_size} {seen.st_mtime_ns} {seen.st_mode} {seen.st_uid}"
 
 
 def _file_name(text: str) -> str:

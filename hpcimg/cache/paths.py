@@ -9,6 +9,14 @@ def owned(name: str, owner: int | None) -> str:
     return name if owner is None else f"u{owner}-{name}"
 
 
+def fetching(key: str) -> str:
+    """Return the name of the lock that who brings the content of a key holds all the while.
+
+    The lock of the key itself is held for a moment: to publish, to lease or to evict.
+    """
+    return f"fetch-{key}"
+
+
 class Layout:
     """The paths below the cache directory (on disk) and the state directory (tmpfs).
 
@@ -29,6 +37,7 @@ class Layout:
         self.locks = f"{cache}/locks"
         self.tmp = f"{cache}/tmp"
         self.work = f"{cache}/work"
+        self.trash = f"{cache}/trash"
         self.jobs = f"{state}/jobs"
         self.leases = f"{state}/leases"
         self.inflight = f"{state}/inflight"

@@ -44,6 +44,7 @@ class Config:
     high_watermark: float
     low_watermark: float
     min_free: Size
+    max_images: int
     min_age_s: float
     state_path: str
     deadline_s: float
@@ -51,6 +52,8 @@ class Config:
     error_ttl_s: float
     connect_timeout_s: float
     stall_timeout_s: float
+    patience_s: float
+    min_rate: int
     account: str
     format: str
     compression: str
@@ -114,6 +117,8 @@ KEYS = (
         "eviction ends below this part of max_size"),
     Key("cache", "min_free", "min_free", "5%", read.size,
         "what stays free on the file system for others"),
+    Key("cache", "max_images", "max_images", "10000", read.count,
+        "how many images and layers, however small; 0 is any number"),
     Key("cache", "min_age", "min_age_s", "2m", parse_duration,
         "an image unused for less than this is not evicted in the epilog"),
     Key("state", "path", "state_path", conffiles.DEFAULT_STATE, read.path,
@@ -128,6 +133,10 @@ KEYS = (
         "the longest wait for a connection"),
     Key("stage", "stall_timeout", "stall_timeout_s", "60s", parse_duration,
         "the longest silence within a download"),
+    Key("stage", "patience", "patience_s", "30s", parse_duration,
+        "how long a job waits for another's fetch of its image that does not move"),
+    Key("stage", "min_rate", "min_rate", "128K", parse_size,
+        "a fetch that gets fewer bytes in a second does not move"),
     Key("stage", "account", "account", "", str,
         "the unprivileged account that fetches; default hpcimg"),
     Key("stage", "format", "format", "auto", read.one_of("auto", "sif", "squashfs"),

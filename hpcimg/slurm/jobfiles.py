@@ -9,6 +9,8 @@ from hpcimg import atomic
 from hpcimg.cache.paths import Layout
 from hpcimg.plainjson import dumps
 
+_TEXT_MAX = 4096  # characters; a comment may be longer than all that can be in it
+
 
 class Image:
     """One image that a job asked for: the name it gave, and what came of it."""
@@ -102,15 +104,18 @@ def _common(images: list[Image], started: float) -> dict[str, object]:
     fields = ("name", "text", "uri", "key", "path", "source")
     return {
         "started": round(started, 3),
-        "images": [{field: getattr(image, field) for field in fields} for image in images],
+        "images": [
+            {field: getattr(image, field)[:_TEXT_MAX] for field in fields} for image in images
+        ],
     }
 
 
 def _write(layout: Layout, job: str, uid: int, lines: list[str], record: dict[str, object]) -> None:
     directory = layout.job(job)
-    owner = uid if os.geteuid() == 0 else None
-    # Only the job's user and root read them: references can be private.
+    reader = uid if os.geteuid() == 0 else None
+    # Only the job's user and root read them: references can be private. They stay root's, on a
+    # tmpfs that all share and nobody else is to fill.
     record = {"version": 1, "job": job, "uid": uid, **record}
-    atomic.write_file(f"{directory}/record.json", dumps(record) + "\n", mode=0o400, owner=owner)
+    atomic.write_file(f"{directory}/record.json", dumps(record) + "\n", mode=0o400, reader=reader)
     # The task file comes last: once it is there, all is said.
-    atomic.write_file(f"{directory}/task", "\n".join(lines) + "\n", mode=0o400, owner=owner)
+    atomic.write_file(f"{directory}/task", "\n".join(lines) + "\n", mode=0o400, reader=reader)

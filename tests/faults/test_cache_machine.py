@@ -389,9 +389,9 @@ class CacheMachine(RuleBasedStateMachine):
             self.layout.images if wanted.owner is None else f"{self.layout.users}/{wanted.owner}"
         )
         assert os.path.dirname(path) == directory
-        assert stat.S_IMODE(seen.st_mode) == (0o444 if wanted.owner is None else 0o400)
-        if os.geteuid() == 0:
-            assert seen.st_uid == (wanted.owner or 0)
+        private = 0o440 if os.geteuid() == 0 else 0o400
+        assert stat.S_IMODE(seen.st_mode) == (0o444 if wanted.owner is None else private)
+        assert seen.st_uid == os.geteuid()
 
     def _check_room_was_short(self, content: Content, message: str) -> None:
         """What jobs use, with what it needs itself, is more than the cache holds."""

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from hpcimg import health, programs
+from hpcimg import acl, health, programs
+from hpcimg.cache import store
+from hpcimg.cache.paths import Layout
 from hpcimg.cli.main import main
 from hpcimg.convert import RUNTIMES
+from hpcimg.errors import CacheUnusable
 from hpcimg.slurm import health as slurm_health
 from tests.integration.checks import refused
 from tests.integration.test_node_trouble import AS_ROOT, mounted
@@ -44,6 +47,34 @@ def test_a_node_at_work_is_well(node: Node, url: str) -> None:
     assert "PROBLEM" not in done.stdout.replace("PROBLEM leases", "")
     for check in ("configuration", "cache", "state", "space", "packages", "clock", "imports"):
         assert f"ok      {check}: " in done.stdout
+
+
+@AS_ROOT
+def test_a_state_directory_without_access_control_lists(open_directory: Path, sif: bytes) -> None:
+    """The job's files are its user's group's to read then; jobs go on."""
+    image = open_directory / "x.sif"
+    image.write_bytes(sif)
+    node = Node(open_directory, uid=1)
+    node.state.mkdir()
+    with mounted(node.state, "mode=0755", kind="ramfs"):
+        assert node.stage(1, f"container:{image}").image.read_bytes() == sif
+        seen = (node.state / "jobs/1/task").stat()
+        assert (seen.st_uid, seen.st_gid, seen.st_mode & 0o777) == (0, 1, 0o440)
+        assert problems(node) == []
+        said = f"note    private: the file system of {node.state} has no POSIX access control lists"
+        assert said in node.hpcimg("doctor").stdout
+
+
+@AS_ROOT
+def test_a_cache_without_access_control_lists(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    node.cache.mkdir()
+    layout = Layout(str(node.cache), str(node.state))
+    monkeypatch.setattr(acl, "supported", lambda _: False)
+    [found] = health.private(layout)
+    assert found.result == health.PROBLEM
+    assert found.what == f"the file system of {node.cache} has no POSIX access control lists"
+    with pytest.raises(CacheUnusable, match="only one user may read cannot be kept on this node"):
+        store.check_private(layout, 0)
 
 
 @AS_ROOT

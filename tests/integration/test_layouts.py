@@ -21,6 +21,7 @@ from tests.parts.images import read_from_image
 from tests.parts.layouts import SCHEMES
 from tests.parts.node import Node, Task
 from tests.parts.ociimages import Layer, make_layer, push_image
+from tests.parts.private import check_private
 from tests.parts.registry import Registry
 
 HOUR = 3600
@@ -165,7 +166,10 @@ def test_what_only_the_user_may_read(images_at: Path, scheme: str) -> None:
     holds(task)
     kept = sorted((node.cache / "users" / "1").iterdir())
     assert len(kept) == 3
-    assert {(path.stat().st_uid, path.stat().st_mode & 0o777) for path in kept} == {(1, 0o400)}
+    assert {path.stat().st_uid for path in kept} == {0}
+    # The layers are for root alone.
+    assert sorted(path.stat().st_mode & 0o777 for path in kept) == [0o400, 0o400, 0o440]
+    check_private(task.image, 1)
     assert list(node.cache.glob("images/*")) == list(node.cache.glob("blobs/*")) == []
     refused(Node(images_at, uid=2), 2, comment, "Forbidden", "permission denied")
 

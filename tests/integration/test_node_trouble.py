@@ -33,9 +33,9 @@ NOT_ROOT = pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhe
 
 
 @contextmanager
-def mounted(directory: Path, options: str) -> Iterator[None]:
-    """Mount a small tmpfs there for a while."""
-    argv = ["mount", "-t", "tmpfs", "-o", f"size=1m,{options}", "tmpfs", str(directory)]
+def mounted(directory: Path, options: str, *, kind: str = "tmpfs") -> Iterator[None]:
+    """Mount a small tmpfs there for a while, or another kind of file system in memory."""
+    argv = ["mount", "-t", kind, "-o", f"size=1m,{options}", kind, str(directory)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"cannot mount here: {done.stderr.strip()}")

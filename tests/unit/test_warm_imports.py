@@ -26,7 +26,8 @@ STANDARD = {
     "time", "errno",
 }  # fmt: skip
 OURS = {
-    "hpcimg", "hpcimg.atomic", "hpcimg.config", "hpcimg.config.files", "hpcimg.plainfile",
+    "hpcimg", "hpcimg.acl", "hpcimg.atomic", "hpcimg.config", "hpcimg.config.files",
+    "hpcimg.plainfile",
     "hpcimg.plainjson",
     "hpcimg.cache", "hpcimg.cache.events", "hpcimg.cache.hot", "hpcimg.cache.lease",
     "hpcimg.cache.paths",
