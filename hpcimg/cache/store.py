@@ -244,7 +244,8 @@ def publish(
             directory = os.path.dirname(target)
             os.makedirs(directory, mode=0o711, exist_ok=True)
         # What was preallocated beyond the end would be on the disk, and counted by nobody.
-        os.ftruncate(descriptor, entry.size_bytes)
+        # By its name: it is open to be read only.
+        os.truncate(f"/proc/self/fd/{descriptor}", entry.size_bytes)
         os.fchmod(descriptor, 0o400 if entry.private else 0o444)
         # It stays root's: its user could change what is his. Layers are read by root alone.
         if entry.owner and os.geteuid() == 0 and not entry.is_blob:

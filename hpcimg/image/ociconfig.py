@@ -62,6 +62,8 @@ def _read(whole: Any, text: str) -> OciConfig:
     said = whole.get("config") if isinstance(whole, dict) else None
     if not isinstance(whole, dict) or not isinstance(said, dict | None):
         raise _Wrong("it is not written as the OCI image specification says")
+    for key in ("os", "architecture", "variant"):
+        _text(whole.get(key) or "", key)
     said = said or {}
     rootfs = whole.get("rootfs") or {}
     labels = said.get("Labels") or {}
