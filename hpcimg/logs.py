@@ -7,6 +7,8 @@ import logging.handlers
 import os
 import sys
 
+from hpcimg.errors import printable
+
 _SYSLOG = "/dev/log"
 
 
@@ -33,7 +35,8 @@ def set_up(to: str, *, name: str, job: str = "") -> None:
 
 class _OneLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return super().format(record).replace("\n", " | ")
+        # A traceback may have in it what a server sent, which is not to reach a terminal as it is.
+        return printable(super().format(record).replace("\n", " | "))
 
 
 def _open(to: str) -> logging.Handler:

@@ -30,7 +30,7 @@ class Origin:
 
     `account` fetches (None: we do), with the `site` credentials and, where
     `as_user`, those of the job's user. The image is private to the uid `owner`,
-    or with None for all.
+    or with None for all. The last three are as in `hpcimg.fetch.settings.Settings`.
     """
 
     config: Config
@@ -42,6 +42,9 @@ class Origin:
     owner: int | None = None
     site: Credentials = "none"
     as_user: bool = False
+    login_needed: bool = False
+    login_next: bool = False
+    wait_s: float = 0.0
 
     def memory(self, *, anew: bool) -> Memory:
         """Return which failures are remembered of this way; with `anew`, none is the answer."""
@@ -98,6 +101,9 @@ class Origin:
             region=self.service.region,
             credentials=places[-1].credentials,
             as_user=self.as_user,
+            login_needed=self.login_needed,
+            login_next=self.login_next,
+            wait_s=self.wait_s,
             places=places if self.wanted.scheme in sources.IN_REGISTRIES else (),
             networks=self.config.networks,
             site_hosts=self.service.site_hosts,
@@ -123,10 +129,12 @@ def origins(
         )
         return
     unprivileged = accounts.unprivileged(config.account)
+    in_registry = wanted.scheme in sources.IN_REGISTRIES
+    user_next = in_registry and may_read_as_user and uid != 0
     shared = Origin(config, cache, wanted, service, deadline, unprivileged, site="shared")
-    yield shared
+    yield dataclasses.replace(shared, login_next=user_next or (in_registry and service.private))
     if service.private:
-        yield dataclasses.replace(shared, owner=uid, site="all")
+        yield dataclasses.replace(shared, owner=uid, site="all", login_next=user_next)
     if may_read_as_user and uid != 0:
         # It gets none of the site's: a process of the user's is the user's to look into.
         yield dataclasses.replace(

@@ -6,6 +6,7 @@ Nothing here knows Slurm; a job is a name to lease an image to, and a uid.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from hpcimg.cache import events, hot
 from hpcimg.cache.ensure import Staged, ensure
 from hpcimg.cache.policy import Cache
 from hpcimg.config.keys import Config
-from hpcimg.errors import Forbidden
+from hpcimg.errors import ANOTHER_LOGIN, NO_LOGIN, Forbidden, HpcimgError
 from hpcimg.fetch.contract import Request
 from hpcimg.origin import Origin, origins
 from hpcimg.site import services
@@ -74,14 +75,29 @@ def _mounted(origin: Origin, validator: str) -> hot.Mounted | None:
 
 
 def _first_allowed(ways: Iterator[Origin], bring: Callable[[Origin], T]) -> T:
-    """Go the first way that is not Forbidden."""
-    way = next(ways)
-    while True:
+    """Go the first way that is not refused.
+
+    After Forbidden all that are left are tried, after another answer that a login may change
+    those for which there is one. At last a registry that is too busy for who asked is waited for.
+    """
+    way: Origin | None = next(ways)
+    refused: HpcimgError | None = None
+    patient: Origin | None = None
+    while way:
+        needed = refused is not None and not isinstance(refused, Forbidden)
         try:
-            return bring(way)
-        except Forbidden as error:
-            other = next(ways, None)
-            if other is None:
+            return bring(dataclasses.replace(way, login_needed=needed))
+        except HpcimgError as error:
+            if not isinstance(error, Forbidden) and error.login != ANOTHER_LOGIN:
                 raise
-            log.info("%s; trying with more credentials", error.brief)
-            way = other
+            if error.login != NO_LOGIN:
+                refused = error
+                log.info("%s; trying with more credentials", error.brief)
+                if way.login_next and error.retry_after_s and not patient:
+                    wait_s = error.retry_after_s
+                    patient = dataclasses.replace(way, login_next=False, wait_s=wait_s)
+        way = next(ways, None)
+    assert refused
+    if patient and time.monotonic() + patient.wait_s < patient.deadline:
+        return bring(patient)
+    raise refused

@@ -7,6 +7,7 @@ import argparse
 from hpcimg.cli import output
 from hpcimg.config import load as config
 from hpcimg.config import registriesconf
+from hpcimg.errors import ConfigError
 
 HELP = """check the configuration and print each value and where it was set
 
@@ -18,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    registriesconf.read(config.load().registries_conf)
+    for rule in registriesconf.read(config.load().registries_conf):
+        if rule.wrong:
+            raise ConfigError(rule.wrong, do="See containers-registries.conf(5).")
     settings = config.settings()
     if args.json:
         output.print_json({"settings": [setting._asdict() for setting in settings]})

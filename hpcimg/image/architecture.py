@@ -104,11 +104,11 @@ def _variants(architecture: str) -> tuple[str, ...]:
 
 def _flags() -> frozenset[str]:
     try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            line = next((line for line in file if line.startswith("flags")), "")
+        with open("/proc/cpuinfo", "rb") as file:
+            line = next((line for line in file if line.startswith(b"flags")), b"")
     except OSError:
         return frozenset()
-    return frozenset(line.partition(":")[2].split())
+    return frozenset(line.decode().partition(":")[2].split())
 
 
 def _text(value: object) -> str:

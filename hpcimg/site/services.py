@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
@@ -12,11 +13,14 @@ from hpcimg.config.keys import Config
 from hpcimg.config.registriesconf import Rule
 from hpcimg.errors import ConfigError
 from hpcimg.fetch.settings import Place
+from hpcimg.http import certsd
+from hpcimg.http.certsd import Certificates
 from hpcimg.reference import Reference
 from hpcimg.site import mirrors
 from hpcimg.site.hosts import site_hosts
 from hpcimg.site.mirrors import Location
 
+log = logging.getLogger(__name__)
 AMAZON_S3 = "https://s3.amazonaws.com"
 
 
@@ -49,15 +53,20 @@ class Service(NamedTuple):
 
         Raises ConfigError where they cannot be read.
         """
-        return tuple(
-            Place(
-                at.name,
-                at.insecure,
-                self._credentials(at)
-                if credentials == "all" or (at.shared and credentials == "shared")
-                else "",
-            )
-            for at in self.locations
+        return tuple(self._place(at, credentials) for at in self.locations)
+
+    def _place(self, at: Location, credentials: Credentials) -> Place:
+        given = credentials == "all" or (at.shared and credentials == "shared")
+        host = at.name.partition("/")[0]
+        certificates = certsd.read(host) if host and not at.insecure else Certificates()
+        return Place(
+            at.name,
+            at.insecure,
+            self._credentials(at) if given else "",
+            at.mirror,
+            certificates.authorities,
+            # A process of the user's reads a key by itself, if that may be read.
+            "" if credentials == "none" else certificates.client,
         )
 
     def _credentials(self, at: Location) -> str:
@@ -74,6 +83,9 @@ def find(config: Config, wanted: Reference, environment: Mapping[str, str] = os.
     """Return the service that a reference leads to. Raises ConfigError, NotAllowed."""
     in_registry = wanted.scheme in sources.IN_REGISTRIES
     rules = registriesconf.read(config.registries_conf) if in_registry else ()
+    for rule in rules:
+        if rule.wrong:
+            log.warning("%s; this table is not followed", rule.wrong)
     service = _find(config, wanted, rules, environment)
     return service._replace(site_hosts=site_hosts(config, rules, service.url))
 

@@ -143,6 +143,8 @@ class Failed(NamedTuple):
     why: str
     do: str
     traceback: str = ""
+    login: str = ""
+    retry_after_s: str = ""
 
 
 Answer = Wanted | Declined | Digest

@@ -269,6 +269,26 @@ def test_a_manifest_that_is_wrong(
     refused(node, 1, f"container:docker://{host}/x:1", "NotAnImage", words)
 
 
+@pytest.mark.parametrize("has_it", [True, False])
+def test_a_foreign_layer_is_fetched_where_the_registry_has_it(
+    repository: Repository, node: Node, has_it: bool
+) -> None:
+    """As Docker pushes what is told to be distributable nowhere."""
+    base, foreign = layer(BASE), layer({"foreign": b"1"})
+    foreign = foreign._replace(
+        media_type="application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+    )
+    repository.push(base, foreign)
+    if has_it:
+        holds(node.stage(1, repository.comment()), {**BASE, "foreign": b"1"})
+        return
+    [link] = repository.registry.directory.glob(
+        f"storage/**/{repository.name}/_layers/sha256/{digest_of(foreign)[7:]}/link"
+    )
+    link.unlink()
+    refused(node, 1, repository.comment(), "NotFound", "there is nothing at")
+
+
 def test_a_site_that_changes_the_format(repository: Repository, node: Node) -> None:
     repository.push(layer(BASE))
     first = node.stage(1, repository.comment())

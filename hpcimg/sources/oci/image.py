@@ -8,9 +8,11 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Protocol
 
+from hpcimg.errors import NO_LOGIN, Forbidden, NotFound
 from hpcimg.fetch.contract import Blob, Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
+from hpcimg.http.retry import wait_first
 from hpcimg.http.session import open_session
 from hpcimg.reference import Reference
 from hpcimg.sources.oci import indexes, manifests
@@ -35,6 +37,14 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
     name = parse_name(reference.rest)
     with open_session(settings) as session:
         registry = Registry(session, name, sink, settings, uri=reference.uri)
+        if settings.login_needed:
+            if not registry.has_login():
+                nobody = Forbidden(f"{reference.uri} may not be read without a login")
+                nobody.login = NO_LOGIN
+                raise nobody
+            registry.log_in()
+        if settings.wait_s:
+            wait_first(sink, settings.wait_s, f"{name.host} is too busy for who has no login")
         return fetch_from(registry, sink, uri=reference.uri, validator=validator)
 
 
@@ -69,11 +79,17 @@ def fetch_from(
     )
     # The largest first, so that none of them is left to come alone at the end.
     by_size = sorted(sinks, key=lambda number: layers[number].size_bytes, reverse=True)
+
+    def bring(number: int) -> None:
+        try:
+            content.download(layers[number], sinks[number])
+        except NotFound as error:
+            error.why += manifests.why_missing(manifest, layers[number])
+            raise
+
     pool = ThreadPoolExecutor(at_once)
     try:
-        downloads = [
-            pool.submit(content.download, layers[number], sinks[number]) for number in by_size
-        ]
+        downloads = [pool.submit(bring, number) for number in by_size]
         for ended in as_completed(downloads):
             ended.result()
     finally:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from hpcimg import jsontext
 from hpcimg.errors import NotAnImage, WrongArchitecture
 from hpcimg.fetch.contract import LAYERS_MAX, Blob, text_of
+from hpcimg.http.urls import shown
 from hpcimg.image.architecture import Platform, go_name, platform_of, runs_here
 
 # The second is a spelling that early clients wrote.
@@ -119,12 +120,17 @@ def layers(manifest: Manifest, uri: str) -> tuple[Blob, ...]:
     return tuple(found)
 
 
-def elsewhere(manifest: Manifest, blob: Blob) -> str:
-    """Return where a layer can be had that registries need not have, "" for any other layer."""
+def why_missing(manifest: Manifest, blob: Blob) -> str:
+    """Return why a layer may not be where the others are, "" for one that should be.
+
+    Of foreign layers, such as those of Windows, registries need not have a copy.
+    """
     for layer in manifest.content["layers"]:
         if isinstance(layer, dict) and layer.get("digest") == f"sha256:{blob.sha256}":
             urls = layer.get("urls")
-            return str(urls[0]) if isinstance(urls, list) and urls else ""
+            if isinstance(urls, list) and urls:
+                place = shown(str(urls[0])[:200])
+                return f"; it is a foreign layer: {place} has it, which is not asked"
     return ""
 
 
