@@ -362,7 +362,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert server.conversions <= server.transfers
         assert staged.how == "stale" or (staged.how == "fetched") == bool(server.transfers)
         assert not server.lied, "a lie was believed"
-        if there and alone and content.offer.sha256 + content.offer.manifest:
+        if there and alone and (content.offer.sha256 or content.layers):
             assert not server.transfers, "it was there"
         fetched = server.asked > 0 and staged.how != "stale"
         if fetched:

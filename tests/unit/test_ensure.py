@@ -74,7 +74,7 @@ def test_a_mounted_file_is_looked_at_for_each_job(cache: Cache, data: bytes) -> 
     source = Source(data, lambda: None)
     assert [run(cache, source, job, "/x.sif").how for job in "12"] == ["fetched", "unchanged"]
     assert [run(cache, source, job).how for job in "34"] == ["fetched", "hit"]
-    assert len(source.validators) == 2
+    assert len(source.validators) == 3
 
 
 def test_who_waited_believes_a_look_that_began_after_they_came(cache: Cache, data: bytes) -> None:
