@@ -9,14 +9,16 @@ RELEASES ?=
 MATRIX ?= .matrix
 BIN := .venv/bin
 
-.PHONY: help demo test test-kill test-long test-soak test-matrix lint bench bench-throughput bench-docker install clean
+.PHONY: help example demo test test-kill test-long test-peers test-soak test-matrix lint bench bench-throughput bench-docker install clean
 help:
 	@echo "make demo              a throwaway Slurm, a registry, real jobs: see it work (two minutes)"
 	@echo "make test              all tests"
 	@echo "make test-kill         a thousand rounds of kill -9 at a random moment"
 	@echo "make test-long         100,000 fuzzed comments, 10,000 histories of a cache, all faults"
+	@echo "make test-peers        ten thousand random images beside umoci"
 	@echo "make test-soak         five hundred jobs on a Slurm cluster where everything goes wrong"
 	@echo "make test-matrix       the Slurm tests on Slurm 22.05, 24.11 and 26.05"
+	@echo "make example           write etc/hpcimg.conf.example anew, after a change of config/keys.py"
 	@echo "make lint              ruff, mypy, shellcheck"
 	@echo "make bench             time the warm hit and the cold ways"
 	@echo "make bench-throughput  time large files beside curl"
@@ -33,6 +35,10 @@ help:
 	$(BIN)/python -m compileall -q hpcimg
 	touch $@
 
+# What says what each key is for is the program; the file is for those who read it on the web.
+example: .venv/ready
+	bin/hpcimg config --example >etc/hpcimg.conf.example
+
 demo: .venv/ready
 	$(BIN)/python -m tests.demo
 
@@ -45,6 +51,9 @@ test-kill: .venv/ready
 
 test-long: .venv/ready
 	HPCIMG_LONG=1 $(BIN)/python -m pytest tests/faults/test_cache_machine.py tests/faults/test_every_call.py tests/faults/test_fuzz.py
+
+test-peers: .venv/ready
+	HPCIMG_PEERS=10000 $(BIN)/python -m pytest --numprocesses 2 tests/integration/test_peers.py
 
 test-soak: .venv/ready
 	HPCIMG_SOAK_JOBS=500 $(BIN)/python -m pytest -s tests/soak

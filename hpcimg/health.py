@@ -18,17 +18,19 @@ from hpcimg.cache import evict, policy, store
 from hpcimg.cache.paths import Layout
 from hpcimg.config import load as config
 from hpcimg.config.keys import Config
-from hpcimg.errors import HpcimgError, from_os_error
+from hpcimg.errors import CacheUnusable, HpcimgError, NodeError, from_os_error
 from hpcimg.image import verify
 from hpcimg.node import limits, verified_by
 from hpcimg.units import format_size
 from hpcimg.worker import accounts
+from hpcimg.worker.seal import has_leases
 
 OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"
 PACKAGES = ("requests", "filelock", "tenacity")
 _TMPFS = frozenset({"tmpfs", "ramfs"})
 _WRITTEN = b"hpcimg" * 1000
 _CLOCK_S = 86400.0
+_NOBODY = 65534
 
 
 class Finding(NamedTuple):
@@ -49,7 +51,7 @@ def node() -> tuple[Config | None, list[Finding]]:
         return None, [explained("configuration", error)]
     layout = Layout(conf.cache_path, conf.state_path)
     findings = [Finding("configuration", OK, "it can be read and is valid")]
-    findings += [*directories(layout), *_space(conf, layout), _state(layout)]
+    findings += [*directories(layout), *_seals(layout), *_space(conf, layout), _state(layout)]
     return conf, [*findings, _account(conf), *_verifier(conf), *_packages(), _clock()]
 
 
@@ -64,10 +66,27 @@ def directories(layout: Layout) -> list[Finding]:
         cache_directories.check(layout)
     except HpcimgError as error:
         return [explained("directories", error)]
-    return [
-        _written("cache", layout.cache, layout.tmp),
-        _written("state", layout.state, layout.state_tmp),
-    ]
+    return [_written(check, *places) for check, *places in _both(layout)]
+
+
+def faulty(layout: Layout) -> bool:
+    """Tell whether one of the directories has a fault that is the node's own.
+
+    A full disk is none: any user can bring that about.
+    """
+    try:
+        cache_directories.check(layout)
+        for _, root, tmp in _both(layout):
+            _write(root, tmp)
+    except HpcimgError as error:
+        return isinstance(error, NodeError)
+    return False
+
+
+def _both(layout: Layout) -> tuple[tuple[str, str, str], ...]:
+    """Return the two checks, each with its directory and the one in it for unfinished files."""
+    cache, state = (layout.cache, layout.tmp), (layout.state, layout.state_tmp)
+    return ("cache", *cache), ("state", *state)
 
 
 def full(held_bytes: int, free_bytes: int, limits: policy.Limits) -> list[str]:
@@ -82,9 +101,16 @@ def full(held_bytes: int, free_bytes: int, limits: policy.Limits) -> list[str]:
 
 
 def _written(check: str, root: str, tmp: str) -> Finding:
-    """Write a file as Prolog does, and read it again."""
+    try:
+        return Finding(check, OK, _write(root, tmp))
+    except HpcimgError as error:
+        return explained(check, error)
+
+
+def _write(root: str, tmp: str) -> str:
+    """Write a file as Prolog does, and read it again; say so. Raises CacheUnusable, NoRoom."""
     if not os.path.isdir(root):
-        return _to_be_made(check, root)
+        return _to_be_made(root)
     path = processes.temp_path(tmp if os.path.isdir(tmp) else root, "health")
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
@@ -95,22 +121,46 @@ def _written(check: str, root: str, tmp: str) -> Finding:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             if os.pread(descriptor, len(_WRITTEN) + 1, 0) != _WRITTEN:
                 what = f"{root} does not give back what was written to it"
-                return Finding(check, PROBLEM, what, do="Look at its disk.")
+                raise CacheUnusable(what, do="Look at its disk.")
         finally:
             os.close(descriptor)
             os.unlink(path)
     except OSError as error:
-        return explained(check, from_os_error(error, root, cannot="be written"))
-    return Finding(check, OK, f"{root} can be written and read")
+        raise from_os_error(error, root, cannot="be written") from error
+    return f"{root} can be written and read"
 
 
-def _to_be_made(check: str, path: str) -> Finding:
+def _to_be_made(path: str) -> str:
     above = path
     while not os.path.lexists(above):
         above = os.path.dirname(above)
     if os.path.isdir(above) and os.access(above, os.W_OK | os.X_OK):
-        return Finding(check, OK, f"{path} will be made by the first job with an image")
-    return Finding(check, PROBLEM, f"{path} cannot be made", f"{above} cannot be written")
+        return f"{path} will be made by the first job with an image"
+    raise CacheUnusable(
+        f"{path} cannot be made", why=f"{above} cannot be written", do="Make it writable."
+    )
+
+
+def _seals(layout: Layout) -> list[Finding]:
+    """Look whether the kernel tells who writes to a file of the cache's."""
+    if not os.path.isdir(layout.tmp):
+        return []
+    path = processes.temp_path(layout.tmp, "health")
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            known = has_leases(descriptor)
+        finally:
+            os.close(descriptor)
+            os.unlink(path)
+    except OSError:  # of which the check before says more
+        return []
+    if known:
+        return []
+    what = f"the file system of {layout.cache} knows no leases (fcntl(2), F_SETLEASE)"
+    why = "hpcimg cannot see whether a process that got away still writes to an image"
+    return [Finding("leases", PROBLEM, what, why, "Use ext4, xfs, btrfs or a tmpfs.")]
 
 
 def _space(conf: Config, layout: Layout) -> list[Finding]:
@@ -158,6 +208,10 @@ def _account(conf: Config) -> Finding:
         return explained("account", error)
     if account is None:
         return Finding("account", NOTE, "not looked for: only root fetches as another account")
+    if account.uid == _NOBODY:
+        what = f"[stage] account is {conf.account}, which others are, too"
+        why = "each of them could look into what converts"
+        return Finding("account", PROBLEM, what, why, "Create an account for this alone.")
     return Finding("account", OK, f"images are fetched as uid {account.uid}")
 
 

@@ -10,6 +10,7 @@ import sys
 from hpcimg.errors import printable
 
 _SYSLOG = "/dev/log"
+_LINE_MAX = 16 << 10  # characters
 
 
 def set_up(to: str, *, name: str, job: str = "") -> None:
@@ -35,8 +36,9 @@ def set_up(to: str, *, name: str, job: str = "") -> None:
 
 class _OneLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        # A traceback may have in it what a server sent, which is not to reach a terminal as it is.
-        return printable(super().format(record).replace("\n", " | "))
+        # A traceback has many, and may quote what a server sent.
+        lines = super().format(record)[:_LINE_MAX].split("\n")
+        return " | ".join(printable(line) for line in lines)
 
 
 def _open(to: str) -> logging.Handler:

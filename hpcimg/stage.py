@@ -10,7 +10,9 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
+from hpcimg import look
 from hpcimg.cache import events, hot
 from hpcimg.cache.ensure import Staged, ensure
 from hpcimg.cache.policy import Cache
@@ -21,28 +23,37 @@ from hpcimg.origin import Origin, origins
 from hpcimg.site import services
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def stage(
-    config: Config, cache: Cache, request: Request, *, text: str, uid: int = 0, anew: bool = False
+    config: Config,
+    cache: Cache,
+    request: Request,
+    *,
+    text: str,
+    uid: int = 0,
+    gid: int | None = None,
+    anew: bool = False,
 ) -> Staged:
     """Bring the requested image onto this node; return it when it is whole.
 
     `text` is the reference as it was written. What the unprivileged account may
     read is shared by all, with the site's credentials only where the site says
-    so; what only the user `uid` may read stays that user's. With `anew`, cached
+    so; what only the user `uid` may read stays that user's. `gid` is the group of a user
+    whom the node does not know, where Slurm vouches for it. With `anew`, cached
     failures are ignored. Raises HpcimgError.
     """
     began = time.monotonic()
     wanted = request.reference
     service = services.find(config, wanted)
 
-    def bring(origin: Origin) -> Staged:
+    def bring(origin: Origin) -> tuple[Staged, Origin]:
         owned = request._replace(owner=origin.owner)
-        return ensure(cache, owned, origin, origin.memory(anew=anew))
+        return ensure(cache, owned, origin, origin.memory(anew=anew)), origin
 
-    staged = _first_allowed(
-        origins(config, cache, wanted, service, deadline=request.deadline, uid=uid), bring
+    staged, origin = _first_allowed(
+        origins(config, cache, wanted, service, deadline=request.deadline, uid=uid, gid=gid), bring
     )
     events.record(
         cache.layout.events,
@@ -60,11 +71,18 @@ def stage(
             owner=staged.entry.owner,
             fingerprint=config.fingerprint,
             fresh_until=staged.fresh_until,
+            mounted=_mounted(origin, staged.validator),
         )
     return staged
 
 
-def _first_allowed(ways: Iterator[Origin], bring: Callable[[Origin], Staged]) -> Staged:
+def _mounted(origin: Origin, validator: str) -> hot.Mounted | None:
+    path = origin.wanted.mounted_file
+    rights = look.rights_of(*origin.account) if origin.account else ""
+    return hot.Mounted(rights, path, validator) if path else None
+
+
+def _first_allowed(ways: Iterator[Origin], bring: Callable[[Origin], T]) -> T:
     """Go the first way that is not refused.
 
     After Forbidden all that are left are tried, after another answer that a login may change

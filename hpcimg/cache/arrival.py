@@ -6,14 +6,14 @@ import os
 import time
 from contextlib import ExitStack
 
-from hpcimg.cache import evict, store
+from hpcimg.cache import evict, identity, store
 from hpcimg.cache.blobs import Blobs, Lock
 from hpcimg.cache.inflight import Inflight
 from hpcimg.cache.paths import owned
 from hpcimg.cache.policy import Cache
 from hpcimg.cache.store import Entry
 from hpcimg.errors import Damaged, TooLarge
-from hpcimg.fetch.contract import Fetched, Files, Offer, Request, Way
+from hpcimg.fetch.contract import Fetched, Files, Offer, Request, Way, bytes_of
 from hpcimg.image import formats
 from hpcimg.image.verify import refused
 from hpcimg.units import format_size
@@ -38,6 +38,7 @@ class Arrival(ExitStack):
         self._cache = cache
         self._layout = cache.layout
         self._inflight = inflight
+        self._reference = request.reference
         self._uri = request.reference.uri
         self._owner = request.owner
         self._deadline = request.deadline
@@ -45,6 +46,8 @@ class Arrival(ExitStack):
         self._lock = lock
         self._blobs: Blobs | None = None
         self._converted_size = 0  # as far as it can be told beforehand
+        self._source = ""  # the digest of its manifest
+        self._free_before = 0  # bytes on the disk when the conversion began
         self.offer: Offer | None = None
         self.key = ""  # of the image, once it is known and locked
         self._offered = self.enter_context(ExitStack())  # what is held for the offer
@@ -60,16 +63,24 @@ class Arrival(ExitStack):
         self._inflight.later = 0
         self._inflight.update("asking")
         size = offer.size_bytes or sum(layer.size_bytes for layer in offer.layers)
+        self._source = identity.check(offer, self._reference)
         self._check_size(size)
-        if offer.sha256 or offer.manifest:
-            self._lock_key(self._key_of(offer))
+        if key := identity.key_of(offer, self._cache.image_format):
+            self._lock_key(owned(key, self._owner))
             if self._cache.trusts(store.load_entry(self._layout, self.key)):
                 return None
         if not offer.layers:
             self._make_room(size)
             return ()
         self._blobs = self._offered.enter_context(
-            Blobs(self._layout, offer.layers, uri=self._uri, owner=self._owner, lock=self._lock)
+            Blobs(
+                self._layout,
+                offer.layers,
+                uri=self._uri,
+                owner=self._owner,
+                lock=self._lock,
+                deadline=self._deadline,
+            )
         )
         missing = sum(blob.size_bytes for blob in self._blobs.missing())
         # Layers and the image made of them are compressed alike.
@@ -95,9 +106,12 @@ class Arrival(ExitStack):
     def converting(self, done: int, total: int | None, beside: int) -> None:
         """Hear of a conversion's progress; raise where it cannot go on.
 
-        `beside` is what it has on the disk besides the image, which nobody could foresee.
+        `beside` is what it says it has on the disk besides the image, which nobody could
+        foresee: it is no more than the disk has less since it began.
         """
         size = os.fstat(self.descriptor).st_size
+        gone = self._free_before - evict.free_on_disk(self._layout) if beside else 0
+        beside = max(0, min(beside, gone - size))
         self._check_size(size)
         self._tell("converting", done, total)
         coming = max(0, self._converted_size - size)
@@ -114,15 +128,17 @@ class Arrival(ExitStack):
         layers = self._blobs.readable()
         self._blobs.release()
         self._inflight.later = 0
+        self._free_before = evict.free_on_disk(self._layout)
         self.converting(0, None, 0)
         fetched = way.convert(
             self.descriptor,
-            image_config=self.offer.config,
+            # As Go's reader has it where it is no UTF-8.
+            image_config=bytes_of(self.offer.config).decode(errors="replace"),
             layers=layers,
             progress=self.converting,
         )
         self._check_fits(fetched.size_bytes, promised=self._converted_size)
-        return self._publish(fetched, way, source=f"sha256:{self.offer.manifest}")
+        return self._publish(fetched, way, source=self._source)
 
     def finish(self, fetched: Fetched, way: Way) -> Entry:
         """Check the image that was fetched against its offer, and publish it."""
@@ -164,11 +180,6 @@ class Arrival(ExitStack):
             way.verify(self.descriptor, source=source)
         store.publish(self._layout, entry, self._temp, self.descriptor)
         return entry
-
-    def _key_of(self, offer: Offer) -> str:
-        if offer.manifest:
-            return owned(f"sha256-{offer.manifest}-{self._cache.image_format}", self._owner)
-        return owned(f"sha256-{offer.sha256}", self._owner)
 
     def _lock_key(self, key: str) -> None:
         if key != self.key:

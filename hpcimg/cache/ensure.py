@@ -37,16 +37,23 @@ from hpcimg.units import format_duration
 log = logging.getLogger(__name__)
 FORMATS = ("sif", "squashfs")  # of converted images; their keys end so
 _URIS_MAX = 32
+# A mounted file is looked at for each job; this is how long the rights of who looks are kept.
+_RIGHTS_S = 3600.0
 NO_MEMORY = Memory()
 
 
 class Staged(NamedTuple):
-    """A finished image. `how` is hit, waited, fetched, unchanged or stale."""
+    """A finished image. `how` is hit, waited, fetched, unchanged or stale.
+
+    `validator` is what the source said of it. Until `fresh_until`, a Unix time, the
+    reference stands for it, a mounted one as long as it looks the same.
+    """
 
     entry: Entry
     path: str
     how: str
     fresh_until: float
+    validator: str
 
 
 @explained()
@@ -69,6 +76,8 @@ class _Ensure:
         self.reference = request.reference
         self.way = way
         self.memory = memory
+        self.mounted = bool(request.reference.mounted_file)
+        self.came = time.time()
         self.ref_id = store.ref_id(request.reference.address, request.owner)
 
     def run(self) -> Staged:
@@ -106,13 +115,17 @@ class _Ensure:
         return ref
 
     def _fresh(self, ref: Ref | None, how: str) -> Staged | None:
-        if ref is None or not ref.fresh(self.cache.tag_ttl_s, time.time()):
+        now = time.time()
+        # What others saw at a mounted file since this job came counts for it as well.
+        ttl_s = now - self.came if self.mounted else self.cache.tag_ttl_s
+        if ref is None or not ref.fresh(ttl_s, now):
             return None
         return self._leased(ref, how)
 
     def _fetch(self, ref: Ref | None) -> Staged:
         """Ask the source; `ref` is what the cache holds and may be out of date."""
         uri = self.reference.uri
+        asked = time.time() if self.mounted else None
         with (
             Inflight(self.layout, self.ref_id, self.request) as inflight,
             Arrival(self.cache, inflight, self.request, lock=self._lock) as arrival,
@@ -127,7 +140,7 @@ class _Ensure:
                     raise
                 return staged
             if isinstance(outcome, Unchanged) and ref:
-                staged = self._resolved(ref.key, ref.validator, "unchanged", locked=False)
+                staged = self._resolved(ref.key, ref.validator, "unchanged", asked, locked=False)
                 # While the server was asked, others may have needed its room.
                 return staged or self._fetch(None)
             assert arrival.offer
@@ -136,15 +149,21 @@ class _Ensure:
                 arrival.finish(outcome, self.way)
             elif isinstance(outcome, Gathered):
                 arrival.convert(self.way)
-            staged = self._resolved(arrival.key, arrival.offer.validator, how, locked=True)
+            staged = self._resolved(arrival.key, arrival.offer.validator, how, asked, locked=True)
             if staged is None:
                 # Only where locks do nothing, or somebody removed it by hand.
                 raise NoRoom(f"{uri} was evicted again at once")
             return staged
 
-    def _resolved(self, key: str, validator: str, how: str, *, locked: bool) -> Staged | None:
-        """Write down what the reference stands for now, and hand the image out if it is there."""
-        ref = Ref(self.reference.uri, key, validator, time.time(), pinned=self.reference.pinned)
+    def _resolved(
+        self, key: str, validator: str, how: str, asked: float | None, *, locked: bool
+    ) -> Staged | None:
+        """Write down what the reference stands for, now or when it was `asked` for.
+
+        Hand the image out if it is there.
+        """
+        resolved = time.time() if asked is None else asked
+        ref = Ref(self.reference.uri, key, validator, resolved, pinned=self.reference.pinned)
         store.save_ref(self.layout, self.ref_id, ref)
         return self._leased(ref, how, locked=locked)
 
@@ -182,7 +201,8 @@ class _Ensure:
         if ref.uri not in entry.uris:
             self._add_uri(entry, ref.uri)
         path = store.path_of(self.layout, entry)
-        return Staged(entry, path, how, ref.fresh_until(self.cache.tag_ttl_s))
+        fresh_until = ref.fresh_until(_RIGHTS_S if self.mounted else self.cache.tag_ttl_s)
+        return Staged(entry, path, how, fresh_until, ref.validator)
 
     def _add_uri(self, entry: Entry, uri: str) -> None:
         # Lost when two add one at the same moment; the next use adds it again.

@@ -125,7 +125,8 @@ def candidates(layout: Layout, now: float) -> list[Candidate]:
     """Return all finished images, and blobs, as eviction sees them.
 
     A last use in the future, from a clock that was wrong, becomes one now: it
-    would otherwise keep its image until that time comes.
+    would otherwise keep its image until that time comes. What is never handed out
+    again goes before all others.
     """
     found = []
     for entry in store.entries(layout):
@@ -133,6 +134,7 @@ def candidates(layout: Layout, now: float) -> list[Candidate]:
         if used > now:
             store.mark_used(layout, entry.key)
             used = now
+        used = 0.0 if entry.is_misnamed else used
         jobs = tuple(lease.holders(layout, entry.key))
         found.append(Candidate(entry.key, entry.size_bytes, used, jobs, entry.owner))
     return found

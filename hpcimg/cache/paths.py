@@ -12,9 +12,9 @@ def owned(name: str, owner: int | None) -> str:
 class Layout:
     """The paths below the cache directory (on disk) and the state directory (tmpfs).
 
-    A `key` names content: `sha256-<hex>` of the file, `sha256-<hex>-<format>` of
-    the manifest that it was made from, `blob-sha256-<hex>` of a layer; for what is
-    private with `u<uid>-` before it. An `owner` is the uid of a private image's
+    A `key` names content: `sha256-<hex>` of the file, `layers-sha256-<hex>-<format>` of
+    the config and the layers that it was made from, `blob-sha256-<hex>` of a layer; for
+    what is private with `u<uid>-` before it. An `owner` is the uid of a private image's
     user, None for shared.
     """
 

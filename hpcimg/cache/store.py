@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import stat
 import time
@@ -29,6 +30,8 @@ VERSION = 1
 BLOB = "blob"  # the extension of a layer or config that is kept to be shared by images
 GRACE_S = 60.0  # how long a server that did not answer is left alone
 _ORPHAN_AGE_S = 3600.0
+# Converted images, by a digest that an archive stated and nobody had compared with its layers.
+_NAMED_BY_SOURCE = re.compile(r"(u[0-9]+-)?sha256-[0-9a-f]{64}-[a-z]+")
 T = TypeVar("T")
 
 
@@ -37,8 +40,8 @@ class Entry:
     """One finished image, or one blob of images in layers.
 
     Times are Unix times, `owner` the uid of a private image's user. `source` is
-    the digest of the manifest that a converted image was made from, `verified`
-    what the site's policy was when the image was verified.
+    the digest of the manifest that a converted image was made from, "" where there
+    was none. `verified` is what the site's policy was when the image was verified.
     """
 
     key: str
@@ -60,9 +63,14 @@ class Entry:
     def is_blob(self) -> bool:
         return self.extension == BLOB
 
+    @property
+    def is_misnamed(self) -> bool:
+        """Whether its key is one of earlier releases, which anybody could have it made under."""
+        return _NAMED_BY_SOURCE.fullmatch(self.key) is not None
+
     def serves(self, policy: str) -> bool:
         """Tell whether it may be handed out where images have to be verified by this policy."""
-        return policy in ("", self.verified)
+        return policy in ("", self.verified) and not self.is_misnamed
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,7 +65,6 @@ class Config:
     max_user_share: Size
     verify: str
     keyring: str
-    comment_from: str
     slurm_bin: str
     log_to: str
     library_url: str
@@ -85,6 +84,10 @@ class Config:
     def registry(self, host: str) -> Registry:
         """Return what is said about a host (with its port, if the reference has one)."""
         return self.registries.get(host, Registry())
+
+    def service_url(self, scheme: str) -> str:
+        """Return the service of references that may leave out their host, "" for other schemes."""
+        return {"library": self.library_url, "shub": self.shub_url}.get(scheme, "")
 
 
 class Key(NamedTuple):
@@ -126,12 +129,12 @@ KEYS = (
     Key("stage", "stall_timeout", "stall_timeout_s", "60s", parse_duration,
         "the longest silence within a download"),
     Key("stage", "account", "account", "", str,
-        "the unprivileged account that fetches; default hpcimg, or else nobody"),
+        "the unprivileged account that fetches; default hpcimg"),
     Key("stage", "format", "format", "auto", read.one_of("auto", "sif", "squashfs"),
         "what OCI images become; auto: sif where there is Apptainer or Singularity"),
     Key("stage", "compression", "compression", "zstd:1", read.compression,
         "how OCI images are packed: lz4, xz, gzip or zstd, with a level as in zstd:19"),
-    Key("stage", "registries_conf", "registries_conf", "/etc/containers/registries.conf", read.path,
+    Key("stage", "registries_conf", "registries_conf", conffiles.DEFAULT_REGISTRIES, read.path,
         "mirrors of registries and what is blocked, in the file that podman reads"),
     Key("policy", "allow", "allow", "*", read.words,
         "patterns of references that may be staged"),
@@ -171,8 +174,6 @@ KEYS = (
         "a file with the site's credentials, in the form of an openrc file"),
     Key("swift", "shared", "swift_shared", "no", read.boolean,
         "whether all may use what was fetched with the site's credentials"),
-    Key("slurm", "comment", "comment_from", "environment", read.one_of("environment", "query"),
-        "query: ask Slurm where it does not pass the comment to Prolog (before 22.05)"),
     Key("slurm", "bin", "slurm_bin", "", read.optional(read.path),
         "the directory of squeue and scontrol where it is none of the system's"),
     Key("log", "to", "log_to", "syslog", read.log_target,
@@ -192,4 +193,4 @@ NAMED: dict[str, tuple[type, dict[str, Callable[[str], Any]]]] = {
 }
 SECTIONS = (*dict.fromkeys(key.section for key in KEYS), "alias")
 # Read from the raw text on the way to a hit, or by the task prolog's shell.
-READ_RAW = (("cache", "path"), ("state", "path"), ("slurm", "comment"))
+READ_RAW = (("cache", "path"), ("state", "path"), ("stage", "registries_conf"))

@@ -10,6 +10,7 @@ import os
 import re
 from typing import Any, NamedTuple
 
+from hpcimg import plainfile
 from hpcimg.errors import ConfigError
 
 _HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
@@ -61,11 +62,10 @@ def read(path: str) -> tuple[Rule, ...]:
     lost: list[Rule] = []
     for file in (path, *_drop_ins(f"{path}.d")):
         try:
-            with open(file, encoding="utf-8") as opened:
-                text = opened.read()
+            text = plainfile.read_text(file)
         except FileNotFoundError:
             continue
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(f"{file} cannot be read", why=str(error)) from None
         in_file: dict[str, Rule] = {}
         for rule in parse(text, file):
@@ -139,8 +139,10 @@ def _read_rule(table: dict[str, Any]) -> Rule:
     if not _PREFIX.fullmatch(prefix):
         raise ValueError(f"[[registry]] needs a prefix or a location, not {prefix!r}")
     by_digest = _flag(table, "mirror-by-digest-only")
+    host, slash, path = prefix.partition("/")
     return Rule(
-        prefix=prefix,
+        # As references have it.
+        prefix=f"{host.lower().removesuffix(':443')}{slash}{path}",
         location="" if location in ("", prefix) else _location(location),
         insecure=_flag(table, "insecure"),
         blocked=_flag(table, "blocked"),

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-from hpcimg import sources
+from hpcimg import plainfile, schemes
 from hpcimg.config import registriesconf
 from hpcimg.config.keys import Config
 from hpcimg.config.registriesconf import Rule
@@ -74,15 +74,14 @@ class Service(NamedTuple):
         if not at.auth_file:
             return self.auth_text
         try:
-            with open(at.auth_file, encoding="utf-8") as file:
-                return file.read()
-        except (OSError, UnicodeDecodeError) as error:
+            return plainfile.read_text(at.auth_file)
+        except (OSError, ValueError) as error:
             raise ConfigError(f"{at.auth_file} cannot be read", why=str(error)) from None
 
 
 def find(config: Config, wanted: Reference, environment: Mapping[str, str] = os.environ) -> Service:
     """Return the service that a reference leads to. Raises ConfigError, NotAllowed."""
-    in_registry = wanted.scheme in sources.IN_REGISTRIES
+    in_registry = schemes.of(wanted.scheme).in_registry
     rules = registriesconf.read(config.registries_conf) if in_registry else ()
     for rule in rules:
         if rule.wrong:
@@ -94,7 +93,7 @@ def find(config: Config, wanted: Reference, environment: Mapping[str, str] = os.
 def _find(
     config: Config, wanted: Reference, rules: tuple[Rule, ...], environment: Mapping[str, str]
 ) -> Service:
-    if wanted.scheme in sources.IN_REGISTRIES:
+    if schemes.of(wanted.scheme).in_registry:
         return Service(mirrors.locate(config.registries, rules, wanted.rest))
     if wanted.scheme == "s3":
         return _s3(config, environment)
@@ -105,8 +104,7 @@ def _find(
     at = Location(wanted.host, bool(said.insecure), said.auth_file, said.shared)
     if wanted.scheme in config.statics:
         return Service((at,), url=config.statics[wanted.scheme].url)
-    urls = {"library": config.library_url, "shub": config.shub_url}
-    return Service((at,), url=urls.get(wanted.scheme, ""))
+    return Service((at,), url=config.service_url(wanted.scheme))
 
 
 def _s3(config: Config, environment: Mapping[str, str]) -> Service:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import re
 
+from hpcimg import plainfile
 from hpcimg.cache import lease
 from hpcimg.cache.paths import Layout
 from hpcimg.errors import HpcimgError, Unreachable
@@ -13,7 +14,6 @@ from hpcimg.slurm import jobfiles, query
 
 HOOKS = ("Prolog", "TaskProlog", "Epilog")
 _SETTING = re.compile(r"(\w+)(?:\[\d+\])?\s+= (.*)")
-_WRAPPER_MAX = 1 << 16
 
 
 def hooks() -> list[Finding]:
@@ -46,9 +46,8 @@ def _hook(name: str, patterns: list[str]) -> Finding:
 def _calls(path: str, wanted: str) -> bool:
     """Tell whether a site's own script names the hook."""
     try:
-        with open(path, "rb") as file:
-            return wanted.encode() in file.read(_WRAPPER_MAX)
-    except OSError:
+        return wanted.encode() in plainfile.read(path)
+    except (OSError, ValueError):
         return False
 
 

@@ -22,13 +22,10 @@ _ENDED = frozenset(
 
 
 class Slurm(Protocol):
-    """What hpcimg asks Slurm. Both raise Unreachable where Slurm does not answer."""
+    """What hpcimg asks Slurm. It raises Unreachable where Slurm does not answer."""
 
     def alive(self, job: str) -> bool:
         """Tell whether the job still has, or may get, an allocation."""
-
-    def comment(self, job: str) -> str:
-        """Return the job's comment, "" where it has none."""
 
 
 def open_slurm() -> Slurm:
@@ -73,10 +70,6 @@ class Commands:
     def alive(self, job: str) -> bool:
         return any(state not in _ENDED for state in self._ask(job, "%T").split())
 
-    def comment(self, job: str) -> str:
-        comment = self._ask(job, "%k").strip()
-        return "" if comment == "(null)" else comment
-
     def _ask(self, job: str, field: str) -> str:
         """Return one field of the job, "" where Slurm knows no such job."""
         done = run(["squeue", "--noheader", "--states=all", f"--jobs={job}", f"--format={field}"])
@@ -94,10 +87,6 @@ class PySlurm:
     def alive(self, job: str) -> bool:
         found = self._load(job)
         return found is not None and str(found.state) not in _ENDED
-
-    def comment(self, job: str) -> str:
-        found = self._load(job)
-        return "" if found is None else found.comment or ""
 
     def _load(self, job: str) -> Any:
         try:

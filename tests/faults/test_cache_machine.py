@@ -39,8 +39,6 @@ LONG = bool(os.environ.get("HPCIMG_LONG"))
 MAX_SIZE = 6000
 TTL_S = 3600.0
 GRACE_S = 60.0
-PINNED = f"docker://example.org/pinned@sha256:{'0' * 64}"
-REFERENCES = [*(f"https://example.org/{n}.sif" for n in range(3)), PINNED]
 OWNERS = [None, None, None, 1000, 2000]
 JOBS = [str(job) for job in range(1, 4)]
 LAYERS = [bytes([65 + n]) * size for n, size in enumerate((90, 300, 700, 900))]
@@ -61,6 +59,9 @@ CONTENTS = [
     Content(layers=(b"e" * (MAX_SIZE // 2 - 20),)),
     Content(layers=(b"f" * MAX_SIZE,)),
 ]  # fmt: skip
+PINNED_CONTENT = CONTENTS[9]
+PINNED = f"docker://example.org/pinned@sha256:{sha256(PINNED_CONTENT.manifest.encode())}"
+REFERENCES = [*(f"https://example.org/{n}.sif" for n in range(3)), PINNED]
 # What every key that there can be stands for.
 FILES = {
     **{
@@ -140,7 +141,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.patches.enter_context(self.clock.shown())
         logging.disable()
         self.patches.callback(logging.disable, logging.NOTSET)
-        kinds = (CONTENTS[0], CONTENTS[10], CONTENTS[-2], CONTENTS[9])
+        kinds = (CONTENTS[0], CONTENTS[10], CONTENTS[-2], PINNED_CONTENT)
         self.served = dict(zip(REFERENCES, kinds, strict=True))
         self.known: dict[Wanted, Known] = {}
         # What jobs were told: the image's path and its bytes.

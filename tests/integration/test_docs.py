@@ -344,6 +344,11 @@ def test_the_example_configuration_uncommented_is_the_defaults(tmp_path: Path) -
     assert loaded == dataclasses.replace(empty, fingerprint=loaded.fingerprint)
 
 
+def test_the_example_configuration_is_what_make_example_writes(tmp_path: Path) -> None:
+    done = Node(tmp_path).hpcimg("config", "--example")
+    assert done.stdout == (ROOT / "etc/hpcimg.conf.example").read_text()
+
+
 def test_the_example_configuration_explains_every_key() -> None:
     example = (ROOT / "etc/hpcimg.conf.example").read_text().lower()
     for key in KEYS:

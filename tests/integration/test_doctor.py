@@ -168,7 +168,8 @@ def test_a_place_where_no_cache_can_be_made(node: Node) -> None:
     node.configure(f"[cache]\npath = {above}/cache\n")
     with mounted(above, "ro"):
         [line] = problems(node)
-    assert line == f"PROBLEM cache: {above}/cache cannot be made: {above} cannot be written"
+    why = f"{above} cannot be written"
+    assert line == f"PROBLEM cache: {above}/cache cannot be made: {why}. Make it writable."
 
 
 @AS_ROOT

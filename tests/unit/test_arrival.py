@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from hpcimg.cache import directories, evict, inflight, policy, store
+from hpcimg.cache import directories, evict, identity, inflight, policy, store
 from hpcimg.cache.arrival import Arrival
 from hpcimg.cache.ensure import ensure
 from hpcimg.cache.inflight import Inflight
 from hpcimg.cache.paths import Layout
 from hpcimg.cache.policy import Cache
-from hpcimg.errors import NoRoom, TooLarge, Unreachable
+from hpcimg.errors import Damaged, NoRoom, TooLarge, Unreachable
 from hpcimg.fetch.contract import (
     Blob,
     Converting,
@@ -110,17 +110,24 @@ def test_a_conversion_announces_what_it_needs_once(tmp_path: Path) -> None:
     assert seen == [(0, 1500)]
 
 
-def test_what_a_conversion_unpacks_counts_and_makes_room(tmp_path: Path) -> None:
+def test_what_a_conversion_unpacks_counts_and_makes_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = make_cache(tmp_path, max_size=10_000)
+    lost = 0  # by the disk, to what is unpacked
+    monkeypatch.setattr(evict, "free_on_disk", lambda _: (1 << 40) - lost)
     old = Content(tiny_image(b"o" * 4000))
     stage(cache, "https://images.example.org/old.sif", Server(old))
     layers = tuple(Blob(sha256(layer), len(layer)) for layer in LAYERS)
     with arriving(cache) as arrival:
-        files = arrival.offered(Offer("v1", manifest="0" * 64, config="{}", layers=layers))
+        files = arrival.offered(Offer("v1", config="{}", layers=layers))
         assert files
         bring(arrival, files)
 
         def convert(descriptor: int, *, progress: Converting, **_: object) -> Fetched:
+            # What it says and the disk does not show is not believed.
+            progress(1, 2, 1 << 50)
+            assert [work["written"] for work in inflight.under_way(cache.layout)] == [0]
             # Layers, image and files: 1500 + 1500 + 2000 bytes beside the 4096 of another image.
             beside(progress, 2000)
             assert store.load_entry(cache.layout, old.key(""))
@@ -134,6 +141,8 @@ def test_what_a_conversion_unpacks_counts_and_makes_room(tmp_path: Path) -> None
         server.convert = convert  # type: ignore[method-assign,assignment]
 
         def beside(progress: Converting, size_bytes: int) -> None:
+            nonlocal lost
+            lost = size_bytes
             arrival._inflight._next = 0.0
             progress(1, 2, size_bytes)
 
@@ -156,12 +165,25 @@ def test_the_same_layers_offered_again(tmp_path: Path) -> None:
     cache = make_cache(tmp_path)
     layers = tuple(Blob(sha256(layer), len(layer)) for layer in LAYERS)
     with arriving(cache) as arrival:
-        for digit in "010":
-            files = arrival.offered(Offer(digit, manifest=digit * 64, config="{}", layers=layers))
+        for order in (layers, layers[::-1], layers):
+            files = arrival.offered(Offer("v1", config="{}", layers=order))
             assert files
         bring(arrival, files)
         entry = arrival.convert(Server(IN_LAYERS))
-    assert entry.key == f"sha256-{'0' * 64}-squashfs"
+    assert entry.key == identity.key_of(Offer("v1", config="{}", layers=layers), "squashfs")
+
+
+def test_an_offer_whose_digest_is_a_path(tmp_path: Path) -> None:
+    """Said by a process that a server took over: digests become names of files, made by root."""
+    cache = make_cache(tmp_path)
+    (tmp_path / "cache" / "locks" / "blob-sha256-x").mkdir()
+    for offer in (
+        Offer("v1", config="{}", layers=(Blob("x/../../../there", 1),)),
+        Offer("v1", 5, "../../there"),
+    ):
+        with arriving(cache) as arrival, pytest.raises(Damaged, match="a digest that is none"):
+            arrival.offered(offer)
+    assert [path.name for path in tmp_path.rglob("*there*")] == []
 
 
 def test_a_server_that_ends_its_offer_of_what_was_just_evicted(tmp_path: Path) -> None:

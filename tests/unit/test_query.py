@@ -70,25 +70,6 @@ def test_alive(squeue: Squeue, states: str, alive: bool) -> None:
 def test_a_job_that_slurm_has_forgotten(squeue: Squeue) -> None:
     squeue.say("", error="slurm_load_jobs error: Invalid job id specified", code=1)
     assert not Commands().alive("12")
-    assert Commands().comment("12") == ""
-
-
-@pytest.mark.parametrize(
-    ("said", "comment"),
-    [
-        ("container:oras://h/i:1 and more", "container:oras://h/i:1 and more"),
-        ("(null)", ""),
-        ("", ""),
-    ],
-)
-def test_comment(squeue: Squeue, said: str, comment: str) -> None:
-    squeue.say(said)
-    assert Commands().comment("12") == comment
-
-
-def test_a_comment_of_any_bytes(squeue: Squeue) -> None:
-    squeue.will("printf 'container:/a\\377.sif\\n'")
-    assert Commands().comment("12") == "container:/a\N{REPLACEMENT CHARACTER}.sif"
 
 
 def test_slurmctld_is_down(squeue: Squeue) -> None:
@@ -136,8 +117,8 @@ def pyslurm(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     module = types.ModuleType("pyslurm")
     vars(module).update(Job=Job, RPCError=RPCError)
     Job.known = {
-        1: Job(state="RUNNING", comment="container:/a.sif"),
-        2: Job(state="COMPLETED", comment=None),
+        1: Job(state="RUNNING"),
+        2: Job(state="COMPLETED"),
         3: "Unable to contact slurm controller",
     }
     monkeypatch.setitem(sys.modules, "pyslurm", module)
@@ -148,7 +129,6 @@ def test_pyslurm(pyslurm: types.ModuleType) -> None:
     slurm = open_slurm()
     assert isinstance(slurm, PySlurm)
     assert [slurm.alive(job) for job in ("1", "2", "9")] == [True, False, False]
-    assert [slurm.comment(job) for job in ("1", "2", "9")] == ["container:/a.sif", "", ""]
     with pytest.raises(Unreachable, match="Unable to contact"):
         slurm.alive("3")
 

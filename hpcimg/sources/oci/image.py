@@ -16,7 +16,7 @@ from hpcimg.http.retry import wait_first
 from hpcimg.http.session import open_session
 from hpcimg.reference import Reference
 from hpcimg.sources.oci import indexes, manifests
-from hpcimg.sources.oci.manifests import Manifest, hex_of
+from hpcimg.sources.oci.manifests import Manifest
 from hpcimg.sources.oci.registry import Registry, parse_name
 
 _AT_ONCE = 4
@@ -66,15 +66,16 @@ def fetch_from(
         return True
     known_as = known_as or found.digest
     manifest = indexes.for_this_machine(content, found, uri)
+    manifests.check_texts(manifest, uri)
     sif = manifests.sif_layer(manifest)
     if sif:
-        sink.offer(Offer(known_as, sif.size_bytes, sif.sha256))
+        sink.offer(Offer(known_as, sif.size_bytes, sif.sha256, manifests=manifest.texts))
         return content.download(sif, sink)
     layers = manifests.layers(manifest, uri)
     config = content.read_blob(manifests.config_digest(manifest, uri))
     manifests.parse_config(config, uri)
     sinks = sink.offer_layers(
-        Offer(known_as, manifest=hex_of(manifest.digest), config=config, layers=layers)
+        Offer(known_as, config=config, layers=layers, manifests=manifest.texts)
     )
     # The largest first, so that none of them is left to come alone at the end.
     by_size = sorted(sinks, key=lambda number: layers[number].size_bytes, reverse=True)

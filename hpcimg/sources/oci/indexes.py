@@ -72,6 +72,7 @@ class _Search:
                 why = f"of {_READ_MAX} entries of its index none is for this machine"
                 raise NotAnImage(f"{self._uri} holds no image", why=why)
             inner = self._content.read_manifest(entry.digest)
+            inner = inner._replace(texts=manifest.texts + inner.texts)
             found = self.image(inner, depth=depth + 1, said=entry.rank is not None)
             if found:
                 return found

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from hpcimg import jsontext
 from hpcimg.errors import NotAnImage, WrongArchitecture
-from hpcimg.fetch.contract import Blob
+from hpcimg.fetch.contract import LAYERS_MAX, Blob, text_of
 from hpcimg.http.urls import shown
 from hpcimg.image.architecture import Platform, go_name, platform_of, runs_here
 
@@ -35,15 +35,19 @@ _LAYER_TYPES = (
     "application/vnd.docker.container.image.rootfs.diff",  # of the first registries
 )
 _CONFIG_MAX = 1 << 20  # it goes from process to process; real ones have some KiB
-_LAYERS_MAX = 250  # the kernel hands over so many open files at once; Docker makes up to 127
+_TEXTS_MAX = 1 << 20  # likewise, all manifests of an image together
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 class Manifest(NamedTuple):
-    """A manifest with the digest of its bytes."""
+    """A manifest with the digest of its bytes.
+
+    `texts` are those of the indexes that led to it and its own, as an Offer has them.
+    """
 
     digest: str
     content: dict[str, Any]
+    texts: tuple[str, ...] = ()
 
 
 def is_digest(value: object) -> bool:
@@ -82,7 +86,7 @@ def parse(body: bytes, digest: str, uri: str) -> Manifest:
         raise NotAnImage(f"{uri} is ambiguous", why=f"its manifest is no {media_type}, as it says")
     if not isinstance(content.get("manifests" if lists else "layers"), list):
         raise NotAnImage(f"{uri} holds no image", why="its manifest names no layers")
-    return Manifest(digest, content)
+    return Manifest(digest, content, (text_of(body),))
 
 
 def sif_layer(manifest: Manifest) -> Blob | None:
@@ -143,8 +147,14 @@ def _why_no_layer(layer: dict[str, Any], kind: str) -> str:
 
 def check_number(layers: int, uri: str) -> None:
     """Raise NotAnImage where these are more layers than any tool makes."""
-    if layers > _LAYERS_MAX:
-        raise NotAnImage(f"{uri} has {layers} layers", why=f"{_LAYERS_MAX} is the limit")
+    if layers > LAYERS_MAX:
+        raise NotAnImage(f"{uri} has {layers} layers", why=f"{LAYERS_MAX} is the limit")
+
+
+def check_texts(manifest: Manifest, uri: str) -> None:
+    """Raise NotAnImage where the manifests are larger than any tool makes them."""
+    if sum(map(len, manifest.texts)) > _TEXTS_MAX:
+        raise NotAnImage(f"{uri} is not an image", why="its manifests are too large")
 
 
 def config_digest(manifest: Manifest, uri: str) -> str:

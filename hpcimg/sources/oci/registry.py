@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from hpcimg.errors import BadReference, HpcimgError, NodeError, TransientError
-from hpcimg.fetch.contract import Blob
+from hpcimg.fetch.contract import Blob, text_of
 from hpcimg.fetch.settings import Place, Settings
 from hpcimg.fetch.sink import Sink
 from hpcimg.http.redirects import Session
@@ -109,7 +109,7 @@ class Registry:
     def read_blob(self, digest: str) -> str:
         """Return the text of a small blob, its digest checked. Raises NotAnImage, Damaged."""
         _, body = self._ask(lambda endpoint: endpoint.read_blob(digest), self._sink)
-        return body.decode(errors="replace")
+        return text_of(body)
 
     def download(self, blob: Blob, sink: Sink) -> bool:
         """Bring a blob into a sink, with as many attempts as it takes."""
