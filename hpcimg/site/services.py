@@ -57,8 +57,9 @@ class Service(NamedTuple):
 
     def _place(self, at: Location, credentials: Credentials) -> Place:
         given = credentials == "all" or (at.shared and credentials == "shared")
-        host = at.name.partition("/")[0]
-        certificates = certsd.read(host) if host and not at.insecure else Certificates()
+        host, repository, _ = at.name.partition("/")
+        in_tls = repository and not at.insecure
+        certificates = certsd.read(host) if in_tls else Certificates()
         return Place(
             at.name,
             at.insecure,

@@ -103,7 +103,8 @@ class RegistryAuthorization:
         sent = response.request.headers.get("Authorization", "")
         with self._lock:
             if response.status_code != 401:
-                return sent != self._header or (not again and self._log_in(response))
+                # Where another thread has logged in since, its answer may be another.
+                return not again and (sent != self._header or self._log_in(response))
             if again:
                 self._refuse("the registry answered 401 again")
             if sent == self._header:  # else another thread has got a new one since
