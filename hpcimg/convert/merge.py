@@ -165,7 +165,7 @@ class _Run:
 
     def _take_link(self, member: Member) -> None:
         name, target = member.name, member.target
-        if name == target:
+        if name == target or target.startswith(name + b"/"):
             raise NeedsReplay
         place = self._places.get(target)
         if place is None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import gzip
 import random
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 _BLOCK = 512
@@ -62,6 +62,10 @@ class _Maker:
         self._ways: list[str] = []  # what may be on the way to others: directories and links
         # What nobody takes, such as a hard link to nothing, is in few stacks.
         self._careless = self._chance(0.1)
+        # As builders write layers: no name twice, hard links within the layer, and in
+        # some of them directories before what is in them.
+        self._tidy = self._chance(0.75)
+        self._with_directories = 0.9 if self._chance(0.4) else 0.1
         self._about: list[str] = []
         self._kinds: dict[Callable[[], tarfile.TarInfo], int] = {
             self._file: 8, self._directory: 6, self._symlink: 5, self._hard_link: 3,
@@ -80,11 +84,27 @@ class _Maker:
         self._about.append("a layer")
         if self._chance(0.7):
             self._leaves = []
-        archive = b""
+        archive, here = b"", set[str]()
         for _ in range(self._random.randint(1, 9) if self._chance(0.95) else 0):
             [make] = self._random.choices(list(self._kinds), list(self._kinds.values()))
-            archive += self._written(make())
+            made = make()
+            for member in self._tidied(made, here) if self._tidy else [made]:
+                archive += self._written(member)
         return archive + self._random.choice(_ENDS)
+
+    def _tidied(self, member: tarfile.TarInfo, here: set[str]) -> Iterator[tarfile.TarInfo]:
+        """Yield a member as builders have it in a layer that has these names, or nothing."""
+        name = member.name.removeprefix("./").strip("/")
+        if name in here or (member.islnk() and member.linkname not in here):
+            return
+        parts = name.split("/")
+        for end in range(1, len(parts)):
+            above = "/".join(parts[:end])
+            if above not in here and self._chance(self._with_directories):
+                here.add(above)
+                yield self._member(above, tarfile.DIRTYPE, 0o755)
+        here.add(name)
+        yield member
 
     def _written(self, member: tarfile.TarInfo) -> bytes:
         content = b""
@@ -159,7 +179,7 @@ class _Maker:
         return self._member(path, kind, self._random.choice(modes))
 
     def _member(self, path: str, kind: bytes, mode: int) -> tarfile.TarInfo:
-        if self._chance(0.1):
+        if not self._tidy and self._chance(0.1):
             path = f"{self._random.choice(self._names)}/../{path}"
         member = tarfile.TarInfo(self._random.choice(["", "", "", "./", "/"]) + path)
         member.type, member.mode = kind, mode
