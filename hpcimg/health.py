@@ -7,9 +7,11 @@ file that is written and removed again.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import os
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 from hpcimg import acl, processes
@@ -76,12 +78,15 @@ def faulty(layout: Layout) -> bool:
 
     A full disk is none: any user can bring that about.
     """
-    try:
-        cache_directories.check(layout)
-        for _, root, tmp in _both(layout):
-            _write(root, tmp)
-    except HpcimgError as error:
-        return isinstance(error, NodeError)
+    checks: list[Callable[[], object]] = [functools.partial(cache_directories.check, layout)]
+    checks += [functools.partial(_write, *places) for _, *places in _both(layout)]
+    for check in checks:
+        try:
+            check()
+        except NodeError:
+            return True
+        except HpcimgError:
+            continue
     return False
 
 

@@ -15,7 +15,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from hpcimg import programs
@@ -42,13 +43,12 @@ def within(limit_s: float, work: Callable[[], int]) -> int | None:
     shell has it, 128 and the signal. What it prints comes when it has ended.
     """
     # Not our standard error: a reader of that would wait for a process that cannot be ended.
-    with programs.listen() as words:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    with programs.listen() as words, _told_of_children() as before:
         die_with_us = programs.die_with_parent()
         child = os.fork()
         if child == 0:
             die_with_us()
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             _work(work, words.fileno())
         status = _wait(child, limit_s)
         if status is None:
@@ -60,6 +60,16 @@ def within(limit_s: float, work: Callable[[], int]) -> int | None:
         return None
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
+
+
+@contextmanager
+def _told_of_children() -> Iterator[set[int]]:
+    """Let `_wait` hear when a child ends; give the signals that were blocked before."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    try:
+        yield before
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _work(work: Callable[[], int], words: int) -> NoReturn:

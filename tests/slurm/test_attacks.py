@@ -5,6 +5,7 @@ from __future__ import annotations
 import pwd
 import shlex
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -18,20 +19,32 @@ ATTACKER, OTHER = USERS[:2]
 SETTINGS = "[stage]\ndeadline = 5s\n[policy]\non_node_fault = drain\n"
 
 
+def place(site: Site, name: str) -> Path:
+    """Return a new directory that all may enter."""
+    path = site.directory / name
+    path.mkdir()
+    path.chmod(0o755)
+    return path
+
+
 def test_a_file_system_that_never_answers(site: Site) -> None:
     site.configure(SETTINGS)
     image = site.put("others")
     with ExitStack() as stack:
         try:
             uid = pwd.getpwnam(ATTACKER).pw_uid
-            mount = stack.enter_context(hungmount.mounted(site.directory, uid))
+            mount = stack.enter_context(hungmount.mounted(place(site, "hung"), uid))
         except OSError as error:
             pytest.skip(f"no FUSE here: {error}")
-        options = ("--nodelist=n1", f"--comment=container:{mount}/x.sif")
-        hung = [site.cluster.sbatch("true", *options, user=ATTACKER) for _ in range(2)]
+        comment = f"--comment=container:{mount}/x.sif"
+        hung = [
+            site.cluster.sbatch("true", f"--nodelist={name}", comment, user=ATTACKER)
+            for name in ("n1", "n2")
+        ]
         for job in hung:
             said = failed(site, job)
             assert "x.sif was not ready in time" in said
+            assert "cannot be ended" in said
         options = ("--nodelist=n1", f"--comment=container:{image}")
         completed(site, site.cluster.sbatch("true", *options, user=OTHER))
     undrained(site)
@@ -39,11 +52,9 @@ def test_a_file_system_that_never_answers(site: Site) -> None:
 
 def test_a_file_system_in_a_job_of_the_users(site: Site) -> None:
     site.configure(SETTINGS)
-    mount = site.directory / "mine"
-    mount.mkdir()
-    mount.chmod(0o777)
+    mount = place(site, "mine")
     try:
-        argv = [*hungmount.prepare(site.directory), str(mount)]
+        argv = [*hungmount.prepare(mount), str(mount)]
     except OSError as error:
         pytest.skip(f"no FUSE here: {error}")
     gate = Gate(site.directory / "gate")
