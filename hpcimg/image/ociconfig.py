@@ -63,7 +63,7 @@ def _read(whole: Any, text: str) -> OciConfig:
     if not isinstance(whole, dict) or not isinstance(said, dict | None):
         raise _Wrong("it is not written as the OCI image specification says")
     for key in ("os", "architecture", "variant"):
-        _text(whole.get(key) or "", key)
+        _text("" if whole.get(key) is None else whole[key], key)
     said = said or {}
     rootfs = whole.get("rootfs") or {}
     labels = said.get("Labels") or {}
