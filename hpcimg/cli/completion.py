@@ -155,9 +155,7 @@ def _fish(program: tuple[Argument, ...], commands: list[Command]) -> str:
     lines += [_fish_argument(a, "__fish_use_subcommand") for a in program]
     for command in commands:
         about = _fish_quoted(command.about)
-        lines.append(
-            f"complete -c hpcimg -n __fish_use_subcommand -a {command.name} -d {about}"
-        )
+        lines.append(f"complete -c hpcimg -n __fish_use_subcommand -a {command.name} -d {about}")
         seen = _fish_quoted(f"__fish_seen_subcommand_from {command.name}")
         lines += [_fish_argument(a, seen) for a in command.arguments]
     return "\n".join([*lines, ""])

@@ -60,7 +60,7 @@ class World:
             "/shared/images": str(shared),
             "/run/hpcimg": str(self.node.state),
             "/etc/hpcimg": str(directory),
-            "/opt/hpcimg": str(ROOT),
+            "/usr/lib/hpcimg": str(ROOT),
         }
 
     def real(self, text: str) -> str:
