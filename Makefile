@@ -85,7 +85,7 @@ COMPILE = .venv.new/bin/python -m compileall -q --invalidation-mode checked-hash
 
 install:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hpcimg needs Python 3.11 or newer: make install PYTHON=python3.11")'
-	install -d -m 755 "$(TREE)" "$(TREE)"/prolog "$(TREE)"/epilog "$(TREE)"/bin "$(TREE)"/etc
+	install -d -m 755 "$(TREE)" "$(TREE)"/prolog "$(TREE)"/epilog "$(TREE)"/bin
 	rm -rf "$(TREE)"/.venv.??? "$(TREE)"/hpcimg.???
 	umask 022; $(FULL_PYTHON) -m venv "$(TREE)/.venv.new"
 	umask 022; $(PYTHON) packaging/requirements.py $(EXTRAS) | "$(TREE)/.venv.new/bin/python" -m pip install --quiet --no-compile --requirement /dev/stdin
@@ -97,7 +97,7 @@ install:
 	umask 022; cd "$(TREE)" && $(COMPILE) -s .venv.new -p "$(PREFIX)/.venv" .venv.new/lib
 	for page in man/man?/*; do install -D -m 644 $$page "$(TREE)/share/$$page" || exit; done
 	for file in README.md CHANGELOG.md LICENSE docs/*; do install -D -m 644 $$file "$(TREE)/share/doc/hpcimg/$$file" || exit; done
-	install -m 644 etc/* "$(TREE)/etc"
+	for file in $$(find etc -type f); do install -D -m 644 $$file "$(TREE)/$$file" || exit; done
 	cd "$(TREE)" && for part in .venv hpcimg; do [ ! -e $$part ] || mv $$part $$part.old; mv $$part.new $$part || exit; done
 	rm -rf "$(TREE)"/.venv.old "$(TREE)"/hpcimg.old
 	install -m 755 prolog/* "$(TREE)/prolog"
