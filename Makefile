@@ -107,6 +107,7 @@ install:
 
 # Below build/, with libraries of their own beside the package, for any Python of the node.
 deb rpm:
+	rm -rf build/tree
 	PYTHON="$(PYTHON)" packaging/tree build/tree $(EXTRAS)
 	packaging/$@ build/tree build
 

@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 from tests.matrix.roots import HERE, Root, host_mirror
+from tests.parts import docblocks
 from tests.parts.daemon import missing_commands
 
 RELEASE = "bookworm"
@@ -59,12 +60,12 @@ def main() -> int:
 def build(checkout: Path, directory: Path) -> None:
     """Build both packages twice, in different surroundings; raise where two differ."""
     for number, umask in enumerate((0o022, 0o077)):
-        place = directory / str(number)
+        place, tree = directory / str(number), directory / f"tree-{number}"
         environment = {**os.environ, "TZ": f"UTC{number}", "PYTHON": sys.executable}
         for script, *arguments in (
-            ("tree", directory / "tree"),
-            ("deb", directory / "tree", place),
-            ("rpm", directory / "tree", place),
+            ("tree", tree),
+            ("deb", tree, place),
+            ("rpm", tree, place),
         ):
             command = [checkout / "packaging" / script, *arguments]
             subprocess.run(command, env=environment, umask=umask, check=True)
@@ -93,7 +94,11 @@ def later_release(directory: Path) -> Path:
 def check_deb(root: Root) -> None:
     """As an administrator would, by apt-get."""
     root.run(["apt-get", "update", "-q"])
-    root.run(["sh", "-c", "touch /before; apt-get install -q -y /srv/first/0/hpcimg_*.deb"])
+    blocks = docblocks.blocks(HERE / "docs/howto-install.md", "sh")
+    [install] = [block.text for block in blocks if block.text.startswith("apt-get install")]
+    shutil.copytree(root.path / "srv/first/0", root.checkout / "build")
+    (root.path / "etc/apt/apt.conf.d/91yes").write_text('APT::Get::Assume-Yes "true";')
+    root.run(["sh", "-c", f"touch /before; {install}"])
     for step in ("installed", "deb-upgraded", "python-changed", "removed", "purged"):
         inside(root, step)
 
