@@ -10,6 +10,7 @@ import pwd
 import subprocess
 import sys
 import threading
+import traceback
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Self
@@ -68,19 +69,25 @@ class Jobs:
 
     def wait_for_more(self) -> None:
         ended = self.ended
-        wait_until(lambda: self.ended > ended + 10, timeout_s=60, what="jobs that end")
+        wait_until(
+            lambda: bool(self.wrong) or self.ended > ended + 10, timeout_s=60, what="jobs that end"
+        )
 
     def _run(self) -> None:
-        for job in itertools.count(100):
-            if self._stop.is_set():
-                return
-            # Both ways: that of a hit, and the whole program, which says what is wrong.
-            hit = job % 2
-            task = self._place.stage(job, f"container:{self._warm if hit else '/no/such.sif'}")
-            if not (task.code == 0 if hit else "there is no file" in task.printed):
-                self.wrong.append(f"job {job}: {task}")
-            self._place.epilog(job)
+        jobs = itertools.count(100)
+        while not self._stop.is_set() and not self.wrong:
+            try:
+                self._one(next(jobs))
+            except Exception:
+                self.wrong.append(traceback.format_exc())
             self.ended += 1
+
+    def _one(self, job: int) -> None:
+        # Both ways: that of a hit, and the whole program, which says what is wrong.
+        hit = job % 2
+        task = self._place.stage(job, f"container:{self._warm if hit else '/no/such.sif'}")
+        assert task.code == 0 if hit else "there is no file" in task.printed, task
+        self._place.epilog(job)
 
 
 def output(*command: str) -> str:
@@ -137,12 +144,12 @@ def deb_upgraded() -> None:
                 jobs.wait_for_more()
                 before = jobs.ended
                 output("sh", "-c", "dpkg --install /srv/later/0/hpcimg_*.deb")
-                assert jobs.ended > before
+                assert jobs.wrong or jobs.ended > before
                 # Whatever else happens before that Prolog ends.
                 output(str(LIB / "set-up"))
                 output(str(LIB / "set-up"))
                 jobs.wait_for_more()
-        assert jobs.wrong == []
+        assert jobs.wrong == [], "".join(jobs.wrong)
         printed, _ = prolog.communicate(timeout=60)
         assert (prolog.returncode, printed) == (0, "")
         assert place.task(2).code == 0, place.task(2).printed
