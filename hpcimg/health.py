@@ -268,7 +268,7 @@ def _packages() -> list[Finding]:
     if not missing:
         return [Finding("packages", OK, f"{', '.join(PACKAGES)} are installed")]
     names = " ".join(missing)
-    do = "Install them for the Python that the hooks use, or run `make install` again."
+    do = "Install them for the Python that the hooks use, or install hpcimg again."
     return [Finding("packages", PROBLEM, f"Python packages are missing: {names}", do=do)]
 
 

@@ -7,12 +7,12 @@ import os
 import sys
 
 from hpcimg import __version__
-from hpcimg.cli import config, doctor, gc, ls, output, path, stage, status
+from hpcimg.cli import completion, config, doctor, gc, hooks, ls, output, path, stage, status
 from hpcimg.errors import Bug, HpcimgError
 
 _COMMANDS = {
     "stage": stage, "path": path, "status": status, "ls": ls, "gc": gc, "doctor": doctor,
-    "config": config,
+    "config": config, "completion": completion, "hooks": hooks,
 }  # fmt: skip
 _EPILOG = """\
 exit codes: 0 done, 1 a problem was found (status, doctor), 2 wrong usage, 10-19
@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=formatter,
     )
     parser.add_argument("--version", action="version", version=f"hpcimg {__version__}")
+    parser.set_defaults(parser=parser)  # for `completion`
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in _COMMANDS.items():
         text = module.HELP

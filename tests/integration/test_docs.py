@@ -60,7 +60,7 @@ class World:
             "/shared/images": str(shared),
             "/run/hpcimg": str(self.node.state),
             "/etc/hpcimg": str(directory),
-            "/opt/hpcimg": str(ROOT),
+            "/usr/lib/hpcimg": str(ROOT),
         }
 
     def real(self, text: str) -> str:
@@ -290,6 +290,24 @@ def test_a_hook_may_be_wrapped_to_set_certificates_and_proxies(
         assert world.node.task(1).code == 0, world.node.log()
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_wrapper_that_is_on_every_node(installed: bool, world: World) -> None:
+    blocks = docblocks.blocks(DOCS / "howto-install.md", "sh")
+    wrappers = [block for block in blocks if "hook=" in block.text]
+    paths = [world.node.directory / "prolog", world.node.directory / "task-prolog"]
+    for path, block in zip(paths, wrappers, strict=True):
+        path.write_text(world.real(block.text) if installed else block.text)
+        path.chmod(0o755)
+    environment = world.node.environment(1, "container:/no/such.sif")
+    subprocess.run([paths[0]], env=environment, check=True)
+    task = subprocess.run([paths[1]], env=environment, capture_output=True, text=True, check=False)
+    if installed:
+        assert task.returncode == 1
+        assert "there is no file /no/such.sif" in task.stdout
+    elif not Path("/usr/lib/hpcimg").exists():
+        assert (task.returncode, task.stdout) == (0, "")
+
+
 # References
 
 
@@ -410,7 +428,7 @@ def test_every_json_field_is_described(world: World, docs_web: WebServer) -> Non
     node.prolog(2, f"container:{docs_web.url('/samtools.sif')}")
     calls = {
         "stage": [url], "path": [url], "status": [], "ls": [], "gc": ["--dry-run"], "config": [],
-        "doctor": [],
+        "doctor": [], "completion": ["bash"], "hooks": [str(node.directory / "hooks")],
     }  # fmt: skip
     assert set(calls) == set(cli._COMMANDS)
     for name, arguments in calls.items():

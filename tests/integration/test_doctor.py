@@ -331,7 +331,7 @@ def say(scontrol: Path, output: str, code: int = 0) -> list[str]:
 
 def test_hooks(scontrol: Path, tmp_path: Path) -> None:
     places = ("prolog/hpcimg-prolog", "epilog/hpcimg-epilog", "prolog/hpcimg-task-prolog")
-    ours = [f"/opt/hpcimg/{place}" for place in places]
+    ours = [f"/usr/lib/hpcimg/{place}" for place in places]
     assert say(scontrol, HOOKS.format(*ours)) == ["ok"] * 3
     assert say(scontrol, HOOKS.format("(null)", *ours[1:])) == ["PROBLEM", "ok", "ok"]
     assert say(scontrol, HOOKS.format(*ours[:2], ours[0])) == ["ok", "PROBLEM", "ok"]

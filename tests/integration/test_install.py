@@ -65,6 +65,9 @@ def check_tree(tree: Path, destdir: Path) -> None:
         assert compiled.read_bytes()[4] == _CHECKED_HASH, source
     for name in ("man1/hpcimg.1", "man5/hpcimg.conf.5", "man8/hpcimg-prolog.8"):
         assert (tree / "share/man" / name).exists()
+    for name in ("bash-completion/completions/hpcimg", "zsh/site-functions/_hpcimg",
+                 "fish/vendor_completions.d/hpcimg.fish"):  # fmt: skip
+        assert "doctor" in (tree / "share" / name).read_text()
     for path in (ROOT / "etc").iterdir():
         assert (tree / "etc" / path.name).read_bytes() == path.read_bytes()
 
