@@ -19,7 +19,7 @@ from contextlib import closing
 from typing import Any, NamedTuple
 
 from hpcimg import programs
-from hpcimg.errors import Damaged, HpcimgError, MissingTool, NotAnImage, TooLarge
+from hpcimg.errors import HpcimgError, MissingTool, NotAnImage, TooLarge
 
 # Read here: when a layer is met, this process may not be able to read Python's own files.
 try:
@@ -32,6 +32,13 @@ _ZSTD = b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPABLE = b"\x2a\x4d\x18"  # at 1; at 0 is 0x50 to 0x5f
 _CHUNK = 1 << 20
 # Small, since zlib copies the rest of it after each of many short gzip members.
+# What no specification has for layers, and some tools write.
+_OTHERS = (
+    (0, b"\xfd7zXZ\x00", "xz"),
+    (4, b"1AY&SY", "bzip2"),
+    (0, b"\x04\x22\x4d\x18", "lz4"),
+    (0, b"PK\x03\x04", "zip"),
+)
 _GZIP_CHUNK = 1 << 17
 _CHUNKS_AHEAD = 8
 _DIGESTS = ("sha256", "sha384", "sha512")
@@ -53,8 +60,13 @@ class Layer(NamedTuple):
     most_bytes: int = 0
 
     def damaged(self, why: str) -> HpcimgError:
-        """Return the error for a layer that cannot be read as far as it should."""
-        return Damaged(f"{self.what} is damaged", why=why)
+        """Return the error for a layer that cannot be read as far as it should.
+
+        It has the digest that its manifest says, so to fetch it again is no help.
+        """
+        return NotAnImage(
+            f"{self.what} is damaged", why=why, do="Build the image again, or use another one."
+        )
 
     def refused(self, why: str) -> HpcimgError:
         """Return the error for a layer that is none, or an impossible one."""
@@ -75,7 +87,7 @@ class Layer(NamedTuple):
 class Reader:
     """The unpacked bytes of a layer, in order.
 
-    `read`, `copy` and `skip_to` raise Damaged at a premature end, TooLarge for
+    `read`, `copy` and `skip_to` raise NotAnImage at a premature end, TooLarge for
     a layer that unpacks to too much, MissingTool. `progress` is told how many bytes
     of the layer itself were read. A `known` layer is not digested once more.
     """
@@ -179,6 +191,11 @@ class _Source:
     def chunks(self) -> Unpacked:
         """Return a generator of the unpacked bytes."""
         head = os.pread(self._layer.descriptor, 512, 0)
+        for at, magic, name in _OTHERS:
+            if head.startswith(magic, at):
+                raise self._layer.refused(
+                    f"it is packed with {name}; layers may be plain, or packed with gzip or zstd"
+                )
         if head.startswith(_GZIP):
             return _ahead(self._digested(self._gunzip()))
         if head.startswith(_ZSTD) or (head[1:4] == _ZSTD_SKIPPABLE and head[0] >> 4 == 5):

@@ -55,7 +55,7 @@ def members(reader: Reader) -> Iterator[Member]:
     """Yield all members, and then read to the end of the layer.
 
     Before the next one is asked for, as much of a file's content may be read as
-    is wanted. Raises Damaged, NotAnImage, TooLarge.
+    is wanted. Raises NotAnImage, TooLarge.
     """
     layer = reader.layer
     extended: dict[bytes, bytes] = {}

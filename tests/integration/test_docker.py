@@ -226,7 +226,7 @@ def test_a_layer_with_another_digest(repository: Repository, node: Node, at: int
 def test_a_layer_that_is_none(repository: Repository, node: Node) -> None:
     junk = Layer("application/vnd.oci.image.layer.v1.tar+gzip", "sha256:" + "0" * 64, b"junk")
     repository.push(layer(BASE), junk)
-    refused(node, 1, repository.comment(), "Damaged", "layer 2")
+    refused(node, 1, repository.comment(), "NotAnImage", "layer 2")
     assert node.images() == []
 
 

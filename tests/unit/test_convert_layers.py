@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
 import io
+import lzma
 import os
 import random
 import shutil
@@ -21,7 +23,7 @@ from hpcimg import programs
 from hpcimg.convert import sparse
 from hpcimg.convert.layers import Layer, Reader
 from hpcimg.convert.tar import DIRECTORY, FILE, Member, members
-from hpcimg.errors import Damaged, HpcimgError, MissingTool, NotAnImage, TooLarge
+from hpcimg.errors import HpcimgError, MissingTool, NotAnImage, TooLarge
 from tests.parts.layers import TIME, directory, file, link, opened, symlink, tar, zstd
 
 needs_zstd = pytest.mark.skipif(not shutil.which("zstd"), reason="not installed here: zstd")
@@ -108,6 +110,12 @@ def test_packing(pack: Callable[[bytes], bytes]) -> None:
     assert [content for _, content in found] == [b"1", NOISE, bytes(5_000_000)]
 
 
+@pytest.mark.parametrize(("pack", "name"), [(lzma.compress, "xz"), (bz2.compress, "bzip2")])
+def test_packed_as_no_specification_has_it(pack: Callable[[bytes], bytes], name: str) -> None:
+    with pytest.raises(NotAnImage, match=f"it is packed with {name}; "):
+        read(pack(PLAIN))
+
+
 @pytest.mark.parametrize(
     ("cut", "why"),
     [
@@ -124,14 +132,15 @@ def test_packing(pack: Callable[[bytes], bytes]) -> None:
     ],
 )
 def test_damaged(cut: bytes, why: str) -> None:
-    with pytest.raises(Damaged, match=why):
+    """The digest of the layer was right: no other try helps, and none is asked for."""
+    with pytest.raises(NotAnImage, match=why):
         read(cut)
 
 
 @needs_zstd
 @pytest.mark.parametrize("end", [b"", b"1234"])
 def test_damaged_zstd(end: bytes) -> None:
-    assert "zstd: " in refused(zstd(PLAIN)[:-4] + end, Damaged)
+    assert "zstd: " in refused(zstd(PLAIN)[:-4] + end, NotAnImage)
 
 
 def test_zstd_without_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +278,7 @@ def test_times_and_sizes_as_binary_numbers() -> None:
     ],
 )
 def test_numbers_that_cannot_be(offset: int, new: bytes, why: str) -> None:
-    assert why in refused(patched(tar(file("a", b"1")), offset, new), Damaged)
+    assert why in refused(patched(tar(file("a", b"1")), offset, new), NotAnImage)
 
 
 def test_members_of_unknown_kinds() -> None:
@@ -289,7 +298,7 @@ def test_a_name_of_a_gigabyte_is_not_read(kind: bytes) -> None:
 )
 def test_pax_records_that_cannot_be(records: bytes) -> None:
     header = patched(tar(file("a", records)), 156, b"x")
-    assert refused(header, Damaged) == "a pax header cannot be read"
+    assert refused(header, NotAnImage) == "a pax header cannot be read"
 
 
 def test_a_zero_byte_in_a_pax_name() -> None:
@@ -315,7 +324,7 @@ def test_times_in_pax_records(text: str, expected: int) -> None:
 def test_times_that_cannot_be(text: str) -> None:
     member, content = file("a")
     member.pax_headers = {"mtime": text}
-    why = refused(tar((member, content), format=tarfile.PAX_FORMAT), Damaged)
+    why = refused(tar((member, content), format=tarfile.PAX_FORMAT), NotAnImage)
     assert why == "a time in a pax header is none"
 
 
@@ -324,7 +333,7 @@ def test_an_archive_without_its_end() -> None:
     end = 3 * 512 + 2
     for cut in (data[:end], data[: end + 100], data[:2048], data[:2560], data[:3072] + b"x" * 512):
         assert [(m.name, content) for m, content in read(cut)] == [(b"a", b"1"), (b"b", b"22")]
-    assert "middle of a file" in refused(data[: end - 1], Damaged)
+    assert "middle of a file" in refused(data[: end - 1], NotAnImage)
 
 
 PREFIX = b"opt/software/" + b"x" * 100
@@ -402,7 +411,7 @@ def test_sparse_files(tmp_path: Path, options: list[str]) -> None:
 def test_sparse_tables_that_cannot_be(records: dict[str, str]) -> None:
     member, content = file("a", b"x" * 513)
     member.pax_headers = records
-    refused(tar((member, content), format=tarfile.PAX_FORMAT), Damaged)
+    refused(tar((member, content), format=tarfile.PAX_FORMAT), NotAnImage)
 
 
 def test_a_hole_of_a_petabyte() -> None:
