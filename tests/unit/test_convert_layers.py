@@ -160,7 +160,7 @@ def test_an_empty_layer(data: bytes) -> None:
     assert names(data) == []
 
 
-@pytest.mark.parametrize("data", [b"<html>" * 200, b"\xfd7zXZ\0" * 100, NOISE])
+@pytest.mark.parametrize("data", [b"<html>" * 200, NOISE])
 def test_no_layer(data: bytes) -> None:
     assert "no tar archive" in refused(data)
 
