@@ -8,20 +8,26 @@ EXTRAS ?=
 RELEASES ?=
 MATRIX ?= .matrix
 BIN := .venv/bin
+PACKAGING := $(filter-out %.py %.spec %.conf %/debian,$(wildcard packaging/*)) $(wildcard packaging/debian/p*)
 
-.PHONY: help demo test test-kill test-long test-soak test-matrix lint bench bench-throughput bench-docker install clean
+.PHONY: help example demo test test-kill test-long test-peers test-soak test-matrix test-packages lint bench bench-throughput bench-docker install deb rpm clean
 help:
 	@echo "make demo              a throwaway Slurm, a registry, real jobs: see it work (two minutes)"
 	@echo "make test              all tests"
 	@echo "make test-kill         a thousand rounds of kill -9 at a random moment"
 	@echo "make test-long         100,000 fuzzed comments, 10,000 histories of a cache, all faults"
+	@echo "make test-peers        ten thousand random images beside umoci"
 	@echo "make test-soak         five hundred jobs on a Slurm cluster where everything goes wrong"
 	@echo "make test-matrix       the Slurm tests on Slurm 22.05, 24.11 and 26.05"
+	@echo "make example           write etc/hpcimg.conf.example anew, after a change of config/keys.py"
+	@echo "make test-packages     the packages installed, upgraded and removed in a clean Debian"
 	@echo "make lint              ruff, mypy, shellcheck"
 	@echo "make bench             time the warm hit and the cold ways"
 	@echo "make bench-throughput  time large files beside curl"
 	@echo "make bench-docker      time docker:// beside Apptainer"
 	@echo "make install           install to PREFIX ($(PREFIX)), below DESTDIR if set"
+	@echo "make deb               build/hpcimg_VERSION_all.deb, for Debian and Ubuntu"
+	@echo "make rpm               build/hpcimg-VERSION-1.noarch.rpm, for RHEL, SLES and their kin"
 
 # The virtual environment, made anew when its ingredients change.
 .venv/ready: setup.cfg tests/install-packages tests/fetch-old-squashfs
@@ -32,6 +38,10 @@ help:
 	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
 	$(BIN)/python -m compileall -q hpcimg
 	touch $@
+
+# What says what each key is for is the program; the file is for those who read it on the web.
+example: .venv/ready
+	bin/hpcimg config --example >etc/hpcimg.conf.example
 
 demo: .venv/ready
 	$(BIN)/python -m tests.demo
@@ -46,17 +56,23 @@ test-kill: .venv/ready
 test-long: .venv/ready
 	HPCIMG_LONG=1 $(BIN)/python -m pytest tests/faults/test_cache_machine.py tests/faults/test_every_call.py tests/faults/test_fuzz.py
 
+test-peers: .venv/ready
+	HPCIMG_PEERS=10000 $(BIN)/python -m pytest --numprocesses 2 tests/integration/test_peers.py
+
 test-soak: .venv/ready
 	HPCIMG_SOAK_JOBS=500 $(BIN)/python -m pytest -s tests/soak
 
 test-matrix:
 	$(PYTHON) -m tests.matrix --directory "$(MATRIX)" $(RELEASES)
 
+test-packages: .venv/ready
+	$(BIN)/python -m tests.packages --directory "$(MATRIX)"
+
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	shellcheck prolog/* epilog/* bin/* tests/install-packages tests/fetch-old-squashfs tests/parts/*.sh tests/soak/*.sh tests/matrix/*.sh .ci/run
+	shellcheck prolog/* epilog/* bin/* $(PACKAGING) tests/install-packages tests/fetch-old-squashfs tests/parts/*.sh tests/soak/*.sh tests/matrix/*.sh .ci/run
 
 bench: .venv/ready
 	$(BIN)/python -m bench.warm_hit
@@ -72,19 +88,16 @@ bench-docker:
 # and byte code is compared with its source by content, since copies change times. What hooks may
 # be running from is replaced at the end, by renames: an installation that fails leaves it alone.
 TREE = $(DESTDIR)$(PREFIX)
-REQUIREMENTS = import configparser as c, sys; p = c.ConfigParser(); p.read("setup.cfg"); \
-    extras = [p["options.extras_require"][name] for name in sys.argv[1:]]; \
-    print(p["options"]["install_requires"], *extras)
 # A link to python3 alone would find no library after the distribution's next Python.
 FULL_PYTHON = $$($(PYTHON) -c 'import os, sys; print(os.path.realpath(sys._base_executable))')
 COMPILE = .venv.new/bin/python -m compileall -q --invalidation-mode checked-hash
 
 install:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hpcimg needs Python 3.11 or newer: make install PYTHON=python3.11")'
-	install -d -m 755 "$(TREE)" "$(TREE)"/prolog "$(TREE)"/epilog "$(TREE)"/bin "$(TREE)"/etc
+	install -d -m 755 "$(TREE)" "$(TREE)"/prolog "$(TREE)"/epilog "$(TREE)"/bin
 	rm -rf "$(TREE)"/.venv.??? "$(TREE)"/hpcimg.???
 	umask 022; $(FULL_PYTHON) -m venv "$(TREE)/.venv.new"
-	umask 022; $(PYTHON) -c '$(REQUIREMENTS)' $(EXTRAS) | "$(TREE)/.venv.new/bin/python" -m pip install --quiet --no-compile --requirement /dev/stdin
+	umask 022; $(PYTHON) packaging/requirements.py $(EXTRAS) | "$(TREE)/.venv.new/bin/python" -m pip install --quiet --no-compile --requirement /dev/stdin
 	"$(TREE)/.venv.new/bin/python" -m pip uninstall --quiet --yes pip setuptools
 	find "$(TREE)/.venv.new/bin" -type f -delete
 	sed -i /^command/d "$(TREE)/.venv.new/pyvenv.cfg"
@@ -94,12 +107,19 @@ install:
 	for page in man/man?/*; do install -D -m 644 $$page "$(TREE)/share/$$page" || exit; done
 	for file in README.md CHANGELOG.md LICENSE docs/*; do install -D -m 644 $$file "$(TREE)/share/doc/hpcimg/$$file" || exit; done
 	for file in $$(find etc -type f); do install -D -m 644 $$file "$(TREE)/$$file" || exit; done
-	sed -i 's,/opt/hpcimg,$(PREFIX),g' "$(TREE)"/etc/systemd/*
+	sed -i 's,/usr/lib/hpcimg,$(PREFIX),g' "$(TREE)"/etc/systemd/*
 	cd "$(TREE)" && for part in .venv hpcimg; do [ ! -e $$part ] || mv $$part $$part.old; mv $$part.new $$part || exit; done
 	rm -rf "$(TREE)"/.venv.old "$(TREE)"/hpcimg.old
 	install -m 755 prolog/* "$(TREE)/prolog"
 	install -m 755 epilog/* "$(TREE)/epilog"
-	install -m 755 bin/hpcimg "$(TREE)/bin"
+	install -m 755 bin/* "$(TREE)/bin"
+	packaging/completions "$(TREE)/bin/hpcimg" "$(TREE)/share"
+
+# Below build/, with libraries of their own beside the package, for any Python of the node.
+deb rpm:
+	rm -rf build/tree
+	PYTHON="$(PYTHON)" packaging/tree build/tree $(EXTRAS)
+	packaging/$@ build/tree build
 
 clean:
 	rm -rf .venv .matrix .bench build ./*.egg-info .pytest_cache .mypy_cache .ruff_cache

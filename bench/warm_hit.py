@@ -77,20 +77,22 @@ def hooks_python() -> str:
 
 
 class Bench:
-    """A node of its own, a web server, and the cases."""
+    """A node of its own, a web server at `url`, a file at `mounted`, and the cases."""
 
-    def __init__(self, directory: Path, state: Path, url: str) -> None:
+    def __init__(self, directory: Path, state: Path, url: str, mounted: Path) -> None:
         self.node = Node(directory)
         self.node.state = state / "state"
         self.node.configure()
         self.directory = directory
         self.url = url
+        self.mounted = mounted
         self._jobs = 1
 
     def warm(self) -> list[Row]:
         """Time what a job meets whose image is there."""
         hot = f"container:{self.url}/small.sif"
-        staged = self.node.stage(self._jobs, hot)
+        mounted = f"container:{self.mounted}"
+        staged = self.node.stage(self._jobs, f"{hot} {mounted}")
         if staged.code:
             raise SystemExit(staged.printed)
         first = self._jobs
@@ -98,6 +100,7 @@ class Bench:
         cases = [
             Case("python -I -S -c pass", [hooks_python(), "-I", "-S", "-c", "pass"], dict),
             Case("prolog, warm hit", prolog, lambda: self._environment(hot)),
+            Case("prolog, warm hit, a path", prolog, lambda: self._environment(mounted)),
             Case("prolog, comment without image", prolog, lambda: self._environment("a note")),
             Case("prolog, no comment", prolog, lambda: self._environment(None)),
             Case("task prolog", [str(TASK_PROLOG)], lambda: self.node.environment(first)),
@@ -179,15 +182,16 @@ def main() -> int:
         tempfile.TemporaryDirectory(prefix="hpcimg-bench-", dir=tmpfs) as in_memory,
     ):
         directory = Path(on_disk)
+        directory.chmod(0o755)  # the account that looks at a path enters it
         served = directory / "served"
         served.mkdir()
         images.make_sif(served / "small.sif", {"n": b"x"}, size_bytes=MIB)
         images.make_sif(served / "large.sif", {"n": b"x"}, size_bytes=200 * MIB)
         with web_server(served) as url:
-            bench = Bench(directory, Path(in_memory), url)
+            bench = Bench(directory, Path(in_memory), url, served / "small.sif")
             rows = bench.warm()
             show(rows, rows[0].name)
-            met = rows[1].ratio <= TARGET
+            met = max(rows[1].ratio, rows[2].ratio) <= TARGET
             print(f"the target for a warm hit is {TARGET}: {'met' if met else 'missed'}")
             small = bench.cold("small.sif", COLD_ROUNDS)
             show(small, small[0].name)

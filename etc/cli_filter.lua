@@ -21,16 +21,22 @@ local function load_hpcimg()
     error("hpcimg.lua is not in " .. (here or "/etc/slurm") .. " nor in /etc/hpcimg", 0)
 end
 
+-- Whether there may be something of ours in it: few comments have either.
+local function mentions_image(text)
+    return text and (text:find("/", 1, true) or text:lower():find("container", 1, true))
+end
+
 local function pre_submit(options)
     local comment, references = options["comment"], os.getenv("HPCIMG_CONTAINER")
-    if not references and not (comment and comment:find("container:", 1, true)) then
+    local extra = options["extra"] -- Slurm has it since 23.02
+    if not (references or mentions_image(comment) or mentions_image(extra)) then
         return slurm.SUCCESS
     end
     -- srun within a job starts a step of it: what was to be staged has been.
     if options["type"] == "srun" and tonumber(options["jobid"] or nil) then
         return slurm.SUCCESS
     end
-    local merged, problem = load_hpcimg().merge(comment, references)
+    local merged, problem = load_hpcimg().merge(comment, references, extra)
     if not merged then
         -- log_user is missing in some releases, and broken in others.
         slurm.log_error("%s", problem)

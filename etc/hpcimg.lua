@@ -25,12 +25,21 @@ local MAX_URI = 1024
 -- Slurm's own limit. Past it, Slurm speaks of a "Pathname of a file, directory or other
 -- parameter too long", which tells nobody that the images are meant.
 local MAX_COMMENT = 1024
-local MARK = "container:"
+local MAX_SHOWN = 200
+local MAX_MESSAGE = 1000
+local MAX_NESTED = 64
+local KEY = "container"
+local MARK = KEY .. ":"
 local SCHEMES = { "https", "http", "file", "oras", "docker", "library", "shub", "s3", "swift" }
 for _, name in ipairs(STATIC) do
     table.insert(SCHEMES, name)
 end
 local PATH_SCHEMES = { "oci", "oci-archive", "docker-archive" }
+local REGISTRY_SCHEMES = { "docker", "oras" }
+-- Schemes of container images and of nothing else.
+local IMAGE_SCHEMES = { "docker://", "oras://", "library://", "shub://" }
+-- Of files that a bare name is meant for, not a forgotten docker://.
+local ENDINGS = { ".sif", ".simg", ".img", ".sqsh", ".sqfs", ".squashfs" }
 
 -- Spelled out, since %a, %w and %s follow the locale of the process.
 local SPACE = "[ \t\n\v\f\r]"
@@ -38,6 +47,9 @@ local TOKEN = "[^ \t\n\v\f\r;]+"
 local SCHEME = "^([A-Za-z][A-Za-z0-9+.-]*):(.*)$"
 local NAMED = "^([A-Za-z_][A-Za-z0-9_]*)=(.*)$"
 local ALMOST_NAMED = "^([A-Za-z0-9_.-]+)=(.*)$"
+local QUOTE = "^[\"'`\\]"
+local QUOTE_OR_OPEN = "^[\"'`\\%(%[{<]"
+local CLOSING = { [")"] = "(", ["]"] = "[", ["}"] = "{", [">"] = "<" }
 -- What would need quoting in a shell, in JSON or in a task prolog's line.
 local FORBIDDEN = "[^A-Za-z0-9%-._~:/?#%[%]@!&()*+,;=%%]"
 
@@ -52,59 +64,63 @@ local function contains(list, item)
     return false
 end
 
+local function lower(text)
+    return (text:gsub("[A-Z]", function(letter)
+        return string.char(letter:byte() + 32)
+    end))
+end
+
+local function starts_with(text, beginning)
+    return text:sub(1, #beginning) == beginning
+end
+
+-- Without what is at its ends and fits a pattern for one character.
+local function stripped(text, pattern)
+    local from, to = 1, #text
+    while from <= to and text:find(pattern, from) do
+        from = from + 1
+    end
+    while to >= from and text:find(pattern, to) do
+        to = to - 1
+    end
+    return text:sub(from, to)
+end
+
+local function cut(text, length)
+    return #text > length and text:sub(1, length) .. "..." or text
+end
+
+local function printable(text)
+    return (text:gsub("[^\32-\126]", function(byte)
+        return string.format("\\x%02x", byte:byte())
+    end))
+end
+
 -- A user's text as it may go to a terminal and a log.
 local function shown(text)
-    if #text > 200 then
-        text = text:sub(1, 200) .. "..."
-    end
-    local escaped = text:gsub("[^\32-\126]", function(byte)
-        return string.format("\\x%02x", byte:byte())
-    end)
-    return "'" .. escaped .. "'"
+    return "'" .. printable(cut(text, MAX_SHOWN)) .. "'"
 end
 
 local function no_reference(text, why, meant)
-    local hint = meant and "; did you mean " .. meant or ""
+    local hint = meant and "; did you mean " .. cut(meant, MAX_SHOWN) or ""
     return shown(text) .. " is not a reference to an image: " .. why .. hint
 end
 
--- Levenshtein distance. The caller bounds the lengths.
-local function distance(a, b)
-    local row = {}
-    for j = 0, #b do
-        row[j] = j
-    end
-    for i = 1, #a do
-        local diagonal = row[0]
-        row[0] = i
-        for j = 1, #b do
-            local replaced = diagonal + (a:byte(i) == b:byte(j) and 0 or 1)
-            diagonal = row[j]
-            row[j] = math.min(replaced, row[j] + 1, row[j - 1] + 1)
+local function has_ending(text)
+    for _, ending in ipairs(ENDINGS) do
+        if lower(text:sub(-#ending)) == ending then
+            return true
         end
     end
-    return row[#b]
+    return false
 end
 
-local function nearest_scheme(scheme)
-    if #scheme > 16 then
-        return nil
-    end
-    -- In three letters two mistakes are another word: ftp is not a misspelled http.
-    local best, best_distance = nil, #scheme > 3 and 3 or 2
-    for _, known in ipairs(SCHEMES) do
-        local d = distance(scheme, known)
-        if d < best_distance then
-            best, best_distance = known, d
-        end
-    end
-    return best
-end
+-- References
 
 local function is_alias(text)
     for _, alias in ipairs(ALIASES) do
         local prefix = alias:match("^(.*/)%*$")
-        if text == alias or (prefix and #text > #prefix and text:sub(1, #prefix) == prefix) then
+        if text == alias or (prefix and #text > #prefix and starts_with(text, prefix)) then
             return not text:match("/%*$")
         end
     end
@@ -121,54 +137,182 @@ end
 local PASSWORD = "an address with user:password@ in it is refused: comments are public, and so is"
     .. " a password in one; leave it out, and change it, since others may have read it"
 
-local function check_path(text, path)
-    if path:sub(1, 1) ~= "/" then
-        return no_reference(text, "the path is not absolute", "file:///" .. path)
+-- Whether a path has . or .. in it, %2e%2e and ..;x included.
+local function has_dots(path)
+    for _ = 0, 3 do
+        for part in path:gmatch("[^/\\]+") do
+            part = part:match("^[^;]*")
+            if part == "." or part == ".." then
+                return true
+            end
+        end
+        path = path:gsub("%%(%x%x)", function(hex)
+            return string.char(tonumber(hex, 16))
+        end)
     end
-    if path:sub(-1) == "/" then
+    return false
+end
+
+local function not_plain(text, what)
+    return shown(text) .. " is not a plain " .. what .. ": it has . or .. in it;"
+        .. " write the path out"
+end
+
+-- Check the path of a scheme; the name of an image in layers may follow it.
+local function check_path(text, scheme, rest)
+    local path = scheme == "file" and rest or rest:match("^[^:]*")
+    if path:sub(1, 1) ~= "/" then
+        local start = scheme == "file" and "file:///" or scheme .. ":/"
+        return no_reference(text, "the path is not absolute", start .. rest:gsub("^[./]+", ""))
+    end
+    if ("/" .. path .. "/"):find("/%.%.?/") then
+        return not_plain(text, "path")
+    end
+    if not path:find("[^/]") or (scheme == "file" and path:sub(-1) == "/") then
         return shown(text) .. " names a directory: name the image file in it"
     end
-    if (path .. "/"):find("/%.%.?/") then
-        return shown(text) .. " is not a plain path: it has . or .. in it; write the path out"
+    return nil
+end
+
+-- Return what is wrong with HOST[:PORT], or nil.
+local function wrong_host(host)
+    local name, port = host:match("^(%[[0-9A-Fa-f:.]+%]):?([0-9]*)$")
+    if not name then
+        name, port = host:match("^([A-Za-z0-9._-]+):?([0-9]*)$")
+    end
+    if not name or name:find("^[.-]") or name:find("..", 1, true) then
+        return cut(host, MAX_SHOWN) .. " is no host"
+    end
+    if port ~= "" and (#port > 5 or tonumber(port) < 1 or tonumber(port) > 65535) then
+        return port .. " is no port"
+    end
+    local last = name:gsub("%.$", ""):match("[^.]*$")
+    -- 127.1 and 2130706433 are addresses to some programs.
+    if last:find("^[0-9]+$") or last:find("^0[xX]%x*$") then
+        local count = 0
+        for part in (name .. "."):gmatch("([^.]*)%.") do
+            count = count + 1
+            if not part:find("^[0-9]+$") or #part > 3 or tonumber(part) > 255
+                or part:find("^0[0-9]")
+            then
+                count = 9
+            end
+        end
+        if count ~= 4 then
+            return name .. " is no address of four numbers"
+        end
+    end
+    return nil
+end
+
+local function wrong_repository(repository)
+    if repository == "" then
+        return "there is no image after the host"
+    end
+    for part in (repository .. "/"):gmatch("([^/]*)/") do
+        if not part:find("^[a-z0-9][a-z0-9._-]*$") or not part:find("[a-z0-9]$")
+            or part:find("..", 1, true)
+        then
+            if repository:find("[A-Z]") then
+                return "the names of images are in lower case"
+            end
+            return (part == "" and "//" or cut(part, MAX_SHOWN))
+                .. " cannot be part of an image's name"
+        end
+    end
+    return nil
+end
+
+-- Return what is wrong with [USER@][HOST#|HOST/]REPOSITORY[:TAG][@DIGEST], or nil.
+local function wrong_name(rest, hub)
+    if rest:find("?", 1, true) then
+        return "the name of an image has no ? in it"
+    elseif rest:find(",", 1, true) then
+        return "it has a comma in it; write " .. MARK .. " before each image, and a space"
+    end
+    local before, after = rest:match("^([^@]*)@(.*)$")
+    if before and after:find("#", 1, true) and not before:find("/", 1, true) then
+        rest = after
+    end
+    local host, path = rest:match("^([^#/]*)#(.*)$")
+    if host == "" then
+        return "it names no image, there is no host before the #"
+    end
+    if not host then
+        local slash
+        host, slash, path = rest:match("^([^/]*)(/?)(.*)$")
+        if slash == "" then
+            local only = host:gsub("@sha256:.*", ""):gsub("^[^@]*@", ""):match("^[^:]*")
+            if only:find(".", 1, true) or only == "localhost" then
+                return only .. " is a registry and names no image. In a script, sbatch takes #"
+                    .. " and what follows it for a remark: write / in its place"
+            end
+        end
+        if hub and (slash == "" or not (host:find("[.:%[]") or host == "localhost")) then
+            host, path = "docker.io", rest
+        end
+    end
+    local wrong = wrong_host(host)
+    if wrong then
+        return wrong
+    end
+    local name, at, digest = path:match("^([^@]*)(@?)(.*)$")
+    local repository, colon, tag = name:match("^([^:]*)(:?)(.*)$")
+    wrong = wrong_repository(repository)
+    if wrong then
+        return wrong
+    end
+    if colon ~= "" and (#tag > 128 or not tag:find("^[A-Za-z0-9_][A-Za-z0-9._-]*$")) then
+        return tag == "" and "the tag after the : is missing"
+            or cut(tag, MAX_SHOWN) .. " is no tag"
+    end
+    if at ~= "" and not (#digest == 71 and digest:find("^sha256:[0-9a-f]+$")) then
+        return "a digest is @sha256: and 64 digits of 0-9 and a-f"
     end
     return nil
 end
 
 local function check_address(text, scheme, rest)
     if scheme == "file" then
-        return check_path(text, rest)
+        return check_path(text, scheme, rest)
     end
-    local host, path = rest:match("^([^/]*)/?(.*)$")
-    local is_web = scheme == "http" or scheme == "https"
+    local host, path = rest:match("^([^/?#]*)/?([^?#]*)")
+    local in_registry, is_web = contains(REGISTRY_SCHEMES, scheme), scheme:find("^https?$")
+    local bare = in_registry and not rest:find("[/#]")
     -- For a web server the user alone may be a token.
-    if has_password(rest) or (is_web and host:find("@", 1, true)) then
+    local user = rest:match("^([^/]*)@")
+    local is_user = user and not in_registry
+    if in_registry and user and not bare then
+        is_user = not rest:find("^[^/@:]*@[^/@]*#") and not rest:find("^[^/@]*@sha256:")
+    end
+    if has_password(rest) or is_user then
         return PASSWORD
     end
-    if host == "" or (is_web and path == "") then
-        return no_reference(text, "it names no image, something is missing after the //")
+    if (host == "" and not rest:find("^#")) or (is_web and path == "") then
+        local meant = in_registry and rest:match("^/+(.+)$")
+        return no_reference(
+            text,
+            "it names no image, something is missing after the //",
+            meant and scheme .. "://" .. meant
+        )
     end
-    return nil
-end
-
--- An image of a scheme that takes no //.
-local function check_path_scheme(text, scheme, rest)
-    local meant = scheme .. ":/" .. rest:gsub("^[./]+", "")
-    if rest:sub(1, 2) == "//" then
-        return no_reference(text, "this scheme takes no //", meant)
+    if has_dots(rest:match("^[^?]*")) then
+        return not_plain(text, "address")
     end
-    if rest:sub(1, 1) ~= "/" then
-        return no_reference(text, "the path is not absolute", meant)
+    local wrong = nil
+    if in_registry then
+        wrong = wrong_name(rest, scheme == "docker")
+    elseif is_web then
+        wrong = wrong_host(host)
     end
-    return nil
+    return wrong and no_reference(text, wrong)
 end
 
 local function check_bare(text)
     if has_password(text) then
         return PASSWORD
     end
-    local ending = text:lower():match("%.([a-z]+)$") or ""
-    local is_file = contains({ "sif", "simg", "img", "sqsh", "squashfs" }, ending)
-    if is_file or text:find("^%.%.?/") or text:find("^~") then
+    if has_ending(text) or text:find("^%.%.?/") or text:find("^~") then
         return shown(text) .. " is a relative path: each node would look for it in another"
             .. " directory; write the absolute path"
     end
@@ -199,14 +343,18 @@ local function check_uri(text)
         return nil
     end
     if text:sub(1, 1) == "/" then
-        return check_path(text, text)
+        return check_path(text, "file", text)
     end
     local written, rest = text:match(SCHEME)
-    local scheme = written and written:lower()
-    if contains(PATH_SCHEMES, scheme) then
-        return check_path_scheme(text, scheme, rest)
-    end
+    local scheme = written and lower(written)
     local slashes = rest and rest:sub(1, 2) == "//"
+    if contains(PATH_SCHEMES, scheme) then
+        if slashes then
+            local meant = scheme .. ":/" .. rest:gsub("^/+", "")
+            return no_reference(text, "this scheme takes no //", meant)
+        end
+        return check_path(text, scheme, rest)
+    end
     if contains(SCHEMES, scheme) then
         if slashes then
             return check_address(text, scheme, rest:sub(3))
@@ -224,8 +372,11 @@ local function check_uri(text)
     if has_password(rest:sub(3)) then
         return PASSWORD
     end
-    local near = nearest_scheme(scheme)
-    return no_reference(text, written .. ":// is not known", near and near .. ":" .. rest)
+    return no_reference(
+        text,
+        cut(written, MAX_NAME) .. ":// is not known; known are " .. table.concat(SCHEMES, "://, ")
+            .. "://"
+    )
 end
 
 -- Check what follows "container:". Returns the name or nil, and nil or what is wrong.
@@ -249,13 +400,439 @@ local function check_image(text)
     return nil, check_uri(text)
 end
 
+-- Words, as hpcimg/slurm/comment.py reads them; tests/comment_cases.py is for both.
+
+-- A text without quotes and brackets around it.
+local function unquoted(text)
+    text = text:gsub(QUOTE_OR_OPEN .. "+", "")
+    local extra = {}
+    for closing, opening in pairs(CLOSING) do
+        extra[closing] = select(2, text:gsub("%" .. closing, ""))
+            - select(2, text:gsub("%" .. opening, ""))
+    end
+    local to = #text
+    while to > 0 do
+        local last = text:sub(to, to)
+        if (extra[last] or 0) > 0 then
+            extra[last] = extra[last] - 1
+        elseif not last:find("[\"'`\\,]") then
+            break
+        end
+        to = to - 1
+    end
+    return text:sub(1, to)
+end
+
+-- Name, or nil, and reference of what follows the mark.
+local function split_name(text)
+    local name, rest = text:match(NAMED)
+    if name then
+        return name, unquoted(rest)
+    end
+    return nil, text
+end
+
+local function image_of(text)
+    local name, reference = split_name(text)
+    return name and name .. "=" .. reference or reference
+end
+
+-- The place behind the : or = at `at`, which quotes may precede, or nil.
+local function colon(text, at)
+    local _, last = text:find(QUOTE .. "*[:=]", at)
+    return last and last + 1
+end
+
+-- What follows the mark, or nil where the piece does not begin with one.
+local function after_mark(piece)
+    local body = piece:gsub(QUOTE_OR_OPEN .. "+", "")
+    local at = lower(body:sub(1, #KEY)) == KEY and colon(body, #KEY + 1)
+    return at and unquoted(body:sub(at))
+end
+
+-- Whether this can be nothing but a reference: a URI, a path, a file, NAME:TAG.
+local function is_image(text)
+    local _, reference = split_name(text)
+    if reference:sub(1, 1) == "/" then
+        return reference:find("[A-Za-z0-9]") ~= nil
+    end
+    local head, rest = reference:match("^([^:]*):(.*)$")
+    if head and rest:sub(1, 1) == "/" and head:find("^[A-Za-z+.-][A-Za-z0-9+.-]*$") then
+        return true
+    end
+    if has_ending(reference) then
+        return true
+    end
+    return head ~= nil and head:find("^[A-Za-z]") ~= nil and rest:find("^[A-Za-z0-9]") ~= nil
+end
+
+-- Cut a word where a comma, | or & is before the mark, and add the pieces to a list.
+local function add_pieces(pieces, word)
+    local small, begin = lower(word), 1
+    local at, last = small:find(KEY, 1, true)
+    while at do
+        local start = at
+        while start > begin and word:find(QUOTE_OR_OPEN, start - 1) do
+            start = start - 1
+        end
+        if start > begin and word:find("^[,|&]", start - 1) and colon(word, last + 1) then
+            if start - 1 > begin then
+                table.insert(pieces, word:sub(begin, start - 2))
+            end
+            begin = start
+        end
+        at, last = small:find(KEY, last + 1, true)
+    end
+    table.insert(pieces, word:sub(begin))
+end
+
+local function is_key(name)
+    name = lower(name)
+    return contains({ "image", "images", "img", "comment", "uri", "url" }, name)
+        or name:find(KEY, 1, true)
+end
+
+-- Whether a word begins with the key, or has one letter wrong or two in a wrong place.
+local function is_like_key(word)
+    -- contained is a word of its own.
+    if starts_with(word, KEY) or #word > #KEY + 1 or not word:find("[rs]$") then
+        return starts_with(word, KEY)
+    end
+    local missing, more = KEY, 0
+    for letter in word:gmatch(".") do
+        local at = missing:find(letter, 1, true)
+        if at then
+            missing = missing:sub(1, at - 1) .. missing:sub(at + 1)
+        else
+            more = more + 1
+        end
+    end
+    return #missing <= 1 and more <= 1
+end
+
+-- The reference in a word that is meant for us and asks for nothing, or nil.
+local function nearly(piece)
+    local small, at = lower(piece), nil
+    for _, scheme in ipairs(IMAGE_SCHEMES) do
+        local found = small:find(scheme, 1, true)
+        at = found and (not at or found < at) and found or at
+    end
+    if at and not piece:sub(1, at - 1):find("://", 1, true) then
+        local before = stripped(piece:sub(1, at - 1), QUOTE_OR_OPEN)
+        if before == "" or before:find("[:=,|&]$") then
+            local uri, name = unquoted(piece:sub(at)), before:match("^(.*)=$")
+            if name and (name .. "="):find(NAMED) and not is_key(name) then
+                return name .. "=" .. uri
+            end
+            return uri
+        end
+    end
+    local body = piece:gsub("^[\"'`\\%(%[{<-]+", "")
+    local key = body:match("^[A-Za-z0-9_-]*")
+    local value = is_like_key(lower(key)) and colon(body, #key + 1)
+    if value and is_image(unquoted(body:sub(value))) then
+        return unquoted(body:sub(value))
+    end
+    local inner = small:find(MARK, 1, true)
+    if inner and inner > 1 and piece:find("^[:=]", inner - 1) then
+        local after = unquoted(piece:sub(inner + #MARK))
+        return is_image(after) and after or nil
+    end
+    return nil
+end
+
+local function look_at_other(piece, wanted)
+    local right = not wanted.missed and nearly(piece)
+    if right then
+        wanted.missed = { written = unquoted(piece), right = right }
+    end
+end
+
+local function read_words(text, wanted)
+    local pieces, number = {}, 1
+    for word in text:gmatch(TOKEN) do
+        add_pieces(pieces, word)
+    end
+    while pieces[number] do
+        local piece, following = pieces[number], pieces[number + 1] or ""
+        local is_ours = starts_with(piece, MARK)
+        local bare, asked = lower(stripped(piece, QUOTE)), nil
+        number = number + 1
+        if bare == KEY and following:find("^[:=]") then -- container : URI
+            piece, following = piece .. following, pieces[number + 1] or ""
+            number = number + 1
+            asked = after_mark(piece)
+            if asked and asked ~= "" and not is_image(asked) then
+                asked = "?"
+            end
+        else
+            asked = after_mark(piece)
+        end
+        if not asked then
+            look_at_other(piece, wanted)
+        elseif asked == "" then
+            asked = unquoted(following)
+            if not after_mark(following) and is_image(asked) then
+                table.insert(wanted, image_of(asked))
+                number = number + 1
+            elseif is_ours then
+                table.insert(wanted, "")
+            end
+        elseif asked:find("[A-Za-z0-9/$~=\128-\255]") then
+            table.insert(wanted, image_of(asked))
+        end
+    end
+end
+
+-- JSON (RFC 8259): a small reader, for comments that are an object. Each value is a string,
+-- a list, an object (a list of pairs, with `is_object`) or one of the two below.
+
+local NULL, OTHER = {}, {}
+local read_value
+local ESCAPES = { b = "\b", f = "\f", n = "\n", r = "\r", t = "\t" }
+
+local function utf8_char(code)
+    if code < 0x80 then
+        return string.char(code)
+    elseif code < 0x800 then
+        return string.char(0xC0 + math.floor(code / 64), 0x80 + code % 64)
+    end
+    return string.char(
+        0xE0 + math.floor(code / 4096), 0x80 + math.floor(code / 64) % 64, 0x80 + code % 64
+    )
+end
+
+local function skip(text, at)
+    return (text:find("[^ \t\r\n]", at)) or #text + 1
+end
+
+-- Each of these returns a value and the place behind it, or nil.
+local function read_string(text, at)
+    local parts = {}
+    at = text:sub(at, at) == '"' and at + 1
+    while at do
+        local plain, last = text:match('^([^"\\\1-\31]*)()', at)
+        table.insert(parts, plain)
+        local sign, escape = text:sub(last, last), text:sub(last + 1, last + 1)
+        if sign == '"' then
+            return table.concat(parts), last + 1
+        elseif sign ~= "\\" then
+            return nil
+        elseif escape == "u" then
+            local hex = text:match("^%x%x%x%x", last + 2)
+            if not hex then
+                return nil
+            end
+            table.insert(parts, utf8_char(tonumber(hex, 16)))
+            at = last + 6
+        elseif escape:find('^["\\/]') or ESCAPES[escape] then
+            table.insert(parts, ESCAPES[escape] or escape)
+            at = last + 2
+        else
+            return nil
+        end
+    end
+    return nil
+end
+
+local function read_list(text, at)
+    local list = {}
+    at = skip(text, at + 1)
+    if text:sub(at, at) == "]" then
+        return list, at + 1
+    end
+    while true do
+        local value
+        value, at = read_value(text, at)
+        if value == nil then
+            return nil
+        end
+        table.insert(list, value)
+        at = skip(text, at)
+        local sign = text:sub(at, at)
+        at = skip(text, at + 1)
+        if sign == "]" then
+            return list, at
+        elseif sign ~= "," then
+            return nil
+        end
+    end
+end
+
+local function read_object(text, at)
+    local object = { is_object = true }
+    at = skip(text, at + 1)
+    if text:sub(at, at) == "}" then
+        object.close = at
+        return object, at + 1
+    end
+    while true do
+        local pair = {}
+        pair.key, at = read_string(text, at)
+        at = pair.key and skip(text, at)
+        if not at or text:sub(at, at) ~= ":" then
+            return nil
+        end
+        pair.from = skip(text, at + 1)
+        pair.value, pair.to = read_value(text, pair.from)
+        if pair.value == nil then
+            return nil
+        end
+        table.insert(object, pair)
+        at = skip(text, pair.to)
+        local sign = text:sub(at, at)
+        if sign == "}" then
+            object.close = at
+            return object, at + 1
+        elseif sign ~= "," then
+            return nil
+        end
+        at = skip(text, at + 1)
+    end
+end
+
+function read_value(text, at)
+    local sign = text:sub(at, at)
+    if sign == '"' then
+        return read_string(text, at)
+    elseif sign == "[" then
+        return read_list(text, at)
+    elseif sign == "{" then
+        return read_object(text, at)
+    end
+    local word = text:match("^[a-z]+", at)
+    if word == "null" then
+        return NULL, at + 4
+    elseif word == "true" or word == "false" then
+        return OTHER, at + #word
+    end
+    local last = select(2, text:find("^%-?[1-9][0-9]*", at)) or select(2, text:find("^%-?0", at))
+    if not last then
+        return nil
+    end
+    last = select(2, text:find("^%.[0-9]+", last + 1)) or last
+    last = select(2, text:find("^[eE][+-]?[0-9]+", last + 1)) or last
+    return OTHER, last + 1
+end
+
+-- The object that a whole comment is, or nil.
+local function whole_object(text)
+    local at = skip(text, 1)
+    if text:sub(at, at) ~= "{" or select(2, text:gsub("[{%[]", "")) > MAX_NESTED then
+        return nil
+    end
+    local object, last = read_object(text, at)
+    return object and skip(text, last) > #text and object or nil
+end
+
+local function without_mark(text)
+    text = stripped(text, "^ ")
+    return starts_with(text, MARK) and text:sub(#MARK + 1) or text
+end
+
+-- Add what the value of the key asks for to a list; nothing but texts can.
+local function add_value(value, wanted)
+    local pairs_of = type(value) == "table" and value.is_object
+    local list = (pairs_of or type(value) == "table") and value or { value }
+    if value == OTHER then
+        list = { OTHER }
+    end
+    for _, each in ipairs(list) do
+        local name, text = pairs_of and each.key or "", pairs_of and each.value or each
+        if type(text) ~= "string" then
+            wanted.problem = "the value of container in the JSON object is neither text, nor a"
+                .. " list or an object of texts"
+        elseif name ~= "" then
+            table.insert(wanted, image_of(name .. "=" .. without_mark(text)))
+        else
+            local count = #wanted
+            for word in text:gmatch(TOKEN) do
+                table.insert(wanted, image_of(without_mark(word)))
+            end
+            if #wanted == count then
+                table.insert(wanted, "")
+            end
+        end
+    end
+end
+
+local function is_our_pair(pair)
+    return lower(pair.key) == KEY
+end
+
+-- What a text of the job asks for: images as NAME=REFERENCE or REFERENCE, `missed` for the
+-- first word that is meant for us and asks for nothing, `problem` for what is wrong.
+function M.read(text)
+    local wanted = {}
+    -- The quotes of word processors are quotes.
+    text = (text or ""):gsub("\226\128[\152\153\156\157]", '"')
+    local has_key = lower(text):find(KEY, 1, true)
+    if not has_key and not text:find("/", 1, true) then
+        return wanted
+    end
+    local object = has_key and whole_object(text)
+    if not object then
+        read_words(text, wanted)
+        return wanted
+    end
+    for _, pair in ipairs(object) do
+        if is_our_pair(pair) then
+            add_value(pair.value, wanted)
+        elseif type(pair.value) == "string" then
+            if is_like_key(lower(pair.key)) then
+                look_at_other(pair.key .. ":" .. pair.value, wanted)
+            else
+                read_words(pair.value, wanted)
+            end
+        end
+    end
+    return wanted
+end
+
+-- Adding to a comment
+
+local function quoted(list)
+    local text = '"' .. table.concat(list, '","') .. '"'
+    return #list == 1 and text or "[" .. text .. "]"
+end
+
+-- The comment with more images in it; what else is in it stays as it is.
+local function with_images(comment, added)
+    local object = whole_object(comment)
+    if object then
+        local ours
+        for _, pair in ipairs(object) do
+            ours = is_our_pair(pair) and pair or ours
+        end
+        if not ours then
+            local comma = object[1] and "," or ""
+            return comment:sub(1, object.close - 1) .. comma .. '"' .. KEY .. '":' .. quoted(added)
+                .. comment:sub(object.close)
+        end
+        local all = {}
+        add_value(ours.value, all)
+        for _, each in ipairs(added) do
+            table.insert(all, each)
+        end
+        return comment:sub(1, ours.from - 1) .. quoted(all) .. comment:sub(ours.to)
+    end
+    -- A site that splits comments at ";" must find its own last word as it was.
+    local separator = comment:find(";", 1, true) and not comment:find(SPACE) and ";" or " "
+    local between = comment ~= "" and comment:sub(-1):find(TOKEN) and separator or ""
+    return comment .. between .. MARK .. table.concat(added, separator .. MARK)
+end
+
+local function refused(where, problem)
+    return nil, cut(printable("hpcimg: in " .. where .. ": " .. problem), MAX_MESSAGE)
+end
+
 --- Add references to a job's comment and check every image that it then asks for.
 --
--- comment and references may be nil; references are separated by white space or ";".
--- What else is in the comment stays as it is, and an image that it already asks for is
--- not added again. Time is linear in the length of both.
+-- comment, references and extra (what --extra has) may be nil; references are separated by
+-- white space or ";". What else is in the comment stays as it is, and an image that the job
+-- already asks for is not added again. Time is linear in the lengths.
 -- Returns the comment, or nil and a sentence for the user.
-function M.merge(comment, references)
+function M.merge(comment, references, extra)
     comment = comment or ""
     local seen, names, count = {}, {}, 0
 
@@ -282,41 +859,46 @@ function M.merge(comment, references)
         return true
     end
 
-    for token in comment:gmatch(TOKEN) do
-        if token:sub(1, #MARK) == MARK then
-            local _, problem = ask(token:sub(#MARK + 1))
-            if problem then
-                return nil, "hpcimg: in the job's comment: " .. problem
-            end
+    for _, place in ipairs({ { "the job's comment", comment }, { "--extra", extra } }) do
+        local wanted = M.read(place[2])
+        local problem = wanted.problem
+        for _, text in ipairs(wanted) do
+            problem = problem or select(2, ask(text))
+        end
+        local missed = wanted.missed
+        if missed and not problem then
+            problem = select(2, check_image(missed.right))
+                or shown(missed.written) .. " asks for no image; did you mean " .. MARK
+                    .. cut(missed.right, MAX_SHOWN)
+        end
+        if problem then
+            return refused(place[1], problem)
         end
     end
 
     local added = {}
     for token in (references or ""):gmatch(TOKEN) do
-        local text = token:sub(1, #MARK) == MARK and token:sub(#MARK + 1) or token
+        local text = image_of(unquoted(after_mark(token) or token))
         local new, problem = ask(text)
         if problem then
-            return nil, "hpcimg: in HPCIMG_CONTAINER: " .. problem
+            return refused("HPCIMG_CONTAINER", problem)
         end
         if new then
-            table.insert(added, MARK .. text)
+            table.insert(added, text)
         end
     end
     if #added == 0 then
         return comment
     end
-    -- A site that splits comments at ";" must find its own last word as it was.
-    local separator = comment:find(";", 1, true) and not comment:find(SPACE) and ";" or " "
-    if comment ~= "" and comment:sub(-1):find(TOKEN) then
-        comment = comment .. separator
+    local merged = with_images(comment, added)
+    if #merged > MAX_COMMENT then
+        return refused(
+            "HPCIMG_CONTAINER",
+            "with these images the job's comment has " .. #merged .. " characters, and "
+                .. MAX_COMMENT .. " is Slurm's limit; name fewer images, or ask for aliases"
+        )
     end
-    comment = comment .. table.concat(added, separator)
-    if #comment > MAX_COMMENT then
-        return nil, "hpcimg: in HPCIMG_CONTAINER: with these images the job's comment has "
-            .. #comment .. " characters, and " .. MAX_COMMENT .. " is Slurm's limit; name fewer"
-            .. " images, or ask for aliases"
-    end
-    return comment
+    return merged
 end
 
 return M

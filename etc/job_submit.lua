@@ -23,13 +23,18 @@ local function load_hpcimg()
     error("hpcimg.lua is not in " .. (here or "/etc/slurm") .. " nor in /etc/hpcimg", 0)
 end
 
+-- Whether there may be something of ours in it: few comments have either.
+local function mentions_image(text)
+    return text and (text:find("/", 1, true) or text:lower():find("container", 1, true))
+end
+
 -- Bring the comment of job_desc in order. references may be nil.
 local function check(job_desc, references)
-    local comment = job_desc.comment
-    if not references and not (comment and comment:find("container:", 1, true)) then
+    local comment, extra = job_desc.comment, job_desc.extra
+    if not (references or mentions_image(comment) or mentions_image(extra)) then
         return slurm.SUCCESS
     end
-    local merged, problem = load_hpcimg().merge(comment, references)
+    local merged, problem = load_hpcimg().merge(comment, references, extra)
     if not merged then
         slurm.log_user("%s", problem)
         return slurm.ERROR

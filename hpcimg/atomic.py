@@ -1,9 +1,12 @@
 """Files that appear whole or not at all.
 
-Imports only os: the way to a warm hit writes the job's files with this.
+Imports only os and errno: the way to a warm hit writes the job's files with this.
 """
 
+import errno
 import os
+
+from hpcimg import acl
 
 
 def write_file(
@@ -12,14 +15,14 @@ def write_file(
     *,
     temp: str = "",
     mode: int = 0o644,
-    owner: int | None = None,
+    reader: int | None = None,
     durable: bool = False,
 ) -> None:
     """Put `text` at `path` by a rename from `temp`, a new file on the same file system.
 
     Whoever opens `path` reads the old text or the new one, never a part. The
-    mode is set whatever the umask is. `owner` is a uid, given the file where
-    that is not our own. With `durable`, file and directory are flushed to the disk.
+    mode is set whatever the umask is. `reader` is a uid that may read the file besides
+    us, and not change it. With `durable`, file and directory are flushed to the disk.
     Raises OSError; nothing is left behind then.
     """
     temp = temp or f"{path}.{os.getpid()}.new"
@@ -32,8 +35,8 @@ def write_file(
             while data:
                 data = data[os.write(descriptor, data) :]
             os.fchmod(descriptor, mode)
-            if owner is not None and owner != os.geteuid():
-                os.fchown(descriptor, owner, -1)
+            if reader is not None and reader != os.geteuid():
+                _let_read(descriptor, reader)
             if durable:
                 os.fsync(descriptor)
         finally:
@@ -44,6 +47,23 @@ def write_file(
         raise
     if durable:
         sync_directory(os.path.dirname(path))
+
+
+def _let_read(descriptor: int, uid: int) -> None:
+    """Let a user read the file: this one alone, or with the user's group where that cannot be."""
+    try:
+        acl.let_read(descriptor, uid)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        import pwd
+
+        try:
+            group = pwd.getpwuid(uid).pw_gid
+        except KeyError:
+            raise error from None
+        os.fchown(descriptor, -1, group)
+        os.fchmod(descriptor, 0o440)
 
 
 def sync_directory(path: str) -> None:

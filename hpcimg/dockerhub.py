@@ -10,7 +10,7 @@ _NAMES = frozenset({NAME, ADDRESS, "index.docker.io", "auth.docker.io"})
 
 def canonical(host: str) -> str:
     """Return the name that configuration and credentials know a host by."""
-    host = host.lower()
+    host = host.lower().removesuffix(":443").removesuffix(".")
     return NAME if host in _NAMES else host
 
 

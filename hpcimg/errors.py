@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 _BRIEF_MAX = 3000  # a reference that is quoted has 1024 characters at most
 
@@ -30,8 +30,16 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+# What a login has to do with an error: another one may be answered differently, or nothing was
+# asked, since only a login would have helped and there was none.
+ANOTHER_LOGIN, NO_LOGIN = "another", "none"
+
+
 class HpcimgError(Exception):
     """Base of all errors that hpcimg explains. What is not one of these is a bug."""
+
+    login = ""  # or one of those above
+    retry_after_s: float | None = None  # when the server says when to ask again
 
     kind = "bug"
     exit_code = 70
@@ -55,7 +63,9 @@ class HpcimgError(Exception):
 
     def to_dict(self) -> dict[str, str]:
         """Return what `from_dict` needs to make this error again in another process."""
-        return {"error": type(self).__name__, "what": self.what, "why": self.why, "do": self.do}
+        fields = {"error": type(self).__name__, "what": self.what, "why": self.why, "do": self.do}
+        more = {"login": self.login, "retry_after_s": str(self.retry_after_s or "")}
+        return {**fields, **{name: value for name, value in more.items() if value}}
 
 
 class UserError(HpcimgError):
@@ -118,7 +128,7 @@ class TransientError(HpcimgError):
 
     kind = "transient"
     exit_code = 20
-    retry_after_s: float | None = None  # when the server says when to ask again
+    tried_again = True  # whether asking again within the same fetch may help
     default_do = "Submit the job again later; if it goes on, tell the administrators."
 
 
@@ -140,6 +150,7 @@ class Damaged(TransientError):
     """What arrived is not what was announced: cut short, or with another digest."""
 
     exit_code = 22
+    tried_again = False  # who has something wrong sends it again
 
 
 class NoRoom(TransientError):
@@ -218,9 +229,13 @@ def from_dict(fields: dict[str, object]) -> HpcimgError:
     """Make the error again that `HpcimgError.to_dict` described in another process."""
     known = {cls.__name__: cls for cls in _subclasses(HpcimgError)}
     make = known.get(str(fields.get("error")), Bug)
-    return make(
+    error = make(
         str(fields.get("what", "")), why=str(fields.get("why", "")), do=str(fields.get("do", ""))
     )
+    error.login = str(fields.get("login", ""))
+    with suppress(ValueError):  # of one that said nothing
+        error.retry_after_s = max(0.0, float(str(fields.get("retry_after_s"))))
+    return error
 
 
 def _subclasses(cls: type[HpcimgError]) -> list[type[HpcimgError]]:

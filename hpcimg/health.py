@@ -6,28 +6,34 @@ file that is written and removed again.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
 import os
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
-from hpcimg import processes
+from hpcimg import acl, processes
 from hpcimg.cache import directories as cache_directories
 from hpcimg.cache import evict, filesystem, index, policy
 from hpcimg.cache.paths import Layout
 from hpcimg.config import load as config
 from hpcimg.config.keys import Config
-from hpcimg.errors import HpcimgError, from_os_error
+from hpcimg.errors import CacheUnusable, HpcimgError, NodeError, from_os_error
 from hpcimg.image import verify
 from hpcimg.node import limits, verified_by
 from hpcimg.units import format_size
 from hpcimg.worker import accounts
+from hpcimg.worker.seal import has_leases
 
 OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"
 PACKAGES = ("requests", "filelock", "tenacity")
 _TMPFS = frozenset({"tmpfs", "ramfs"})
+_HARD_LINKS = "/proc/sys/fs/protected_hardlinks"
 _WRITTEN = b"hpcimg" * 1000
 _CLOCK_S = 86400.0
+_NOBODY = 65534
 
 
 class Finding(NamedTuple):
@@ -54,7 +60,8 @@ def node() -> tuple[Config | None, list[Finding]]:
         return None, [explained("configuration", error)]
     layout = Layout(conf.cache_path, conf.state_path)
     findings = [Finding("configuration", OK, "it can be read and is valid")]
-    findings += [*directories(layout), *_space(conf, layout), _state(layout)]
+    findings += [*directories(layout), *_seals(layout), *private(layout)]
+    findings += [*_space(conf, layout), _state(layout)]
     return conf, [*findings, _account(conf), *_verifier(conf), *_packages(), _clock()]
 
 
@@ -69,27 +76,81 @@ def directories(layout: Layout) -> list[Finding]:
         cache_directories.check(layout)
     except HpcimgError as error:
         return [explained("directories", error)]
-    return [
-        _written("cache", layout.cache, layout.tmp),
-        _written("state", layout.state, layout.state_tmp),
-    ]
+    return [_written(check, *places) for check, *places in _both(layout)]
 
 
-def full(held_bytes: int, free_bytes: int, limits: policy.Limits) -> list[str]:
+def faulty(layout: Layout) -> bool:
+    """Tell whether one of the directories has a fault that is the node's own.
+
+    A full disk is none: any user can bring that about.
+    """
+    checks: list[Callable[[], object]] = [functools.partial(cache_directories.check, layout)]
+    checks += [functools.partial(_write, *places) for _, *places in _both(layout)]
+    for check in checks:
+        try:
+            check()
+        except NodeError:
+            return True
+        except HpcimgError:
+            continue
+    return False
+
+
+def _both(layout: Layout) -> tuple[tuple[str, str, str], ...]:
+    """Return the two checks, each with its directory and the one in it for unfinished files."""
+    cache, state = (layout.cache, layout.tmp), (layout.state, layout.state_tmp)
+    return ("cache", *cache), ("state", *state)
+
+
+def private(layout: Layout) -> list[Finding]:
+    """Check that files can be let one user read, and that users cannot keep what is evicted."""
+    found = []
+    if os.path.isdir(layout.cache) and not acl.supported(layout.cache):
+        what = f"the file system of {layout.cache} has no POSIX access control lists"
+        why = "jobs whose images only their user may read fail on this node"
+        found.append(Finding("private", PROBLEM, what, why, "Mount it with `acl`."))
+    if os.path.isdir(layout.state) and not acl.supported(layout.state):
+        what = f"the file system of {layout.state} has no POSIX access control lists"
+        why = "all of a user's group can read what the user's jobs asked for"
+        found.append(Finding("private", NOTE, what, why))
+    with contextlib.suppress(OSError), open(_HARD_LINKS, encoding="ascii") as file:
+        if file.read().strip() == "0":
+            what = "users may make hard links to files of others"
+            why = "an image that a user linked takes room on the disk after its eviction"
+            do = "Set fs.protected_hardlinks = 1."
+            found.append(Finding("private", PROBLEM, what, why, do))
+    return found or [Finding("private", OK, "an image can be one user's alone to read")]
+
+
+def full(
+    held_bytes: int, free_bytes: int, limits: policy.Limits, *, images: int, free_files: int | None
+) -> list[str]:
     """Return what is wrong with how much the cache holds and its disk has left."""
     problems = []
+    if limits.max_images and images > limits.max_images:
+        problems.append(f"the cache holds {images} images and layers, more than its max_images")
     if held_bytes > limits.max_size:
         problems.append(f"the cache holds {format_size(held_bytes)}, more than its max_size")
     if free_bytes < limits.min_free:
         floor = format_size(limits.min_free)
         problems.append(f"{format_size(free_bytes)} are free on its disk, {floor} should be")
+    elif free_files is not None and free_files < limits.min_free_files:
+        floor = str(limits.min_free_files)
+        problems.append(f"{free_files} inodes are free on its disk, {floor} should be")
     return problems
 
 
 def _written(check: str, root: str, tmp: str) -> Finding:
-    """Write a file as Prolog does, and read it again."""
+    try:
+        return Finding(check, OK, _write(root, tmp))
+    except HpcimgError as error:
+        return explained(check, error)
+
+
+def _write(root: str, tmp: str) -> str:
+    """Write a file as Prolog does, and read it again; say so. Raises CacheUnusable, NoRoom."""
     if not os.path.isdir(root):
-        return _to_be_made(check, root)
+        return _to_be_made(root)
     path = processes.temp_path(tmp if os.path.isdir(tmp) else root, "health")
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
@@ -100,39 +161,65 @@ def _written(check: str, root: str, tmp: str) -> Finding:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             if os.pread(descriptor, len(_WRITTEN) + 1, 0) != _WRITTEN:
                 what = f"{root} does not give back what was written to it"
-                return Finding(check, PROBLEM, what, do="Look at its disk.")
+                raise CacheUnusable(what, do="Look at its disk.")
         finally:
             os.close(descriptor)
             os.unlink(path)
     except OSError as error:
-        return explained(check, from_os_error(error, root, cannot="be written"))
-    return Finding(check, OK, f"{root} can be written and read")
+        raise from_os_error(error, root, cannot="be written") from error
+    return f"{root} can be written and read"
 
 
-def _to_be_made(check: str, path: str) -> Finding:
+def _to_be_made(path: str) -> str:
     above = path
     while not os.path.lexists(above):
         above = os.path.dirname(above)
     if os.path.isdir(above) and os.access(above, os.W_OK | os.X_OK):
-        return Finding(check, OK, f"{path} will be made by the first job with an image")
-    return Finding(check, PROBLEM, f"{path} cannot be made", f"{above} cannot be written")
+        return f"{path} will be made by the first job with an image"
+    raise CacheUnusable(
+        f"{path} cannot be made", why=f"{above} cannot be written", do="Make it writable."
+    )
+
+
+def _seals(layout: Layout) -> list[Finding]:
+    """Look whether the kernel tells who writes to a file of the cache's."""
+    if not os.path.isdir(layout.tmp):
+        return []
+    path = processes.temp_path(layout.tmp, "health")
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            known = has_leases(descriptor)
+        finally:
+            os.close(descriptor)
+            os.unlink(path)
+    except OSError:  # of which the check before says more
+        return []
+    if known:
+        return []
+    what = f"the file system of {layout.cache} knows no leases (fcntl(2), F_SETLEASE)"
+    why = "hpcimg cannot see whether a process that got away still writes to an image"
+    return [Finding("leases", PROBLEM, what, why, "Use ext4, xfs, btrfs or a tmpfs.")]
 
 
 def _space(conf: Config, layout: Layout) -> list[Finding]:
     if not os.path.isdir(layout.cache):
         return []
     try:
-        held = sum(entry.size_bytes for entry, _ in index.entries(layout))
-        free = evict.free_on_disk(layout)
-        problems = full(held, free, limits(conf))
+        sizes = [entry.size_bytes for entry, _ in index.entries(layout)]
+        held, free, files = sum(sizes), evict.free_on_disk(layout), evict.free_files(layout)
+        problems = full(held, free, limits(conf), images=len(sizes), free_files=files)
     except HpcimgError as error:
         return [explained("space", error)]
     except OSError as error:
         return [explained("space", from_os_error(error, layout.cache))]
     do = "`hpcimg gc` frees what can go; `hpcimg ls` shows what is in use."
     found = [Finding("space", PROBLEM, problem, do=do) for problem in problems]
-    texts = f"{format_size(held)} in the cache, {format_size(free)} free on its disk"
-    return found or [Finding("space", OK, texts)]
+    text = f"{format_size(held)} in the cache, {format_size(free)} free on its disk"
+    if files is not None:
+        text += f", and {files} inodes"
+    return found or [Finding("space", OK, text)]
 
 
 def _state(layout: Layout) -> Finding:
@@ -150,6 +237,10 @@ def _account(conf: Config) -> Finding:
         return explained("account", error)
     if account is None:
         return Finding("account", NOTE, "not looked for: only root fetches as another account")
+    if account.uid == _NOBODY:
+        what = f"[stage] account is {conf.account}, which others are, too"
+        why = "each of them could look into what converts"
+        return Finding("account", PROBLEM, what, why, "Create an account for this alone.")
     return Finding("account", OK, f"images are fetched as uid {account.uid}")
 
 
@@ -170,7 +261,7 @@ def _packages() -> list[Finding]:
     if not missing:
         return [Finding("packages", OK, f"{', '.join(PACKAGES)} are installed")]
     names = " ".join(missing)
-    do = "Install them for the Python that the hooks use, or run `make install` again."
+    do = "Install them for the Python that the hooks use, or install hpcimg again."
     return [Finding("packages", PROBLEM, f"Python packages are missing: {names}", do=do)]
 
 

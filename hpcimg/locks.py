@@ -1,29 +1,40 @@
 """Cross-process locks with a deadline, by filelock.
 
-The kernel frees a lock when its holder dies, however it dies. Lock files are
-never unlinked: a waiter that has the old file open and a newcomer that makes a
-new one would both hold "the" lock. Nothing rests on these locks but that work
+The kernel frees a lock when its holder dies, however it dies. A lock file is only
+unlinked by who holds its lock, and filelock looks whether the file that it locked is
+still there: else a waiter that has the old file open and a newcomer that makes a new
+one would both hold "the" lock. Nothing rests on these locks but that work
 is done once; on a file system where they do nothing, images are still whole.
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from hpcimg.errors import CacheUnusable, DeadlinePassed, MissingTool, from_os_error
 
+# Takes a lock of the cache by its name, and gives whether it had to be waited for.
+Lock = Callable[[str], AbstractContextManager[bool]]
 _TELL_EVERY_S = 5.0
 
 
 @contextmanager
-def held(path: str, *, deadline: float, waiting: Callable[[float], None]) -> Iterator[bool]:
+def held(
+    path: str,
+    *,
+    deadline: float,
+    waiting: Callable[[float], None],
+    tell_every_s: float = float("inf"),
+) -> Iterator[bool]:
     """Hold the lock; give whether it had to be waited for.
 
     `deadline` is a time.monotonic() value; when it passes, DeadlinePassed is
-    raised. While waiting, `waiting` is called now and then with the seconds
-    waited so far.
+    raised. While waiting, `waiting` is called every `tell_every_s` seconds, five at the
+    most, with the seconds waited so far. What it raises ends the wait.
     """
     try:  # here, so that a node without it can say so
         from filelock import FileLock, Timeout
@@ -33,11 +44,12 @@ def held(path: str, *, deadline: float, waiting: Callable[[float], None]) -> Ite
     lock = FileLock(path, mode=0o600, fallback_to_soft=False)
     began = time.monotonic()
     waited = False
+    interval = min(_TELL_EVERY_S, tell_every_s)
     try:
         while True:
             left = deadline - time.monotonic()
             try:
-                lock.acquire(timeout=max(0.0, min(left, _TELL_EVERY_S if waited else 0.0)))
+                lock.acquire(timeout=max(0.0, min(left, interval if waited else 0.0)))
                 break
             except Timeout:
                 waited = True
@@ -56,3 +68,19 @@ def held(path: str, *, deadline: float, waiting: Callable[[float], None]) -> Ite
         yield waited
     finally:
         lock.release()
+
+
+def remove_free(path: str) -> None:
+    """Unlink a lock file that nobody holds; leave any other."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
+            os.unlink(path)
+    except OSError:
+        pass  # held, or gone
+    finally:
+        os.close(descriptor)

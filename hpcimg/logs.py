@@ -11,9 +11,11 @@ import logging.handlers
 import os
 import sys
 
+from hpcimg.errors import printable
 from hpcimg.journal import JournalHandler
 
 _SYSLOG = "/dev/log"
+_LINE_MAX = 16 << 10  # characters
 
 
 def set_up(to: str, *, name: str, job: str = "") -> None:
@@ -41,7 +43,9 @@ def set_up(to: str, *, name: str, job: str = "") -> None:
 
 class _OneLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return super().format(record).replace("\n", " | ")
+        # A traceback has many, and may quote what a server sent.
+        lines = super().format(record)[:_LINE_MAX].split("\n")
+        return " | ".join(printable(line) for line in lines)
 
 
 def _open(to: str, job: str) -> logging.Handler:

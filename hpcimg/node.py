@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from hpcimg.cache import directories, events, failures, inflight, store
+from hpcimg.cache import bounds, directories, events, failures, inflight, store
 from hpcimg.cache.paths import Layout
 from hpcimg.cache.policy import Cache, Limits
 from hpcimg.config.keys import Config
@@ -20,6 +20,7 @@ def open_cache(config: Config) -> Cache:
     layout = Layout(config.cache_path, config.state_path)
     directories.prepare(layout)
     failures.sweep(layout, age_s=max(config.error_ttl_s, config.deadline_s))
+    bounds.keep(layout)
     swept = store.sweep(layout) + inflight.sweep(layout)
     if swept:
         events.record(layout.events, "sweep", files=swept)
@@ -32,7 +33,7 @@ def cache_of(config: Config) -> Cache:
     image_format = pick_format(config.format)
     return Cache(
         layout, limits(config), config.tag_ttl_s, config.max_image_size, image_format,
-        verified_by(config),
+        verified_by(config), config.patience_s, config.min_rate,
     )  # fmt: skip
 
 
@@ -51,11 +52,15 @@ def limits(config: Config) -> Limits:
         ) from error
     total = seen.f_blocks * seen.f_frsize
     max_size = config.max_size.of(total)
+    min_free = config.min_free.of(total)
     return Limits(
         max_size=max_size,
         high=int(max_size * config.high_watermark / 100),
         low=int(max_size * config.low_watermark / 100),
-        min_free=config.min_free.of(total),
+        min_free=min_free,
         min_age_s=config.min_age_s,
         user_share=config.max_user_share.of(max_size),
+        max_images=config.max_images,
+        # The same part of the inodes as of the bytes; there are none where they are not counted.
+        min_free_files=seen.f_files * min_free // total if total else 0,
     )

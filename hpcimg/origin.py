@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 
-from hpcimg import sources
+from hpcimg import schemes
 from hpcimg.cache import store
 from hpcimg.cache.failures import Memory
 from hpcimg.cache.policy import Cache
@@ -19,8 +19,6 @@ from hpcimg.worker import accounts, monitor, protocol
 from hpcimg.worker.accounts import Account
 from hpcimg.worker.process import Sandbox
 
-# A look at a mounted file system costs no server anything: its errors are not remembered.
-_MOUNTED = frozenset({"file", "oci", "oci-archive", "docker-archive"})
 _TRIES = 8
 _TRIES_WITH_A_CACHED_IMAGE = 2
 _UNPACKED = 10  # times the whole cache: no image unpacks to more
@@ -32,7 +30,7 @@ class Origin:
 
     `account` fetches (None: we do), with the `site` credentials and, where
     `as_user`, those of the job's user. The image is private to the uid `owner`,
-    or with None for all.
+    or with None for all. The last three are as in `hpcimg.fetch.settings.Settings`.
     """
 
     config: Config
@@ -44,10 +42,14 @@ class Origin:
     owner: int | None = None
     site: Credentials = "none"
     as_user: bool = False
+    login_needed: bool = False
+    login_next: bool = False
+    wait_s: float = 0.0
 
     def memory(self, *, anew: bool) -> Memory:
         """Return which failures are remembered of this way; with `anew`, none is the answer."""
-        forgetful = anew or self.wanted.scheme in _MOUNTED
+        # A look at a mounted file system costs no server anything.
+        forgetful = anew or schemes.of(self.wanted.scheme).mounted
         return Memory(
             ttl_s=0.0 if forgetful else self.config.error_ttl_s,
             settings=self.config.fingerprint,
@@ -99,7 +101,10 @@ class Origin:
             region=self.service.region,
             credentials=places[-1].credentials,
             as_user=self.as_user,
-            places=places if self.wanted.scheme in sources.IN_REGISTRIES else (),
+            login_needed=self.login_needed,
+            login_next=self.login_next,
+            wait_s=self.wait_s,
+            places=places if schemes.of(self.wanted.scheme).in_registry else (),
             networks=self.config.networks,
             site_hosts=self.service.site_hosts,
         )
@@ -114,22 +119,36 @@ def _uid(sandbox: Sandbox) -> int | None:
 
 
 def origins(
-    config: Config, cache: Cache, wanted: Reference, service: Service, *, deadline: float, uid: int
+    config: Config,
+    cache: Cache,
+    wanted: Reference,
+    service: Service,
+    *,
+    deadline: float,
+    uid: int,
+    gid: int | None = None,
 ) -> Iterator[Origin]:
-    """Yield the ways for a job of `uid`, the one whose image the most may use first."""
-    may_read_as_user = wanted.scheme in sources.READS_AS_USER
+    """Yield the ways for a job of `uid`, the one whose image the most may use first.
+
+    `gid` is the job's group, where Slurm says it.
+    """
+    scheme = schemes.of(wanted.scheme)
+    may_read_as_user = scheme.as_user
     if os.geteuid() != 0:  # all of the cache is one user's
         yield Origin(
             config, cache, wanted, service, deadline, None, site="all", as_user=may_read_as_user
         )
         return
     unprivileged = accounts.unprivileged(config.account)
+    user_next = scheme.in_registry and may_read_as_user and uid != 0
     shared = Origin(config, cache, wanted, service, deadline, unprivileged, site="shared")
-    yield shared
+    yield dataclasses.replace(
+        shared, login_next=user_next or (scheme.in_registry and service.private)
+    )
     if service.private:
-        yield dataclasses.replace(shared, owner=uid, site="all")
+        yield dataclasses.replace(shared, owner=uid, site="all", login_next=user_next)
     if may_read_as_user and uid != 0:
         # It gets none of the site's: a process of the user's is the user's to look into.
         yield dataclasses.replace(
-            shared, account=accounts.of_user(uid), owner=uid, site="none", as_user=True
+            shared, account=accounts.of_user(uid, gid), owner=uid, site="none", as_user=True
         )

@@ -6,29 +6,23 @@ Pure: no file, no network, no configuration but what is passed in.
 from __future__ import annotations
 
 import difflib
-import re
 import string
 from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
+from hpcimg import spelling
 from hpcimg.errors import BadReference, printable
+from hpcimg.schemes import SCHEMES, of
 
 MAX_LENGTH = 1024
 # What would need quoting in a shell, in JSON or in a task prolog's line has no
 # place in an address, and its absence keeps every later quoting trivial.
 ALLOWED = frozenset(string.ascii_letters + string.digits + "-._~:/?#[]@!&()*+,;=%")
-# How the schemes are spelled, for hints; what can be fetched is said by the sources.
-SCHEMES = (
-    "https", "http", "file", "oras", "docker", "library", "shub", "s3", "swift",
-    "oci", "oci-archive", "docker-archive",
-)  # fmt: skip
-_HOST_SCHEMES = ("https", "http", "oras", "docker")
-_DOCKER_HUB = ("docker.io", "index.docker.io", "registry-1.docker.io")
-_PATH_SCHEMES = ("oci", "oci-archive", "docker-archive")
-_WITH_QUERY = ("https", "http")
+# Of files that a bare name is meant for, not a forgotten docker://.
+ENDINGS = (".sif", ".simg", ".img", ".sqsh", ".sqfs", ".squashfs")
+_PORTS = {"https": 443, "http": 80}
 _LEFT_OUT = "..."
-_PASSWORD = re.compile(r".*:.*@(?!sha256:)")
 
 
 class Reference(NamedTuple):
@@ -43,22 +37,40 @@ class Reference(NamedTuple):
     @property
     def address(self) -> str:
         """The canonical spelling, which identifies the reference; a query may hold a signature."""
-        return f"{self.scheme}:{'' if self.scheme in _PATH_SCHEMES else '//'}{self.rest}"
+        return f"{self.scheme}:{'//' if of(self.scheme).slashes else ''}{self.rest}"
 
     @property
     def uri(self) -> str:
         """The address as it is shown and kept: without the values of a query."""
-        return without_query(self.address) if self.scheme in _WITH_QUERY else self.address
+        return without_query(self.address) if of(self.scheme).query else self.address
 
     @property
     def pinned(self) -> bool:
         """Whether a digest in the reference names one content for ever."""
-        return self.scheme in ("oras", "docker") and "@sha256:" in self.rest
+        return of(self.scheme).in_registry and "@sha256:" in self.rest
+
+    @property
+    def mounted_file(self) -> str:
+        """The file that is another one where a mounted image is; "" for what is not mounted."""
+        if self.scheme == "file":
+            return self.rest
+        if not of(self.scheme).mounted:
+            return ""
+        path = self.rest.partition(":")[0]
+        return f"{path}/index.json" if self.scheme == "oci" else path
 
     @property
     def host(self) -> str:
         """The host, with its port if there is one; "" for paths."""
         return self.rest.partition("/")[0]
+
+    def readings(self) -> list[str]:
+        """Return the address, and what else a server may take it for."""
+        if not of(self.scheme).query:
+            return [self.address]
+        path, mark, query = self.rest[len(self.host) :].partition("?")
+        before = f"{self.scheme}://{self.host}"
+        return [f"{before}{read}{mark}{query}" for read in spelling.readings(path)]
 
 
 def parse(
@@ -88,13 +100,25 @@ def without_query(text: str) -> str:
                                  for name, equals, _ in parts)  # fmt: skip
 
 
-def _told(text: str) -> str:
-    """Return what a user wrote as it may be told to others: without what may be a secret."""
-    path, mark, query = text.partition("?")
+def told(text: str) -> str:
+    """Return what a user wrote as it may be told to others: cut, and without what may be secret."""
+    cut = text[:MAX_LENGTH]
+    path, mark, query = cut.partition("?")
     scheme, slashes, rest = path.partition("//")
     if not slashes:
         scheme, rest = "", path
-    return without_query(f"{scheme}{slashes}{_PASSWORD.sub(f'{_LEFT_OUT}@', rest)}{mark}{query}")
+    shown = without_query(f"{scheme}{slashes}{_without_password(rest)}{mark}{query}")
+    # What was cut off may hold the @ that makes a password of what is before it.
+    if len(text) > MAX_LENGTH and ":" in rest and "@" in text:
+        return f"{scheme}{slashes}{_LEFT_OUT}"
+    return shown
+
+
+def _without_password(rest: str) -> str:
+    end = rest.rfind("@")
+    while end >= 0 and rest.startswith("@sha256:", end):
+        end = rest.rfind("@", 0, end)
+    return f"{_LEFT_OUT}{rest[end:]}" if ":" in rest[: max(end, 0)] else rest
 
 
 def _check_characters(text: str) -> None:
@@ -105,13 +129,13 @@ def _check_characters(text: str) -> None:
     if len(text) > MAX_LENGTH:
         raise BadReference(
             f"a reference of {len(text)} characters is too long",
-            why=f"{MAX_LENGTH} is the limit; it begins {printable(_told(text)[:60])!r}",
+            why=f"{MAX_LENGTH} is the limit; it begins {told(text)[:60]!r}",
         )
     wrong = sorted(set(text) - ALLOWED)
     if wrong:
         shown = " ".join(printable(c) for c in wrong[:8])
         raise BadReference(
-            f"'{printable(_told(text)[:200])}' is not a reference to an image",
+            f"'{printable(told(text)[:200])}' is not a reference to an image",
             why=f"it holds characters that no address has: {shown}",
             do="Variables are not replaced in a comment; write them out." if "$" in wrong else "",
         )
@@ -129,7 +153,7 @@ def _expand(text: str, aliases: Mapping[str, str]) -> str | None:
 
 def _parse_uri(text: str, more: Collection[str]) -> Reference:
     if text.startswith("/"):
-        return _path(text, text)
+        return _path(text, "file", text)
     scheme, colon, rest = text.partition(":")
     lowered = scheme.lower()
     if "=" in scheme:
@@ -137,106 +161,106 @@ def _parse_uri(text: str, more: Collection[str]) -> Reference:
         right = "".join(c if c.isalnum() else "_" for c in name)
         right = f"_{right}" if right[:1].isdigit() else right
         raise _bad(text, f"{name!r} cannot be a name", f"{right}={named}" if right else "")
-    if colon and lowered in _PATH_SCHEMES and rest and not rest.startswith("//"):
-        if not rest.startswith("/"):
-            raise _bad(text, "the path is not absolute", f"{lowered}:/{rest.lstrip('./')}")
-        _check_plain(text, rest)
-        return Reference(lowered, rest)
-    if not colon or not rest.startswith("//"):
+    known = colon and (lowered in SCHEMES or lowered in more)
+    has_slashes = colon and rest.startswith("//")
+    if known and not of(lowered).slashes:
+        if has_slashes:
+            raise _bad(text, "this scheme takes no //", f"{lowered}:/{rest.lstrip('/')}")
+        return _path(text, lowered, rest)
+    if not has_slashes:
         raise _not_a_uri(text, lowered if colon else "", rest)
-    if lowered in _PATH_SCHEMES:
-        raise _bad(text, "this scheme takes no //", f"{lowered}:/{rest.lstrip('/')}")
-    if lowered not in SCHEMES and lowered not in more:
-        near = difflib.get_close_matches(lowered, SCHEMES, n=1)
+    if not known:
+        names = [name for name, scheme in SCHEMES.items() if scheme.slashes]
+        near = difflib.get_close_matches(lowered, names, n=1)
         raise _bad(
             text,
-            f"{scheme}:// is not known",
+            f"{told(scheme)}:// is not known",
             f"{near[0]}:{rest}" if near else "",
-            do=f"Known are {', '.join(f'{s}://' for s in SCHEMES if s not in _PATH_SCHEMES)}.",
+            do=f"Known are {', '.join(f'{name}://' for name in names)}.",
         )
-    rest = rest[2:]
     if lowered == "file":
-        return _path(text, rest)
-    return _address(text, lowered, rest)
+        return _path(text, lowered, rest[2:])
+    return _address(text, lowered, rest[2:])
 
 
-def _path(text: str, path: str) -> Reference:
+def _path(text: str, scheme: str, rest: str) -> Reference:
+    """Read a path, and for an image in layers the name that may follow it."""
+    path, colon, name = rest, "", ""
+    if scheme != "file":
+        path, colon, name = rest.partition(":")
     if not path.startswith("/"):
-        raise _bad(text, "the path is not absolute", f"file:///{path}")
-    if path.endswith("/"):
-        raise BadReference(f"{_told(text)!r} names a directory", do="Name the image file in it.")
-    _check_plain(text, path)
-    return Reference("file", path)
-
-
-def _check_plain(text: str, path: str) -> None:
+        begin = "file://" if scheme == "file" else f"{scheme}:"
+        raise _bad(text, "the path is not absolute", f"{begin}/{rest.lstrip('./')}")
     if any(part in (".", "..") for part in path.split("/")):
-        raise BadReference(
-            f"{_told(text)!r} is not a plain path",
-            why="it has . or .. in it",
-            do="Write the path out.",
-        )
+        raise _not_plain(text, "plain path")
+    plain = "/".join(["", *filter(None, path.split("/"))])
+    if plain == "" or (scheme == "file" and path.endswith("/")):
+        raise BadReference(f"{told(text)!r} names a directory", do="Name the image file in it.")
+    return Reference(scheme, f"{plain}{colon}{name}")
+
+
+def _not_plain(text: str, what: str) -> BadReference:
+    return BadReference(
+        f"{told(text)!r} is not a {what}", why="it has . or .. in it", do="Write the path out."
+    )
 
 
 def _address(text: str, scheme: str, rest: str) -> Reference:
-    host, _, path = rest.partition("/")
-    if _has_userinfo(scheme, host):
+    row = of(scheme)
+    if _has_userinfo(row.in_registry, rest):
         # Comments are readable by everybody: who puts a password there has published it.
         raise BadReference(
             f"a {scheme}:// address with user:password@ in it is refused",
             why="comments are public, and so is a password in one",
             do="Leave the credentials out; change the password, since others may have read it.",
         )
-    if scheme in ("http", "https"):
+    if row.query:
         rest = rest.partition("#")[0]
-    if scheme == "docker" and host:
-        rest = _docker_name(rest)
-        host = rest.partition("/")[0]
-    if not host or (scheme in ("http", "https") and not path):
+    path, mark, query = rest.partition("?")
+    host, _, after = path.partition("/")
+    if not host or (scheme in _PORTS and not after):
+        raise _no_image(text, row.in_registry)
+    if spelling.has_dots(spelling.web_path(path)):
+        raise _not_plain(text, "plain address")
+    try:
+        if row.in_registry:
+            return Reference(scheme, spelling.image_name(rest, hub=scheme == "docker"))
+        if scheme in _PORTS:
+            host = spelling.host(host, port=_PORTS[scheme])
+            after = spelling.web_path(after)
+            return Reference(scheme, f"{host}/{after}{mark}{query}")
+    except ValueError as error:
         raise BadReference(
-            f"{_told(text)!r} names no image", why="something is missing after the //"
-        )
-    if scheme in _HOST_SCHEMES:  # so that a site's patterns need only one spelling
-        rest = host.lower() + rest[len(host) :]
+            f"{told(text)!r} is not a reference to an image", why=str(error)
+        ) from None
     return Reference(scheme, rest)
 
 
-def _docker_name(rest: str) -> str:
-    """Return HOST/REPOSITORY with a tag or digest, for all ways to write it.
-
-    Docker's [HOST/]IMAGE, where a host is what has a dot or a port in it; and
-    enroot's [USER@][HOST#]IMAGE, whose user is not needed to find credentials.
-    """
-    before, at, after = rest.partition("@")
-    if at and "#" in after and "/" not in before:
-        rest = after
-    host, mark, path = rest.partition("#")
-    if not mark or "/" in host:
-        host, slash, path = rest.partition("/")
-        if not slash or not (set(".:") & set(host) or host == "localhost"):
-            host, path = "docker.io", rest
-    if host in _DOCKER_HUB:
-        host = "docker.io"
-        path = path if "/" in path.partition("@")[0] else f"library/{path}"
-    if "@" not in path and ":" not in path.rpartition("/")[2]:
-        path += ":latest"
-    return f"{host}/{path}"
+def _no_image(text: str, in_registry: bool) -> BadReference:
+    meant = text.partition("//")[2].lstrip("/") if in_registry else ""
+    hint = f"; did you mean {told(text.partition('//')[0])}//{told(meant)}" if meant else ""
+    return BadReference(
+        f"{told(text)!r} names no image", why=f"something is missing after the //{hint}"
+    )
 
 
-def _has_userinfo(scheme: str, host: str) -> bool:
-    if scheme != "docker":
+def _has_userinfo(in_registry: bool, rest: str) -> bool:
+    host, slash, _ = rest.partition("/")
+    if not in_registry:
         return "@" in host
     named, _, _ = host.partition("@sha256:")  # docker://ubuntu@sha256:...
     before, at, after = named.rpartition("@")
-    # Enroot's docker://USER@REGISTRY#IMAGE has a name and no password.
-    return bool(at) and not ("#" in after and not {":", "@"} & set(before))
+    # Enroot's docker://USER@REGISTRY#IMAGE has a name and no password; so has what is left of
+    # it where sbatch took the # for the beginning of a remark.
+    is_enroots = "#" in after or not slash
+    return bool(at) and not (is_enroots and not {":", "@"} & set(before))
 
 
 def _not_a_uri(text: str, scheme: str, rest: str) -> BadReference:
-    relative = not scheme and text.endswith((".sif", ".simg", ".squashfs", ".sqfs"))
+    relative = not scheme and text.lower().endswith(ENDINGS)
     if relative or text.startswith(("./", "../", "~")):
         return BadReference(
-            f"{_told(text)!r} is a relative path",
+            f"{told(text)!r} is a relative path",
             why="each node would look for it in another directory",
             do="Write the absolute path.",
         )
@@ -247,8 +271,8 @@ def _not_a_uri(text: str, scheme: str, rest: str) -> BadReference:
 
 
 def _bad(text: str, why: str, meant: str = "", *, do: str = "") -> BadReference:
-    hint = f"; did you mean {_told(meant)}" if meant else ""
-    return BadReference(f"{_told(text)!r} is not a reference to an image", why=why + hint, do=do)
+    hint = f"; did you mean {told(meant)}" if meant else ""
+    return BadReference(f"{told(text)!r} is not a reference to an image", why=why + hint, do=do)
 
 
 def matches_any(uri: str, patterns: Iterable[str]) -> bool:

@@ -6,42 +6,54 @@ Nothing here knows Slurm; a job is a name to lease an image to, and a uid.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
+from hpcimg import look
 from hpcimg.cache import events, hot
 from hpcimg.cache.ensure import Staged, ensure
 from hpcimg.cache.policy import Cache
 from hpcimg.config.keys import Config
-from hpcimg.errors import Forbidden
+from hpcimg.errors import ANOTHER_LOGIN, NO_LOGIN, Forbidden, HpcimgError
 from hpcimg.fetch.contract import Request
 from hpcimg.origin import Origin, origins
 from hpcimg.site import services
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def stage(
-    config: Config, cache: Cache, request: Request, *, text: str, uid: int = 0, anew: bool = False
+    config: Config,
+    cache: Cache,
+    request: Request,
+    *,
+    text: str,
+    uid: int = 0,
+    gid: int | None = None,
+    anew: bool = False,
 ) -> Staged:
     """Bring the requested image onto this node; return it when it is whole.
 
     `text` is the reference as it was written. What the unprivileged account may
     read is shared by all, with the site's credentials only where the site says
-    so; what only the user `uid` may read stays that user's. With `anew`, cached
+    so; what only the user `uid` may read stays that user's. `gid` is the group of a user
+    whom the node does not know, where Slurm vouches for it. With `anew`, cached
     failures are ignored. Raises HpcimgError.
     """
     began = time.monotonic()
     wanted = request.reference
     service = services.find(config, wanted)
 
-    def bring(origin: Origin) -> Staged:
+    def bring(origin: Origin) -> tuple[Staged, Origin]:
         owned = request._replace(owner=origin.owner)
-        return ensure(cache, owned, origin, origin.memory(anew=anew))
+        return ensure(cache, owned, origin, origin.memory(anew=anew)), origin
 
-    staged = _first_allowed(
-        origins(config, cache, wanted, service, deadline=request.deadline, uid=uid), bring
+    staged, origin = _first_allowed(
+        origins(config, cache, wanted, service, deadline=request.deadline, uid=uid, gid=gid), bring
     )
     events.record(
         cache.layout.events,
@@ -60,19 +72,41 @@ def stage(
             owner=staged.entry.owner,
             fingerprint=config.fingerprint,
             fresh_until=staged.fresh_until,
+            mounted=_mounted(origin, staged.validator),
         )
     return staged
 
 
-def _first_allowed(ways: Iterator[Origin], bring: Callable[[Origin], Staged]) -> Staged:
-    """Go the first way that is not Forbidden."""
-    way = next(ways)
-    while True:
+def _mounted(origin: Origin, validator: str) -> hot.Mounted | None:
+    path = origin.wanted.mounted_file
+    rights = look.rights_of(*origin.account) if origin.account else ""
+    return hot.Mounted(rights, path, validator) if path else None
+
+
+def _first_allowed(ways: Iterator[Origin], bring: Callable[[Origin], T]) -> T:
+    """Go the first way that is not refused.
+
+    After Forbidden all that are left are tried, after another answer that a login may change
+    those for which there is one. At last a registry that is too busy for who asked is waited for.
+    """
+    way: Origin | None = next(ways)
+    refused: HpcimgError | None = None
+    patient: Origin | None = None
+    while way:
+        needed = refused is not None and not isinstance(refused, Forbidden)
         try:
-            return bring(way)
-        except Forbidden as error:
-            other = next(ways, None)
-            if other is None:
+            return bring(dataclasses.replace(way, login_needed=needed))
+        except HpcimgError as error:
+            if not isinstance(error, Forbidden) and error.login != ANOTHER_LOGIN:
                 raise
-            log.info("%s; trying with more credentials", error.brief)
-            way = other
+            if error.login != NO_LOGIN:
+                refused = error
+                log.info("%s; trying with more credentials", error.brief)
+                if way.login_next and error.retry_after_s and not patient:
+                    wait_s = error.retry_after_s
+                    patient = dataclasses.replace(way, login_next=False, wait_s=wait_s)
+        way = next(ways, None)
+    assert refused
+    if patient and time.monotonic() + patient.wait_s < patient.deadline:
+        return bring(patient)
+    raise refused

@@ -29,7 +29,8 @@ class Held(NamedTuple):
 class Seen(NamedTuple):
     """The node as it is. What is `held` is in use or pinned.
 
-    `limits` and `free_bytes` are None where they cannot be had.
+    `limits` and `free_bytes` are None where they cannot be had, `free_files` (inodes) where
+    they are not counted, too.
     """
 
     images: Held
@@ -39,6 +40,7 @@ class Seen(NamedTuple):
     held: Held
     limits: Limits | None
     free_bytes: int | None
+    free_files: int | None
     staging: list[dict[str, Any]]
     jobs: dict[str, list[str]]
     sums: Sums
@@ -57,12 +59,15 @@ def look(config: Config) -> Seen:
     in_use = {key for keys in jobs.values() for key in keys}
     pinned = pins.keys(layout)
     problems: list[str] = []
-    limits = free = None
+    limits = free = files = None
     if os.path.isdir(layout.cache):
         try:
             limits = node.limits(config)
-            free = evict.free_on_disk(layout)
-            problems = health.full(sum(entry.size_bytes for entry in entries), free, limits)
+            free, files = evict.free_on_disk(layout), evict.free_files(layout)
+            held = _held(entries)
+            problems = health.full(
+                held.size_bytes, free, limits, images=held.number, free_files=files
+            )
         except HpcimgError as error:
             problems = [str(error)]
     failures = [event for event in history.recent(layout) if event["event"] == "failed"]
@@ -74,6 +79,7 @@ def look(config: Config) -> Seen:
         held=_held(entry for entry in entries if entry.key in in_use | pinned),
         limits=limits,
         free_bytes=free,
+        free_files=files,
         staging=inflight.under_way(layout),
         jobs=jobs,
         sums=history.sums(layout),
@@ -105,7 +111,9 @@ def gather(config: Config) -> dict[str, Any]:
     if not os.path.isdir(layout.cache):
         cache["note"] = "no image was staged here yet"
     if seen.limits:
-        cache.update(free_bytes=seen.free_bytes, **seen.limits._asdict())
+        cache.update(
+            free_bytes=seen.free_bytes, free_files=seen.free_files, **seen.limits._asdict()
+        )
     served, fetched = seen.sums.total("served_bytes"), seen.sums.total("fetched_bytes")
     last = scrub.last(layout)
     return {

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 
-from hpcimg.cache import evict, store
-from hpcimg.cache.blobs import Blobs, Lock
+from hpcimg.cache import evict, identity, store
+from hpcimg.cache.blobs import Blobs
 from hpcimg.cache.inflight import Inflight
-from hpcimg.cache.paths import owned
+from hpcimg.cache.paths import fetching, owned
 from hpcimg.cache.policy import Cache
+from hpcimg.cache.room import Room
 from hpcimg.cache.store import Entry
-from hpcimg.errors import Damaged, TooLarge
-from hpcimg.fetch.contract import Fetched, Files, Offer, Request, Way
+from hpcimg.errors import Damaged, NoRoom, TooLarge
+from hpcimg.fetch.contract import Fetched, Files, Offer, Request, Way, bytes_of
 from hpcimg.image import formats
 from hpcimg.image.verify import refused
+from hpcimg.locks import Lock
 from hpcimg.units import format_size
+
+_SET_APART_BYTES = 64 << 20
 
 
 class Arrival(ExitStack):
     """Hears of one fetch, as a `hpcimg.fetch.contract.Listener`, and does what follows it.
 
-    `lock` takes a lock of the cache by its name, the image's key among them: it
-    is held from the offer on. At the end of the context nothing unfinished is left.
+    `lock` takes a lock of the cache by its name, that of fetching the image's key among
+    them: it is held from the offer on. `locked` is the key whose own lock is held, from
+    the moment on at which its image is there. At the end of the context nothing unfinished is left.
     """
 
     def __init__(
@@ -38,6 +44,7 @@ class Arrival(ExitStack):
         self._cache = cache
         self._layout = cache.layout
         self._inflight = inflight
+        self._reference = request.reference
         self._uri = request.reference.uri
         self._owner = request.owner
         self._deadline = request.deadline
@@ -45,10 +52,17 @@ class Arrival(ExitStack):
         self._lock = lock
         self._blobs: Blobs | None = None
         self._converted_size = 0  # as far as it can be told beforehand
+        self._source = ""  # the digest of its manifest
+        self._free_before = 0  # bytes on the disk when the conversion began
+        self._no_room: NoRoom | None = None
+        self._room = Room(cache, inflight, request, lock=lock)
         self.offer: Offer | None = None
-        self.key = ""  # of the image, once it is known and locked
+        self.key = ""  # of the image, once it is known and we fetch it
+        self.locked = ""
         self._offered = self.enter_context(ExitStack())  # what is held for the offer
         self._temp, self.descriptor = self.enter_context(store.unfinished(self._layout, "image"))
+        if self._owner is not None:
+            store.check_private(self._layout, self.descriptor)
 
     def offered(self, offer: Offer) -> Files | None:
         """Make room for what is coming, or decline it: the cache has it."""
@@ -57,72 +71,98 @@ class Arrival(ExitStack):
         # Nothing of an earlier offer counts any more: its key, its layers, its room.
         self._offered.close()
         self.offer, self.key, self._blobs = offer, "", None
-        self._inflight.later = 0
+        self.locked = ""
         self._inflight.update("asking")
         size = offer.size_bytes or sum(layer.size_bytes for layer in offer.layers)
+        self._source = identity.check(offer, self._reference)
         self._check_size(size)
-        if offer.sha256 or offer.manifest:
-            self._lock_key(self._key_of(offer))
-            if self._cache.trusts(store.load_entry(self._layout, self.key)):
+        if key := identity.key_of(offer, self._cache.image_format):
+            self._lock_fetching(owned(key, self._owner))
+            if self._trusted():
                 return None
         if not offer.layers:
-            self._make_room(size)
+            self._room.look(size)
             return ()
         self._blobs = self._offered.enter_context(
-            Blobs(self._layout, offer.layers, uri=self._uri, owner=self._owner, lock=self._lock)
+            Blobs(
+                self._layout,
+                offer.layers,
+                uri=self._uri,
+                owner=self._owner,
+                lock=self._lock,
+                deadline=self._deadline,
+            )
         )
         missing = sum(blob.size_bytes for blob in self._blobs.missing())
         # Layers and the image made of them are compressed alike.
         self._converted_size = size
-        self._make_room(missing, later=size)
+        self._room.look(missing + size)
         return self._blobs.files()
 
     def arrived(self, number: int, fetched: Fetched) -> None:
         """Keep a layer that was fetched."""
         assert self._blobs
+        try:
+            self._room.settle(self._blobs.written())
+        except NoRoom as error:
+            self._no_room = error  # why the fetch failed, if it did, is more to the point
+            return
         self._blobs.arrived(number, fetched)
 
     def progress(self, phase: str, done: int, total: int | None) -> None:
         """Hear of a fetch's progress; raise where it cannot go on."""
-        if total is not None and done > total:
+        files = [self.descriptor] if self._blobs is None else self._blobs.unfinished()
+        written = max(done, _on_disk(files, self._uri))
+        if total is not None and written > total:
             raise Damaged(f"{self._uri} does not end where it was announced to")
         if self._blobs is None:
             self._check_size(done)
         self._tell(phase, done, total)
-        if self._inflight.update(phase, done, total) and total is None:
-            self._make_room(0)
+        if total is not None:
+            self._room.reached(written, total)
+        coming = self._room.coming(written)
+        put_down = self._inflight.update(phase, done, total, written=written, coming=coming)
+        if put_down and total is None:
+            self._room.settle(written)
 
     def converting(self, done: int, total: int | None, beside: int) -> None:
         """Hear of a conversion's progress; raise where it cannot go on.
 
-        `beside` is what it has on the disk besides the image, which nobody could foresee.
+        `beside` is what it says it has on the disk besides the image, which nobody could
+        foresee: it is no more than the disk has less since it began.
         """
-        size = os.fstat(self.descriptor).st_size
+        size = _on_disk([self.descriptor], self._uri)
+        gone = self._free_before - evict.free_on_disk(self._layout) if beside else 0
+        beside = max(0, min(beside, gone - size))
         self._check_size(size)
         self._tell("converting", done, total)
-        coming = max(0, self._converted_size - size)
-        put_down = self._inflight.update(
-            "converting", done, total, written=size + beside, coming=coming
-        )
-        if put_down and (beside or not coming):
-            self._make_room(0)
+        written = size + beside
+        self._room.reached(written, self._converted_size + beside)
+        coming = self._room.coming(written)
+        put_down = self._inflight.update("converting", done, total, written=written, coming=coming)
+        if put_down:
+            self._room.settle(written)
 
     def convert(self, way: Way) -> Entry:
         """Make one file of the layers that were gathered, and publish it."""
         assert self._blobs
         assert self.offer
+        if self._no_room:
+            raise self._no_room
         layers = self._blobs.readable()
         self._blobs.release()
-        self._inflight.later = 0
+        self._free_before = evict.free_on_disk(self._layout)
+        self._room.begin()
         self.converting(0, None, 0)
         fetched = way.convert(
             self.descriptor,
-            image_config=self.offer.config,
+            # As Go's reader has it where it is no UTF-8.
+            image_config=bytes_of(self.offer.config).decode(errors="replace"),
             layers=layers,
             progress=self.converting,
         )
-        self._check_fits(fetched.size_bytes, promised=self._converted_size)
-        return self._publish(fetched, way, source=f"sha256:{self.offer.manifest}")
+        self._check_fits(fetched.size_bytes)
+        return self._publish(fetched, way, source=self._source)
 
     def finish(self, fetched: Fetched, way: Way) -> Entry:
         """Check the image that was fetched against its offer, and publish it."""
@@ -138,12 +178,12 @@ class Arrival(ExitStack):
                 f"{self._uri} is not what was announced",
                 why=f"its sha256 is {fetched.sha256}, promised was {self.offer.sha256}",
             )
-        self._check_fits(fetched.size_bytes, promised=promised or 0)
+        self._check_fits(fetched.size_bytes)
         return self._publish(fetched, way)
 
     def _publish(self, fetched: Fetched, way: Way, *, source: str = "") -> Entry:
         image = formats.identify(self.descriptor, self._uri)
-        self._lock_key(self.key or owned(f"sha256-{fetched.sha256}", self._owner))
+        self._lock_fetching(self.key or owned(f"sha256-{fetched.sha256}", self._owner))
         entry = Entry(
             key=self.key,
             extension=image.extension,
@@ -156,23 +196,32 @@ class Arrival(ExitStack):
             source=source,
             verified=self._cache.verified,
         )
-        # Somebody else's, where the digest was not known before.
-        known = store.load_entry(self._layout, self.key)
-        if known and self._cache.trusts(known):
+        # Somebody else's, where the digest was not known before, or not waited for.
+        if known := self._trusted():
             return known
         if self._cache.verified:
             way.verify(self.descriptor, source=source)
+            if known := self._trusted():
+                return known
+        self._offered.enter_context(self._lock(self.key))
+        self.locked = self.key
         store.publish(self._layout, entry, self._temp, self.descriptor)
         return entry
 
-    def _key_of(self, offer: Offer) -> str:
-        if offer.manifest:
-            return owned(f"sha256-{offer.manifest}-{self._cache.image_format}", self._owner)
-        return owned(f"sha256-{offer.sha256}", self._owner)
+    def _trusted(self) -> Entry | None:
+        """Return the image of our key where it is there; its lock is held from here on."""
+        with ExitStack() as stack:
+            stack.enter_context(self._lock(self.key))
+            known = store.load_entry(self._layout, self.key)
+            if known is None or not self._cache.trusts(known):
+                return None
+            self._offered.enter_context(stack.pop_all())
+        self.locked = self.key
+        return known
 
-    def _lock_key(self, key: str) -> None:
+    def _lock_fetching(self, key: str) -> None:
         if key != self.key:
-            self._offered.enter_context(self._lock(key))
+            self._offered.enter_context(self._lock(fetching(key)))
             self.key = key
 
     def _check_size(self, size_bytes: int) -> None:
@@ -185,23 +234,21 @@ class Arrival(ExitStack):
             )
         evict.check_fits(self._cache.limits, size_bytes, what=self._uri, owner=self._owner)
 
-    def _check_fits(self, size_bytes: int, *, promised: int) -> None:
+    def _check_fits(self, size_bytes: int) -> None:
         """Look at the whole file: of what came last, or all at once, nobody was told."""
         self._check_size(size_bytes)
         self._inflight.update("checking", size_bytes, size_bytes)
-        if size_bytes > promised:
-            self._make_room(0)
+        self._room.settle(size_bytes)
 
-    def _make_room(self, size_bytes: int, *, later: int = 0) -> None:
-        with self._lock("room"):
-            evict.make_room(
-                self._layout,
-                self._cache.limits,
-                size_bytes + later,
-                what=self._uri,
-                deadline=self._deadline,
-                owner=self._owner,
-            )
-            if size_bytes or later:
-                self._inflight.later = later
-                self._inflight.update("fetching", 0, size_bytes)
+
+def _on_disk(files: Sequence[int], uri: str) -> int:
+    """Return how many bytes files have, by their lengths. Raises Damaged where they take more.
+
+    Who writes a file can have room set apart behind its end, which no length tells and no
+    limit of the kernel holds. File systems do that by themselves, for a file up to its size.
+    """
+    seen = [os.fstat(file) for file in files]
+    size = sum(each.st_size for each in seen)
+    if sum(each.st_blocks * 512 for each in seen) > 2 * size + _SET_APART_BYTES:
+        raise Damaged(f"{uri} takes more room on the disk than it has bytes")
+    return size

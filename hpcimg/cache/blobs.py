@@ -7,30 +7,36 @@ when it is stored; its digest is looked at again whenever it is used.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Sequence
+from contextlib import ExitStack
 
+from hpcimg import digests
 from hpcimg.cache import store
-from hpcimg.cache.paths import Layout, owned
+from hpcimg.cache.paths import Layout, fetching, owned
 from hpcimg.cache.store import BLOB, Entry
 from hpcimg.errors import Damaged
 from hpcimg.fetch.contract import Blob, Fetched, Files
-
-Lock = Callable[[str], AbstractContextManager[bool]]
+from hpcimg.locks import Lock
 
 
 class Blobs(ExitStack):
     """Files of the blobs of one image, all closed and the unfinished ones gone at the end.
 
-    `lock` takes the lock of a key; those of blobs that have to be fetched are
-    held until `release`.
+    `lock` takes a lock by its name; those of blobs that have to be fetched are
+    held until `release`. `deadline` is a time.monotonic() value, beyond which nothing is read.
     """
 
     def __init__(
-        self, layout: Layout, blobs: Sequence[Blob], *, uri: str, owner: int | None, lock: Lock
+        self,
+        layout: Layout,
+        blobs: Sequence[Blob],
+        *,
+        uri: str,
+        owner: int | None,
+        lock: Lock,
+        deadline: float,
     ) -> None:
         super().__init__()
         self._layout = layout
@@ -38,18 +44,22 @@ class Blobs(ExitStack):
         self._uri = uri
         self._owner = owner
         self._lock = lock
+        self._deadline = deadline
         self._locks = self.enter_context(ExitStack())
         self._readable: dict[str, int] = {}
         self._unfinished: dict[int, tuple[str, int]] = {}
 
     def missing(self) -> list[Blob]:
-        """Open what the cache has, with its digest checked; return and lock what it has not."""
+        """Open what the cache has, with its digest checked; return and lock what it has not.
+
+        Raises DeadlinePassed.
+        """
         wanted = []
         unique = {blob.sha256: blob for blob in self._blobs}
         # In the order of their digests: two images that share several cannot lock each other out.
         for _, blob in sorted(unique.items()):
             if not self._open(blob):
-                self._locks.enter_context(self._lock(self._key(blob)))
+                self._locks.enter_context(self._lock(fetching(self._key(blob))))
                 if not self._open(blob):
                     wanted.append(blob)
         return wanted
@@ -78,10 +88,19 @@ class Blobs(ExitStack):
             key=self._key(blob), extension=BLOB, sha256=blob.sha256, size_bytes=blob.size_bytes,
             architecture="", uris=(self._uri,), fetched=time.time(), owner=self._owner,
         )  # fmt: skip
-        store.publish(self._layout, entry, path, file, durable=False)
+        with self._lock(entry.key):
+            store.publish(self._layout, entry, path, file, durable=False)
         # Who converts is to read it, and no more.
         self._readable[blob.sha256] = os.open(f"/proc/self/fd/{file}", os.O_RDONLY)
         self.callback(os.close, self._readable[blob.sha256])
+
+    def unfinished(self) -> list[int]:
+        """Return the files of what was missing."""
+        return [file for _, file in self._unfinished.values()]
+
+    def written(self) -> int:
+        """Return how many bytes are in them."""
+        return sum(os.fstat(file).st_size for file in self.unfinished())
 
     def release(self) -> None:
         """Give the locks back: what could be fetched is there for others now."""
@@ -105,19 +124,15 @@ class Blobs(ExitStack):
         try:
             store.mark_used(self._layout, entry.key)
             path = store.path_of(self._layout, entry)
-            file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-        except FileNotFoundError:  # evicted meanwhile
+            file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except (FileNotFoundError, BlockingIOError):  # evicted meanwhile; its owner's lease
             return False
         self.callback(os.close, file)
-        if _sha256(file) != blob.sha256:
+        found = digests.of_file(file, uri=self._uri, deadline=self._deadline)
+        if found.sha256 != blob.sha256:
             return False
         self._readable[blob.sha256] = file
         return True
 
     def _key(self, blob: Blob) -> str:
         return owned(f"blob-sha256-{blob.sha256}", self._owner)
-
-
-def _sha256(file: int) -> str:
-    with open(file, "rb", closefd=False) as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

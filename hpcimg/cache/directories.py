@@ -40,6 +40,7 @@ def _directories(layout: Layout) -> dict[str, int]:
         layout.images: shared, layout.blobs: private, layout.users: 0o711,
         layout.metas: shared, layout.refs: shared, layout.pins: shared,
         layout.locks: private, layout.tmp: private, layout.work: 0o711,
+        layout.trash: private,
         layout.jobs: 0o711, layout.leases: shared, layout.inflight: shared,
         layout.hot: private, layout.failures: private, layout.state_tmp: private,
     }  # fmt: skip

@@ -3,22 +3,27 @@
     fresh? -> lease                                      nothing is waited for
     otherwise: lock the reference -> fresh now? -> fetch -> (convert) -> verify -> publish
 
-Lock order: reference, then key, then blobs by their digests, then "room". Every
-step is safe without the locks too: they only see to it that work is done once.
+Lock order: reference, fetching of a key, fetching of blobs by their digests, "room", then
+the key itself, or a blob's, for a moment. Every step is safe without the locks too: they only
+see to it that work is done once. So nobody waits for one whose holder does not move.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
+import os
 import time
-from contextlib import AbstractContextManager, ExitStack
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
 
-from hpcimg.cache import failures, lease, store
+from hpcimg.cache import failures, inflight, lease, store
 from hpcimg.cache.arrival import Arrival
 from hpcimg.cache.failures import Memory
 from hpcimg.cache.inflight import Inflight
+from hpcimg.cache.paths import fetching
 from hpcimg.cache.policy import Cache
 from hpcimg.cache.store import Entry, Ref
 from hpcimg.errors import (
@@ -32,21 +37,30 @@ from hpcimg.errors import (
 )
 from hpcimg.fetch.contract import Declined, Fetched, Gathered, Request, Unchanged, Way
 from hpcimg.locks import held
-from hpcimg.units import format_duration
+from hpcimg.units import format_duration, format_size
 
 log = logging.getLogger(__name__)
 FORMATS = ("sif", "squashfs")  # of converted images; their keys end so
 _URIS_MAX = 32
+# A mounted file is looked at for each job; this is how long the rights of who looks are kept.
+_RIGHTS_S = 3600.0
+_CHANCES = 2  # so often one job waits for what does not move, then hardly any more
+_LATER_PATIENCE_S = 2.0
 NO_MEMORY = Memory()
 
 
 class Staged(NamedTuple):
-    """A finished image. `how` is hit, waited, fetched, unchanged or stale."""
+    """A finished image. `how` is hit, waited, fetched, unchanged or stale.
+
+    `validator` is what the source said of it. Until `fresh_until`, a Unix time, the
+    reference stands for it, a mounted one as long as it looks the same.
+    """
 
     entry: Entry
     path: str
     how: str
     fresh_until: float
+    validator: str
 
 
 @explained()
@@ -69,7 +83,12 @@ class _Ensure:
         self.reference = request.reference
         self.way = way
         self.memory = memory
+        self.mounted = bool(request.reference.mounted_file)
+        self.came = time.time()
         self.ref_id = store.ref_id(request.reference.address, request.owner)
+        self.holds: list[str] = []  # names of locks
+        self.inflight: Inflight | None = None
+        self.chances = _CHANCES
 
     def run(self) -> Staged:
         ref = self._load_ref()
@@ -106,28 +125,37 @@ class _Ensure:
         return ref
 
     def _fresh(self, ref: Ref | None, how: str) -> Staged | None:
-        if ref is None or not ref.fresh(self.cache.tag_ttl_s, time.time()):
+        now = time.time()
+        # What others saw at a mounted file since this job came counts for it as well.
+        ttl_s = now - self.came if self.mounted else self.cache.tag_ttl_s
+        if ref is None or not ref.fresh(ttl_s, now):
             return None
         return self._leased(ref, how)
 
     def _fetch(self, ref: Ref | None) -> Staged:
         """Ask the source; `ref` is what the cache holds and may be out of date."""
         uri = self.reference.uri
+        asked = time.time() if self.mounted else None
+        # Where another one fetches the same, it has that name.
+        name = self.ref_id if self.ref_id in self.holds else f"{self.ref_id}.{os.getpid()}"
         with (
-            Inflight(self.layout, self.ref_id, self.request) as inflight,
-            Arrival(self.cache, inflight, self.request, lock=self._lock) as arrival,
+            Inflight(
+                self.layout, name, self.request, holds=self.holds, min_rate=self.cache.min_rate
+            ) as under_way,
+            self._shown_by(under_way),
+            Arrival(self.cache, under_way, self.request, lock=self._lock) as arrival,
         ):
             try:
                 outcome = self.way.fetch(
                     arrival.descriptor, arrival, validator=ref.validator if ref else ""
                 )
             except (Unreachable, DeadlinePassed) as error:
-                staged = self._stale(ref, error, locked=arrival.key)
+                staged = self._stale(ref, error, locked=arrival.locked)
                 if staged is None:
                     raise
                 return staged
             if isinstance(outcome, Unchanged) and ref:
-                staged = self._resolved(ref.key, ref.validator, "unchanged", locked=False)
+                staged = self._resolved(ref.key, ref.validator, "unchanged", asked, locked=False)
                 # While the server was asked, others may have needed its room.
                 return staged or self._fetch(None)
             assert arrival.offer
@@ -136,15 +164,22 @@ class _Ensure:
                 arrival.finish(outcome, self.way)
             elif isinstance(outcome, Gathered):
                 arrival.convert(self.way)
-            staged = self._resolved(arrival.key, arrival.offer.validator, how, locked=True)
+            locked = arrival.locked == arrival.key
+            staged = self._resolved(arrival.key, arrival.offer.validator, how, asked, locked=locked)
             if staged is None:
                 # Only where locks do nothing, or somebody removed it by hand.
                 raise NoRoom(f"{uri} was evicted again at once")
             return staged
 
-    def _resolved(self, key: str, validator: str, how: str, *, locked: bool) -> Staged | None:
-        """Write down what the reference stands for now, and hand the image out if it is there."""
-        ref = Ref(self.reference.uri, key, validator, time.time(), pinned=self.reference.pinned)
+    def _resolved(
+        self, key: str, validator: str, how: str, asked: float | None, *, locked: bool
+    ) -> Staged | None:
+        """Write down what the reference stands for, now or when it was `asked` for.
+
+        Hand the image out if it is there.
+        """
+        resolved = time.time() if asked is None else asked
+        ref = Ref(self.reference.uri, key, validator, resolved, pinned=self.reference.pinned)
         store.save_ref(self.layout, self.ref_id, ref)
         return self._leased(ref, how, locked=locked)
 
@@ -182,20 +217,79 @@ class _Ensure:
         if ref.uri not in entry.uris:
             self._add_uri(entry, ref.uri)
         path = store.path_of(self.layout, entry)
-        return Staged(entry, path, how, ref.fresh_until(self.cache.tag_ttl_s))
+        fresh_until = ref.fresh_until(_RIGHTS_S if self.mounted else self.cache.tag_ttl_s)
+        return Staged(entry, path, how, fresh_until, ref.validator)
 
     def _add_uri(self, entry: Entry, uri: str) -> None:
         # Lost when two add one at the same moment; the next use adds it again.
         uris = (*entry.uris, uri)[-_URIS_MAX:]
         store.save_entry(self.layout, dataclasses.replace(entry, uris=uris))
 
-    def _lock(self, name: str) -> AbstractContextManager[bool]:
-        return held(self.layout.lock(name), deadline=self.request.deadline, waiting=self._waiting)
+    @contextmanager
+    def _shown_by(self, under_way: Inflight) -> Iterator[None]:
+        self.inflight, before = under_way, self.inflight
+        try:
+            yield
+        finally:
+            self.inflight = before
 
-    def _waiting(self, seconds: float) -> None:
-        log.info(
-            "job %s waits for %s, which another job is bringing (%s so far)",
-            self.request.job or "-",
-            self.reference.uri,
-            format_duration(seconds),
+    @contextmanager
+    def _lock(self, name: str) -> Iterator[bool]:
+        """Hold a lock; give whether it was waited for.
+
+        Where its holder does not move, hold the one behind it, in which those queue who
+        came for the same; where that one's holder does not move either, hold none.
+        """
+        waited = False
+        with ExitStack() as stack:
+            for each in (name, f"{name}.next"):
+                lock = held(
+                    self.layout.lock(each),
+                    deadline=self.request.deadline,
+                    waiting=functools.partial(self._waiting, each),
+                    tell_every_s=self.cache.patience_s / 4,
+                )
+                try:
+                    waited |= stack.enter_context(lock)
+                except _NotMoving:
+                    waited = True
+                    continue
+                self.holds.append(each)
+                stack.callback(self.holds.remove, each)
+                break
+            yield waited
+
+    def _waiting(self, name: str, seconds: float) -> None:
+        """Say what is waited for; raise _NotMoving where that is not worth it."""
+        patience_s = self.cache.patience_s
+        patience_s = patience_s if self.chances > 0 else min(patience_s, _LATER_PATIENCE_S)
+        works = []
+        if name.startswith((fetching(""), self.ref_id)):  # others are held for a moment only
+            works = [w for w in inflight.under_way(self.layout) if name in w.get("holds", ())]
+        now = time.monotonic()
+        worth_it = any(
+            inflight.moves(work, patience_s=patience_s, deadline=self.request.deadline, now=now)
+            for work in works
         )
+        holder = "; ".join(_described(work) for work in works) or "nobody says how far it is"
+        job, uri = self.request.job or "-", self.reference.uri
+        if not worth_it and (works or seconds >= patience_s):
+            self.chances -= 1
+            log.warning("job %s does not wait any longer for %s: %s", job, uri, holder)
+            raise _NotMoving
+        if self.inflight:
+            self.inflight.waits()
+        waited = format_duration(seconds)
+        log.info(
+            "job %s waits for %s, which another job is bringing (%s so far; %s)",
+            job, uri, waited, holder,
+        )  # fmt: skip
+
+
+class _NotMoving(Exception):
+    """Who holds a lock gets nowhere."""
+
+
+def _described(work: dict[str, Any]) -> str:
+    of = f" of {format_size(work['total'])}" if work["total"] else ""
+    return f"job {work['job'] or '-'} is {work['phase']}, {format_size(work['bytes'])}{of}"

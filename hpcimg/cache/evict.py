@@ -1,60 +1,30 @@
-"""Eviction: which images go when room is needed, and their going."""
+"""Eviction: images go as hpcimg.cache.plan decides, unless a job uses them."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from hpcimg.cache import events, index, inflight, lease, pins, store
 from hpcimg.cache.paths import Layout, owned
+from hpcimg.cache.plan import (
+    NOTHING,
+    Candidate,
+    Plan,
+    plan_room,
+    plan_share,
+    plan_trim,
+    wanted_for_room,
+    wanted_for_trim,
+)
 from hpcimg.cache.policy import Limits
 from hpcimg.errors import DeadlinePassed, NoRoom, TooLarge, explained
 from hpcimg.locks import held
 from hpcimg.units import format_size
 
-_JOBS_NAMED = 8
-
-
-class Candidate(NamedTuple):
-    """An image as eviction sees it. `jobs` hold leases on it; it is private to `owner`.
-
-    A pinned one never goes.
-    """
-
-    key: str
-    size_bytes: int
-    last_used: float
-    jobs: tuple[str, ...] = ()
-    owner: int | None = None
-    pinned: bool = False
-
-
-class Plan(NamedTuple):
-    """What to free and in which order; what cannot go, and why."""
-
-    wanted_bytes: int
-    victims: tuple[Candidate, ...]
-    in_use: tuple[Candidate, ...]
-    too_young: tuple[Candidate, ...]
-    pinned: tuple[Candidate, ...] = ()
-
-    def describe(self) -> str:
-        """Say what there is to free and what there is not."""
-        eligible = sum(c.size_bytes for c in self.victims)
-        parts = [f"{format_size(eligible)} eligible" if eligible else "0 eligible"]
-        if self.in_use:
-            jobs = sorted({job for c in self.in_use for job in c.jobs}, key=lease.by_number)
-            size = format_size(sum(c.size_bytes for c in self.in_use))
-            named = ", ".join(jobs[:_JOBS_NAMED]) + ", ..." * (len(jobs) > _JOBS_NAMED)
-            parts.append(f"{size} in use by {len(jobs)} job{'s' * (len(jobs) != 1)} ({named})")
-        if self.too_young:
-            size = format_size(sum(c.size_bytes for c in self.too_young))
-            parts.append(f"{size} used a moment ago")
-        if self.pinned:
-            parts.append(f"{format_size(sum(c.size_bytes for c in self.pinned))} pinned")
-        return ", ".join(parts)
+_TURN_S = 5.0  # who evicts for longer lets others look for their room in between
 
 
 class Report(NamedTuple):
@@ -68,72 +38,12 @@ class Report(NamedTuple):
         return sum(c.size_bytes for c in self.evicted)
 
 
-def plan_trim(
-    candidates: Iterable[Candidate], *, free_bytes: int, limits: Limits, now: float
-) -> Plan:
-    """Plan the way down to the low watermark, once the high one is passed or the floor touched."""
-    candidates = list(candidates)
-    used = sum(c.size_bytes for c in candidates)
-    wanted = used - limits.low if used > limits.high else 0
-    wanted = max(wanted, limits.min_free - free_bytes, 0)
-    return _plan(candidates, wanted, min_age_s=limits.min_age_s, now=now)
-
-
-def plan_room(
-    candidates: Iterable[Candidate],
-    *,
-    free_bytes: int,
-    reserved_bytes: int,
-    incoming_bytes: int,
-    limits: Limits,
-    now: float,
-    written_bytes: int = 0,
-) -> Plan:
-    """Plan just enough room for an image that a job waits for.
-
-    `written_bytes` is what fetches under way have on the disk, `reserved_bytes`
-    what they will still write. Age protects no image here: the job at hand is
-    worth more than one that may come.
-    """
-    candidates = list(candidates)
-    used = sum(c.size_bytes for c in candidates)
-    coming = reserved_bytes + incoming_bytes
-    over = used + written_bytes + coming - limits.max_size
-    wanted = max(over, limits.min_free + coming - free_bytes, 0)
-    return _plan(candidates, wanted, min_age_s=0.0, now=now)
-
-
-def plan_share(
-    candidates: Iterable[Candidate],
-    owner: int,
-    *,
-    coming_bytes: int,
-    limits: Limits,
-    now: float,
-) -> Plan:
-    """Plan room in one user's share: of what is private to a user, only that user's own goes.
-
-    `coming_bytes` is what the fetches for this user have written and will write.
-    """
-    own = [c for c in candidates if c.owner == owner]
-    over = sum(c.size_bytes for c in own) + coming_bytes - limits.user_share
-    return _plan(own, max(over, 0), min_age_s=0.0, now=now)
-
-
-def _plan(candidates: list[Candidate], wanted: int, *, min_age_s: float, now: float) -> Plan:
-    in_use = tuple(c for c in candidates if c.jobs)
-    pinned = tuple(c for c in candidates if c.pinned and not c.jobs)
-    idle = [c for c in candidates if not c.jobs and not c.pinned]
-    too_young = tuple(c for c in idle if now - c.last_used < min_age_s)
-    old = sorted(set(idle) - set(too_young), key=lambda c: (c.last_used, c.key))
-    return Plan(wanted, tuple(old), in_use, too_young, pinned)
-
-
 def candidates(layout: Layout, now: float) -> list[Candidate]:
     """Return all finished images, and blobs, as eviction sees them.
 
     A last use in the future, from a clock that was wrong, becomes one now: it
-    would otherwise keep its image until that time comes.
+    would otherwise keep its image until that time comes. What is never handed out
+    again goes before all others.
     """
     found = []
     pinned = pins.keys(layout)
@@ -143,6 +53,7 @@ def candidates(layout: Layout, now: float) -> list[Candidate]:
         if used > now:
             store.mark_used(layout, entry.key)
             used = now
+        used = 0.0 if entry.is_misnamed else used
         jobs = tuple(lease.holders(layout, entry.key))
         keep = entry.key in pinned
         found.append(Candidate(entry.key, entry.size_bytes, used, jobs, entry.owner, keep))
@@ -156,20 +67,44 @@ def trim(
     """Bring the cache down to the low watermark where it is above the high one.
 
     Without `in_full` the plan is empty where the sizes alone say that nothing has to go.
-    Ends after about `time_s` seconds, with less freed. Takes the lock "room", so
-    that two of these do not free the same bytes twice. Raises DeadlinePassed
-    where that is held all the time, NoRoom and CacheUnusable for what the disk does.
+    Ends after about `time_s` seconds, with less freed. Takes the lock "room", now and then
+    for others to have it, so that two of these do not free the same bytes twice. Raises
+    DeadlinePassed where that is held all the time, NoRoom and CacheUnusable for what the
+    disk does.
     """
     until = time.monotonic() + time_s
-    with held(layout.lock("room"), deadline=until, waiting=lambda _: None):
-        now, free = time.time(), free_on_disk(layout)
-        enough = index.held_bytes(layout) <= limits.high and free >= limits.min_free
-        if enough and not in_full:
-            return Report(Plan(0, (), (), ()), ())
-        plan = plan_trim(candidates(layout, now), free_bytes=free, limits=limits, now=now)
-        if dry_run:
-            return Report(plan, _enough(plan))
-        return _execute(layout, plan, until=until, reason="limit")
+    evicted: tuple[Candidate, ...] = ()
+    first: Plan | None = None
+    while True:
+        try:
+            with held(layout.lock("room"), deadline=until, waiting=lambda _: None):
+                now = time.time()
+                free, files = free_on_disk(layout), free_files(layout)
+                if first is None and not in_full:
+                    wanted = wanted_for_trim(
+                        *index.held(layout), free_bytes=free, limits=limits, free_files=files
+                    )
+                    if wanted == NOTHING:
+                        return Report(Plan(0, (), (), ()), ())
+                plan = plan_trim(
+                    candidates(layout, now),
+                    free_bytes=free,
+                    limits=limits if first is None else limits._replace(high=limits.low),
+                    now=now,
+                    free_files=files,
+                )
+                first = first or plan
+                if dry_run:
+                    return Report(plan, _until_enough(plan, lambda _: True))
+                turn = min(until, time.monotonic() + _TURN_S)
+                gone = _execute(layout, plan, until=turn, reason="limit")
+                evicted += gone
+        except DeadlinePassed:
+            if first is None:
+                raise
+            return Report(first, evicted)
+        if plan.done(gone) or time.monotonic() < turn or turn == until:
+            return Report(first, evicted)
 
 
 def make_room(
@@ -180,60 +115,104 @@ def make_room(
     what: str,
     deadline: float,
     owner: int | None = None,
-) -> Report:
+) -> bool:
     """Free what an image of `incoming_bytes`, beyond what is written of it, needs.
 
     Where it is private to `owner`, in that user's share first. Hold the lock
     "room" until the image is announced in `inflight`, so that two fetches do not
-    count on the same bytes. Raises TooLarge where the image could never fit,
-    NoRoom where it does not fit now.
+    count on the same bytes. Returns False where that takes long: then give the lock
+    to others, and come again. Raises TooLarge where the image could never fit,
+    NoRoom where it does not fit now; nothing is evicted for what would not fit even so.
+    """
+    for plan, reason, lacking in _plans(layout, limits, incoming_bytes, what=what, owner=owner):
+        if not plan.possible:
+            raise lacking
+        until = min(deadline, time.monotonic() + _TURN_S)
+        if not plan.done(_execute(layout, plan, until=until, reason=reason)):
+            if until < time.monotonic() < deadline:
+                return False
+            raise lacking
+    return True
+
+
+def check_room(
+    layout: Layout, limits: Limits, size_bytes: int, *, what: str, owner: int | None
+) -> None:
+    """Look whether an image has room now if all goes that nobody uses; evict nothing.
+
+    Raises TooLarge, NoRoom.
+    """
+    for plan, _, lacking in _plans(layout, limits, size_bytes, what=what, owner=owner):
+        if not plan.possible:
+            raise lacking
+
+
+def _plans(
+    layout: Layout, limits: Limits, incoming_bytes: int, *, what: str, owner: int | None
+) -> Iterator[tuple[Plan, str, NoRoom]]:
+    """Yield what has to be freed, in a user's share first, and what to say if it cannot be.
+
+    Between them is the reason, "share" or "room", for the events. Raises TooLarge.
     """
     check_fits(limits, incoming_bytes, what=what, owner=owner)
     if owner is not None and limits.user_share:
-        _make_room_in_share(layout, limits, incoming_bytes, owner, what=what, deadline=deadline)
+        yield _share_plan(layout, limits, incoming_bytes, owner, what=what)
     now = time.time()
-    under_way, free = inflight.under_way(layout), free_on_disk(layout)
-    written = sum(work["written"] for work in under_way)
-    coming = sum(work["coming"] for work in under_way)
-    over = index.held_bytes(layout) + written + coming + incoming_bytes - limits.max_size
-    if max(over, limits.min_free + coming + incoming_bytes - free) <= 0:
-        return Report(Plan(0, (), (), ()), ())
+    works, free, files = inflight.under_way(layout), free_on_disk(layout), free_files(layout)
+    written = sum(work["written"] for work in works)
+    reserved = sum(work["coming"] for work in works)
+    wanted = wanted_for_room(
+        *index.held(layout),
+        free_bytes=free,
+        coming_bytes=reserved + incoming_bytes,
+        limits=limits,
+        written_bytes=written,
+        under_way=len(works),
+        free_files=files,
+    )
+    if wanted == NOTHING:  # most of the time, and then no record has to be read
+        return
     plan = plan_room(
         candidates(layout, now),
         free_bytes=free,
         written_bytes=written,
-        reserved_bytes=coming,
+        reserved_bytes=reserved,
         incoming_bytes=incoming_bytes,
         limits=limits,
         now=now,
+        under_way=len(works),
+        free_files=files,
     )
-    report = _execute(layout, plan, until=deadline, reason="room")
-    if report.freed_bytes < plan.wanted_bytes:
-        needs = f"it needs {format_size(incoming_bytes)}, " if incoming_bytes else ""
-        raise NoRoom(
-            f"there is no room on this node for {what}",
-            why=f"{needs}{format_size(plan.wanted_bytes)} would have to be freed: "
-            f"{plan.describe()}",
-        )
-    return report
+    needs = f"it needs {format_size(incoming_bytes)}, " if incoming_bytes else ""
+    sizes = [format_size(plan.wanted_bytes)] if plan.wanted_bytes or not plan.wanted_files else []
+    sizes += [f"{plan.wanted_files} images, for their number,"] if plan.wanted_files else []
+    why = f"{needs}{' and '.join(sizes)} would have to be freed: {plan.describe()}"
+    yield plan, "room", NoRoom(f"there is no room on this node for {what}", why=why)
 
 
-def _make_room_in_share(
-    layout: Layout, limits: Limits, incoming_bytes: int, owner: int, *, what: str, deadline: float
-) -> None:
+def _share_plan(
+    layout: Layout, limits: Limits, incoming_bytes: int, owner: int, *, what: str
+) -> tuple[Plan, str, NoRoom]:
     now = time.time()
     own = [work for work in inflight.under_way(layout) if work["id"].startswith(owned("", owner))]
-    coming = incoming_bytes + sum(work["written"] + work["coming"] for work in own)
-    found = candidates(layout, now)
-    plan = plan_share(found, owner, coming_bytes=coming, limits=limits, now=now)
-    report = _execute(layout, plan, until=deadline, reason="share")
-    if report.freed_bytes < plan.wanted_bytes:
-        raise NoRoom(
+    plan = plan_share(
+        candidates(layout, now),
+        owner,
+        coming_bytes=incoming_bytes + sum(work["written"] + work["coming"] for work in own),
+        limits=limits,
+        now=now,
+        under_way=len(own),
+    )
+    return (
+        plan,
+        "share",
+        NoRoom(
             f"there is no room for {what} in your share of this node's cache",
             why=f"this site lets each user keep {format_size(limits.user_share)} of private "
             f"images on a node, and of yours {plan.describe()}",
             do="Wait until your other jobs on this node have ended, or use images that all share.",
-        )
+        ),
+    )
 
 
 def check_fits(limits: Limits, size_bytes: int, *, what: str, owner: int | None = None) -> None:
@@ -276,28 +255,36 @@ def evict(
     return True
 
 
-def _execute(layout: Layout, plan: Plan, *, until: float, reason: str) -> Report:
-    evicted: list[Candidate] = []
-    freed = 0
-    for candidate in plan.victims:
-        if freed >= plan.wanted_bytes or time.monotonic() > until:
-            break
-        if evict(layout, candidate.key, reason=reason):
-            evicted.append(candidate)
-            freed += candidate.size_bytes
-    return Report(plan, tuple(evicted))
+def _execute(layout: Layout, plan: Plan, *, until: float, reason: str) -> tuple[Candidate, ...]:
+    """Evict what is planned until it is enough, or until a time.monotonic() value."""
+
+    def gone(candidate: Candidate) -> bool:
+        return evict(layout, candidate.key, reason=reason)
+
+    return _until_enough(plan, gone, until=until)
 
 
-def _enough(plan: Plan) -> tuple[Candidate, ...]:
-    chosen: list[Candidate] = []
+def _until_enough(
+    plan: Plan, gone: Callable[[Candidate], bool], *, until: float = float("inf")
+) -> tuple[Candidate, ...]:
+    freed: list[Candidate] = []
+    freed_bytes = 0
     for candidate in plan.victims:
-        if sum(c.size_bytes for c in chosen) >= plan.wanted_bytes:
+        if plan.enough(freed_bytes, len(freed)) or time.monotonic() > until:
             break
-        chosen.append(candidate)
-    return tuple(chosen)
+        if gone(candidate):
+            freed.append(candidate)
+            freed_bytes += candidate.size_bytes
+    return tuple(freed)
 
 
 def free_on_disk(layout: Layout) -> int:
     """Return the bytes that are free on the cache's file system."""
     seen = os.statvfs(layout.cache)
     return seen.f_bavail * seen.f_frsize
+
+
+def free_files(layout: Layout) -> int | None:
+    """Return the inodes that are free there, None where the file system does not count them."""
+    seen = os.statvfs(layout.cache)
+    return seen.f_favail if seen.f_files else None

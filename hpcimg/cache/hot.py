@@ -2,11 +2,13 @@
 
 `hot/<uid or all>/<reference as written>` is made when an image was staged, and
 says what came of the reference under one configuration, until when that may be
-believed, and what the image file looked like. It lives on the state's tmpfs,
+believed, and what the image file looked like, and for a mounted image the file that
+it was copied from, which is looked at again each time. It lives on the state's tmpfs,
 holds nothing that cannot be worked out again, and where anything about it does
 not fit, the long way is taken.
 
-Imports only os and time: the way to a warm hit reads it.
+Imports only os and time, and what looks at a mounted file where there is one: the
+way to a warm hit reads it.
 """
 
 import os
@@ -31,8 +33,29 @@ class Hit:
         self.size_bytes = size_bytes
 
 
+class Mounted:
+    """A file that an image was copied from: whose rights look at it, and how it looked.
+
+    As `hpcimg.look` has them; neither rights nor path hold blanks.
+    """
+
+    __slots__ = ("look", "path", "rights")
+
+    def __init__(self, rights: str, path: str, look: str) -> None:
+        self.rights = rights
+        self.path = path
+        self.look = look
+
+
 def remember(
-    layout: Layout, text: str, hit: Hit, *, owner: int | None, fingerprint: str, fresh_until: float
+    layout: Layout,
+    text: str,
+    hit: Hit,
+    *,
+    owner: int | None,
+    fingerprint: str,
+    fresh_until: float,
+    mounted: Mounted | None = None,
 ) -> None:
     """Write the hot record for a reference as a user wrote it (`text`).
 
@@ -52,6 +75,7 @@ def remember(
         hit.path,
         hit.uri,
         _look(seen),
+        f"{mounted.rights} {mounted.path} {mounted.look}" if mounted else "",
     )
     from hpcimg import processes  # not needed on the way to a hit
 
@@ -69,9 +93,12 @@ def lookup(layout: Layout, text: str, *, job: str, uid: int, fingerprint: str) -
     for directory in (layout.hot_directory(uid), layout.hot_directory(None)):
         try:
             with open(f"{directory}/{name}", encoding="utf-8") as file:
-                made_under, made, fresh_until, key, path, uri, look = file.read().split("\n")
+                lines = file.read().split("\n")
+            made_under, made, fresh_until, key, path, uri, look, mounted = lines
             # A clock that was set back makes the record one from the future.
             if made_under != fingerprint or not float(made) <= time.time() < float(fresh_until):
+                continue
+            if mounted and not _still_there(*mounted.split(" ", 2)):
                 continue
             # The lease comes before the look: an evictor that begins between
             # the two sees it.
@@ -83,8 +110,15 @@ def lookup(layout: Layout, text: str, *, job: str, uid: int, fingerprint: str) -
     return None
 
 
+def _still_there(rights: str, path: str, look: str) -> bool:
+    from hpcimg.look import take  # most images are not mounted
+
+    seen = take(path, rights)
+    return seen != "" and seen == look
+
+
 def _look(seen: os.stat_result) -> str:
-    return f"{seen.st_ino} {seen.st_size} {seen.st_mtime_ns} {seen.st_mode}"
+    return f"{seen.st_ino} {seen.st_size} {seen.st_mtime_ns} {seen.st_mode} {seen.st_uid}"
 
 
 def _file_name(text: str) -> str:

@@ -4,15 +4,18 @@ Two derived files in the state directory, each made anew whenever it does not
 fit what is on the disk, and written by a rename: a process that is killed at any
 moment leaves the old one, the new one, or none, and each of them does.
 
-`sizes.json` has the bytes of each directory of finished files. The files in them
+`sizes.json` has the number and the bytes of the finished files of each directory. They
 never change, so a directory whose time of modification is the same still has the
-same bytes. They are an upper bound of what can be evicted: files without a record
+same ones. They are an upper bound of what can be evicted: files without a record
 are in it. It answers only whether there is anything to do at all; what is to go is
 decided from the records and the files themselves.
 
 `entries.json` has the records, for those who list them. One counts while its file
 is the same inode with the same time of change, which a use of the image moves on,
 too. That the image's own file is there is looked at each time.
+
+Neither is ever a reason to hand out an image: that its file is whole, and root's, is
+seen from the file itself.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from hpcimg import atomic, processes
 from hpcimg.cache import store
@@ -36,12 +39,19 @@ _FIELDS = tuple(field.name for field in dataclasses.fields(Entry))
 _WORTH_WRITING = 64  # records that had to be read
 
 
-def held_bytes(layout: Layout) -> int:
-    """Return the bytes of all finished files; never less than `store.entries` adds up to."""
+class Held(NamedTuple):
+    """How much there is: bytes, and files."""
+
+    size_bytes: int
+    files: int
+
+
+def held(layout: Layout) -> Held:
+    """Return how much all finished files are; never less than `store.entries` adds up to."""
     known = _load(layout.sizes)
     found: dict[str, list[int]] = {}
     settled = _settled()
-    total = 0
+    size_bytes = files = 0
     for directory in _directories(layout):
         try:
             # Looked at before its files are: what comes later makes it another.
@@ -49,17 +59,25 @@ def held_bytes(layout: Layout) -> int:
         except FileNotFoundError:
             continue
         mark = [seen.st_dev, seen.st_ino, seen.st_mtime_ns]
-        before = known.get(directory)
-        if isinstance(before, list) and len(before) == 4 and before[:3] == mark:
-            size = int(before[3])
+        before: Any = known.get(directory)
+        if _counts(before, mark):
+            here = Held(before[3], before[4])
         else:
-            size = _size_of(directory)
+            here = _held_in(directory)
         if seen.st_mtime_ns < settled:
-            found[directory] = [*mark, size]
-        total += size
+            found[directory] = [*mark, *here]
+        size_bytes += here.size_bytes
+        files += here.files
     if found != known:
         _save(layout, layout.sizes, found)
-    return total
+    return Held(size_bytes, files)
+
+
+def _counts(row: Any, mark: list[int]) -> bool:
+    """Tell whether a row says how much there still is."""
+    if not isinstance(row, list) or len(row) != len(mark) + len(Held._fields):
+        return False
+    return row[:3] == mark and all(isinstance(number, int) for number in row)
 
 
 def _settled() -> int:
@@ -77,13 +95,13 @@ def _directories(layout: Layout) -> list[str]:
     return directories
 
 
-def _size_of(directory: str) -> int:
-    size = 0
+def _held_in(directory: str) -> Held:
+    sizes = []
     with os.scandir(directory) as files:
         for file in files:
             with contextlib.suppress(FileNotFoundError):
-                size += file.stat(follow_symlinks=False).st_size
-    return size
+                sizes.append(file.stat(follow_symlinks=False).st_size)
+    return Held(sum(sizes), len(sizes))
 
 
 def entries(layout: Layout) -> Iterator[tuple[Entry, float]]:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from hpcimg import atomic, processes
@@ -14,25 +15,38 @@ from hpcimg.errors import explained
 from hpcimg.fetch.contract import Request
 
 _RENEW_EVERY_S = 1.0
+_OUR_PHASES = ("converting", "checking")  # to come so far, a server must have sent all
 
 
 class Inflight:
     """One image on its way. As a context manager it removes its file at the end.
 
-    `later` is the number of bytes that it will need on the disk after the
-    phase that it is in.
+    `holds` are the names of the locks that its process holds at the time, and `min_rate` is
+    how many bytes a second have to come for it to count as moving.
     """
 
-    def __init__(self, layout: Layout, name: str, request: Request) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        name: str,
+        request: Request,
+        *,
+        holds: Sequence[str] = (),
+        min_rate: int = 0,
+    ) -> None:
         self._layout = layout
+        self._holds = holds
+        self._min_rate = min_rate
+        self._began: dict[str, float] = {}  # phases
+        self._mark = (0.0, 0)  # when it was seen to move, and how far it was
         self._path = f"{layout.inflight}/{name}.json"
         self._mode = 0o644 if request.owner is None else 0o600
         self._next = 0.0
-        self.later = 0
         self._fields: dict[str, object] = {
             "version": 1, "uri": request.reference.uri, "job": request.job,
             "process": processes.tag(), "since": time.time(),
-            "phase": "", "bytes": 0, "total": None,
+            "phase": "", "bytes": 0, "total": None, "written": 0, "coming": 0,
+            "moved": time.monotonic(), "ends": None,
         }  # fmt: skip
 
     def __enter__(self) -> Inflight:
@@ -49,30 +63,77 @@ class Inflight:
         total: int | None = None,
         *,
         written: int | None = None,
-        coming: int | None = None,
+        coming: int = 0,
     ) -> bool:
         """Say how far it is; put down when the phase changes, else at most once a second.
 
         `done` of `total` is what people look at. `written` is how many bytes it
-        has on the disk, `coming` how many this phase will still write; for a
-        fetch these are `done` and the rest. Returns whether it was put down. A
+        has on the disk, by default `done`, and `coming` how many it will still write
+        there into room that was made for them. Returns whether it was put down. A
         full tmpfs costs the view, not the image.
         """
         now = time.monotonic()
+        self._look(phase, done, total, now)
         if phase == self._fields["phase"] and now < self._next:
             return False
         self._next = now + _RENEW_EVERY_S
-        if coming is None:
-            coming = max(0, (total or 0) - done)
         self._fields.update(
-            phase=phase, bytes=done, total=total, renewed=time.time(),
-            written=done if written is None else written, coming=coming + self.later,
+            phase=phase, bytes=done, total=total,
+            written=done if written is None else written, coming=coming,
         )  # fmt: skip
+        self._put()
+        return True
+
+    def reserve(self, written: int, coming: int) -> None:
+        """Put down how many bytes it has on the disk, and how many it has room for."""
+        self._fields.update(written=written, coming=coming)
+        self._put()
+
+    def waits(self) -> None:
+        """Put down that it is well though nothing moves: it waits, for a limited time."""
+        self._fields["moved"] = time.monotonic()
+        self._put()
+
+    def _look(self, phase: str, done: int, total: int | None, now: float) -> None:
+        """Look whether it moves, and when it will be done.
+
+        Nothing that a server can do at will counts, such as to break off and begin again.
+        """
+        new = phase not in self._began
+        if new:
+            self._mark = now, done
+        elif done < self._mark[1]:
+            self._mark = self._mark[0], done
+        since, before = self._mark
+        began = self._began.setdefault(phase, now)
+        enough = self._min_rate * max(now - since, _RENEW_EVERY_S)
+        if (new and phase in _OUR_PHASES) or (done > before and done - before >= enough):
+            self._fields["moved"] = now
+            self._mark = now, done
+        if total and done:
+            self._fields["ends"] = now + (total - done) * (now - began) / done
+        elif new:
+            self._fields["ends"] = None
+
+    def _put(self) -> None:
+        self._fields.update(holds=list(self._holds), renewed=time.time())
         temp = processes.temp_path(self._layout.state_tmp, os.path.basename(self._path))
         with contextlib.suppress(OSError):
             text = json.dumps(self._fields) + "\n"
             atomic.write_file(self._path, text, temp=temp, mode=self._mode)
-        return True
+
+
+def moves(work: dict[str, Any], *, patience_s: float, deadline: float, now: float) -> bool:
+    """Tell whether work under way is worth waiting for until `deadline`.
+
+    Times are time.monotonic() values. It has to have moved within `patience_s`, and once it
+    has gone on for so long, to be done in time if it goes on like that.
+    """
+    # What is put down may be as old as that.
+    if now - float(work["moved"]) >= patience_s + _RENEW_EVERY_S:
+        return False
+    ends = work["ends"]
+    return ends is None or float(ends) < deadline or time.time() - work["since"] < patience_s
 
 
 def under_way(layout: Layout) -> list[dict[str, Any]]:

@@ -9,12 +9,20 @@ def owned(name: str, owner: int | None) -> str:
     return name if owner is None else f"u{owner}-{name}"
 
 
+def fetching(key: str) -> str:
+    """Return the name of the lock that who brings the content of a key holds all the while.
+
+    The lock of the key itself is held for a moment: to publish, to lease or to evict.
+    """
+    return f"fetch-{key}"
+
+
 class Layout:
     """The paths below the cache directory (on disk) and the state directory (tmpfs).
 
-    A `key` names content: `sha256-<hex>` of the file, `sha256-<hex>-<format>` of
-    the manifest that it was made from, `blob-sha256-<hex>` of a layer; for what is
-    private with `u<uid>-` before it. An `owner` is the uid of a private image's
+    A `key` names content: `sha256-<hex>` of the file, `layers-sha256-<hex>-<format>` of
+    the config and the layers that it was made from, `blob-sha256-<hex>` of a layer; for
+    what is private with `u<uid>-` before it. An `owner` is the uid of a private image's
     user, None for shared.
     """
 
@@ -30,6 +38,7 @@ class Layout:
         self.locks = f"{cache}/locks"
         self.tmp = f"{cache}/tmp"
         self.work = f"{cache}/work"
+        self.trash = f"{cache}/trash"
         self.verified = f"{cache}/verified.json"
         self.jobs = f"{state}/jobs"
         self.leases = f"{state}/leases"

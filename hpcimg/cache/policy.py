@@ -12,6 +12,8 @@ class Limits(NamedTuple):
     """How large the cache may be, in bytes; ages in seconds.
 
     `user_share` is what may be private to one user, 0 for no limit but the cache's.
+    `max_images` is how many images and layers there may be, `min_free_files` how many inodes
+    stay free; 0 for any number.
     """
 
     max_size: int
@@ -20,6 +22,8 @@ class Limits(NamedTuple):
     min_free: int
     min_age_s: float
     user_share: int = 0
+    max_images: int = 0
+    min_free_files: int = 0
 
 
 class Cache(NamedTuple):
@@ -27,7 +31,8 @@ class Cache(NamedTuple):
 
     `max_image_size` of 0 is no limit of its own; `image_format` is what images
     in layers are converted to, "sif" or "squashfs". `verified` names the policy
-    that images have to be verified by to be handed out, "" for none.
+    that images have to be verified by to be handed out, "" for none. A job waits
+    `patience_s` for another's fetch that gets less than `min_rate` bytes in a second.
     """
 
     layout: Layout
@@ -36,6 +41,8 @@ class Cache(NamedTuple):
     max_image_size: int = 0
     image_format: str = "squashfs"
     verified: str = ""
+    patience_s: float = 30.0
+    min_rate: int = 128 << 10
 
     @property
     def signed_only(self) -> bool:

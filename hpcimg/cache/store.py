@@ -13,22 +13,26 @@ import hashlib
 import json
 import logging
 import os
-import shutil
+import re
 import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from hpcimg import atomic, processes
+from hpcimg import acl, atomic, processes
+from hpcimg.cache import events, trash
 from hpcimg.cache.paths import Layout, owned
-from hpcimg.errors import explained, from_os_error
+from hpcimg.errors import CacheUnusable, explained, from_os_error
 
 log = logging.getLogger(__name__)
 VERSION = 1
 BLOB = "blob"  # the extension of a layer or config that is kept to be shared by images
 GRACE_S = 60.0  # how long a server that did not answer is left alone
 _ORPHAN_AGE_S = 3600.0
+# Converted images, by a digest that an archive stated and nobody had compared with its layers.
+_NAMED_BY_SOURCE = re.compile(r"(u[0-9]+-)?sha256-[0-9a-f]{64}-[a-z]+")
+_LARGE_BYTES = 1 << 30  # to unlink such a file may take a while
 T = TypeVar("T")
 
 
@@ -37,8 +41,8 @@ class Entry:
     """One finished image, or one blob of images in layers.
 
     Times are Unix times, `owner` the uid of a private image's user. `source` is
-    the digest of the manifest that a converted image was made from, `verified`
-    what the site's policy was when the image was verified.
+    the digest of the manifest that a converted image was made from, "" where there
+    was none. `verified` is what the site's policy was when the image was verified.
     """
 
     key: str
@@ -60,9 +64,14 @@ class Entry:
     def is_blob(self) -> bool:
         return self.extension == BLOB
 
+    @property
+    def is_misnamed(self) -> bool:
+        """Whether its key is one of earlier releases, which anybody could have it made under."""
+        return _NAMED_BY_SOURCE.fullmatch(self.key) is not None
+
     def serves(self, policy: str) -> bool:
         """Tell whether it may be handed out where images have to be verified by this policy."""
-        return policy in ("", self.verified)
+        return policy in ("", self.verified) and not self.is_misnamed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +121,9 @@ def whole(layout: Layout, entry: Entry) -> bool:
         raise from_os_error(error) from error
     if not stat.S_ISREG(seen.st_mode) or seen.st_size != entry.size_bytes:
         log.warning("%s is not what was stored (%d bytes now)", entry.key, seen.st_size)
+        return False
+    if seen.st_uid and os.geteuid() == 0:  # who owns it may have changed it
+        log.warning("%s belongs to uid %d, and is left aside", entry.key, seen.st_uid)
         return False
     return True
 
@@ -202,8 +214,22 @@ def unfinished(layout: Layout, name: str) -> Iterator[tuple[str, int]]:
     try:
         yield path, descriptor
     finally:
+        large = os.fstat(descriptor).st_blocks * 512 > _LARGE_BYTES
         os.close(descriptor)
+        if large:
+            with contextlib.suppress(OSError):
+                trash.put(layout, path)
+            trash.empty(layout)
         atomic.remove(path)
+
+
+def check_private(layout: Layout, descriptor: int) -> None:
+    """Raise CacheUnusable where a file of the cache cannot be let one user read alone."""
+    if os.geteuid() == 0 and not acl.supported(descriptor):
+        raise CacheUnusable(
+            "images that only one user may read cannot be kept on this node",
+            why=f"the file system of {layout.cache} has no POSIX access control lists",
+        )
 
 
 @contextmanager
@@ -217,7 +243,9 @@ def work_directory(layout: Layout, account: int | None) -> Iterator[str]:
                 os.chown(path, account, -1)
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # who sweeps tries it again
+            trash.put(layout, path)
+        trash.empty(layout)
 
 
 def publish(
@@ -235,9 +263,13 @@ def publish(
         if entry.owner is not None:
             directory = os.path.dirname(target)
             os.makedirs(directory, mode=0o711, exist_ok=True)
-            if os.geteuid() == 0:
-                os.fchown(descriptor, entry.owner, -1)
+        # What was preallocated beyond the end would be on the disk, and counted by nobody.
+        # By its name: it is open to be read only.
+        os.truncate(f"/proc/self/fd/{descriptor}", entry.size_bytes)
         os.fchmod(descriptor, 0o400 if entry.private else 0o444)
+        # It stays root's: its user could change what is his. Layers are read by root alone.
+        if entry.owner and os.geteuid() == 0 and not entry.is_blob:
+            acl.let_read(descriptor, entry.owner)
         if durable:
             os.fsync(descriptor)
         save_entry(layout, entry, durable=durable)
@@ -257,21 +289,33 @@ def forget(layout: Layout, entry: Entry) -> None:
     atomic.remove(layout.meta(entry.key))
 
 
-@explained()
 def sweep(layout: Layout) -> int:
-    """Remove what killed processes left in the tmp and work directories; return how many.
+    """Put away what killed processes left in the tmp and work directories; return how many.
 
-    Needs no lock: a leftover is known by its maker's being gone.
+    Needs no lock: a leftover is known by its maker's being gone. Never raises, and takes a
+    second or two: nobody's job is to pay for what another one left. What cannot be put away
+    is logged, counted among the events, and tried again by the next who comes.
     """
     swept = 0
-    for directory in (layout.tmp, layout.state_tmp):
-        for name in _listdir(directory):
-            if not processes.alive(name):
-                swept += atomic.remove(f"{directory}/{name}")
-    for name in _listdir(layout.work):
-        if not processes.alive(name):
-            shutil.rmtree(f"{layout.work}/{name}", ignore_errors=True)
-            swept += 1
+    failed: OSError | None = None
+    for directory in (layout.tmp, layout.work, layout.state_tmp):
+        try:
+            names = _listdir(directory)
+        except OSError as error:
+            failed, names = error, []
+        for name in names:
+            path = f"{directory}/{name}"
+            try:
+                if processes.alive(name):
+                    continue
+                on_disk = directory != layout.state_tmp
+                swept += trash.put(layout, path) if on_disk else atomic.remove(path)
+            except OSError as error:
+                failed = error
+    if failed:
+        log.warning("leftovers of killed work stay for now: %s", failed)
+        events.record(layout.events, "sweep_failed", message=str(failed))
+    trash.empty(layout)
     return swept
 
 

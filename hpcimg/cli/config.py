@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 
 from hpcimg.cli import output
+from hpcimg.config import example, registriesconf
 from hpcimg.config import load as config
-from hpcimg.config import registriesconf
+from hpcimg.errors import ConfigError
 
 HELP = """check the configuration and print each value and where it was set
 
@@ -14,11 +15,19 @@ Exit code 31, with file, section and key, where something in it is wrong."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--example", action="store_true", help="print a file with every key and its default"
+    )
     parser.add_argument("--about", action="store_true", help="say what each key is for")
 
 
 def run(args: argparse.Namespace) -> int:
-    registriesconf.read(config.load().registries_conf)
+    if args.example:
+        print(example.text(), end="")
+        return 0
+    for rule in registriesconf.read(config.load().registries_conf):
+        if rule.wrong:
+            raise ConfigError(rule.wrong, do="See containers-registries.conf(5).")
     settings = config.settings()
     if args.json:
         output.print_json({"settings": [setting._asdict() for setting in settings]})

@@ -7,7 +7,7 @@ import importlib
 import time
 
 from hpcimg import health, programs, status
-from hpcimg.cache import history, inflight
+from hpcimg.cache import history, inflight, trash
 from hpcimg.cache.paths import Layout
 from hpcimg.cli import nagios, output
 from hpcimg.config.keys import Config
@@ -104,11 +104,16 @@ def _mksquashfs() -> Finding:
 
 
 def _leftovers(layout: Layout) -> Finding:
-    stale = inflight.stale(layout)
-    if not stale:
-        return Finding("leftovers", OK, "no download was cut off")
-    what = f"{stale} downloads were cut off"
-    return Finding("leftovers", NOTE, what, "the next job with an image clears that away")
+    stale, waiting = inflight.stale(layout), trash.count(layout)
+    if stale:
+        what = f"{stale} downloads were cut off"
+        return Finding("leftovers", NOTE, what, "the next job with an image clears that away")
+    if waiting:
+        what = f"{waiting} files or directories in {layout.trash} wait to be removed"
+        return Finding(
+            "leftovers", NOTE, what, "the next job with an image goes on, or `hpcimg gc`"
+        )
+    return Finding("leftovers", OK, "no download was cut off")
 
 
 def _failures(layout: Layout) -> Finding:

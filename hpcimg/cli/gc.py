@@ -6,7 +6,7 @@ import argparse
 import logging
 
 from hpcimg import logs, node
-from hpcimg.cache import events, evict, history, lease, store
+from hpcimg.cache import events, evict, history, lease, store, trash
 from hpcimg.cache.paths import Layout
 from hpcimg.cli import output
 from hpcimg.config import load as config
@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
             lease.drop(layout, job)
             jobfiles.remove(layout, job)
         orphans = store.sweep_orphans(layout)
+        trash.empty_all(layout, time_s=_TIME_S)
         history.rotate(layout)
     report = evict.trim(layout, cache.limits, time_s=_TIME_S, dry_run=args.dry_run)
     if not args.dry_run:

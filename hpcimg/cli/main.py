@@ -8,11 +8,13 @@ import sys
 
 from hpcimg import __version__
 from hpcimg.cli import (
+    completion,
     config,
     doctor,
     explain,
     gc,
     history,
+    hooks,
     ls,
     metrics,
     nagios,
@@ -30,7 +32,8 @@ from hpcimg.errors import Bug, HpcimgError
 _COMMANDS = {
     "stage": stage, "path": path, "status": status, "explain": explain, "history": history,
     "ls": ls, "pin": pin, "unpin": unpin, "rm": rm, "gc": gc, "verify": verify,
-    "doctor": doctor, "metrics": metrics, "config": config,
+    "doctor": doctor, "metrics": metrics, "config": config, "completion": completion,
+    "hooks": hooks,
 }  # fmt: skip
 _EPILOG = """\
 exit codes: 0 done, 1 a problem was found (status, verify, doctor), 2 wrong
@@ -86,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=formatter,
     )
     parser.add_argument("--version", action="version", version=f"hpcimg {__version__}")
+    parser.set_defaults(parser=parser)  # for `completion`
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in _COMMANDS.items():
         text = module.HELP

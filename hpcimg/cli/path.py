@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 
-from hpcimg import node
+from hpcimg import look, node
 from hpcimg.cache import store
 from hpcimg.cache.paths import Layout
+from hpcimg.cache.store import Ref
 from hpcimg.cli import output
 from hpcimg.config import load as config
 from hpcimg.errors import NotFound
+from hpcimg.reference import Reference
 from hpcimg.site import policy
 
 HELP = """print where an image is on this node, without asking any server
@@ -29,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     for owner in (None, os.getuid()):
         ref = store.load_ref(layout, store.ref_id(wanted.address, owner))
         entry = store.load_entry(layout, ref.key) if ref else None
-        if entry and entry.serves(node.verified_by(conf)):
+        if ref and entry and entry.serves(node.verified_by(conf)) and _is_current(wanted, ref):
             path = store.path_of(layout, entry)
             if args.json:
                 output.print_json({"uri": wanted.uri, "path": path, "key": entry.key})
@@ -40,3 +42,11 @@ def run(args: argparse.Namespace) -> int:
         f"{wanted.uri} is not in the cache of this node",
         do="A job that names it brings it, and so does `hpcimg stage`.",
     )
+
+
+def _is_current(wanted: Reference, ref: Ref) -> bool:
+    """Tell whether a mounted file still is the one that was copied; no other is looked at."""
+    try:
+        return not wanted.mounted_file or look.of(os.stat(wanted.mounted_file)) == ref.validator
+    except OSError:
+        return False

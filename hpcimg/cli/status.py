@@ -28,7 +28,7 @@ _COUNTS = {
     "hit": "hits", "waited": "waited for another job", "fetched": "fetched",
     "unchanged": "asked, unchanged", "stale": "served while the server was down",
     "failed": "failed", "requeue": "requeued", "evict": "evicted",
-    "sweep": "times leftovers were swept",
+    "sweep": "times leftovers were swept", "sweep_failed": "times they could not be",
 }  # fmt: skip
 _INTERVAL_MIN_S = 0.1
 

@@ -12,7 +12,7 @@ from hpcimg.errors import BadReference, NotFound
 from hpcimg.site import policy
 
 HELP = "a reference, an alias, a key from `ls --json`, or a SHA256 from `ls`"
-_KEY = re.compile(r"(u\d+-)?(blob-)?sha256-[0-9a-f]+(-[a-z]+)?")
+_KEY = re.compile(r"(u\d+-)?(blob-|layers-)?sha256-[0-9a-f]+(-[a-z]+)?")
 _DIGEST = re.compile(r"[0-9a-f]{8,64}")
 
 

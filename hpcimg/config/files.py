@@ -1,15 +1,19 @@
 """The configuration files as text: which there are, and one value out of them.
 
 This is what the way to a warm hit needs of the configuration, so it imports
-nothing but os. Everything else goes through `hpcimg.config.load`, which
+nothing but os and errno. Everything else goes through `hpcimg.config.load`, which
 parses the same text in full.
 """
 
+import errno
 import os
+
+from hpcimg import plainfile
 
 DEFAULT_FILE = "/etc/hpcimg/hpcimg.conf"
 DEFAULT_CACHE = "/var/cache/hpcimg"
 DEFAULT_STATE = "/run/hpcimg"
+DEFAULT_REGISTRIES = "/etc/containers/registries.conf"
 # What the shell calls [:space:]; Python's own idea of blanks is wider.
 _BLANKS = " \t\r\v\f"
 
@@ -57,8 +61,11 @@ def _paths(main: str) -> list[str]:
 
 def _read(path: str) -> str:
     # A line ends where it does for the shell, at a line feed alone.
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-        return file.read()
+    try:
+        data = plainfile.read(path)
+    except ValueError as error:
+        raise OSError(errno.EINVAL, str(error), path) from None
+    return data.decode("utf-8", "surrogateescape")
 
 
 def raw_value(files: list[tuple[str, str]], section: str, key: str) -> str:
@@ -82,11 +89,30 @@ def raw_value(files: list[tuple[str, str]], section: str, key: str) -> str:
 
 
 def fingerprint(files: list[tuple[str, str]]) -> str:
-    """Return a short text that changes when a file does."""
-    whole = "\0".join(part for file in files for part in file)
+    """Return a short text that changes when a file does, or registries.conf beside them."""
+    registries = raw_value(files, "stage", "registries_conf") or DEFAULT_REGISTRIES
+    looks = _looks(registries.replace("%n", node_name()))
+    whole = "\0".join([*(part for file in files for part in file), *looks])
     # A prime just below 2**64: as good as a checksum that a module would have to be loaded for.
     number = int.from_bytes(whole.encode("utf-8", "surrogateescape"), "big") % (2**64 - 59)
     return f"{number:016x}-{len(whole)}"
+
+
+def _looks(path: str) -> list[str]:
+    """Return what changes when registries.conf, or a drop-in of it, is written or replaced."""
+    directory = f"{path}.d"
+    try:
+        names = sorted(os.listdir(directory))
+    except OSError:
+        names = []
+    looks = []
+    for each in (path, *(f"{directory}/{name}" for name in names)):
+        try:
+            seen = os.stat(each)
+        except OSError:
+            continue
+        looks.append(f"{each} {seen.st_ino} {seen.st_size} {seen.st_mtime_ns} {seen.st_ctime_ns}")
+    return looks
 
 
 def node_name() -> str:

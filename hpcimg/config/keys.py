@@ -44,6 +44,7 @@ class Config:
     high_watermark: float
     low_watermark: float
     min_free: Size
+    max_images: int
     min_age_s: float
     state_path: str
     deadline_s: float
@@ -51,6 +52,8 @@ class Config:
     error_ttl_s: float
     connect_timeout_s: float
     stall_timeout_s: float
+    patience_s: float
+    min_rate: int
     account: str
     format: str
     compression: str
@@ -65,7 +68,6 @@ class Config:
     max_user_share: Size
     verify: str
     keyring: str
-    comment_from: str
     slurm_bin: str
     log_to: str
     library_url: str
@@ -85,6 +87,10 @@ class Config:
     def registry(self, host: str) -> Registry:
         """Return what is said about a host (with its port, if the reference has one)."""
         return self.registries.get(host, Registry())
+
+    def service_url(self, scheme: str) -> str:
+        """Return the service of references that may leave out their host, "" for other schemes."""
+        return {"library": self.library_url, "shub": self.shub_url}.get(scheme, "")
 
 
 class Key(NamedTuple):
@@ -111,6 +117,8 @@ KEYS = (
         "eviction ends below this part of max_size"),
     Key("cache", "min_free", "min_free", "5%", read.size,
         "what stays free on the file system for others"),
+    Key("cache", "max_images", "max_images", "10000", read.count,
+        "how many images and layers, however small; 0 is any number"),
     Key("cache", "min_age", "min_age_s", "2m", parse_duration,
         "an image unused for less than this is not evicted in the epilog"),
     Key("state", "path", "state_path", conffiles.DEFAULT_STATE, read.path,
@@ -125,13 +133,17 @@ KEYS = (
         "the longest wait for a connection"),
     Key("stage", "stall_timeout", "stall_timeout_s", "60s", parse_duration,
         "the longest silence within a download"),
+    Key("stage", "patience", "patience_s", "30s", parse_duration,
+        "how long a job waits for another's fetch of its image that does not move"),
+    Key("stage", "min_rate", "min_rate", "128K", parse_size,
+        "a fetch that gets fewer bytes in a second does not move"),
     Key("stage", "account", "account", "", str,
-        "the unprivileged account that fetches; default hpcimg, or else nobody"),
+        "the unprivileged account that fetches; default hpcimg"),
     Key("stage", "format", "format", "auto", read.one_of("auto", "sif", "squashfs"),
         "what OCI images become; auto: sif where there is Apptainer or Singularity"),
     Key("stage", "compression", "compression", "zstd:1", read.compression,
         "how OCI images are packed: lz4, xz, gzip or zstd, with a level as in zstd:19"),
-    Key("stage", "registries_conf", "registries_conf", "/etc/containers/registries.conf", read.path,
+    Key("stage", "registries_conf", "registries_conf", conffiles.DEFAULT_REGISTRIES, read.path,
         "mirrors of registries and what is blocked, in the file that podman reads"),
     Key("policy", "allow", "allow", "*", read.words,
         "patterns of references that may be staged"),
@@ -171,8 +183,6 @@ KEYS = (
         "a file with the site's credentials, in the form of an openrc file"),
     Key("swift", "shared", "swift_shared", "no", read.boolean,
         "whether all may use what was fetched with the site's credentials"),
-    Key("slurm", "comment", "comment_from", "environment", read.one_of("environment", "query"),
-        "query: ask Slurm where it does not pass the comment to Prolog (before 22.05)"),
     Key("slurm", "bin", "slurm_bin", "", read.optional(read.path),
         "the directory of squeue and scontrol where it is none of the system's"),
     Key("log", "to", "log_to", "syslog", read.log_target,
@@ -192,4 +202,4 @@ NAMED: dict[str, tuple[type, dict[str, Callable[[str], Any]]]] = {
 }
 SECTIONS = (*dict.fromkeys(key.section for key in KEYS), "alias")
 # Read from the raw text on the way to a hit, or by the task prolog's shell.
-READ_RAW = (("cache", "path"), ("state", "path"), ("slurm", "comment"))
+READ_RAW = (("cache", "path"), ("state", "path"), ("stage", "registries_conf"))

@@ -12,9 +12,11 @@ import dataclasses
 import re
 from typing import Any, NamedTuple
 
+from hpcimg import dockerhub
 from hpcimg.config import files as conffiles
 from hpcimg.config.keys import KEYS, NAMED, READ_RAW, SECTIONS, Config, Registry
 from hpcimg.errors import ConfigError
+from hpcimg.schemes import SCHEMES
 
 _SCHEME = re.compile(r"[a-z][a-z0-9]*")
 
@@ -46,11 +48,6 @@ def load(main: str | None = None) -> Config:
         aliases=found.aliases,
         fingerprint=conffiles.fingerprint(files),
     )
-    for name in config.statics:
-        if not _SCHEME.fullmatch(name):
-            raise ConfigError(
-                f"[static {name}] cannot be a scheme", why="write lower-case letters and digits"
-            )
     if not config.low_watermark <= config.high_watermark:
         raise ConfigError("[cache] low_watermark is above high_watermark")
     return config
@@ -115,7 +112,10 @@ def _collect(files: list[tuple[str, str]]) -> _Found:
         for section in parser.sections():
             kind, _, whose = section.partition(" ")
             if kind == "registry" and whose:  # named, if nothing else
+                whose = dockerhub.canonical(whose)
                 named[kind].setdefault(whose, Registry())
+            elif kind == "static" and whose:
+                _check_scheme(path, section, whose)
             for name, value in parser[section].items():
                 if section == "alias":
                     aliases[name] = value
@@ -129,6 +129,15 @@ def _collect(files: list[tuple[str, str]]) -> _Found:
             if section not in SECTIONS and not (whose and kind in NAMED):
                 raise _unknown(path, section, "")
     return _Found(list(values.values()), named, aliases)
+
+
+def _check_scheme(path: str, section: str, name: str) -> None:
+    if name in SCHEMES:
+        raise ConfigError(f"{path}: [{section}] cannot be a scheme", why="it is one already")
+    if not _SCHEME.fullmatch(name):
+        raise ConfigError(
+            f"{path}: [{section}] cannot be a scheme", why="write lower-case letters and digits"
+        )
 
 
 def _read_named(before: Any, path: str, section: str, name: str, value: str) -> Any:

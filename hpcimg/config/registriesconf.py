@@ -10,6 +10,7 @@ import os
 import re
 from typing import Any, NamedTuple
 
+from hpcimg import plainfile
 from hpcimg.errors import ConfigError
 
 _HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
@@ -29,13 +30,18 @@ class Mirror(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """One `[[registry]]`. `location` is "" where the prefix is the location."""
+    """One `[[registry]]`. `location` is "" where the prefix is the location.
+
+    `wrong` says why it cannot be followed, and in which file: then there is nothing
+    in it but the prefix, where there is one.
+    """
 
     prefix: str
-    location: str
-    insecure: bool
-    blocked: bool
-    mirrors: tuple[Mirror, ...]
+    location: str = ""
+    insecure: bool = False
+    blocked: bool = False
+    mirrors: tuple[Mirror, ...] = ()
+    wrong: str = ""
 
 
 class Match(NamedTuple):
@@ -48,20 +54,27 @@ class Match(NamedTuple):
 def read(path: str) -> tuple[Rule, ...]:
     """Read the file and the drop-ins in `PATH.d/`. What is not there is empty.
 
-    Raises ConfigError.
+    Of two tables with one prefix that of the later file counts, and in one file the first,
+    as for podman and skopeo.
+    Raises ConfigError for what is no such file; a table that is wrong is a rule that says so.
     """
     rules: dict[str, Rule] = {}
+    lost: list[Rule] = []
     for file in (path, *_drop_ins(f"{path}.d")):
         try:
-            with open(file, encoding="utf-8") as opened:
-                text = opened.read()
+            text = plainfile.read_text(file)
         except FileNotFoundError:
             continue
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(f"{file} cannot be read", why=str(error)) from None
-        # A later file's table replaces the one with the same prefix.
-        rules.update({rule.prefix: rule for rule in parse(text, file)})
-    return tuple(rules.values())
+        in_file: dict[str, Rule] = {}
+        for rule in parse(text, file):
+            if rule.prefix:
+                in_file.setdefault(rule.prefix, rule)
+            else:
+                lost.append(rule)
+        rules.update(in_file)
+    return (*rules.values(), *lost)
 
 
 def parse(text: str, path: str) -> tuple[Rule, ...]:
@@ -70,7 +83,7 @@ def parse(text: str, path: str) -> tuple[Rule, ...]:
 
     try:
         tables = tomllib.loads(text).get("registry", [])
-        return tuple(_rule(table) for table in _tables(tables, "registry"))
+        return tuple(_rule(table, path) for table in _tables(tables, "registry"))
     except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"{path} cannot be used", why=str(error), do="See containers-registries.conf(5)."
@@ -85,25 +98,21 @@ def is_location(text: str) -> bool:
 def find(rules: tuple[Rule, ...], name: str) -> Match | None:
     """Return the rule for `HOST/REPOSITORY[:TAG][@DIGEST]`: the one with the longest match."""
     matches = [Match(rule, part) for rule in rules if (part := _matched(rule.prefix, name))]
-    # A host written out goes before a wildcard for it, a longer wildcard before a shorter one.
-    return max(
-        matches,
-        key=lambda m: (len(m.part), m.rule.prefix == m.part, len(m.rule.prefix)),
-        default=None,
-    )
+    # As podman and skopeo have it: what is longer as it is written, `*` included, and of two
+    # that are as long the one that comes first in the alphabet.
+    return min(matches, key=lambda m: (-len(m.rule.prefix), m.rule.prefix), default=None)
 
 
 def _matched(prefix: str, name: str) -> str:
     """Return the part of a name that a prefix is about, "" where it is not."""
     if prefix.startswith("*."):
         host = name.partition("/")[0]
-        ends = (host, host.partition(":")[0])
-        return host if any(end.endswith(prefix[1:]) for end in ends) else ""
-    if not name.startswith(prefix):
+        ends = (host.partition(":")[0], host)
+        return next((end for end in ends if end.endswith(prefix[1:])), "")
+    if not prefix or not name.startswith(prefix):
         return ""
-    # A colon after a host begins a port, which makes it another registry.
-    separators = "/:@" if "/" in prefix else "/"
-    return prefix if name == prefix or name[len(prefix)] in separators else ""
+    # A host without a port stands for it with any.
+    return prefix if name == prefix or name[len(prefix)] in "/:@" else ""
 
 
 def _drop_ins(directory: str) -> list[str]:
@@ -114,14 +123,26 @@ def _drop_ins(directory: str) -> list[str]:
     return [path for name in names if os.path.isfile(path := os.path.join(directory, name))]
 
 
-def _rule(table: dict[str, Any]) -> Rule:
+def _rule(table: dict[str, Any], path: str) -> Rule:
+    """Read one table; where it is wrong, what it is about at least."""
+    try:
+        return _read_rule(table)
+    except ValueError as error:
+        about = next((t for k in ("prefix", "location") if isinstance(t := table.get(k), str)), "")
+        about = about.rstrip("/")
+        return Rule(about if _PREFIX.fullmatch(about) else "", wrong=f"{path}: {error}")
+
+
+def _read_rule(table: dict[str, Any]) -> Rule:
     location, prefix = _text(table, "location"), _text(table, "prefix")
     prefix = (prefix or location).rstrip("/")
     if not _PREFIX.fullmatch(prefix):
         raise ValueError(f"[[registry]] needs a prefix or a location, not {prefix!r}")
     by_digest = _flag(table, "mirror-by-digest-only")
+    host, slash, path = prefix.partition("/")
     return Rule(
-        prefix=prefix,
+        # As references have it.
+        prefix=f"{host.lower().removesuffix(':443')}{slash}{path}",
         location="" if location in ("", prefix) else _location(location),
         insecure=_flag(table, "insecure"),
         blocked=_flag(table, "blocked"),

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-import time
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from hpcimg.convert import ociconfig, oldsquashfs, runtime, sif, squashfs
+from hpcimg.convert import merge, oldsquashfs, replay, runtime, sif, squashfs
+from hpcimg.convert.additions import Additions
 from hpcimg.convert.layers import Layer
-from hpcimg.convert.merge import Limits, Merge
 from hpcimg.convert.progress import Progress, Tell
 from hpcimg.convert.receiver import Receiver
-from hpcimg.convert.tar import DIRECTORY, SYMLINK
-from hpcimg.convert.tree import Repeated, Tree
+from hpcimg.convert.tree import NeedsReplay
+from hpcimg.convert.writer import Writer
 from hpcimg.errors import NotAnImage
+from hpcimg.image import ociconfig
 
-_DIRECTORY_MODE = 0o755
+_LAYER_BYTES = 1 << 30  # that any layer may unpack to
 
 
 class Work(NamedTuple):
@@ -47,77 +48,50 @@ def convert(work: Work, tell: Tell) -> None:
     Raises HpcimgError, OSError.
     """
     config = ociconfig.parse(work.config, work.uri)
-    layers = [
-        Layer(descriptor, os.fstat(descriptor).st_size, f"layer {number} of {work.uri}")
-        for number, descriptor in enumerate(work.layers, start=1)
-    ]
-    if not layers:
-        raise NotAnImage(f"{work.uri} cannot be converted", why="it has no layers")
+    layers = _layers(work, config.diff_ids)
     mksquashfs = squashfs.find_mksquashfs()
     progress = Progress(tell, layers, apart=not mksquashfs.reads_tar)
-    entries = runtime.over_image(config, work.format)
+    additions = runtime.additions(config, work.format)
 
-    def fill(receiver: Receiver) -> None:
-        _fill(receiver, work, layers, entries, progress, careful=careful)
-
-    if mksquashfs.reads_tar:
-        pack = squashfs.pack
-    else:
+    pack = squashfs.pack
+    if not mksquashfs.reads_tar:
         pack = partial(oldsquashfs.pack, directory=work.directory, packed=progress.packed)
-    for careful in (False, True):
-        try:
-            pack(
-                mksquashfs, work.output, fill, compression=work.compression, uri=work.uri,
-                offset=sif.PARTITION_OFFSET if work.format == "sif" else 0,
-            )  # fmt: skip
-            break
-        except Repeated:
-            if careful:
-                raise
+
+    def pack_by(way: Callable[[Writer, list[Layer], Additions, merge.Progress], None]) -> None:
+        def fill(receiver: Receiver) -> None:
+            writer = Writer(receiver, work.uri, work.max_unpacked_bytes)
+            way(writer, layers, additions, partial(progress.read, receiver))
+
+        pack(
+            mksquashfs, work.output, fill, compression=work.compression, uri=work.uri,
+            offset=sif.PARTITION_OFFSET if work.format == "sif" else 0,
+        )  # fmt: skip
+
+    try:
+        pack_by(merge.merge)
+    except NeedsReplay:
+        pack_by(replay.replay)
     if work.format == "sif":
         sif.write_front(work.output)
     progress.end()
 
 
-def _fill(
-    receiver: Receiver,
-    work: Work,
-    layers: list[Layer],
-    entries: list[runtime.Entry],
-    progress: Progress,
-    *,
-    careful: bool,
-) -> None:
-    now = int(time.time())
-    tree = Tree(len(layers), work.uri)
-    merge = Merge(tree, receiver, Limits(work.uri, work.max_unpacked_bytes), careful=careful)
-    for entry in entries:
-        if entry.kind == DIRECTORY:
-            tree.take_directory(entry.name)
-            merge.directories[entry.name] = entry.mode, now
-        else:
-            tree.take(entry.name)
-            _add(receiver, entry, now)
-    for number in reversed(range(len(layers))):
-        merge.lay(layers[number], number, progress.of(number, receiver))
-    merge.end()
-    for entry in runtime.under_image():
-        if tree.add_missing(entry.name, directory=entry.kind == DIRECTORY):
-            if entry.kind == DIRECTORY:
-                merge.directories[entry.name] = entry.mode, now
-            else:
-                _add(receiver, entry, now)
-    # At the end: a layer may give a directory's attributes after what is in it.
-    for name in tree.directories():
-        mode, mtime = merge.directories.get(name, (_DIRECTORY_MODE, now))
-        receiver.add(DIRECTORY, name, mode=mode, mtime=mtime)
-
-
-def _add(receiver: Receiver, entry: runtime.Entry, now: int) -> None:
-    if entry.kind == SYMLINK:
-        receiver.add(SYMLINK, entry.name, mode=entry.mode, mtime=now, target=entry.content)
-    else:
-        receiver.add(
-            entry.kind, entry.name, mode=entry.mode, mtime=now, size=len(entry.content),
-            content=[entry.content],
-        )  # fmt: skip
+def _layers(work: Work, diff_ids: tuple[str, ...]) -> list[Layer]:
+    """Return the layers, with what the configuration says of them. Raises NotAnImage."""
+    if not work.layers:
+        raise NotAnImage(f"{work.uri} cannot be converted", why="it has no layers")
+    if diff_ids and len(diff_ids) != len(work.layers):
+        raise NotAnImage(
+            f"{work.uri} cannot be converted",
+            why=f"it has {len(work.layers)} layers, and its configuration says {len(diff_ids)}",
+            do="Build the image again, or use another one.",
+        )
+    # What higher layers hide, and headers, are no files of the image.
+    most = work.max_unpacked_bytes and _LAYER_BYTES + 2 * work.max_unpacked_bytes
+    return [
+        Layer(
+            descriptor, os.fstat(descriptor).st_size, f"layer {number} of {work.uri}",
+            diff_id=diff_ids[number - 1] if diff_ids else "", most_bytes=most,
+        )
+        for number, descriptor in enumerate(work.layers, start=1)
+    ]  # fmt: skip

@@ -7,17 +7,19 @@ that unpacks to far more than any real one is refused.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import os
 import queue
 import subprocess
 import threading
 import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from typing import Any, NamedTuple
 
 from hpcimg import programs
-from hpcimg.errors import Damaged, HpcimgError, MissingTool, NotAnImage, TooLarge
+from hpcimg.errors import HpcimgError, MissingTool, NotAnImage, TooLarge
 
 # Read here: when a layer is met, this process may not be able to read Python's own files.
 try:
@@ -30,25 +32,41 @@ _ZSTD = b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPABLE = b"\x2a\x4d\x18"  # at 1; at 0 is 0x50 to 0x5f
 _CHUNK = 1 << 20
 # Small, since zlib copies the rest of it after each of many short gzip members.
+# What no specification has for layers, and some tools write.
+_OTHERS = (
+    (0, b"\xfd7zXZ\x00", "xz"),
+    (4, b"1AY&SY", "bzip2"),
+    (0, b"\x04\x22\x4d\x18", "lz4"),
+    (0, b"PK\x03\x04", "zip"),
+)
 _GZIP_CHUNK = 1 << 17
 _CHUNKS_AHEAD = 8
-# No real layer comes near: text shrinks to a tenth, zeros in gzip to a thousandth.
-_FREE_BYTES = 1 << 30
-_MOST_TIMES = 1000
+_DIGESTS = ("sha256", "sha384", "sha512")
 
 Unpacked = Generator[bytes, None, None]
 
 
 class Layer(NamedTuple):
-    """One layer: an open file, and what it is called in errors."""
+    """One layer: an open file, and what it is called in errors.
+
+    `diff_id` is the digest that its unpacked bytes have to have, `most_bytes` how many
+    they may be; where there is none, anything is taken.
+    """
 
     descriptor: int
     size_bytes: int
     what: str
+    diff_id: str = ""
+    most_bytes: int = 0
 
     def damaged(self, why: str) -> HpcimgError:
-        """Return the error for a layer that cannot be read as far as it should."""
-        return Damaged(f"{self.what} is damaged", why=why)
+        """Return the error for a layer that cannot be read as far as it should.
+
+        It has the digest that its manifest says, so to fetch it again is no help.
+        """
+        return NotAnImage(
+            f"{self.what} is damaged", why=why, do="Build the image again, or use another one."
+        )
 
     def refused(self, why: str) -> HpcimgError:
         """Return the error for a layer that is none, or an impossible one."""
@@ -56,12 +74,12 @@ class Layer(NamedTuple):
             f"{self.what} cannot be used", why=why, do="Build the image again, or use another one."
         )
 
-    def check_expansion(self, size_bytes: int) -> None:
-        """Raise TooLarge where the layer unpacks to far more than any real one."""
-        if size_bytes > max(_FREE_BYTES, self.size_bytes * _MOST_TIMES):
+    def check_size(self, size_bytes: int) -> None:
+        """Raise TooLarge where the layer unpacks to more than it may."""
+        if self.most_bytes and size_bytes > self.most_bytes:
             raise TooLarge(
                 f"{self.what} cannot be used",
-                why=f"its {self.size_bytes} bytes unpack to more than {_MOST_TIMES} times as much",
+                why=f"its {self.size_bytes} bytes unpack to more than {self.most_bytes}",
                 do="Such an image is broken, or meant to fill disks; use another one.",
             )
 
@@ -69,15 +87,17 @@ class Layer(NamedTuple):
 class Reader:
     """The unpacked bytes of a layer, in order.
 
-    `read`, `copy` and `skip_to` raise Damaged at a premature end, TooLarge for
-    a layer that expands too far, MissingTool. `progress` is told how many bytes
-    of the layer itself were read.
+    `read`, `copy` and `skip_to` raise NotAnImage at a premature end, TooLarge for
+    a layer that unpacks to too much, MissingTool. `progress` is told how many bytes
+    of the layer itself were read. A `known` layer is not digested once more.
     """
 
-    def __init__(self, layer: Layer, progress: Callable[[int], None]) -> None:
+    def __init__(
+        self, layer: Layer, progress: Callable[[int], None], *, known: bool = False
+    ) -> None:
         self.layer = layer
         self._progress = progress
-        self._source = _Source(layer)
+        self._source = _Source(layer, "" if known else layer.diff_id)
         self._chunks = self._source.chunks()
         self._chunk = b""
         self._at = 0  # in the chunk
@@ -96,13 +116,18 @@ class Reader:
         """Return the next bytes, exactly that many."""
         end = self._at + size
         if end > len(self._chunk):
-            return b"".join(self.copy(size))
+            return b"".join(self._pieces(size))
         data = self._chunk[self._at : end]
         self._at = end
         return data
 
-    def copy(self, size: int) -> Iterator[bytes]:
-        """Yield the next bytes, that many, in pieces as they come."""
+    def copy(self, size: int) -> Iterable[bytes]:
+        """Return the next bytes, that many, in pieces as they come."""
+        if self._at + size <= len(self._chunk):
+            return (self.read(size),)
+        return self._pieces(size)
+
+    def _pieces(self, size: int) -> Iterator[bytes]:
         while size:
             if self._at == len(self._chunk) and not self._next():
                 raise self.layer.damaged("it ends in the middle of a file")
@@ -111,12 +136,14 @@ class Reader:
             size -= len(piece)
             yield piece
 
-    def skip_to(self, position: int) -> None:
+    def skip_to(self, position: int, *, may_end: bool = False) -> None:
         """Leave out what is before a position. One that was passed is an error of the layer."""
         if position < self.position:
             raise self.layer.damaged("a file's header is wrong")
         while position > self._before + len(self._chunk):
             if not self._next():
+                if may_end:
+                    return
                 raise self.layer.damaged("it ends in the middle of a file")
         self._at = position - self._before
 
@@ -129,30 +156,72 @@ class Reader:
         while self._next():
             pass
 
+    def check_digest(self) -> None:
+        """Raise NotAnImage where what was read, to the end, is not what the image says it is.
+
+        Some tools say the digest of the packed bytes, which is as good.
+        """
+        found, expected = self._source.digest(), self._source.expected
+        if found != expected and self._source.packed_digest() != expected:
+            raise self.layer.refused(
+                f"its digest is {found}, and the image's configuration says {expected}"
+            )
+
     def _next(self) -> bool:
         self._before += len(self._chunk)
         self._at = 0
         self._chunk = next(self._chunks, b"")
         self._progress(self._source.position)
-        self.layer.check_expansion(self._before + len(self._chunk))
+        self.layer.check_size(self._before + len(self._chunk))
         return bool(self._chunk)
 
 
 class _Source:
-    """What unpacks a layer; `position` is how much of it was read."""
+    """What unpacks a layer; `position` is how much of it was read, `expected` its digest."""
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: Layer, expected: str) -> None:
         self._layer = layer
         self.position = 0
+        self.expected = expected
+        self._algorithm = expected.partition(":")[0]
+        if expected and self._algorithm not in _DIGESTS:
+            raise layer.refused(f"its digest is of a kind that is not known here: {expected[:80]}")
+        self._hash = hashlib.new(self._algorithm) if expected else None
 
     def chunks(self) -> Unpacked:
         """Return a generator of the unpacked bytes."""
         head = os.pread(self._layer.descriptor, 512, 0)
+        for at, magic, name in _OTHERS:
+            if head.startswith(magic, at):
+                raise self._layer.refused(
+                    f"it is packed with {name}; layers may be plain, or packed with gzip or zstd"
+                )
         if head.startswith(_GZIP):
-            return _ahead(self._gunzip())
+            return _ahead(self._digested(self._gunzip()))
         if head.startswith(_ZSTD) or (head[1:4] == _ZSTD_SKIPPABLE and head[0] >> 4 == 5):
-            return self._unzstd()
-        return self._packed(_CHUNK)
+            if zstd is None:
+                return self._digested(self._zstd_program())
+            return _ahead(self._digested(self._zstd_library()))
+        return self._digested(self._packed(_CHUNK))
+
+    def digest(self) -> str:
+        """Return the digest of the unpacked bytes so far, "" where none is wanted."""
+        return f"{self._algorithm}:{self._hash.hexdigest()}" if self._hash else ""
+
+    def packed_digest(self) -> str:
+        """Read the layer once more and return the digest of it as it is."""
+        digest = hashlib.new(self._algorithm)
+        self.position = 0
+        for data in self._packed(_CHUNK):
+            digest.update(data)
+        return f"{self._algorithm}:{digest.hexdigest()}"
+
+    def _digested(self, chunks: Unpacked) -> Unpacked:
+        with closing(chunks):
+            for chunk in chunks:
+                if self._hash:
+                    self._hash.update(chunk)
+                yield chunk
 
     def _packed(self, size: int) -> Unpacked:
         while data := os.pread(self._layer.descriptor, size, self.position):
@@ -180,9 +249,6 @@ class _Source:
             yield unpacked
         if begun and not unzip.eof:
             raise self._layer.damaged("gzip: it is cut short")
-
-    def _unzstd(self) -> Unpacked:
-        return self._zstd_program() if zstd is None else _ahead(self._zstd_library())
 
     def _zstd_library(self) -> Unpacked:
         unzip, begun = zstd.ZstdDecompressor(), False

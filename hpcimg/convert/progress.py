@@ -28,15 +28,10 @@ class Progress:
         self._told = -1, 0
         self._next = 0.0
 
-    def of(self, number: int, receiver: Receiver) -> Callable[[int], None]:
-        """Return what takes the bytes read of a layer, those above it being done."""
-        above = sum(self._sizes[number + 1 :])
-
-        def read(position: int) -> None:
-            self._disk_bytes = receiver.disk_bytes
-            self._say(above + position)
-
-        return read
+    def read(self, receiver: Receiver, number: int, size_bytes: int) -> None:
+        """Take the bytes that are read of a layer, those above it being done."""
+        self._disk_bytes = receiver.disk_bytes
+        self._say(sum(self._sizes[number + 1 :]) + size_bytes)
 
     def packed(self, size_bytes: int) -> None:
         """Take the bytes of the image, which is about as large as the layers."""

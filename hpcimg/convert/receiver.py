@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
+from hpcimg.convert.tar import Member
+
 
 class Receiver(Protocol):
     """Takes members one by one; each name comes once, the target of a hard link before it.
@@ -15,15 +17,5 @@ class Receiver(Protocol):
     content_bytes: int
     disk_bytes: int
 
-    def add(
-        self,
-        kind: int,
-        name: bytes,
-        *,
-        mode: int = 0o755,
-        mtime: int,
-        size: int = 0,
-        target: bytes = b"",
-        content: Iterable[bytes] = (),
-    ) -> None:
-        """Add a member; `content` yields `size` bytes."""
+    def add(self, member: Member, content: Iterable[bytes] = ()) -> None:
+        """Add a member; of a file, `content` yields its `size` bytes."""

@@ -8,24 +8,40 @@ reads from squashfs files. All of it is in docs/converted-images.md.
 from __future__ import annotations
 
 import json
+import posixpath
+import re
 import shlex
-from typing import NamedTuple
 
-from hpcimg.convert.ociconfig import OciConfig
-from hpcimg.convert.tar import DIRECTORY, FILE, SYMLINK
+from hpcimg.convert.additions import Additions, Entry
+from hpcimg.convert.tar import (
+    DIRECTORY,
+    FILE,
+    MAX_COMPONENT_BYTES,
+    MAX_PATH_BYTES,
+    SYMLINK,
+    Member,
+)
+from hpcimg.image.ociconfig import OciConfig
+
+_SHELL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
-class Entry(NamedTuple):
-    """One file, directory or symbolic link; `content` is a link's target too."""
-
-    kind: int
-    name: bytes
-    mode: int
-    content: bytes = b""
+def additions(config: OciConfig, format_: str) -> Additions:
+    """Return what an image of this format, sif or squashfs, has for its runtime."""
+    return Additions(
+        tuple(_over_image(config, format_)), tuple(_under_image()), _working_dir(config)
+    )
 
 
-def over_image(config: OciConfig, format_: str) -> list[Entry]:
-    """Return what is there whatever the image has in its place."""
+def _working_dir(config: OciConfig) -> tuple[bytes, ...]:
+    """Return the working directory, as a path below the root; runtimes cannot always make it."""
+    path = posixpath.normpath(f"/{config.working_dir}").strip("/").encode()
+    longest = max(map(len, path.split(b"/")))
+    fits = len(path) <= MAX_PATH_BYTES and longest <= MAX_COMPONENT_BYTES
+    return (path,) if path and fits else ()
+
+
+def _over_image(config: OciConfig, format_: str) -> list[Entry]:
     entries = [
         _directory(".singularity.d"),
         _directory(".singularity.d/actions"),
@@ -52,21 +68,25 @@ def over_image(config: OciConfig, format_: str) -> list[Entry]:
     return entries
 
 
-def under_image() -> list[Entry]:
-    """Return what is there if the image has nothing in its place: mount points and links."""
+def _under_image() -> list[Entry]:
     directories = [_directory(name) for name in ("dev", "etc", "home", "proc", "root", "sys")]
-    shared = [Entry(DIRECTORY, name, 0o1777) for name in (b"tmp", b"var/tmp")]
+    shared = [_directory(name, mode=0o1777) for name in ("tmp", "var/tmp")]
     links = [
-        Entry(SYMLINK, name.encode(), 0o777, f".singularity.d/{target}".encode())
-        for name, target in _LINKS.items()
+        (Member(SYMLINK, name.encode(), 0o777, 0, target=f".singularity.d/{to}".encode()), b"")
+        for name, to in _LINKS.items()
     ]
     return directories + shared + links
 
 
 def environment(config: OciConfig) -> str:
-    """Return shell lines that set the image's variables, PATH always, others where not set."""
+    """Return shell lines that set the image's variables, PATH always, others where not set.
+
+    Names that no shell takes are left out: a line with one would end the script.
+    """
     lines = []
     for name, value in config.variables:
+        if not _SHELL_NAME.fullmatch(name):
+            continue
         unset = "" if name == "PATH" else f'[ -n "${{{name}:-}}" ] || '
         lines.append(f"{unset}export {name}={_quoted(value)}\n")
     return "".join(lines)
@@ -114,8 +134,9 @@ _ACTIONS = {
 
 
 def _enroot_environment(config: OciConfig) -> str:
-    # One a line, unquoted: there is no way to write a value of several lines.
-    return "".join(f"{name}={value}\n" for name, value in config.variables if "\n" not in value)
+    # One a line, unquoted: there is no way to write what has several lines.
+    lines = (f"{name}={value}" for name, value in config.variables)
+    return "".join(f"{line}\n" for line in lines if "\n" not in line)
 
 
 def _enroot_rc(config: OciConfig) -> str:
@@ -132,13 +153,14 @@ def _quoted(text: str) -> str:
     return shlex.quote(text)
 
 
-def _directory(name: str) -> Entry:
-    return Entry(DIRECTORY, name.encode(), 0o755)
+def _directory(name: str, *, mode: int = 0o755) -> Entry:
+    return Member(DIRECTORY, name.encode(), mode, 0), b""
 
 
-def _file(name: str, text: str) -> Entry:
-    return Entry(FILE, name.encode(), 0o644, text.encode())
+def _file(name: str, text: str, *, mode: int = 0o644) -> Entry:
+    content = text.encode()
+    return Member(FILE, name.encode(), mode, 0, len(content)), content
 
 
 def _script(name: str, text: str) -> Entry:
-    return Entry(FILE, name.encode(), 0o755, f"#!/bin/sh\n{text}".encode())
+    return _file(name, f"#!/bin/sh\n{text}", mode=0o755)

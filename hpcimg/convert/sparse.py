@@ -89,7 +89,7 @@ def _segments(numbers: list[int], size: int, layer: Layer) -> Segments:
         at = offset + length
     if len(numbers) % 2 or at > size or len(segments) > _MOST_SEGMENTS:
         raise _wrong(layer)
-    layer.check_expansion(size)
+    layer.check_size(size)
     return segments
 
 

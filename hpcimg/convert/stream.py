@@ -11,7 +11,7 @@ import struct
 import zlib
 from collections.abc import Iterable
 
-from hpcimg.convert.tar import DIRECTORY, FIFO, FILE, LINK, SYMLINK
+from hpcimg.convert.tar import DIRECTORY, FIFO, FILE, LINK, SYMLINK, Member
 
 _HEADER = struct.Struct("100s8s8s8s12s12s8s1s100s8s247s")
 _KINDS = {FILE: b"0", LINK: b"1", SYMLINK: b"2", DIRECTORY: b"5", FIFO: b"6"}
@@ -34,24 +34,14 @@ class Stream:
         self.content_bytes = 0
         self.disk_bytes = 0  # and so it stays
 
-    def add(
-        self,
-        kind: int,
-        name: bytes,
-        *,
-        mode: int = 0o755,
-        mtime: int,
-        size: int = 0,
-        target: bytes = b"",
-        content: Iterable[bytes] = (),
-    ) -> None:
-        """Add a member; `content` yields `size` bytes."""
-        self._put(header(kind, name, mode, mtime, size, target))
-        if size:
-            self.content_bytes += size
+    def add(self, member: Member, content: Iterable[bytes] = ()) -> None:
+        """Add a member; of a file, `content` yields its `size` bytes."""
+        self._put(header(member))
+        if member.size:
+            self.content_bytes += member.size
             for piece in content:
                 self._put(piece)
-            self._put(_PADDING[size % _BLOCK])
+            self._put(_PADDING[member.size % _BLOCK])
 
     def end(self) -> None:
         """Add the end of the archive, and write all that waits."""
@@ -71,28 +61,28 @@ class Stream:
             data = data[os.write(self._descriptor, data) :]
 
 
-def header(kind: int, name: bytes, mode: int, mtime: int, size: int, target: bytes) -> bytes:
+def header(member: Member) -> bytes:
     """Return a member's header, with those for a long name and target in front of it."""
     front = b""
-    if len(target) > 100:
-        front += _long(b"K", target)
-    if len(name) > 100:
-        front += _long(b"L", name)
-    return front + _block(_KINDS[kind], name, mode, mtime, size, target)
+    if len(member.target) > 100:
+        front += _long(b"K", member.target)
+    if len(member.name) > 100:
+        front += _long(b"L", member.name)
+    return front + _block(_KINDS[member.kind], member)
 
 
 def _long(kind: bytes, text: bytes) -> bytes:
-    block = _block(kind, b"././@LongLink", 0o644, 0, len(text) + 1, b"")
+    block = _block(kind, Member(FILE, b"././@LongLink", 0o644, 0, len(text) + 1))
     return block + text + b"\0" + bytes(-(len(text) + 1) % _BLOCK)
 
 
-def _block(kind: bytes, name: bytes, mode: int, mtime: int, size: int, target: bytes) -> bytes:
-    length = b"%011o\0" % size
-    if size >= _OCTAL_LIMIT:
-        length = b"\x80" + size.to_bytes(11, "big")
+def _block(kind: bytes, member: Member) -> bytes:
+    length = b"%011o\0" % member.size
+    if member.size >= _OCTAL_LIMIT:
+        length = b"\x80" + member.size.to_bytes(11, "big")
     block = _HEADER.pack(
-        name, b"%07o\0" % mode, _NOBODY, _NOBODY, length, b"%011o\0" % mtime, _NO_SUM,
-        kind, target, _MAGIC, b"",
+        member.name, b"%07o\0" % member.mode, _NOBODY, _NOBODY, length,
+        b"%011o\0" % member.mtime, _NO_SUM, kind, member.target, _MAGIC, b"",
     )  # fmt: skip
     # The lower half of this checksum is the sum of all bytes and 1, as that is below 65521 here.
     total = (zlib.adler32(block) & 0xFFFF) - 1

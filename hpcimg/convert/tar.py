@@ -8,6 +8,7 @@ reads extended headers of any length. Every number and name is hostile.
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -28,9 +29,10 @@ _LEFT_OUT = (b"g", b"V")
 _BLOCK = 512
 _ZEROS = bytes(_BLOCK)
 _MAX_EXTENDED_BYTES = 1 << 20
-_MAX_NAME_BYTES = 4096  # PATH_MAX: the kernel takes no longer ones
-_MAX_COMPONENT_BYTES = 255
+MAX_PATH_BYTES = 4096  # PATH_MAX: the kernel takes no longer ones
+MAX_COMPONENT_BYTES = 255
 _MAX_TIME = (1 << 32) - 1  # squashfs has 32 bits
+_TIME = re.compile(rb"(-?)(\d{1,18})(?:\.\d*)?")
 
 
 class Member(NamedTuple):
@@ -44,16 +46,16 @@ class Member(NamedTuple):
     name: bytes
     mode: int
     mtime: int
-    size: int
-    target: bytes
-    segments: sparse.Segments | None
+    size: int = 0
+    target: bytes = b""
+    segments: sparse.Segments | None = None
 
 
 def members(reader: Reader) -> Iterator[Member]:
     """Yield all members, and then read to the end of the layer.
 
     Before the next one is asked for, as much of a file's content may be read as
-    is wanted. Raises Damaged, NotAnImage, TooLarge.
+    is wanted. Raises NotAnImage, TooLarge.
     """
     layer = reader.layer
     extended: dict[bytes, bytes] = {}
@@ -75,45 +77,53 @@ def members(reader: Reader) -> Iterator[Member]:
         known = DIRECTORY if kind in b"\x000" and name.endswith(b"/") else _KINDS[kind]
         target, segments = b"", None
         if known == FILE:
-            if b"size" in extended:
+            if extended.get(b"size"):
                 stored = sparse.decimal(extended[b"size"], layer)
             table = sparse.old_gnu(block, reader) if kind == b"S" else None
             begin, size = reader.position, stored
-            end = begin + _padded(stored)
-            if table := table or sparse.pax(extended, reader):
+            end = begin + stored
+            if table := table or (sparse.pax(extended, reader) if extended else None):
                 if reader.position + sum(length for _, length in table.segments) > begin + stored:
                     raise layer.damaged("the table of a sparse file is wrong")
                 segments, size = table.segments, table.size
                 name = table.name or name
         else:
             # Only files have content, whatever the header of another says.
-            size, end = 0, reader.position
+            size, stored, end = 0, 0, reader.position
             if known in (LINK, SYMLINK):
                 target = extended.get(b"linkpath") or block[157:257].partition(b"\0")[0]
                 if not target:
                     raise layer.refused(f"the link {shown(name)} in it leads nowhere")
                 target = plain(target, layer) if known == LINK else _checked(target, layer)
         mode = _number(block[100:108], layer) & 0o7777
-        mtime = _number(block[136:148], layer)
+        mtime = _seconds(block, extended, layer) if extended else _number(block[136:148], layer)
         mtime = min(max(0, mtime), _MAX_TIME)
         yield Member(known, plain(name, layer), mode, mtime, size, target, segments)
         extended = {}
         reader.skip_to(end)
+        # Some leave out what should be behind the last one's content.
+        reader.skip_to(end + -stored % _BLOCK, may_end=True)
     reader.drain()
 
 
 def plain(name: bytes, layer: Layer) -> bytes:
-    """Return a name without a slash at either end and without `.`; "" is the root.
+    """Return a name without a slash at either end and without `.` and `..`; "" is the root.
 
-    Raises NotAnImage for `..` and for what no kernel takes.
+    `a/..` is nothing, whatever `a` may be. Raises NotAnImage for a path that leads outside, and
+    for what no kernel takes.
     """
     if name[:1] in b"/." or name[-1:] in b"/." or b"//" in name or b"/./" in name or b".." in name:
-        parts = [part for part in name.split(b"/") if part not in (b"", b".")]
-        if b".." in parts:
-            raise layer.refused(f"the path {shown(name)} in it points outside")
+        parts: list[bytes] = []
+        for part in name.split(b"/"):
+            if part == b"..":
+                if not parts:
+                    raise layer.refused(f"the path {shown(name)} in it points outside")
+                parts.pop()
+            elif part not in (b"", b"."):
+                parts.append(part)
         name = b"/".join(parts)
-    if len(name) > _MAX_COMPONENT_BYTES and any(
-        len(part) > _MAX_COMPONENT_BYTES for part in name.split(b"/")
+    if len(name) > MAX_COMPONENT_BYTES and any(
+        len(part) > MAX_COMPONENT_BYTES for part in name.split(b"/")
     ):
         raise layer.refused(f"the name {shown(name)} in it is longer than a file system allows")
     return _checked(name, layer)
@@ -126,8 +136,8 @@ def shown(name: bytes) -> str:
 
 
 def _checked(name: bytes, layer: Layer) -> bytes:
-    if len(name) > _MAX_NAME_BYTES:
-        raise layer.refused(f"the path {shown(name)} in it is longer than {_MAX_NAME_BYTES} bytes")
+    if len(name) > MAX_PATH_BYTES:
+        raise layer.refused(f"the path {shown(name)} in it is longer than {MAX_PATH_BYTES} bytes")
     if b"\0" in name:
         raise layer.refused(f"the path {shown(name)} in it holds a zero byte")
     return name
@@ -177,12 +187,39 @@ def _number(field: bytes, layer: Layer) -> int:
         raise layer.damaged("a number in a file's header is none") from None
 
 
+def _seconds(block: bytes, extended: dict[bytes, bytes], layer: Layer) -> int:
+    """Return a member's time, cut to seconds as Python does for byte code; headers may round it."""
+    text = extended.get(b"mtime")
+    if not text:
+        return _number(block[136:148], layer)
+    said = _TIME.fullmatch(text)
+    if not said:
+        raise layer.damaged("a time in a pax header is none")
+    return -1 if said[1] else int(said[2])  # squashfs has nothing before 1970
+
+
 def _name(block: bytes) -> bytes:
     name = block[:100].partition(b"\0")[0]
-    # In GNU's headers other things stand in the place of POSIX's prefix.
-    if block[345] and block[257:263] == b"ustar\0":
-        return block[345:500].partition(b"\0")[0] + b"/" + name
-    return name
+    prefix = _prefix(block) if block[345] else b""
+    return prefix + b"/" + name if prefix else name
+
+
+def _prefix(block: bytes) -> bytes:
+    """Return what a header has in front of its name."""
+    if block[257:263] == b"ustar\0":
+        # Behind star's there are times.
+        end = 345 + 131 if block[508:512] == b"tar\0" else 500
+        return block[345:end].partition(b"\0")[0]
+    if block[257:265] != b"ustar  \0" or all(map(_is_number, (block[345:357], block[357:369]))):
+        return b""  # in GNU's headers these are times
+    # What Docker wrote until 17.05, with a Go before 1.8: GNU's mark and still a prefix.
+    # https://go.dev/issue/12594
+    prefix = block[345:500].partition(b"\0")[0]
+    return prefix if prefix.isascii() else b""
+
+
+def _is_number(field: bytes) -> bool:
+    return field[:1] >= b"\x80" or not field.partition(b"\0")[0].strip(b" ").strip(b"01234567")
 
 
 def _padded(size: int) -> int:

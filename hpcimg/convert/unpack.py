@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable
 from typing import IO
 
-from hpcimg.convert.tar import DIRECTORY, FIFO, FILE, LINK, SYMLINK, shown
+from hpcimg.convert.tar import DIRECTORY, FIFO, FILE, LINK, SYMLINK, Member, shown
 from hpcimg.errors import NotAnImage
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -53,18 +53,9 @@ class Directory:
         while self._open:
             os.close(self._open.pop())
 
-    def add(
-        self,
-        kind: int,
-        name: bytes,
-        *,
-        mode: int = 0o755,
-        mtime: int,
-        size: int = 0,
-        target: bytes = b"",
-        content: Iterable[bytes] = (),
-    ) -> None:
-        """Add a member; `content` yields `size` bytes."""
+    def add(self, member: Member, content: Iterable[bytes] = ()) -> None:
+        """Add a member; of a file, `content` yields its `size` bytes."""
+        name, kind = member.name, member.kind
         if len(name) > _MOST_NAME_BYTES or name.count(b"/") > _MOST_DIRECTORIES:
             raise self._refused(name, "it is too long, or in too many directories")
         if kind != DIRECTORY:  # which count where they are made
@@ -72,14 +63,14 @@ class Directory:
         try:
             if kind == DIRECTORY:
                 self._enter(name)
-                self._directories.append((name, mode, mtime))
+                self._directories.append((name, member.mode, member.mtime))
             elif kind == FILE:
-                self._write(name, mode, mtime, content)
-                self.content_bytes += size
+                self._write(member, content)
+                self.content_bytes += member.size
             elif kind == LINK:
-                self._link(name, target)
+                self._link(name, member.target)
             else:
-                self._make(kind, name, mode, mtime, target)
+                self._make(member)
         except OSError as error:
             if error.errno in _LIMITS:
                 raise self._refused(name, os.strerror(error.errno)) from error
@@ -94,8 +85,9 @@ class Directory:
             if mode | _OPEN != mode:
                 self._restore(name, mode)
 
-    def _write(self, name: bytes, mode: int, mtime: int, content: Iterable[bytes]) -> None:
-        directory, last = self._split(name)
+    def _write(self, member: Member, content: Iterable[bytes]) -> None:
+        mode = member.mode
+        directory, last = self._split(member.name)
         file = os.open(last, _NEW, 0o600, dir_fd=directory)
         try:
             at = end = 0
@@ -108,11 +100,11 @@ class Directory:
                 os.ftruncate(file, at)
             # After the content: writing takes setuid bits away.
             os.fchmod(file, mode | _READABLE)
-            os.utime(file, (mtime, mtime))
+            os.utime(file, (member.mtime, member.mtime))
         finally:
             os.close(file)
         if mode | _READABLE != mode:
-            self._restore(name, mode)
+            self._restore(member.name, mode)
 
     def _write_all(self, file: int, piece: bytes, at: int) -> None:
         while piece:
@@ -130,15 +122,16 @@ class Directory:
         finally:
             os.close(there)
 
-    def _make(self, kind: int, name: bytes, mode: int, mtime: int, target: bytes) -> None:
-        directory, last = self._split(name)
-        if kind == SYMLINK:
-            os.symlink(target, last, dir_fd=directory)
+    def _make(self, member: Member) -> None:
+        directory, last = self._split(member.name)
+        if member.kind == SYMLINK:
+            os.symlink(member.target, last, dir_fd=directory)
         else:
-            assert kind == FIFO
+            assert member.kind == FIFO
             os.mkfifo(last, dir_fd=directory)
-            os.chmod(last, mode, dir_fd=directory)
-        os.utime(last, (mtime, mtime), dir_fd=directory, follow_symlinks=False)
+            os.chmod(last, member.mode, dir_fd=directory)
+        times = (member.mtime, member.mtime)
+        os.utime(last, times, dir_fd=directory, follow_symlinks=False)
 
     def _split(self, name: bytes) -> tuple[int, bytes]:
         """Return the directory that a name is in, open and made if need be, and the name there."""

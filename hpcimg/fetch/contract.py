@@ -11,6 +11,9 @@ from typing import NamedTuple, Protocol
 
 from hpcimg.reference import Reference
 
+# The kernel hands so many open files from one process to another at once; Docker makes up to 127.
+LAYERS_MAX = 250
+
 
 class Blob(NamedTuple):
     """One layer of an image, by the hexadecimal sha256 of its bytes."""
@@ -25,17 +28,29 @@ class Offer(NamedTuple):
     `validator` is opaque; the cache hands it back at the next look. `sha256` is
     the hexadecimal digest of the file, where the source knows it beforehand.
 
-    An image in layers, of which one file is to be made, is offered by the sha256
-    of its `manifest`, the text of its OCI image `config`, and its `layers` from
-    the lowest to the highest.
+    An image in layers, of which one file is to be made, is offered by the text of
+    its OCI image `config` and its `layers` from the lowest to the highest, at most
+    LAYERS_MAX. `manifests` are the texts that lead to what is offered, from the one
+    that the reference named: indexes, and at last the manifest of the image; () where
+    the source has none. All texts are those of `text_of`.
     """
 
     validator: str
     size_bytes: int | None = None
     sha256: str = ""
-    manifest: str = ""
     config: str = ""
     layers: tuple[Blob, ...] = ()
+    manifests: tuple[str, ...] = ()
+
+
+def text_of(data: bytes) -> str:
+    """Return bytes as a text that `bytes_of` makes the same bytes of, whatever they are."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+def bytes_of(text: str) -> bytes:
+    """Return the bytes that a text stands for. Raises ValueError where there are none."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 class Unchanged(NamedTuple):
@@ -94,10 +109,10 @@ class Listener(Protocol):
         """
 
     def arrived(self, number: int, fetched: Fetched) -> None:
-        """Take a layer. Nobody writes its file any more.
+        """Take a layer. Nobody writes its file any more, and its descriptor can only read.
 
         Called at the end, also of a fetch that failed, for each layer's file that
-        was handed out.
+        was handed out and is as long as the offer says.
         """
 
     def progress(self, phase: str, done: int, total: int | None) -> None:

@@ -11,11 +11,16 @@ class Place(NamedTuple):
     """A repository that an image can be read from: a mirror's, or that of its own registry.
 
     `name` is `HOST[:PORT]/REPOSITORY`; `insecure` and `credentials` are as in Settings.
+    `mirror` says that it stands for another registry. `authorities` and `client` are
+    as in `hpcimg.http.certsd.Certificates`.
     """
 
     name: str
     insecure: bool = False
     credentials: str = ""
+    mirror: bool = False
+    authorities: str = ""
+    client: str = ""
 
 
 class Settings(NamedTuple):
@@ -30,8 +35,12 @@ class Settings(NamedTuple):
     "" for none. `as_user` says that the fetch runs with the rights of the job's
     user, and that this user's own credentials files may be read. `places` are
     where the image of a registry is looked for, in this order, its own registry
-    last; () stands for that one alone. `networks` and `site_hosts` are what may be
-    connected to besides public addresses: see `hpcimg.http.addresses.Reach`.
+    last, unless mirrors alone may be asked; () stands for that one alone. With
+    `login_needed` a registry is asked only where there is a login for it; with `login_next`
+    another login is tried before this fetch waits for a registry that is too busy for who
+    asks; `wait_s` is how long that one wished to be left alone. `networks` and
+    `site_hosts` are what may be connected to besides public addresses: see
+    `hpcimg.http.addresses.Reach`.
     """
 
     tries: int
@@ -44,6 +53,9 @@ class Settings(NamedTuple):
     credentials: str = ""
     as_user: bool = False
     places: tuple[Place, ...] = ()
+    login_needed: bool = False
+    login_next: bool = False
+    wait_s: float = 0.0
     networks: tuple[str, ...] = ()
     site_hosts: tuple[str, ...] = ()
 

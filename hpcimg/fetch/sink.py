@@ -116,7 +116,7 @@ class Sink:
     def sha256(self) -> str:
         """Return the digest of what was written, in hexadecimal.
 
-        It is the parent's, which has followed: nothing is read a second time.
+        The parent reads it: for a source that tries elsewhere what is not right.
         """
         return self._parent.digest(self._layer)
 

@@ -7,6 +7,8 @@ to another one a moment later, and a redirect to any.
 from __future__ import annotations
 
 import socket
+import ssl
+import threading
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,6 +25,9 @@ from urllib3.exceptions import (
 
 from hpcimg.errors import NotAllowed
 from hpcimg.http.addresses import Reach
+from hpcimg.http.urls import to_the_letter
+
+_written = threading.local()  # the target of each thread's request, to the letter
 
 
 class Adapter(requests.adapters.HTTPAdapter):
@@ -32,25 +37,40 @@ class Adapter(requests.adapters.HTTPAdapter):
     written in a URL can be looked at.
     """
 
-    def __init__(self, reach: Reach, *, connections_kept: int) -> None:
+    def __init__(
+        self, reach: Reach, *, connections_kept: int, context: ssl.SSLContext | None = None
+    ) -> None:
         self.reach = reach
+        self._context = context
         super().__init__(pool_maxsize=connections_kept)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        if self._context:
+            kwargs["ssl_context"] = self._context
         super().init_poolmanager(*args, **kwargs)
         # Proxies have a manager of their own.
         self.poolmanager.pool_classes_by_scheme = _pools(self.reach)
+
+    def proxy_manager_for(self, proxy: Any, **kwargs: Any) -> Any:
+        if self._context:
+            kwargs["ssl_context"] = self._context
+        return super().proxy_manager_for(proxy, **kwargs)
 
     def send(  # type: ignore[override]
         self, request: requests.PreparedRequest, *, proxies: Any = None, **kwargs: Any
     ) -> requests.Response:
         if select_proxy(request.url or "", proxies):
             _check_written(self.reach, request.url or "")
+        _written.target = request.path_url
         return super().send(request, proxies=proxies, **kwargs)
 
 
 class _Checked(HTTPConnection):
     reach: Reach
+
+    def putrequest(self, method: str, url: str, *args: Any, **kwargs: Any) -> None:
+        # urllib3 rewrites what is escaped, and a signature is about what was written.
+        super().putrequest(method, to_the_letter(_written.target, url), *args, **kwargs)
 
     def _new_conn(self) -> socket.socket:
         host = self._dns_host

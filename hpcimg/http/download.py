@@ -15,7 +15,8 @@ from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
 from hpcimg.http import ranges
 from hpcimg.http.retry import attempts
-from hpcimg.http.session import NUMBER, Authorization, check_status, request, shown
+from hpcimg.http.session import NUMBER, Authorization, check_status, request
+from hpcimg.http.urls import shown
 
 _CHUNK = 1 << 18  # a connection that breaks takes what has come of a chunk with it
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
@@ -32,6 +33,7 @@ def download(
     offer: Callable[[requests.Response, int | None], Offer] | None = None,
     check: Callable[[requests.Response], None] = check_status,
     size_bytes: int | None = None,
+    stored_bytes: int | None = None,
 ) -> bool:
     """Bring the body of a URL into the sink, in as many attempts as it takes.
 
@@ -42,6 +44,8 @@ def download(
     `check` raises what a response means that is not the body. With `size_bytes`
     a body of another length is Damaged, and no more than that is written. What
     comes slowly over one connection comes over several, if the server can do that.
+    `stored_bytes` is how long the body is where it is kept: one that comes with a
+    Content-Encoding and another length was packed on the way, and is unpacked.
     Returns True where the server answered 304 to a condition in `headers`.
     """
     same: dict[str, str] = {}
@@ -76,12 +80,19 @@ def download(
                 check(response)
                 total = _begin(response, sink, url, same)
                 same = _same(response)
+                if coded := _is_coded(response, stored_bytes):
+                    total, same = None, {}
                 if offer and not sink.position:
                     sink.offer(offer(response, total))
                 if total is not None:
                     _check_length(total, size_bytes, url)
                 slow = _read_while_fast(
-                    response, sink, total if same else None, size_bytes=size_bytes, url=url
+                    response,
+                    sink,
+                    total if same else None,
+                    size_bytes=size_bytes,
+                    url=url,
+                    decode=coded,
                 )
             if slow and total:
                 ranges.fetch_rest(sink, total, read)
@@ -144,6 +155,7 @@ def _read_while_fast(
     *,
     size_bytes: int | None,
     url: str,
+    decode: bool,
 ) -> bool:
     """Bring a body into the sink; return True where it is better read in another way.
 
@@ -152,7 +164,7 @@ def _read_while_fast(
     """
     begin, began = sink.position, time.monotonic()
     takes_ranges = response.status_code == 206 or response.headers.get("Accept-Ranges") == "bytes"
-    for chunk in response.raw.stream(_CHUNK, decode_content=False):
+    for chunk in response.raw.stream(_CHUNK, decode_content=decode):
         if size_bytes is not None and sink.position + len(chunk) > size_bytes:
             _check_length(sink.position + len(chunk), size_bytes, url)
         sink.write(chunk)
@@ -178,6 +190,18 @@ def _read_all(response: requests.Response, length: int, url: str) -> bytes:
     if len(data) != length:
         raise Unreachable(f"{shown(url)} was cut off", why=f"{len(data)} of {length} bytes came")
     return bytes(data)
+
+
+def _is_coded(response: requests.Response, stored_bytes: int | None) -> bool:
+    """Tell whether a body was packed on the way, and not only said to be.
+
+    Packed as it is sent, it has no length; object stores that say x-gzip of a packed file do.
+    """
+    coding = response.headers.get("Content-Encoding", "").lower()
+    if stored_bytes is None or response.status_code != 200:
+        return False
+    length = response.headers.get("Content-Length", "")
+    return coding == "gzip" and length != str(stored_bytes)
 
 
 def _same(response: requests.Response) -> dict[str, str]:

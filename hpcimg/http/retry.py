@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import random
 import time
 
 from tenacity import (
     RetryCallState,
     Retrying,
-    retry_if_exception_type,
-    retry_if_not_exception_type,
+    retry_if_exception,
     stop_after_attempt,
     stop_before_delay,
     wait_random_exponential,
 )
 
-from hpcimg.errors import Damaged, TransientError
+from hpcimg.errors import HpcimgError, TransientError
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
 
@@ -24,9 +24,8 @@ _backoff = wait_random_exponential(multiplier=1, max=30)
 def attempts(sink: Sink, settings: Settings) -> Retrying:
     """Return an iterator of attempts, each a context manager, as tenacity has it.
 
-    Only a TransientError is tried again, and not Damaged: who has something wrong
-    sends it again. A `Retry-After` is obeyed; where it does not fit into what is
-    left of the deadline, the error stands.
+    Only a TransientError is tried again, and not one that says otherwise. A `Retry-After`
+    is obeyed; where it does not fit into what is left of the deadline, the error stands.
     """
 
     def tell(state: RetryCallState) -> None:
@@ -38,7 +37,7 @@ def attempts(sink: Sink, settings: Settings) -> Retrying:
 
     left = max(0.0, settings.deadline - time.monotonic())
     return Retrying(
-        retry=retry_if_exception_type(TransientError) & retry_if_not_exception_type(Damaged),
+        retry=retry_if_exception(_may_change),
         stop=stop_after_attempt(settings.tries) | stop_before_delay(left),
         wait=_wait,
         before_sleep=tell,
@@ -46,8 +45,19 @@ def attempts(sink: Sink, settings: Settings) -> Retrying:
     )
 
 
+def wait_first(sink: Sink, wait_s: float, why: str) -> None:
+    """Wait as long as a server wished when it was asked before, and a little more."""
+    wait_s += random.uniform(0, 1 + wait_s / 100)
+    sink.retry(why, wait_s)
+    time.sleep(wait_s)
+
+
+def _may_change(error: BaseException) -> bool:
+    return isinstance(error, TransientError) and error.tried_again
+
+
 def _wait(state: RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
-    asked = error.retry_after_s if isinstance(error, TransientError) else None
+    asked = error.retry_after_s if isinstance(error, HpcimgError) else None
     # Jitter on top, so that a thousand nodes told "60" do not all come at 60.
     return _backoff(state) if asked is None else asked + _backoff(state) / 10

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import email.utils
 import http.client
 import http.cookiejar
-import json
 import os
 import re
 import ssl
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 import requests
 import urllib3
 
-from hpcimg import __version__
+from hpcimg import __version__, jsontext
 from hpcimg.errors import (
     BadReference,
     ConfigError,
@@ -31,13 +29,20 @@ from hpcimg.errors import (
 )
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
+from hpcimg.http import certsd
 from hpcimg.http.adapter import Adapter
+from hpcimg.http.certsd import Certificates
+from hpcimg.http.redirects import REDIRECTS_MAX, Session, SessionWithoutRedirects
 from hpcimg.http.retry import attempts
+from hpcimg.http.urls import shown
+from hpcimg.http.waits import retry_after_s
+from hpcimg.units import format_duration
 
 # Digits of ASCII, and not so many that int() refuses them: headers can say anything.
 NUMBER = re.compile(r"[0-9]{1,18}")
 JSON_MAX = 4 << 20  # what the OCI specification allows a manifest
 _CONNECTIONS_KEPT = 16  # above it they are closed after use, with a warning
+_REFUSED = frozenset({401, 403, 404, 429})
 _TRY_AGAIN = frozenset({408, 425, 429})
 
 
@@ -50,22 +55,12 @@ class Authorization(Protocol):
     def challenged(self, response: requests.Response, *, again: bool) -> bool:
         """Get what a 401 asks for, and tell whether to ask once more.
 
+        Called also for 403, 404 and 429, by which servers hide things from the anonymous.
         `again` says that this was once more. Raises Forbidden where there is no way.
         """
 
 
-class _Session(requests.Session):
-    def should_strip_auth(self, old_url: str, new_url: str) -> bool:
-        # requests itself would send it on from http to https.
-        return origin(old_url) != origin(new_url)
-
-
-class _NoRedirects(_Session):
-    def get_redirect_target(self, resp: requests.Response) -> None:
-        return None
-
-
-def open_session(settings: Settings, *, redirects: bool = True) -> requests.Session:
+def open_session(settings: Settings, *, redirects: bool = True) -> Session:
     """Return a session with hpcimg's manners: few redirects, bytes as they are stored.
 
     It trusts whom the node trusts, a site's own authority among them, rather
@@ -74,12 +69,11 @@ def open_session(settings: Settings, *, redirects: bool = True) -> requests.Sess
     With `redirects` false a redirect is an answer like any other. It connects to
     the addresses that the settings allow, or raises NotAllowed.
     """
-    session = _Session() if redirects else _NoRedirects()
+    session = Session() if redirects else SessionWithoutRedirects()
     known = ssl.get_default_verify_paths()
     # OpenSSL looks into both, requests into one: what was set goes before what is its default.
     directory_set = "SSL_CERT_DIR" in os.environ and "SSL_CERT_FILE" not in os.environ
     session.verify = (directory_set and known.capath) or known.cafile or known.capath or True
-    session.max_redirects = 5
     session.headers["User-Agent"] = f"hpcimg/{__version__}"
     session.headers["Accept-Encoding"] = "identity"
     session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
@@ -89,24 +83,29 @@ def open_session(settings: Settings, *, redirects: bool = True) -> requests.Sess
     return session
 
 
+def with_certificates(
+    session: Session, settings: Settings, certificates: Certificates, url: str
+) -> Session:
+    """Return a session for one server, at `url`, that has certificates of its own.
+
+    Its authorities are trusted for where it sends to as well, such as a token server of the
+    site's; who asks is said to that server alone. It is closed with `session`. Raises ConfigError.
+    """
+    own = open_session(settings)
+    session.others.append(own)
+    shown_to_all = certificates._replace(client="")
+    for prefix, given in (("https://", shown_to_all), (f"{url}/", certificates)):
+        context = certsd.context(given, url.partition("//")[2])
+        reach = settings.reach()
+        own.mount(prefix, Adapter(reach, connections_kept=_CONNECTIONS_KEPT, context=context))
+    return own
+
+
 def trust(session: requests.Session, url: str) -> None:
     """Let the session connect to the host of an address that comes from the site."""
     adapter = session.get_adapter("https://")
     assert isinstance(adapter, Adapter)
     adapter.reach.trust(url)
-
-
-def origin(url: str) -> tuple[str, str, int | None]:
-    """Return scheme, host and port: who may be told what was told this server.
-
-    What is no address is the origin of nothing, ("", "", None).
-    """
-    try:
-        parts = urlsplit(url)
-        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-        return parts.scheme, parts.hostname or "", port
-    except ValueError:
-        return "", "", None
 
 
 @contextmanager
@@ -122,14 +121,14 @@ def request(
     """GET a URL, its body not yet read. Raises Unreachable and kin for what the network does.
 
     With `post`, POST that, and follow no redirect. The status is the caller's to
-    judge, with `check_status`; a 401 was answered once where there is an `authorization`.
+    judge, with `check_status`; where there is an `authorization`, a refusal was answered once.
     """
     with _explained(shown(url)):
         for again in (False, True):
             asked = {**(headers or {}), **(authorization.headers(url) if authorization else {})}
             with _send(session, url, settings, headers=asked, post=post) as response:
-                unknown = authorization is not None and response.status_code == 401
-                if unknown and authorization and authorization.challenged(response, again=again):
+                refused = response.status_code in _REFUSED
+                if refused and authorization and authorization.challenged(response, again=again):
                     continue
                 yield response
                 return
@@ -145,13 +144,21 @@ def _explained(where: str) -> Iterator[None]:
         cause = _innermost(error)
         if isinstance(cause, ssl.SSLEOFError):  # as of a server that is just being restarted
             raise Unreachable(f"{where} could not be read", why=_reason(error)) from error
-        do = "Its certificate must be one that this node's CA bundle knows."
-        if not isinstance(cause, ssl.SSLCertVerificationError):
+        do = (
+            "Its certificate must be one that this node's CA bundle knows; of a registry, one"
+            f" from an authority in {certsd.DIRECTORIES[0]}/HOST/*.crt will do."
+        )
+        if "ALERT" in str(cause) and "CERTIFICATE" in str(cause):
+            do = (
+                "It wants a certificate from who asks: administrators put NAME.cert and NAME.key"
+                f" into {certsd.DIRECTORIES[0]}/HOST/."
+            )
+        elif not isinstance(cause, ssl.SSLCertVerificationError):
             do = "Check the address: what answers there does not speak TLS as this node does."
         raise Forbidden(f"{where} cannot be trusted", why=_reason(error), do=do) from error
     except requests.exceptions.TooManyRedirects as error:
         raise NotFound(
-            f"{where} leads nowhere", why="its redirects go round in a circle"
+            f"{where} leads nowhere", why=f"it redirects more than {REDIRECTS_MAX} times"
         ) from error
     except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
         raise Unreachable(f"{where} could not be read", why=_reason(error)) from error
@@ -183,11 +190,11 @@ def _send(
             stream=True,
             timeout=(settings.connect_timeout_s, settings.stall_timeout_s),
         )
-    except ValueError as error:  # what requests raises for an address, a redirect's as well
+    except ValueError as error:  # what requests raises for an address
         raise BadReference(
             f"{shown(url)} leads to no address",
             # The text of the error has the address with its query in it.
-            why=f"it, or where it redirects to, is no http address ({type(error).__name__})",
+            why=f"it is no http address ({type(error).__name__})",
             do="Check the address.",
         ) from None
 
@@ -207,8 +214,11 @@ def check_status(response: requests.Response, where: str = "") -> None:
     if status in (404, 410):
         raise NotFound(f"there is nothing at {where}", why=why)
     if status in _TRY_AGAIN or status >= 500:
+        wait_s = retry_after_s(response.headers.get("Retry-After", ""), now=time.time())
+        if wait_s:
+            why += f" and is to be asked again in {format_duration(wait_s)}"
         error = Unreachable(f"{where} cannot be served now", why=why)
-        error.retry_after_s = _retry_after(response.headers.get("Retry-After", ""))
+        error.retry_after_s = wait_s
         raise error
     raise UserError(f"{where} could not be read", why=why)
 
@@ -244,34 +254,27 @@ def read_small(response: requests.Response, *, decode: bool) -> bytes:
     return bytes(body)
 
 
+def unpacked(body: bytes) -> bytes:
+    """Undo the Content-Encoding of a small body; what is not packed at all is returned as it is.
+
+    There are servers that pack unasked, and such that only say so.
+    """
+    try:
+        return zlib.decompressobj(wbits=32 + zlib.MAX_WBITS).decompress(body, JSON_MAX + 1)
+    except zlib.error:
+        return body
+
+
 def parse_json(body: bytes, what: str) -> dict[str, Any]:
     """Read a JSON object that a server sent. Raises NotAnImage."""
     try:
-        content = json.loads(body) if len(body) <= JSON_MAX else None
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise NotAnImage(f"{what} cannot be looked up", why="the server's answer is no JSON object")
-    return content
-
-
-def _retry_after(text: str) -> float | None:
-    if NUMBER.fullmatch(text):
-        return float(text)
-    try:
-        when = email.utils.parsedate_to_datetime(text).timestamp()
-    except (ValueError, OverflowError):
-        return None
-    return max(0.0, when - time.time())
-
-
-def shown(url: str) -> str:
-    """Return an address as errors show it: without its query, which may hold a signature."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return url.partition("?")[0]
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        if len(body) <= JSON_MAX:
+            return jsontext.read_object(body)
+        why = "it is too large"
+    except ValueError as error:
+        why = str(error)
+    why = f"the server's answer {why.removeprefix('it ')}"
+    raise NotAnImage(f"{what} cannot be looked up", why=why)
 
 
 def _innermost(error: BaseException) -> BaseException:

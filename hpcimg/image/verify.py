@@ -10,13 +10,14 @@ import signal
 import subprocess
 from typing import NamedTuple
 
-from hpcimg import programs
+from hpcimg import plainfile, programs
 from hpcimg.convert import RUNTIMES
 from hpcimg.errors import HpcimgError, MissingTool, NodeError, NotAllowed
 from hpcimg.image import formats
 
 _SIGNATURE = 0x4005
 _GROUP = 0x0FFFFFFF  # what is no flag in a descriptor's group
+_KEYRING_MAX = 64 << 20
 _PACKET = 0x80  # is set in the first byte of all that OpenPGP has: RFC 9580, section 4.2
 
 
@@ -101,9 +102,8 @@ def _find_runtime() -> str:
 def _read_keyring(path: str) -> bytes:
     """Return the site's keyring. Raises NodeError where it cannot be read, or is none."""
     try:
-        with open(path, "rb") as file:
-            content = file.read()
-    except OSError as error:
+        content = plainfile.read(path, most=_KEYRING_MAX)
+    except (OSError, ValueError) as error:
         raise NodeError(
             "[policy] keyring cannot be read",
             why=str(error),

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from hpcimg import dockerhub
+from hpcimg import dockerhub, schemes
 from hpcimg.config.keys import Config
 from hpcimg.config.registriesconf import Rule
 
-_SCHEMES = ("https", "http", "docker", "oras", "library", "shub")  # whose addresses have a host
 _PATTERN = frozenset("*?[")
 
 
@@ -34,4 +33,5 @@ def _host(url: str) -> str:
     scheme, mark, rest = url.partition("://")
     host, slash, _ = rest.partition("/")
     # A pattern could go on after the host.
-    return host if scheme in _SCHEMES and mark and slash and not _PATTERN & set(host) else ""
+    has_host = scheme in schemes.SCHEMES and schemes.of(scheme).begins in ("host", "service")
+    return host if has_host and mark and slash and not _PATTERN & set(host) else ""

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from hpcimg import dockerhub
 from hpcimg.config.keys import Registry
-from hpcimg.config.registriesconf import Match, Rule, find
-from hpcimg.errors import NotAllowed
+from hpcimg.config.registriesconf import Match, Rule, find, is_location
+from hpcimg.errors import ConfigError, NotAllowed
 
 
 class Location(NamedTuple):
@@ -21,6 +21,7 @@ class Location(NamedTuple):
     insecure: bool
     auth_file: str
     shared: bool
+    mirror: bool = False
 
 
 def locate(
@@ -28,28 +29,50 @@ def locate(
 ) -> tuple[Location, ...]:
     """Return where to look for `HOST/REPOSITORY[:TAG][@DIGEST]`, in order; at last, its own place.
 
-    Raises NotAllowed for what is blocked.
+    That is left out where it is blocked and there are mirrors. Raises NotAllowed for what is
+    blocked, ConfigError for what a table is about that cannot be followed.
     """
     rest = _canonical(rest)
     host = rest.partition("/")[0]
     match = find(rules, rest)
-    if match and match.rule.blocked:
-        raise NotAllowed(
-            f"{rest} is not allowed at this site", why=f"{match.rule.prefix} is blocked"
+    if match and match.rule.wrong:
+        raise ConfigError(
+            f"{rest} cannot be looked for",
+            why=match.rule.wrong,
+            do="Tell the administrators. See containers-registries.conf(5).",
         )
     name = _without_version(rest)
+    version = rest[len(name) :]
     places = [
-        _location(registries, f"{mirror}{name[len(host) :]}")
+        _location(registries, f"{mirror}{name[len(host) :]}", mirror=True)
         for mirror in registries.get(host, Registry()).mirrors or ()
     ]
-    insecure = False
+    insecure, blocked_by = False, ""
     if match:
         insecure = match.rule.insecure
+        blocked_by = match.rule.prefix if match.rule.blocked else ""
         if registries.get(host, Registry()).mirrors is None:
             places += _mirrors(registries, match, name, by_digest="@" in rest)
         if match.rule.location:
-            name = _moved(name, match.part, match.rule.location)
-    return (*places, _location(registries, name, insecure=insecure))
+            name = _moved(name, match, match.rule.location)
+            if not is_location(name):
+                why = f"the table of {match.rule.prefix} leads to {name}, which is no repository"
+                raise ConfigError(f"{rest} cannot be looked for", why=why)
+    # Each place has to be allowed by what is said about it, not about the image alone: with
+    # `blocked` and mirrors, the mirrors are asked and the registry never is.
+    places = [place for place in places if not _blocked(rules, f"{place.name}{version}")]
+    blocked_by = blocked_by or _blocked(rules, f"{name}{version}")
+    if not blocked_by:
+        return (*places, _location(registries, name, insecure=insecure))
+    if not places:
+        raise NotAllowed(f"{rest} is not allowed at this site", why=f"{blocked_by} is blocked")
+    return tuple(places)
+
+
+def _blocked(rules: tuple[Rule, ...], name: str) -> str:
+    """Return the prefix by which a place is blocked, "" where it is not."""
+    match = find(rules, _canonical(name))
+    return match.rule.prefix if match and (match.rule.blocked or match.rule.wrong) else ""
 
 
 def _mirrors(
@@ -57,25 +80,37 @@ def _mirrors(
 ) -> list[Location]:
     unfit = "tag-only" if by_digest else "digest-only"
     return [
-        _location(registries, _moved(name, match.part, mirror.location), insecure=mirror.insecure)
+        _location(
+            registries,
+            _moved(name, match, mirror.location),
+            insecure=mirror.insecure,
+            mirror=True,
+        )
         for mirror in match.rule.mirrors
-        if mirror.pull != unfit
+        if mirror.pull != unfit and is_location(_moved(name, match, mirror.location))
     ]
 
 
-def _location(registries: Mapping[str, Registry], name: str, *, insecure: bool = False) -> Location:
+def _location(
+    registries: Mapping[str, Registry], name: str, *, insecure: bool = False, mirror: bool = False
+) -> Location:
     said = registries.get(dockerhub.canonical(name.partition("/")[0]), Registry())
     return Location(
         name,
         insecure if said.insecure is None else said.insecure,
         said.auth_file,
         said.shared,
+        mirror,
     )
 
 
-def _moved(name: str, part: str, location: str) -> str:
+def _moved(name: str, match: Match, location: str) -> str:
+    """Return a name with a location in the place of what matched; it may be none any more."""
     # The part may have had a tag, of which the name has nothing.
-    return location + name[len(_without_version(part)) :]
+    rest = name[len(_without_version(match.part)) :]
+    if match.rule.prefix.startswith("*") and rest.startswith(":") and {"/", ":"} & set(location):
+        return location + rest[len(rest.partition("/")[0]) :]  # it takes no port behind it
+    return location + rest
 
 
 def _canonical(rest: str) -> str:

@@ -2,20 +2,59 @@
 
 from __future__ import annotations
 
-from hpcimg import reference
+from collections.abc import Iterator
+
+from hpcimg import dockerhub, reference, spelling
 from hpcimg.config.keys import Config
-from hpcimg.errors import ConfigError, NotAllowed
+from hpcimg.errors import NotAllowed
 from hpcimg.reference import Reference
+from hpcimg.schemes import SCHEMES, of
+
+_WILD = frozenset("*?[")
 
 
 def parse(config: Config, text: str) -> Reference:
     """Read a reference as this site allows it. Raises BadReference, NotAllowed."""
-    for name in config.statics:
-        if name in reference.SCHEMES:
-            raise ConfigError(f"[static {name}] cannot be a scheme", why="it is one already")
     wanted = reference.parse(text, config.aliases, config.statics)
-    if reference.matches_any(wanted.address, config.deny) or not reference.matches_any(
-        wanted.address, config.allow
-    ):
+    if not _allowed(config, wanted):
         raise NotAllowed(f"{wanted.uri} is not allowed at this site")
     return wanted
+
+
+def _allowed(config: Config, wanted: Reference) -> bool:
+    """Tell whether a reference is allowed, whatever a server makes of its address."""
+    readings = wanted.readings()
+    allow, deny = (
+        [_spelled(each) for each in patterns] for patterns in (config.allow, config.deny)
+    )
+    if not all(reference.matches_any(read, allow) for read in readings):
+        return False
+    readings += [other.address for other in _others(config, wanted)]
+    return not any(reference.matches_any(read, deny) for read in readings)
+
+
+def _spelled(pattern: str) -> str:
+    """Return a pattern with its host as references have it, where it has one and no wildcard."""
+    scheme, mark, rest = pattern.partition("://")
+    host, slash, path = rest.partition("/")
+    if mark and of(scheme).begins == "host" and not _WILD & set(host):
+        try:
+            host = spelling.host(host, port=80 if scheme == "http" else 443)
+        except ValueError:
+            return pattern
+        host = dockerhub.canonical(host) if of(scheme).in_registry else host
+    return f"{scheme}{mark}{host}{slash}{path}"
+
+
+def _others(config: Config, wanted: Reference) -> Iterator[Reference]:
+    """Yield other references to the same image, which `deny` may be about."""
+    if of(wanted.scheme).in_registry:  # docker:// and oras:// are two words for one thing
+        for name, row in SCHEMES.items():
+            if row.in_registry:
+                yield wanted._replace(scheme=name)
+    url = config.service_url(wanted.scheme)
+    if url:  # with the site's own service named, and without
+        host = url.partition("://")[2].partition("/")[0]
+        beside = wanted.rest.removeprefix(f"{host}/")
+        yield wanted._replace(rest=beside)
+        yield wanted._replace(rest=f"{host}/{beside}")

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-from hpcimg import sources
+from hpcimg import plainfile, schemes
 from hpcimg.config import registriesconf
 from hpcimg.config.keys import Config
 from hpcimg.config.registriesconf import Rule
 from hpcimg.errors import ConfigError
 from hpcimg.fetch.settings import Place
+from hpcimg.http import certsd
+from hpcimg.http.certsd import Certificates
 from hpcimg.reference import Reference
 from hpcimg.site import mirrors
 from hpcimg.site.hosts import site_hosts
 from hpcimg.site.mirrors import Location
 
+log = logging.getLogger(__name__)
 AMAZON_S3 = "https://s3.amazonaws.com"
 
 
@@ -49,31 +53,39 @@ class Service(NamedTuple):
 
         Raises ConfigError where they cannot be read.
         """
-        return tuple(
-            Place(
-                at.name,
-                at.insecure,
-                self._credentials(at)
-                if credentials == "all" or (at.shared and credentials == "shared")
-                else "",
-            )
-            for at in self.locations
+        return tuple(self._place(at, credentials) for at in self.locations)
+
+    def _place(self, at: Location, credentials: Credentials) -> Place:
+        given = credentials == "all" or (at.shared and credentials == "shared")
+        host, repository, _ = at.name.partition("/")
+        in_tls = repository and not at.insecure
+        certificates = certsd.read(host) if in_tls else Certificates()
+        return Place(
+            at.name,
+            at.insecure,
+            self._credentials(at) if given else "",
+            at.mirror,
+            certificates.authorities,
+            # A process of the user's reads a key by itself, if that may be read.
+            "" if credentials == "none" else certificates.client,
         )
 
     def _credentials(self, at: Location) -> str:
         if not at.auth_file:
             return self.auth_text
         try:
-            with open(at.auth_file, encoding="utf-8") as file:
-                return file.read()
-        except (OSError, UnicodeDecodeError) as error:
+            return plainfile.read_text(at.auth_file)
+        except (OSError, ValueError) as error:
             raise ConfigError(f"{at.auth_file} cannot be read", why=str(error)) from None
 
 
 def find(config: Config, wanted: Reference, environment: Mapping[str, str] = os.environ) -> Service:
     """Return the service that a reference leads to. Raises ConfigError, NotAllowed."""
-    in_registry = wanted.scheme in sources.IN_REGISTRIES
+    in_registry = schemes.of(wanted.scheme).in_registry
     rules = registriesconf.read(config.registries_conf) if in_registry else ()
+    for rule in rules:
+        if rule.wrong:
+            log.warning("%s; this table is not followed", rule.wrong)
     service = _find(config, wanted, rules, environment)
     return service._replace(site_hosts=site_hosts(config, rules, service.url))
 
@@ -81,7 +93,7 @@ def find(config: Config, wanted: Reference, environment: Mapping[str, str] = os.
 def _find(
     config: Config, wanted: Reference, rules: tuple[Rule, ...], environment: Mapping[str, str]
 ) -> Service:
-    if wanted.scheme in sources.IN_REGISTRIES:
+    if schemes.of(wanted.scheme).in_registry:
         return Service(mirrors.locate(config.registries, rules, wanted.rest))
     if wanted.scheme == "s3":
         return _s3(config, environment)
@@ -92,8 +104,7 @@ def _find(
     at = Location(wanted.host, bool(said.insecure), said.auth_file, said.shared)
     if wanted.scheme in config.statics:
         return Service((at,), url=config.statics[wanted.scheme].url)
-    urls = {"library": config.library_url, "shub": config.shub_url}
-    return Service((at,), url=urls.get(wanted.scheme, ""))
+    return Service((at,), url=config.service_url(wanted.scheme))
 
 
 def _s3(config: Config, environment: Mapping[str, str]) -> Service:

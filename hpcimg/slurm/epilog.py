@@ -14,10 +14,22 @@ from hpcimg.cache import evict, history, lease
 from hpcimg.config import load as config
 from hpcimg.errors import HpcimgError
 from hpcimg.slurm import jobfiles
-from hpcimg.units import format_size
+from hpcimg.units import format_duration, format_size
 
 log = logging.getLogger(__name__)
-_TIME_S = 20.0  # the node is kept from its next job for so long at most
+_TIME_S = 20.0  # the node is kept from its next job for so long, for eviction
+_LIMIT_S = 60.0  # for all together, where a disk is slow
+
+
+def limit_s() -> float:
+    """Return for how long `main` may take at the most."""
+    return _LIMIT_S
+
+
+def too_late(limit_s: float) -> None:
+    """Say that `main` did not end in time; the next Epilog goes on where it was."""
+    logs.set_up("syslog", name="epilog", job=os.environ.get("SLURM_JOB_ID", ""))
+    log.critical("not done in %s: a disk of this node may hang", format_duration(limit_s))
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable
 
+from hpcimg import plainfile
 from hpcimg.cache import lease
 from hpcimg.cache.paths import Layout
 from hpcimg.config.keys import Config
@@ -18,7 +19,6 @@ from hpcimg.slurm.conf import Settings
 from hpcimg.units import format_duration
 
 HOOKS = ("Prolog", "TaskProlog", "Epilog")
-_WRAPPER_MAX = 1 << 16
 _MESSAGE_TIMEOUT_S = 100.0  # above it, Slurm itself warns
 _ENROOT = "/etc/enroot"
 # Releases that start TaskProlog where no mount of the container is (pyxis issue 163).
@@ -48,9 +48,8 @@ def _hook(name: str, patterns: list[str]) -> Finding:
 def _calls(path: str, wanted: str) -> bool:
     """Tell whether a site's own script names the hook."""
     try:
-        with open(path, "rb") as file:
-            return wanted.encode() in file.read(_WRAPPER_MAX)
-    except OSError:
+        return wanted.encode() in plainfile.read(path)
+    except (OSError, ValueError):
         return False
 
 

@@ -10,6 +10,7 @@ from hpcimg.cache.paths import Layout
 from hpcimg.plainjson import dumps
 
 STAGING, READY, FAILED = "staging", "ready", "failed"  # the states of a job's record
+_TEXT_MAX = 4096  # characters; a comment may be longer than all that can be in it
 
 
 class Image:
@@ -113,7 +114,9 @@ def _common(images: list[Image], started: float) -> dict[str, object]:
     fields = ("name", "text", "uri", "key", "path", "source")
     return {
         "started": round(started, 3),
-        "images": [{field: getattr(image, field) for field in fields} for image in images],
+        "images": [
+            {field: getattr(image, field)[:_TEXT_MAX] for field in fields} for image in images
+        ],
     }
 
 
@@ -129,6 +132,7 @@ def _write_record(layout: Layout, job: str, uid: int, record: dict[str, object])
 
 
 def _write_file(layout: Layout, job: str, uid: int, name: str, text: str) -> None:
-    # Only the job's user and root read them: references can be private.
-    owner = uid if os.geteuid() == 0 else None
-    atomic.write_file(f"{layout.job(job)}/{name}", f"{text}\n", mode=0o400, owner=owner)
+    # Only the job's user and root read them: references can be private. They stay root's, on a
+    # tmpfs that all share and nobody else is to fill.
+    reader = uid if os.geteuid() == 0 else None
+    atomic.write_file(f"{layout.job(job)}/{name}", f"{text}\n", mode=0o400, reader=reader)

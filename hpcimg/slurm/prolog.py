@@ -18,16 +18,48 @@ from hpcimg.cache.paths import Layout
 from hpcimg.config import files as conffiles
 from hpcimg.config import load as config
 from hpcimg.config.keys import Config
-from hpcimg.errors import BadReference, Bug, ConfigError, HpcimgError, NodeError, from_os_error
+from hpcimg.errors import (
+    BadReference,
+    Bug,
+    CacheUnusable,
+    DeadlinePassed,
+    HpcimgError,
+    from_os_error,
+)
 from hpcimg.fetch.contract import Request
+from hpcimg.reference import told
 from hpcimg.site import policy
 from hpcimg.slurm import comment, jobfiles, query, requeue
-from hpcimg.units import format_size
+from hpcimg.units import format_duration, format_size
 
 log = logging.getLogger(__name__)
 _TELL_EVERY_S = 10.0
+# After the deadline: to end a worker, to ask Slurm for a requeue. With the default deadline it ends
+# before Slurm's recommended timers do.
+_AFTER_S = 50.0
 # The one exit code with which the hook ends with 1; none that Python or a shell has of its own.
 DRAIN = 43
+
+
+def limit_s() -> float:
+    """Return for how long `main` may take at the most: the deadline, and what follows it."""
+    try:
+        return config.load().deadline_s + _AFTER_S
+    except HpcimgError:
+        return _AFTER_S
+
+
+def too_late(limit_s: float) -> None:
+    """Tell the job that `main` did not end in time. Touches nothing but the state directory."""
+    job, uid = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_JOB_UID", "")
+    logs.set_up("syslog", name="prolog", job=job)
+    error = DeadlinePassed(
+        "the images of this job were not ready in time",
+        why=f"hpcimg did not end in {format_duration(limit_s)}: a disk of this node may hang",
+        do="Tell the administrators: this node needs attention.",
+    )
+    log.critical("%s", error)
+    _fail(job, int(uid), [], error, str(error), time.time() - limit_s)
 
 
 def main() -> int:
@@ -60,15 +92,14 @@ def _stage_all(
     conf: Config, job: str, uid: int, images: list[jobfiles.Image], started: float
 ) -> None:
     deadline = time.monotonic() + conf.deadline_s
-    written = os.environ.get("SLURM_JOB_COMMENT", "")
-    if not written and conf.comment_from == "query":
-        written = query.open_slurm().comment(job)
-    wanted = comment.wanted(written)
-    if not wanted:
+    wanted = comment.read(*(os.environ.get(name, "") for name in comment.VARIABLES))
+    images += [jobfiles.Image(name, text) for name, text in wanted.images[: comment.MAX_IMAGES]]
+    if wanted.problem:
+        raise BadReference(wanted.problem)
+    if wanted.missed[0]:
+        raise _missed(conf, *wanted.missed)
+    if not images:
         return
-    images += [jobfiles.Image(name, text) for name, text in wanted[: comment.MAX_IMAGES]]
-    if problem := comment.problem(wanted):
-        raise BadReference(problem)
     references = []
     for image in images:  # all are looked at before the first is fetched
         references.append(policy.parse(conf, image.text))
@@ -80,7 +111,7 @@ def _stage_all(
     for image, reference in zip(images, references, strict=True):
         began = time.time()
         request = Request(reference, deadline, job, progress=_LoggedProgress(image.uri))
-        staged = stage.stage(conf, cache, request, text=image.text, uid=uid)
+        staged = stage.stage(conf, cache, request, text=image.text, uid=uid, gid=_group())
         image.key, image.path, image.source = staged.entry.key, staged.path, staged.how
         told = journal.fields(
             journal.STAGED, uri=image.uri, key=image.key, result=image.source,
@@ -88,6 +119,23 @@ def _stage_all(
         )  # fmt: skip
         log.info("%s is at %s (%s)", image.uri, image.path, image.source, extra=told)
     jobfiles.write_ready(cache.layout, job, uid, images, started=started)
+
+
+def _missed(conf: Config, written: str, right: str) -> HpcimgError:
+    """Return why a word that is meant for us asks for no image."""
+    try:
+        policy.parse(conf, comment.split_name(right)[1])
+    except HpcimgError as error:
+        return error
+    return BadReference(
+        f"{told(written)!r} asks for no image", why=f"did you mean {comment.MARK}{told(right)}"
+    )
+
+
+def _group() -> int | None:
+    """Return the job's group as slurmd has it from slurmctld, for a user unknown to the node."""
+    gid = os.environ.get("SLURM_JOB_GID", "")
+    return int(gid) if gid.isdecimal() else None
 
 
 class _LoggedProgress:
@@ -153,16 +201,16 @@ def _requeued(conf: Config | None, job: str, error: HpcimgError) -> str:
 def _at_fault(conf: Config, error: HpcimgError) -> bool:
     """Tell whether the node is to be drained for this error.
 
-    Not for a word in a file that all nodes share. And not on the word of the
-    error alone, which may come of a process that read what a user named: the
-    directories have to be found faulty.
+    Not for a word in a file that all nodes share, nor for a package or program that
+    only some references need. And not on the word of the error alone, which may come
+    of a process that read what a user named: the directories have to be found faulty.
+    A full disk is no fault, which any user can bring about.
     """
     if conf.on_node_fault != "drain":
         return False
-    if not isinstance(error, NodeError) or isinstance(error, ConfigError):
+    if not isinstance(error, CacheUnusable):
         return False
-    found = health.directories(Layout(conf.cache_path, conf.state_path))
-    return any(finding.result == health.PROBLEM for finding in found)
+    return health.faulty(Layout(conf.cache_path, conf.state_path))
 
 
 def _fail(

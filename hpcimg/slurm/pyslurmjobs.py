@@ -12,7 +12,7 @@ import sys
 
 
 def main() -> int:
-    """Print [state, comment] of the job in the last argument, null for one that is unknown."""
+    """Print the state of the job in the last argument as JSON, null for one that is unknown."""
     import pyslurm
 
     try:
@@ -22,5 +22,5 @@ def main() -> int:
             raise
         print("null")
         return 0
-    print(json.dumps([str(found.state), found.comment or ""]))
+    print(json.dumps(str(found.state)))
     return 0

@@ -12,7 +12,7 @@ import logging
 import os
 import subprocess
 import sys
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from hpcimg.errors import HpcimgError, MissingTool, Unreachable
 
@@ -32,13 +32,10 @@ _ENDED = frozenset(
 
 
 class Slurm(Protocol):
-    """What hpcimg asks Slurm. Both raise Unreachable where Slurm does not answer."""
+    """What hpcimg asks Slurm. It raises Unreachable where Slurm does not answer."""
 
     def alive(self, job: str) -> bool:
         """Tell whether the job still has, or may get, an allocation."""
-
-    def comment(self, job: str) -> str:
-        """Return the job's comment, "" where it has none."""
 
 
 def open_slurm() -> Slurm:
@@ -81,10 +78,6 @@ class Commands:
     def alive(self, job: str) -> bool:
         return any(state not in _ENDED for state in self._ask(job, "%T").split())
 
-    def comment(self, job: str) -> str:
-        comment = self._ask(job, "%k").strip()
-        return "" if comment == "(null)" else comment
-
     def _ask(self, job: str, field: str) -> str:
         """Return one field of the job, "" where Slurm knows no such job."""
         done = run(["squeue", "--noheader", "--states=all", f"--jobs={job}", f"--format={field}"])
@@ -105,30 +98,19 @@ class PySlurm:
         self._answers = True
 
     def alive(self, job: str) -> bool:
-        found = self._load(job)
-        return self._otherwise.alive(job) if found is None else found.state not in ("", *_ENDED)
+        found = self._ask(job)
+        return self._otherwise.alive(job) if found is None else found not in ("", *_ENDED)
 
-    def comment(self, job: str) -> str:
-        found = self._load(job)
-        return self._otherwise.comment(job) if found is None else found.comment
-
-    def _load(self, job: str) -> _Job | None:
-        """Return what it says, None where it does not answer."""
+    def _ask(self, job: str) -> str | None:
+        """Return the state that it tells, "" for a job that is unknown, None without an answer."""
         if not self._answers:
             return None
         try:
             argv = [sys.executable, "-I", "-c", _ASK, json.dumps(sys.path), job]
             done = run(argv, timeout_s=_PYSLURM_S)
             said = json.loads(done.stdout)
-            return _Job("", "") if said is None else _Job(*map(str, said))
+            return "" if said is None else str(said)
         except (HpcimgError, ValueError, TypeError):
             log.info("pyslurm does not answer: Slurm's commands are asked")
             self._answers = False
             return None
-
-
-class _Job(NamedTuple):
-    """A job's state and comment, "" for one that Slurm does not know."""
-
-    state: str
-    comment: str

@@ -1,8 +1,8 @@
 """The short way through Prolog and Epilog, before anything heavy is loaded.
 
 A job without an image, and one whose images are all warm, are done here. All
-else is left to `hpcimg.slurm.prolog` and `hpcimg.slurm.epilog`, in a process of
-their own. A test names the modules that may be loaded here.
+else is left to `hpcimg.slurm.prolog` and `hpcimg.slurm.epilog`, by way of
+`hpcimg.slurm.watch`. A test names the modules that may be loaded here.
 """
 
 import os
@@ -26,15 +26,13 @@ def main(hook: str) -> int:
 
 def prolog(environ: dict[str, str]) -> int:
     """Return 0 when the job can start, LONG_WAY when there is work to do."""
-    written = environ.get("SLURM_JOB_COMMENT", "")
-    wanted = comment.wanted(written)
-    if not wanted and written:
+    wanted = comment.read(*(environ.get(name, "") for name in comment.VARIABLES))
+    if wanted.problem or wanted.missed[0]:
+        return LONG_WAY
+    if not wanted.images:
         return 0
-    files = conffiles.read_files(conffiles.main_file())
-    if not wanted:
-        return LONG_WAY if conffiles.raw_value(files, "slurm", "comment") == "query" else 0
     job, uid = environ["SLURM_JOB_ID"], int(environ["SLURM_JOB_UID"])
-    if not job.isdigit() or comment.problem(wanted):
+    if not job.isdigit():
         return LONG_WAY
 
     # Most jobs never come this far.
@@ -45,12 +43,13 @@ def prolog(environ: dict[str, str]) -> int:
     from hpcimg.slurm import jobfiles
 
     started = time.time()
+    files = conffiles.read_files(conffiles.main_file())
     layout = Layout(*conffiles.directories(files))
     fingerprint = conffiles.fingerprint(files)
     jobfiles.prepare(layout, job)
     images = []
     sizes = {}
-    for name, text in wanted:
+    for name, text in wanted.images:
         hit = hot.lookup(layout, text, job=job, uid=uid, fingerprint=fingerprint)
         if hit is None:
             return LONG_WAY

@@ -73,7 +73,7 @@ def signed(url: str, headers: dict[str, str], keys: Keys, region: str) -> dict[s
         raise MissingTool(
             "S3 with credentials needs the Python package botocore",
             why="it is not installed with hpcimg on this node",
-            do="Install hpcimg with it: make install EXTRAS=s3.",
+            do="Install hpcimg with it: make deb, rpm or install with EXTRAS=s3.",
         )
     request = AWSRequest("GET", url, headers)
     credentials = Credentials(keys.access, keys.secret, keys.token or None)

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 
+from hpcimg import look
 from hpcimg.errors import Damaged, Forbidden, HpcimgError, NotAnImage, NotFound, Unreachable
 from hpcimg.fetch.contract import Offer
 from hpcimg.fetch.settings import Settings
@@ -20,15 +21,14 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
     path = reference.rest
     descriptor = open_file(path)
     try:
-        before = look(descriptor)
-        if before == validator:
+        seen = os.fstat(descriptor)
+        if look.of(seen) == validator:
             return True
-        sink.offer(Offer(before, os.fstat(descriptor).st_size))
+        sink.offer(Offer(look.of(seen), seen.st_size))
         while data := _read(descriptor, path):
             sink.write(data)
         sink.tell()
-        if look(descriptor) != before:
-            raise Damaged(f"{path} changed while it was copied")
+        check_unwritten(descriptor, seen, path)
     finally:
         os.close(descriptor)
     return False
@@ -50,10 +50,14 @@ def open_file(path: str) -> int:
     return descriptor
 
 
-def look(descriptor: int) -> str:
-    """Return what changes when somebody writes or replaces the file."""
+def check_unwritten(descriptor: int, before: os.stat_result, path: str) -> None:
+    """Raise Damaged where somebody wrote the file since.
+
+    To replace it by another is no harm: what is open is whole.
+    """
     seen = os.fstat(descriptor)
-    return f"{seen.st_dev}-{seen.st_ino}-{seen.st_size}-{seen.st_mtime_ns}"
+    if (seen.st_size, seen.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+        raise Damaged(f"{path} changed while it was copied")
 
 
 def _read(descriptor: int, path: str) -> bytes:

@@ -6,13 +6,13 @@ import re
 from typing import NamedTuple
 from urllib.parse import urlencode, urlsplit
 
-import requests
-
 from hpcimg.errors import BadReference, NotAnImage, NotFound
 from hpcimg.fetch.contract import Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
+from hpcimg.http import urls
 from hpcimg.http.download import download
+from hpcimg.http.redirects import Session
 from hpcimg.http.session import get_json, open_session
 from hpcimg.image.architecture import go_name
 from hpcimg.reference import Reference
@@ -78,7 +78,7 @@ def _content(answer: dict[str, object], uri: str) -> tuple[str, int | None]:
 
 
 def _redirect(
-    session: requests.Session, place: Place, sink: Sink, settings: Settings, uri: str
+    session: Session, place: Place, sink: Sink, settings: Settings, uri: str
 ) -> Registry | None:
     """Return the OCI registry that the library keeps the image in, None where it has it itself."""
     namespace = "/".join(place.path.split("/")[:2])
@@ -89,8 +89,8 @@ def _redirect(
         )
     except (NotFound, NotAnImage):  # a library without registry
         return None
-    parts = urlsplit(str(answer.get("url", "")))
-    if parts.scheme not in ("https", "http") or not parts.hostname or "@" in parts.netloc:
+    parts = urlsplit(urls.address(str(answer.get("url", ""))))
+    if not parts.netloc or "@" in parts.netloc:
         return None
     name = Name(parts.netloc, place.path, place.tag, "")
     # Another host, by the library's word: it hears of no login but the library's token.

@@ -8,7 +8,9 @@ from hpcimg.errors import BadReference, NotAnImage
 from hpcimg.fetch.contract import Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
+from hpcimg.http import urls
 from hpcimg.http.download import download
+from hpcimg.http.redirects import no_address
 from hpcimg.http.session import get_json, open_session
 from hpcimg.reference import Reference
 
@@ -23,6 +25,8 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
         image = answer.get("image")
         if not isinstance(image, str) or not image.startswith(("https://", "http://")):
             raise NotAnImage(f"{reference.uri} has no file", why="the hub names no address for it")
+        if not urls.address(image):
+            raise no_address(f"{reference.uri} could not be read", "the hub leads to")
         version = answer.get("version")
         # A hub's version is a digest of the image; without one nothing tells a new image from
         # the old one, since a commit may be built twice.

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from typing import Any
-from urllib.parse import urljoin
 
 from hpcimg.errors import BadReference, Damaged, NotAnImage
 from hpcimg.fetch.contract import Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
+from hpcimg.http import urls
 from hpcimg.http.download import download
+from hpcimg.http.redirects import no_address
 from hpcimg.http.session import get_json, open_session
 from hpcimg.reference import Reference
 
@@ -38,10 +39,13 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
         digest, address = _layer(manifest, reference.uri)
         if digest == validator:
             return True
+        goal = urls.address(address, base=url)
+        if not goal:
+            raise no_address(f"{reference.uri} could not be read", "its manifest leads to")
         known = _SHA256.fullmatch(digest)
         download(
             session,
-            urljoin(url, address),
+            goal,
             sink,
             settings,
             offer=lambda _response, total: Offer(digest, total, known[1] if known else ""),

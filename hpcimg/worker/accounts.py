@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from hpcimg.errors import ConfigError, NodeError
 
+DEFAULT = "hpcimg"
+
 
 class Account(NamedTuple):
     """The rights that a fetch keeps."""
@@ -22,23 +24,24 @@ class Account(NamedTuple):
 def unprivileged(name: str) -> Account | None:
     """Return the account that fetches what all may read; None where we are not root.
 
-    `name` is the configured account; "" takes hpcimg, or else nobody. Raises
-    ConfigError where there is none, or where it is root.
+    `name` is the configured account; "" takes hpcimg. There is no other to fall back to:
+    whoever else runs as it could look into what fetches and converts. Raises
+    ConfigError where there is none, or where it or its group is root.
     """
     if os.geteuid() != 0:
         return None
-    for candidate in [name] if name else ["hpcimg", "nobody"]:
-        try:
-            found = pwd.getpwnam(candidate)
-        except KeyError:
-            continue
-        if found.pw_uid == 0:
-            raise ConfigError("[stage] account is root", do="Name an unprivileged account.")
-        return Account(found.pw_uid, found.pw_gid, ())
-    raise ConfigError(
-        f"[stage] account: there is no account {name or 'hpcimg or nobody'}",
-        do="Create it: useradd --system --no-create-home --shell /usr/sbin/nologin hpcimg",
-    )
+    name = name or DEFAULT
+    try:
+        found = pwd.getpwnam(name)
+    except KeyError:
+        raise ConfigError(
+            f"[stage] account: there is no account {name} on this node",
+            do=f"Create it: useradd --system --no-create-home --shell /usr/sbin/nologin {name}",
+        ) from None
+    if 0 in (found.pw_uid, found.pw_gid):
+        whose = "is root" if found.pw_uid == 0 else f"is {name}, which has root's group"
+        raise ConfigError(f"[stage] account {whose}", do="Name an unprivileged account.")
+    return Account(found.pw_uid, found.pw_gid, ())
 
 
 @contextmanager
@@ -62,13 +65,24 @@ def acting_as(account: Account | None) -> Iterator[None]:
         os.setgroups(groups)
 
 
-def of_user(uid: int) -> Account | None:
-    """Return a user's own rights; None where we are not root and so are that user already."""
+def of_user(uid: int, gid: int | None = None) -> Account | None:
+    """Return a user's own rights; None where we are not root and so are that user already.
+
+    A user whom this node does not know, as with Slurm's nss_slurm while Prolog runs, has
+    the group `gid`, which Slurm vouches for, and no other. Root's group is nobody's.
+    Raises NodeError.
+    """
     if os.geteuid() != 0:
         return None
     try:
         found = pwd.getpwuid(uid)
     except KeyError:
-        raise NodeError(f"uid {uid} has no account on this node") from None
-    groups = os.getgrouplist(found.pw_name, found.pw_gid)
-    return Account(uid, found.pw_gid, tuple(g for g in groups if g != 0))
+        if gid is None:
+            raise NodeError(f"uid {uid} has no account on this node") from None
+        groups = [gid]
+    else:
+        gid = found.pw_gid
+        groups = os.getgrouplist(found.pw_name, gid)
+    if 0 in (uid, gid):
+        raise NodeError(f"nothing is read as uid {uid} with gid {gid}", why="that is root's")
+    return Account(uid, gid, tuple(g for g in groups if g not in (0, gid)))

@@ -19,10 +19,19 @@ import traceback
 from collections.abc import Mapping
 from typing import NoReturn
 
-from hpcimg import sources
-from hpcimg.errors import Bug, CacheUnusable, HpcimgError, MissingTool, NoRoom, TooLarge
+from hpcimg import schemes
+from hpcimg.errors import (
+    Bug,
+    CacheUnusable,
+    Forbidden,
+    HpcimgError,
+    MissingTool,
+    NoRoom,
+    TooLarge,
+)
 from hpcimg.fetch.contract import Declined, Offer, Unchanged
 from hpcimg.fetch.sink import DeclinedOffer, Sink
+from hpcimg.sources import userfiles
 from hpcimg.units import format_size
 from hpcimg.worker import namespaces, privileges, protocol
 
@@ -95,10 +104,22 @@ class _Work:
 
     def _fetch(self, order: protocol.Fetch) -> protocol.Report:
         wanted = order.reference
-        source = importlib.import_module(sources.MODULES.get(wanted.scheme, sources.STATIC))
+        scheme = schemes.of(wanted.scheme)
+        source = importlib.import_module(scheme.module)
+        if not order.settings.as_user:
+            # Other workers have the same account, and start programs that can be looked into.
+            namespaces.mount_own_proc()
         self._give_up_privileges(_FETCH_BYTES)
         sink = Sink(self._files[0], self._parent)
-        unchanged = source.fetch(wanted, sink, validator=order.validator, settings=order.settings)
+        try:
+            unchanged = source.fetch(
+                wanted, sink, validator=order.validator, settings=order.settings
+            )
+        except Forbidden as error:
+            if scheme.mounted or not order.settings.as_user or userfiles.home():
+                raise
+            why = f"{error.why}; this node has no account for your uid, so no home with a login"
+            raise Forbidden(error.what, why=why.removeprefix("; "), do=error.do) from error
         return Unchanged() if unchanged else protocol.Done()
 
     def _convert(self, order: protocol.Convert) -> protocol.Report:

@@ -1,17 +1,18 @@
 """Fetching, converting and verifying in processes without rights, and checking after them.
 
-The parent counts and digests the bytes itself, from the files, while the worker
-writes them: nothing that the worker says about content is believed.
+Nothing that a worker says about content is believed. When it has ended, its files are
+sealed, and only then counted and digested: what was read before could be changed after.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
+import time
 from collections.abc import Sequence
 
-from hpcimg.errors import Bug, from_dict
+from hpcimg import digests
+from hpcimg.errors import Bug, DeadlinePassed, from_dict
 from hpcimg.fetch.contract import (
     Converting,
     Declined,
@@ -24,27 +25,32 @@ from hpcimg.fetch.contract import (
 )
 from hpcimg.worker import protocol
 from hpcimg.worker.process import Sandbox, Worker
+from hpcimg.worker.seal import seal
 
 log = logging.getLogger(__name__)
-_CHUNK = 1 << 20
+_LEFTOVERS_S = 5.0  # to look through the layers of a fetch that had no time left
+_RETRIES_MAX = 1000  # which are worth a line in the log
 
 
 def fetch(order: protocol.Fetch, descriptor: int, listener: Listener, sandbox: Sandbox) -> Outcome:
     """Fetch in a worker what the order names, as `hpcimg.fetch.contract.Way.fetch` says.
 
-    The worker is gone when this returns or raises. Raises DeadlinePassed too.
+    The worker is gone when this returns or raises, and what it has written can only be
+    read. Raises DeadlinePassed too: also where the worker cannot be ended, and then
+    nothing of what it wrote has arrived.
     """
-    files: dict[int | None, _Follower] = {None: _Follower(descriptor)}
+    files = _Files(descriptor)
     with Worker(order, sandbox) as worker:
         try:
             worker.begin([descriptor])
             outcome = _follow(worker, files, listener)
         finally:
-            worker.end()  # from here on nobody writes the files
-            for number, file in files.items():
-                if number is not None:
-                    listener.arrived(number, file.finish())
-    return files[None].finish() if outcome is None else outcome
+            _end(worker, [descriptor, *files.layers.values()])
+            _keep_layers(files, listener, order.uri, sandbox)
+    if outcome is not None:
+        return outcome
+    seal(descriptor, uri=order.uri)
+    return digests.of_file(descriptor, uri=order.uri, deadline=sandbox.deadline)
 
 
 def convert(
@@ -67,10 +73,9 @@ def convert(
                     said = report
                 progress(*said)
         finally:
-            worker.end()
-            if account is not None:
-                os.fchown(output, os.geteuid(), -1)
-    return _Follower(output).finish()
+            _end(worker, [output])
+    seal(output, uri=order.uri)
+    return digests.of_file(output, uri=order.uri, deadline=sandbox.deadline)
 
 
 def verify(order: protocol.Verify, descriptor: int, sandbox: Sandbox) -> None:
@@ -95,14 +100,63 @@ def verify(order: protocol.Verify, descriptor: int, sandbox: Sandbox) -> None:
             os.fchmod(descriptor, 0o600)
 
 
-def _follow(
-    worker: Worker, files: dict[int | None, _Follower], listener: Listener
-) -> Outcome | None:
-    """Hear a fetch until it is done; return None where it left the whole image in its file.
+class _Files:
+    """What a fetch writes to: None is the image's file, others are of the offer's layers."""
 
-    `files` are those that it writes: None is the image's, others are of layers.
+    def __init__(self, image: int) -> None:
+        self._image = image
+        self.begin(Offer(""), ())
+
+    def begin(self, offer: Offer, wanted: Sequence[int | None]) -> dict[int, int]:
+        """Take an offer's files; those of an earlier one are closed. Return them by number."""
+        self.layers = {number: file for number, file in enumerate(wanted) if file is not None}
+        self.sizes = [layer.size_bytes for layer in offer.layers]
+        self._written: dict[int | None, int] = {}
+        return self.layers
+
+    def of(self, layer: int | None) -> int:
+        """Return a file. Raises Bug where there is none."""
+        if layer is None:
+            return self._image
+        if layer not in self.layers:
+            raise Bug("a fetch speaks of a layer that it was not asked for")
+        return self.layers[layer]
+
+    def moved(self, layer: int | None, done: int) -> None:
+        """Take note that so much is said to be in the file: it is no more than what is there."""
+        self._written[layer] = min(done, os.fstat(self.of(layer)).st_size)
+
+    @property
+    def written(self) -> int:
+        """The bytes that are there."""
+        return sum(self._written.values())
+
+
+def _end(worker: Worker, files: Sequence[int]) -> None:
+    """End it: from here on it writes no more. Raises DeadlinePassed where it cannot be ended.
+
+    Its files are emptied then: removing them frees nothing while it has them open.
     """
-    phase, total, in_layers = "asking", None, False
+    try:
+        worker.end()
+    except DeadlinePassed:
+        for file in files:
+            os.ftruncate(file, 0)
+        raise
+
+
+def _keep_layers(files: _Files, listener: Listener, uri: str, sandbox: Sandbox) -> None:
+    """Let the cache have the layers that are whole, of a fetch that failed as well."""
+    until = max(sandbox.deadline, time.monotonic() + _LEFTOVERS_S)
+    for number, file in files.layers.items():
+        if os.fstat(file).st_size == files.sizes[number]:
+            seal(file, uri=uri)
+            listener.arrived(number, digests.of_file(file, uri=uri, deadline=until))
+
+
+def _follow(worker: Worker, files: _Files, listener: Listener) -> Outcome | None:
+    """Hear a fetch until it is done; return None where it left the whole image in its file."""
+    phase, total, in_layers, retries = "asking", None, False, 0
     while True:
         match _hear(worker):
             case protocol.Offering(offer):
@@ -110,27 +164,25 @@ def _follow(
                 total = _offer(worker, files, listener, offer)
                 continue
             case protocol.DigestWanted(layer):
-                worker.tell(protocol.Digest(_written(files, layer).finish().sha256))
+                found = digests.of_file(files.of(layer), uri=worker.uri, deadline=worker.deadline)
+                worker.tell(protocol.Digest(found.sha256))
                 continue
             case protocol.Moved(layer, done, of):
-                _written(files, layer).follow(done)
+                files.moved(layer, done)
                 phase, total = "fetching", total if in_layers else of
             case protocol.Rewound(layer):
-                _written(files, layer).rewind()
+                files.moved(layer, 0)
             case protocol.Retrying(why, wait_s):
+                retries += 1
+                if retries > _RETRIES_MAX:
+                    raise Bug("a fetch tries again without end")
                 log.warning("%s: next try in %.1f s: %s", worker.uri, wait_s, why)
                 phase = "waiting"
             case Declined() | Unchanged() as outcome:
                 return outcome
             case protocol.Done():
                 return Gathered() if in_layers else None
-        listener.progress(phase, sum(file.position for file in files.values()), total)
-
-
-def _written(files: dict[int | None, _Follower], layer: int | None) -> _Follower:
-    if layer not in files:
-        raise Bug("a fetch speaks of a layer that it was not asked for")
-    return files[layer]
+        listener.progress(phase, files.written, total)
 
 
 def _hear(worker: Worker) -> protocol.Report | None:
@@ -143,46 +195,15 @@ def _hear(worker: Worker) -> protocol.Report | None:
     return report
 
 
-def _offer(
-    worker: Worker, files: dict[int | None, _Follower], listener: Listener, offer: Offer
-) -> int | None:
+def _offer(worker: Worker, files: _Files, listener: Listener, offer: Offer) -> int | None:
     """Pass an offer on, and the answer back; return the bytes that are to come."""
-    image = files[None]
-    files.clear()  # those of an earlier offer are closed by now
-    files[None] = image
+    files.begin(offer, ())
     answer = listener.offered(offer)
     if answer is None:
         worker.tell(Declined())
         return None
-    wanted = {number: file for number, file in enumerate(answer) if file is not None}
-    files.update({number: _Follower(file) for number, file in wanted.items()})
+    wanted = files.begin(offer, answer)
     worker.tell(protocol.Wanted(tuple(wanted)), list(wanted.values()))
     if offer.layers:
         return sum(offer.layers[number].size_bytes for number in wanted)
     return offer.size_bytes
-
-
-class _Follower:
-    """Digests a file behind the process that writes it."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self.rewind()
-
-    def rewind(self) -> None:
-        self.position = 0
-        self._digest = hashlib.sha256()
-
-    def follow(self, end: int) -> None:
-        """Read on up to `end`, or to where the file ends now."""
-        while self.position < end:
-            data = os.pread(self._descriptor, min(_CHUNK, end - self.position), self.position)
-            if not data:
-                return
-            self._digest.update(data)
-            self.position += len(data)
-
-    def finish(self) -> Fetched:
-        """Return what is in the file up to its end."""
-        self.follow(os.fstat(self._descriptor).st_size)
-        return Fetched(self.position, self._digest.hexdigest())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import select
 import signal
@@ -13,14 +14,16 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from hpcimg.errors import Bug, DeadlinePassed, Interrupted
+from hpcimg.errors import Bug, DeadlinePassed, HpcimgError, Interrupted
 from hpcimg.worker import namespaces, protocol
 from hpcimg.worker.accounts import Account
 
+log = logging.getLogger(__name__)
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from hpcimg.worker.main import main; main()"
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _READ = 1 << 16
-_LINE_MAX = 8 << 20  # an offer holds the config of an image
+_LINE_MAX = 16 << 20  # an offer holds the config and the manifests of an image
+_TO_END_S = 5.0  # after SIGKILL, where the deadline is nearer
 # What decides how the network is reached. Nothing else of our environment is the child's.
 _PROXIES = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
 _CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -47,6 +50,7 @@ class Worker:
         self._order = order
         self._sandbox = sandbox
         self._heard = bytearray()
+        self._left = False
         self._ours, theirs = socket.socketpair()
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         with theirs, namespaces.around_next_process():
@@ -54,6 +58,8 @@ class Worker:
                 [sys.executable, "-I", "-c", _START, _ROOT],
                 stdin=theirs.fileno(),
                 stdout=subprocess.PIPE,
+                # Not ours: who reads that would wait for a process that cannot be ended.
+                stderr=subprocess.PIPE,
                 bufsize=0,
                 # Of its own, so that what it starts can be killed with it.
                 start_new_session=True,
@@ -61,26 +67,51 @@ class Worker:
                 env={**environment, "NETRC": "/dev/null", "LC_ALL": "C.UTF-8"},
             )
         assert self._process.stdout
+        assert self._process.stderr
         self._stdout = self._process.stdout
+        self._stderr = self._process.stderr
 
     def __enter__(self) -> Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.end()
-        self._ours.close()
-        self._stdout.close()
+        try:
+            self.end()
+        finally:
+            self._ours.close()
+            self._stdout.close()
+            self._stderr.close()
+
+    @property
+    def deadline(self) -> float:
+        """Until when it may work, a time.monotonic() value."""
+        return self._sandbox.deadline
 
     def end(self) -> None:
         """Kill it and what it started, where they still run.
 
-        In a PID namespace all of that is gone when this returns.
+        In a PID namespace all of that is gone when this returns. SIGKILL does not
+        reach a process that waits for a file system which does not answer, nor does one
+        go that another process traces. It is not waited for beyond the deadline, or
+        a few seconds where that is over: then it is left to whoever adopts it, and the
+        first call of this raises DeadlinePassed. What it can write to is not to be used.
         """
-        if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.kill()
-            self._process.wait()
+        if self._process.returncode is not None or self._left:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()
+        try:
+            self._process.wait(max(_TO_END_S, self.deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self._left = True
+            log.error("process %d of %s cannot be ended", self._process.pid, self.uri)
+            raise DeadlinePassed(
+                f"{self.uri} was not ready in time",
+                why=f"the process that was to {self._doing()} it waits for something that does "
+                "not answer, and cannot be ended",
+                do="Check the file system that the image or your home is on.",
+            ) from None
 
     def begin(self, files: Sequence[int]) -> None:
         """Give it its order, with the open files that belong to it. Raises DeadlinePassed."""
@@ -89,7 +120,7 @@ class Worker:
 
     def tell(self, message: protocol.Message, files: Sequence[int] = ()) -> None:
         """Send it one message, with open files. Raises DeadlinePassed where it does not listen."""
-        self._ours.settimeout(max(0.001, self._sandbox.deadline - time.monotonic()))
+        self._ours.settimeout(max(0.001, self.deadline - time.monotonic()))
         try:
             text = protocol.encode(message)
             sent = socket.send_fds(self._ours, [text], files)
@@ -104,12 +135,14 @@ class Worker:
 
         Raises DeadlinePassed, Interrupted, and Bug where it is none of the protocol's.
         """
-        while (end := self._heard.find(b"\n")) < 0:
-            left = self._sandbox.deadline - time.monotonic()
-            if left > 0 and not select.select([self._stdout], [], [], min(left, 1.0))[0]:
-                return None
-            if left <= 0:
+        while True:
+            left = self.deadline - time.monotonic()
+            if left <= 0:  # also for one who never ends to speak
                 raise self._late()
+            if (end := self._heard.find(b"\n")) >= 0:
+                break
+            if not select.select([self._stdout], [], [], min(left, 1.0))[0]:
+                return None
             more = os.read(self._stdout.fileno(), _READ)
             if not more:
                 raise self._ended()
@@ -135,8 +168,15 @@ class Worker:
             why="the time that this site allows for staging is over",
         )
 
-    def _ended(self) -> Interrupted:
-        code = self._process.wait()
+    def _ended(self) -> HpcimgError:
+        """Return what became of it, once it says no more."""
+        try:
+            code = self._process.wait(max(0.0, self.deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            return self._late()
+        os.set_blocking(self._stderr.fileno(), False)  # others may have it open
+        if words := self._stderr.read(_READ):
+            log.error("the %s of %s: %s", self._doing(), self.uri, words.decode(errors="replace"))
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         return Interrupted(
             f"the {self._doing()} of {self.uri} did not end well", why=f"its process {how}"

@@ -1,13 +1,16 @@
 """What goes back and forth between a worker and who started it.
 
 Each message is one line: a JSON list of the message's name and its fields. A worker
-that was taken over may write anything, so each field is checked against its type.
+that was taken over may write anything, so each field is checked against its type, numbers
+against what they can be, and texts that are shown against how long they may be. Whether an
+offer fits together is for `hpcimg.cache.identity` to say.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import math
 import types
 from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
@@ -143,6 +146,8 @@ class Failed(NamedTuple):
     why: str
     do: str
     traceback: str = ""
+    login: str = ""
+    retry_after_s: str = ""
 
 
 Answer = Wanted | Declined | Digest
@@ -152,6 +157,8 @@ Report = (
 )  # fmt: skip
 Message = Start | Answer | Report
 _ORDERS = (Fetch, Convert, Verify)
+_NUMBER_MAX = 1 << 53  # as exact in JSON as elsewhere; bytes, counts, uids
+_TEXT_MAX = 4000  # characters of what is kept or shown
 
 
 def encode(message: Message) -> bytes:
@@ -168,6 +175,11 @@ def to_worker(line: bytes) -> Start | Answer:
 def from_worker(line: bytes) -> Report:
     """Return what a worker says. Raises ValueError where it is no message of this protocol."""
     report: Report = _build(Report, json.loads(line))
+    match report:
+        case Failed():
+            return Failed(*(text[:_TEXT_MAX] for text in report))
+        case Retrying(why, wait_s):
+            return Retrying(why[:_TEXT_MAX], wait_s)
     return report
 
 
@@ -198,9 +210,11 @@ def _build(hint: Any, value: Any) -> Any:
             raise ValueError(f"these are not the fields of {hint.__name__}")
         return hint(*(_build(*pair) for pair in zip(hints, values, strict=True)))
     if hint is float and type(value) is int:
-        return float(value)
+        value = float(value)
     if type(value) is not hint:
         raise ValueError(f"no {hint.__name__}")
+    if hint in (int, float) and not (math.isfinite(value) and 0 <= value <= _NUMBER_MAX):
+        raise ValueError("a number that cannot be")
     return value
 
 

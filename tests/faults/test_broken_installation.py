@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.comment_cases import ASKS, MISSED, PROBLEMS
 from tests.parts.node import ROOT, Node
 
 COMMENT = "container:/no/such/image.sif"
@@ -78,7 +79,10 @@ def test_no_interpreter_that_works(checkout: Path, node: Node) -> None:
     run(node, checkout / "epilog" / "hpcimg-epilog", 1)
 
 
-@pytest.mark.parametrize("comment", ["", "no image", "mycontainer:x"])
+@pytest.mark.parametrize(
+    "comment",
+    ["", "no image", "mycontainer:x", "container test run", "docs at https://example.org/a"],
+)
 def test_jobs_without_an_image_need_no_interpreter(
     comment: str, checkout: Path, node: Node
 ) -> None:
@@ -101,6 +105,26 @@ def test_whatever_is_around_the_name(before: str, checkout: Path, node: Node) ->
     (checkout / "prolog" / "hpcimg-task-prolog").unlink()
     run(node, checkout / "prolog" / "hpcimg-prolog", 2, before)
     assert not (node.state / "jobs" / "2").exists()
+
+
+def test_what_asks_for_an_image_is_seen_without_the_program(checkout: Path, node: Node) -> None:
+    for name in ("warm", "prolog"):
+        (checkout / "hpcimg" / "slurm" / f"{name}.py").write_text(KILLED_AT_ONCE)
+    comments = [comment for comment, _ in (*ASKS, *MISSED, *PROBLEMS)]
+    # A shell knows no typos.
+    comments = [c for c in comments if "container" in c.lower() or "docker://" in c]
+    for job, comment in enumerate(comments):
+        run(node, checkout / "prolog" / "hpcimg-prolog", job, comment)
+    seen = {int(path.name) for path in (node.state / "jobs").iterdir()}
+    assert [comment for job, comment in enumerate(comments) if job not in seen] == []
+
+
+def test_extra_is_seen_without_the_program(checkout: Path, node: Node) -> None:
+    for name in ("warm", "prolog"):
+        (checkout / "hpcimg" / "slurm" / f"{name}.py").write_text(KILLED_AT_ONCE)
+    environment = {**node.environment(1), "SLURM_JOB_EXTRA": "container:/a.sif"}
+    subprocess.run([checkout / "prolog" / "hpcimg-prolog"], env=environment, check=True)
+    assert node.task(1).code == 1
 
 
 def test_both_ways_killed_at_once(checkout: Path, node: Node) -> None:
@@ -140,7 +164,8 @@ def test_a_package_that_is_missing(module: str, package: str, checkout: Path, no
 def test_the_one_exit_code_that_drains(
     code: int, hook_ends: int, checkout: Path, node: Node
 ) -> None:
-    (checkout / "hpcimg" / "slurm" / "prolog.py").write_text(f"def main(): return {code}\n")
+    program = f"def limit_s(): return 30\ndef main(): return {code}\n"
+    (checkout / "hpcimg" / "slurm" / "prolog.py").write_text(program)
     hook = checkout / "prolog" / "hpcimg-prolog"
     done = subprocess.run([str(hook)], env=node.environment(1, COMMENT), timeout=30, check=False)
     assert done.returncode == hook_ends

@@ -39,8 +39,6 @@ LONG = bool(os.environ.get("HPCIMG_LONG"))
 MAX_SIZE = 6000
 TTL_S = 3600.0
 GRACE_S = 60.0
-PINNED = f"docker://example.org/pinned@sha256:{'0' * 64}"
-REFERENCES = [*(f"https://example.org/{n}.sif" for n in range(3)), PINNED]
 OWNERS = [None, None, None, 1000, 2000]
 JOBS = [str(job) for job in range(1, 4)]
 LAYERS = [bytes([65 + n]) * size for n, size in enumerate((90, 300, 700, 900))]
@@ -61,6 +59,9 @@ CONTENTS = [
     Content(layers=(b"e" * (MAX_SIZE // 2 - 20),)),
     Content(layers=(b"f" * MAX_SIZE,)),
 ]  # fmt: skip
+PINNED_CONTENT = CONTENTS[9]
+PINNED = f"docker://example.org/pinned@sha256:{sha256(PINNED_CONTENT.manifest.encode())}"
+REFERENCES = [*(f"https://example.org/{n}.sif" for n in range(3)), PINNED]
 # What every key that there can be stands for.
 FILES = {
     **{
@@ -140,7 +141,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.patches.enter_context(self.clock.shown())
         logging.disable()
         self.patches.callback(logging.disable, logging.NOTSET)
-        kinds = (CONTENTS[0], CONTENTS[10], CONTENTS[-2], CONTENTS[9])
+        kinds = (CONTENTS[0], CONTENTS[10], CONTENTS[-2], PINNED_CONTENT)
         self.served = dict(zip(REFERENCES, kinds, strict=True))
         self.known: dict[Wanted, Known] = {}
         # What jobs were told: the image's path and its bytes.
@@ -361,7 +362,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert server.conversions <= server.transfers
         assert staged.how == "stale" or (staged.how == "fetched") == bool(server.transfers)
         assert not server.lied, "a lie was believed"
-        if there and alone and content.offer.sha256 + content.offer.manifest:
+        if there and alone and (content.offer.sha256 or content.layers):
             assert not server.transfers, "it was there"
         fetched = server.asked > 0 and staged.how != "stale"
         if fetched:
@@ -388,9 +389,9 @@ class CacheMachine(RuleBasedStateMachine):
             self.layout.images if wanted.owner is None else f"{self.layout.users}/{wanted.owner}"
         )
         assert os.path.dirname(path) == directory
-        assert stat.S_IMODE(seen.st_mode) == (0o444 if wanted.owner is None else 0o400)
-        if os.geteuid() == 0:
-            assert seen.st_uid == (wanted.owner or 0)
+        private = 0o440 if os.geteuid() == 0 else 0o400
+        assert stat.S_IMODE(seen.st_mode) == (0o444 if wanted.owner is None else private)
+        assert seen.st_uid == os.geteuid()
 
     def _check_room_was_short(self, content: Content, message: str) -> None:
         """What jobs use, with what it needs itself, is more than the cache holds."""

@@ -150,6 +150,27 @@ def test_the_floor_is_kept_for_others(
     assert disk.free_bytes() > 14 * MIB
 
 
+def test_the_floor_is_one_of_inodes_too(
+    node: Node, disk: Disk, web: WebServer, tmp_path: Path
+) -> None:
+    """What cannot be had by all that nobody uses costs nobody an image."""
+    node.configure("[cache]\nmin_free = 50%\n")
+    kept = check_works(node, web, tmp_path, 1).image
+    node.epilog(1)
+    others = disk.path / "others"
+    others.mkdir()
+    for number in range(300):
+        (others / str(number)).touch()
+    comment, _ = put(web, tmp_path, "x.sif", MIB)
+    node.prolog(2, comment)
+    check_failed(node, 2, "transient", "no room", "images, for their number, would have to be")
+    assert kept in node.images()
+    assert "inodes are free on its disk" in node.hpcimg("doctor", "--node").stdout
+    for path in others.iterdir():
+        path.unlink()
+    check_works(node, web, tmp_path, 3)
+
+
 def test_least_recently_used_images_make_room(
     node: Node, disk: Disk, web: WebServer, tmp_path: Path
 ) -> None:

@@ -94,7 +94,7 @@ def alike(name: str, fault: Fault, end: End, **others: End) -> Row:
 
 SILENT, RESET = again("Read timed out"), again("Connection reset by peer")
 LATE = End(errors.DeadlinePassed, "was not ready in time")
-NO_JSON = End(errors.NotAnImage, "the server's answer is no JSON object")
+NO_JSON = End(errors.NotAnImage, "is no JSON object")
 CUT_SHORT = End(errors.Damaged, "is cut short")
 NO_IMAGE = End(errors.NotAnImage, "is not an image")
 # By its length so far, or by the limit that its process has: whichever is met first.
@@ -103,8 +103,8 @@ TOO_LONG = End(errors.Damaged, "does not end where it was announced to")
 MANIFEST_TOO_LARGE = End(errors.NotAnImage, "manifest or config of")
 NO_HTTP = again("what answers there does not speak HTTP")
 IN_AN_HOUR = End(errors.Unreachable, "answered 429")
-CIRCLE = End(errors.NotFound, "go round in a circle", asked=6)
-NO_ADDRESS = End(errors.BadReference, "leads to no address")
+CIRCLE = End(errors.NotFound, "redirects more than 10 times", asked=11)
+NO_ADDRESS = End(errors.Unreachable, "redirects to what is no http address")
 NOT_FOLLOWED = End(errors.UserError, "redirects of an object store are not followed")
 MEMORY = End(errors.TooLarge, "it takes more memory than this node gives")
 

@@ -55,7 +55,7 @@ PIECES = st.one_of(
             "\u202e", "\udcff", "\xa0", "$(id)", "`id`", "${HOME}", "'", '"', "\\", "*", "[", "]",
             "[::1]", "~", "sha256:", "0" * 64, "²", "\u0661", "\ufeff", "x" * 2000, "docker", "oci",
             "file", "HTTPS", "print ", "export ", "exit 0", "{}", "-", "_", "1", "\U0001f600",
-            "ß", "İ",
+            "ß", "İ", "Container", "container=", ",container:", '{"container":', '"}', "docker://",
         ]
     ),
     st.text(max_size=8),
@@ -98,9 +98,9 @@ def check_message(error: HpcimgError) -> None:
 @given(text=COMMENTS.map(as_environment))
 def test_a_comment(text: str) -> None:
     conf = config.load(os.devnull)
-    images = comment.wanted(text)
-    assert len(comment.problem(images)) <= MESSAGE_MAX
-    for name, written in images:
+    wanted = comment.read(text)
+    assert len(wanted.problem) <= MESSAGE_MAX
+    for name, written in wanted.images:
         assert not name or (name.isascii() and f"x{name}".isidentifier())
         try:
             found = policy.parse(conf, written)
@@ -136,9 +136,10 @@ def test_a_prolog(text: str, quiet_node: Node) -> None:
     os.environ["SLURM_JOB_COMMENT"] = text
     assert warm.main("prolog") in (0, warm.LONG_WAY)
     assert prolog.main() == 0
-    wanted = comment.wanted(text)
-    assert (job / "task").exists() == bool(wanted)
-    if wanted:
+    wanted = comment.read(text)
+    is_ours = bool(wanted.images or wanted.problem or wanted.missed[0])
+    assert (job / "task").exists() == is_ours
+    if is_ours:
         said, code, end = (job / "task").read_text().split("\n")
         assert said.startswith("print hpcimg: ")
         assert said.isprintable()
@@ -231,8 +232,8 @@ def test_a_configuration(text: str, memory: Path) -> None:
         return
     # What the short way and the task prolog read is what configparser reads.
     assert (loaded.cache_path, loaded.state_path) == (cache, state)
-    asked = conffiles.raw_value(files, "slurm", "comment") or "environment"
-    assert loaded.comment_from == asked
+    asked = conffiles.raw_value(files, "stage", "registries_conf")
+    assert loaded.registries_conf == (asked or conffiles.DEFAULT_REGISTRIES).replace("%n", "n1")
 
 
 @settings(MANY, max_examples=1000 if LONG else 30)

@@ -12,7 +12,7 @@ from tests.parts.daemon import wait_until
 from tests.parts.node import Node, Task
 
 
-def staged(node: Node, job: int, comment: str, *images: bytes, how: str = "") -> Task:
+def staged(node: Node, job: int, comment: str | None, *images: bytes, how: str = "") -> Task:
     """Stage, and see that the job got just these images, whole, and nothing is left over."""
     return got(node, job, node.stage(job, comment), *images, how=how)
 

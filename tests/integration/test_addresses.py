@@ -29,8 +29,8 @@ def test_redirects_are_followed(node: Node, web: WebServer, comment: str, sif: b
 
 def test_redirects_in_a_circle(node: Node, web: WebServer, comment: str) -> None:
     web.script(PATH, [RedirectLoop()])
-    refused(node, 1, comment, "NotFound", "leads nowhere", "go round in a circle")
-    assert web.count() == 6
+    refused(node, 1, comment, "NotFound", "leads nowhere", "redirects more than 10 times")
+    assert web.count() == 11
 
 
 def test_redirects_to_no_address(start: Start, node: Node, web: WebServer) -> None:
@@ -39,8 +39,8 @@ def test_redirects_to_no_address(start: Start, node: Node, web: WebServer) -> No
         web.script(f"/{number}", [Redirect(place)])
     comments = [f"container:{web.url(f'/{number}')}" for number in range(len(places))]
     for job, task in together(start, node, *comments).items():
-        failed(node, job, task, "BadReference", "leads to no address")
-        assert node.record(job)["class"] == "user"
+        failed(node, job, task, "Unreachable", "its server redirects to what is no http address")
+        assert web.count(path=f"/{job - 1}") == 1
 
 
 def test_no_address(start: Start, node: Node) -> None:

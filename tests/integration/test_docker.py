@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -111,7 +113,10 @@ def test_layers_become_one_file(repository: Repository, node: Node) -> None:
     with pytest.raises(PartError, match="no file"):
         read_from_image(task.image, "etc/gone")
     [image] = node.record(1)["images"]
-    assert (image["source"], image["key"]) == ("fetched", f"sha256-{digest[7:]}-squashfs")
+    assert image["source"] == "fetched"
+    assert re.fullmatch("layers-sha256-[0-9a-f]{64}-squashfs", image["key"])
+    meta = json.loads((node.cache / "meta" / f"{image['key']}.json").read_text())
+    assert meta["source"] == digest
     assert task.image.suffix == ".squashfs"
     assert node.leftovers() == []
     staged(node, 2, repository.comment(), task.image.read_bytes(), how="hit")
@@ -221,8 +226,16 @@ def test_a_layer_with_another_digest(repository: Repository, node: Node, at: int
 def test_a_layer_that_is_none(repository: Repository, node: Node) -> None:
     junk = Layer("application/vnd.oci.image.layer.v1.tar+gzip", "sha256:" + "0" * 64, b"junk")
     repository.push(layer(BASE), junk)
-    refused(node, 1, repository.comment(), "Damaged", "layer 2")
+    refused(node, 1, repository.comment(), "NotAnImage", "layer 2")
     assert node.images() == []
+
+
+def test_a_layer_that_is_not_that_of_the_configuration(repository: Repository, node: Node) -> None:
+    good, other = layer(BASE), layer(TOP)
+    repository.push(good, good._replace(data=other.data))
+    refused(node, 1, repository.comment(), "NotAnImage", "layer 2", "its digest is", good.diff_id)
+    assert node.images() == []
+    assert node.leftovers() == []
 
 
 def _layers(count: int, **fields: object) -> list[dict[str, object]]:
@@ -263,6 +276,26 @@ def test_a_manifest_that_is_wrong(
     host = urlsplit(url).netloc
     node.configure(f"[registry {host}]\ninsecure = yes\n")
     refused(node, 1, f"container:docker://{host}/x:1", "NotAnImage", words)
+
+
+@pytest.mark.parametrize("has_it", [True, False])
+def test_a_foreign_layer_is_fetched_where_the_registry_has_it(
+    repository: Repository, node: Node, has_it: bool
+) -> None:
+    """As Docker pushes what is told to be distributable nowhere."""
+    base, foreign = layer(BASE), layer({"foreign": b"1"})
+    foreign = foreign._replace(
+        media_type="application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+    )
+    repository.push(base, foreign)
+    if has_it:
+        holds(node.stage(1, repository.comment()), {**BASE, "foreign": b"1"})
+        return
+    [link] = repository.registry.directory.glob(
+        f"storage/**/{repository.name}/_layers/sha256/{digest_of(foreign)[7:]}/link"
+    )
+    link.unlink()
+    refused(node, 1, repository.comment(), "NotFound", "there is nothing at")
 
 
 def test_a_site_that_changes_the_format(repository: Repository, node: Node) -> None:
@@ -354,12 +387,13 @@ def test_an_old_mksquashfs(registry: Registry, open_directory: Path, format: str
     node = NodeWithOldSquashfs(open_directory)
     configure(node, registry, f"[stage]\nformat = {format}\n")
     repository = Repository(registry)
-    data = layers.layer(
+    archive = layers.tar(
         layers.directory("shut", mode=0), layers.file("shut/x", b"1", mode=0o4111),
         layers.file("bin/tool", b"old"), layers.file("etc/gone"),
     )  # fmt: skip
     upper = layer(TOP)
-    repository.push(upper._replace(data=data), upper)
+    diff_id = f"sha256:{hashlib.sha256(archive).hexdigest()}"
+    repository.push(upper._replace(data=gzip.compress(archive), diff_id=diff_id), upper)
     task = node.stage(1, repository.comment())
     holds(task, {"bin/tool": b"new\n", "shut/x": b"1"})
     with pytest.raises(PartError, match="no file"):

@@ -60,7 +60,7 @@ class World:
             "/shared/images": str(shared),
             "/run/hpcimg": str(self.node.state),
             "/etc/hpcimg": str(directory),
-            "/opt/hpcimg": str(ROOT),
+            "/usr/lib/hpcimg": str(ROOT),
         }
 
     def real(self, text: str) -> str:
@@ -290,6 +290,24 @@ def test_a_hook_may_be_wrapped_to_set_certificates_and_proxies(
         assert world.node.task(1).code == 0, world.node.log()
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_wrapper_that_is_on_every_node(installed: bool, world: World) -> None:
+    blocks = docblocks.blocks(DOCS / "howto-install.md", "sh")
+    wrappers = [block for block in blocks if "hook=" in block.text]
+    paths = [world.node.directory / "prolog", world.node.directory / "task-prolog"]
+    for path, block in zip(paths, wrappers, strict=True):
+        path.write_text(world.real(block.text) if installed else block.text)
+        path.chmod(0o755)
+    environment = world.node.environment(1, "container:/no/such.sif")
+    subprocess.run([paths[0]], env=environment, check=True)
+    task = subprocess.run([paths[1]], env=environment, capture_output=True, text=True, check=False)
+    if installed:
+        assert task.returncode == 1
+        assert "there is no file /no/such.sif" in task.stdout
+    elif not Path("/usr/lib/hpcimg").exists():
+        assert (task.returncode, task.stdout) == (0, "")
+
+
 # References
 
 
@@ -342,6 +360,11 @@ def test_the_example_configuration_uncommented_is_the_defaults(tmp_path: Path) -
     path.write_text("")
     empty = config.load(str(path))
     assert loaded == dataclasses.replace(empty, fingerprint=loaded.fingerprint)
+
+
+def test_the_example_configuration_is_what_make_example_writes(tmp_path: Path) -> None:
+    done = Node(tmp_path).hpcimg("config", "--example")
+    assert done.stdout == (ROOT / "etc/hpcimg.conf.example").read_text()
 
 
 def test_the_example_configuration_explains_every_key() -> None:
@@ -407,6 +430,7 @@ def test_every_json_field_is_described(world: World, docs_web: WebServer) -> Non
         "stage": [url], "path": [url], "status": [], "ls": [], "gc": ["--dry-run"], "config": [],
         "doctor": [], "explain": ["1"], "history": [], "pin": [url], "unpin": [url],
         "verify": [], "metrics": [], "rm": [url],
+        "completion": ["bash"], "hooks": [str(node.directory / "hooks")],
     }  # fmt: skip
     assert set(calls) == set(cli._COMMANDS)
     for name, arguments in calls.items():

@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from hpcimg import health, programs
-from hpcimg.cache import filesystem
+from hpcimg import acl, health, programs
+from hpcimg.cache import filesystem, store
+from hpcimg.cache.paths import Layout
 from hpcimg.cli.main import main
 from hpcimg.config import load as config
 from hpcimg.convert import RUNTIMES
+from hpcimg.errors import CacheUnusable
 from hpcimg.health import Finding
 from hpcimg.slurm import health as slurm_health
 from hpcimg.slurm.conf import Settings
@@ -51,6 +53,34 @@ def test_a_node_at_work_is_well(node: Node, url: str) -> None:
     assert "PROBLEM" not in done.stdout.replace("PROBLEM leases", "")
     for check in ("configuration", "cache", "state", "space", "packages", "clock", "imports"):
         assert f"ok      {check}: " in done.stdout
+
+
+@AS_ROOT
+def test_a_state_directory_without_access_control_lists(open_directory: Path, sif: bytes) -> None:
+    """The job's files are its user's group's to read then; jobs go on."""
+    image = open_directory / "x.sif"
+    image.write_bytes(sif)
+    node = Node(open_directory, uid=1)
+    node.state.mkdir()
+    with mounted(node.state, "mode=0755", kind="ramfs"):
+        assert node.stage(1, f"container:{image}").image.read_bytes() == sif
+        seen = (node.state / "jobs/1/task").stat()
+        assert (seen.st_uid, seen.st_gid, seen.st_mode & 0o777) == (0, 1, 0o440)
+        assert problems(node) == []
+        said = f"note    private: the file system of {node.state} has no POSIX access control lists"
+        assert said in node.hpcimg("doctor").stdout
+
+
+@AS_ROOT
+def test_a_cache_without_access_control_lists(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    node.cache.mkdir()
+    layout = Layout(str(node.cache), str(node.state))
+    monkeypatch.setattr(acl, "supported", lambda _: False)
+    [found] = health.private(layout)
+    assert found.result == health.PROBLEM
+    assert found.what == f"the file system of {node.cache} has no POSIX access control lists"
+    with pytest.raises(CacheUnusable, match="only one user may read cannot be kept on this node"):
+        store.check_private(layout, 0)
 
 
 @AS_ROOT
@@ -176,7 +206,8 @@ def test_a_place_where_no_cache_can_be_made(node: Node) -> None:
     node.configure(f"[cache]\npath = {above}/cache\n")
     with mounted(above, "ro"):
         [line] = problems(node)
-    assert line == f"PROBLEM cache: {above}/cache cannot be made: {above} cannot be written"
+    why = f"{above} cannot be written"
+    assert line == f"PROBLEM cache: {above}/cache cannot be made: {why}. Make it writable."
 
 
 @AS_ROOT
@@ -314,7 +345,7 @@ def findings() -> list[Finding]:
 
 def test_hooks(scontrol: Path, tmp_path: Path) -> None:
     places = ("prolog/hpcimg-prolog", "epilog/hpcimg-epilog", "prolog/hpcimg-task-prolog")
-    ours = [f"/opt/hpcimg/{place}" for place in places]
+    ours = [f"/usr/lib/hpcimg/{place}" for place in places]
     assert say(scontrol, HOOKS.format(*ours)) == ["ok"] * 3
     assert say(scontrol, HOOKS.format("(null)", *ours[1:])) == ["PROBLEM", "ok", "ok"]
     assert say(scontrol, HOOKS.format(*ours[:2], ours[0])) == ["ok", "PROBLEM", "ok"]

@@ -135,10 +135,10 @@ def test_what_the_node_and_each_user_may_not_read_is_remembered_apart(
         raise Forbidden("no")
 
     monkeypatch.setattr(monitor, "fetch", forbidden)
-    node.configure(f"[stage]\naccount = nobody\n[registry h.example]\nauth_file = {node.conf}\n")
+    node.configure(f"[stage]\naccount = hpcimg\n[registry h.example]\nauth_file = {node.conf}\n")
     loaded = config.load(str(node.conf))
     cache = open_cache(loaded)
-    nobody, games, mail = (pwd.getpwnam(name).pw_uid for name in ("nobody", "games", "mail"))
+    ours, games, mail = (pwd.getpwnam(name).pw_uid for name in ("hpcimg", "games", "mail"))
 
     def ask(uid: int, host: str = "other.example") -> list[tuple[int, bool]]:
         asked.clear()
@@ -148,13 +148,13 @@ def test_what_the_node_and_each_user_may_not_read_is_remembered_apart(
             stage.stage(loaded, cache, request, text=text, uid=uid)
         return asked[:]
 
-    assert ask(games) == [(nobody, False), (games, True)]
+    assert ask(games) == [(ours, False), (games, True)]
     assert ask(games) == []
     assert ask(mail) == [(mail, True)]
     # The site's credentials serve each user apart, and so does what they may not read.
-    assert ask(games, "h.example") == [(nobody, False), (nobody, False), (games, True)]
+    assert ask(games, "h.example") == [(ours, False), (ours, False), (games, True)]
     assert ask(games, "h.example") == []
-    assert ask(mail, "h.example") == [(nobody, False), (mail, True)]
+    assert ask(mail, "h.example") == [(ours, False), (mail, True)]
 
 
 def test_old_ones_are_swept(node: Node, web: WebServer) -> None:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
+from hpcimg.image.architecture import go_name
 from tests.integration.checks import let_pass, refused, staged
 from tests.parts import images, layouts
 from tests.parts.images import read_from_image
 from tests.parts.layouts import SCHEMES
 from tests.parts.node import Node, Task
-from tests.parts.ociimages import make_layer, push_image
+from tests.parts.ociimages import Layer, make_layer, push_image
+from tests.parts.private import check_private
 from tests.parts.registry import Registry
 
 HOUR = 3600
@@ -132,14 +137,15 @@ def test_another_file_in_the_archive(node: Node, images_at: Path, scheme: str) -
     refused(node, 1, f"container:{scheme}:{path}", "NotAnImage", "there is no")
 
 
-def test_a_damaged_blob_of_a_layout(node: Node, images_at: Path) -> None:
-    biggest = max(
-        (images_at / "oci" / "blobs" / "sha256").iterdir(), key=lambda p: p.stat().st_size
-    )
-    data = bytearray(biggest.read_bytes())
-    data[-1] ^= 0xFF
-    biggest.write_bytes(data)
-    refused(node, 1, f"container:oci:{images_at}/oci", "Damaged", "digest")
+@pytest.mark.parametrize("is_layer", [True, False])
+def test_a_damaged_blob_of_a_layout(node: Node, images_at: Path, is_layer: bool) -> None:
+    """Asking again does not change it."""
+    for blob in (images_at / "oci" / "blobs" / "sha256").iterdir():
+        data = bytearray(blob.read_bytes())
+        if (data[:1] != b"{") == is_layer:
+            data[-1] ^= 0xFF
+            blob.write_bytes(data)
+    refused(node, 1, f"container:oci:{images_at}/oci", "NotAnImage", "digest", "Save the image")
 
 
 def test_a_compressed_archive(node: Node, images_at: Path) -> None:
@@ -160,6 +166,178 @@ def test_what_only_the_user_may_read(images_at: Path, scheme: str) -> None:
     holds(task)
     kept = sorted((node.cache / "users" / "1").iterdir())
     assert len(kept) == 3
-    assert {(path.stat().st_uid, path.stat().st_mode & 0o777) for path in kept} == {(1, 0o400)}
+    assert {path.stat().st_uid for path in kept} == {0}
+    # The layers are for root alone.
+    assert sorted(path.stat().st_mode & 0o777 for path in kept) == [0o400, 0o400, 0o440]
+    check_private(task.image, 1)
     assert list(node.cache.glob("images/*")) == list(node.cache.glob("blobs/*")) == []
     refused(Node(images_at, uid=2), 2, comment, "Forbidden", "permission denied")
+
+
+# docker-archive: in the ways of those who write it
+
+
+def write_archive(
+    path: Path,
+    layers: Mapping[str, bytes],
+    *,
+    config: bytes,
+    links: Mapping[str, str] | None = None,
+    lead: str = "",
+    names: Sequence[str] | None = None,
+    tags: Sequence[str] = ("lab/tool:1.0",),
+) -> str:
+    """Write what `docker save` would of files by their names; return the comment for it."""
+    listed = [{"Config": "c.json", "RepoTags": list(tags), "Layers": list(names or layers)}]
+    files = {"c.json": config, **layers, "manifest.json": json.dumps(listed).encode()}
+    with tarfile.open(path, "w") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(lead + name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+        for name, target in (links or {}).items():
+            link = tarfile.TarInfo(lead + name)
+            link.type, link.linkname = tarfile.SYMTYPE, target
+            tar.addfile(link)
+    path.chmod(0o644)
+    return f"container:docker-archive:{path}"
+
+
+def config_of(*layers: Layer) -> bytes:
+    rootfs = {"type": "layers", "diff_ids": [layer.diff_id for layer in layers]}
+    return json.dumps({"architecture": go_name(), "os": "linux", "rootfs": rootfs}).encode()
+
+
+def in_blobs(layer: Layer) -> str:
+    return f"blobs/sha256/{hashlib.sha256(layer.data).hexdigest()}"
+
+
+@pytest.mark.parametrize("compression", ["", "gzip", "zstd"])
+@pytest.mark.parametrize("how", ["crane", "docker 25", "no digest"])
+def test_packed_layers(node: Node, open_directory: Path, compression: str, how: str) -> None:
+    """A file's digest and the digest of what comes out of it are different things."""
+    layers = [make_layer(files, compression=compression) for files in (BASE, TOP)]
+    named = {
+        "crane": lambda layer: in_blobs(layer).rpartition("/")[2] + ".tar.gz",
+        "docker 25": in_blobs,
+        "no digest": lambda layer: f"{layers.index(layer)}/layer.tar",
+    }[how]
+    files = {named(layer): layer.data for layer in layers}
+    comment = write_archive(open_directory / "x.tar", files, config=config_of(*layers))
+    holds(node.stage(1, comment))
+
+
+def test_layers_that_are_links_and_names_that_begin_with_a_dot(
+    node: Node, open_directory: Path
+) -> None:
+    base, top = [make_layer(files, compression="") for files in (BASE, TOP)]
+    comment = write_archive(
+        open_directory / "x.tar",
+        {"aa.tar": base.data, "bb/layer.tar": top.data},
+        config=config_of(base, top),
+        links={"aa/layer.tar": "../aa.tar"},
+        lead="./",
+        names=["aa/layer.tar", "./bb/layer.tar"],
+    )
+    holds(node.stage(1, comment))
+
+
+@pytest.mark.parametrize(
+    ("written", "named", "found"),
+    [
+        ("lab/tool:1.0", "lab/tool:1.0", True),
+        ("docker.io/lab/tool:1.0", "lab/tool:1.0", True),
+        ("tool:latest", "tool", True),
+        ("tool:latest", "docker.io/library/tool", True),
+        ("localhost/tool:1", "localhost/tool:1", True),
+        ("lab/tool:1.0", "lab/tool:2.0", False),
+        ("lab/tool:1.0", "@0", True),
+        ("lab/tool:1.0", "@1", False),
+        ("a name with blanks", "tool", False),
+    ],
+)
+def test_how_an_image_is_named(
+    node: Node, open_directory: Path, written: str, named: str, found: bool
+) -> None:
+    layer = make_layer({**BASE, **TOP})
+    comment = write_archive(
+        open_directory / "x.tar", {"1.tar": layer.data}, config=config_of(layer), tags=[written]
+    )
+    if found:
+        holds(node.stage(1, f"{comment}:{named}"))
+    else:
+        refused(node, 1, f"{comment}:{named}", "NotFound", f"no image '{named}'", written)
+
+
+def test_another_kind_of_archive(node: Node, images_at: Path) -> None:
+    refused(
+        node, 1, f"container:docker-archive:{images_at}/oci-archive", "NotAnImage", "oci-archive:"
+    )
+    refused(
+        node,
+        2,
+        f"container:oci-archive:{images_at}/docker-archive",
+        "NotAnImage",
+        "docker-archive:",
+    )
+    packed = images_at / "x.tar"
+    subprocess.run(["zstd", "-q", images_at / "docker-archive", "-o", packed], check=True)
+    packed.chmod(0o644)
+    refused(node, 3, f"container:docker-archive:{packed}", "NotAnImage", "with zstd", "`zstd -d`")
+
+
+# Whose image it is
+
+
+@pytest.mark.parametrize("compression", ["", "gzip"])
+def test_somebody_elses_config_with_another_layer_is_another_image(
+    node: Node, open_directory: Path, compression: str
+) -> None:
+    """A config is public. Who puts it beside a layer of their own gains nothing by it."""
+    base, top, evil = [
+        make_layer(files, compression=compression) for files in (BASE, TOP, {"bin/tool": b"evil\n"})
+    ]
+    config = config_of(base, top)
+    lying = write_archive(
+        open_directory / "evil.tar",
+        {in_blobs(base): base.data, in_blobs(top): evil.data},
+        config=config,
+    )
+    # It is an image of its own, or none where its layers are compared with its config.
+    attack = node.stage(1, lying)
+    honest = write_archive(
+        open_directory / "x.tar",
+        {in_blobs(base): base.data, in_blobs(top): top.data},
+        config=config,
+    )
+    task = node.stage(2, honest)
+    holds(task)
+    assert attack.exports != task.exports
+    # And so it is where the honest image is there already.
+    assert node.stage(3, lying).exports == attack.exports
+
+
+def test_what_an_earlier_release_kept_by_the_digest_of_a_config_is_not_handed_out(
+    node: Node, images_at: Path
+) -> None:
+    comment = f"container:docker-archive:{images_at}/docker-archive"
+    good = node.stage(1, comment)
+    [meta] = node.cache.glob("meta/layers-*.json")
+    fields = json.loads(meta.read_text())
+    old = "sha256-" + "0" * 64 + "-" + fields["extension"]
+    (node.cache / "meta" / f"{old}.json").write_text(json.dumps({**fields, "key": old}))
+    good.image.rename(good.image.with_name(f"{old}.{fields['extension']}"))
+    [ref] = node.cache.glob("refs/*.json")
+    ref.write_text(json.dumps({**json.loads(ref.read_text()), "key": old}))
+    node.reboot()
+    task = node.stage(2, comment)
+    holds(task)
+    assert task.image.name.startswith("layers-")
+
+
+def test_an_archive_that_was_written_anew(node: Node, open_directory: Path) -> None:
+    for job, files in enumerate(({"which": b"1"}, {"which": b"2"}), start=1):
+        layer = make_layer(files)
+        path = open_directory / "x.tar"
+        comment = write_archive(path, {"1.tar": layer.data}, config=config_of(layer))
+        assert read_from_image(node.stage(job, comment).image, "which") == files["which"]

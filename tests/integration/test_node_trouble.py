@@ -11,7 +11,18 @@ from pathlib import Path
 
 import pytest
 
+from hpcimg import node as node_cache
 from hpcimg import stage
+from hpcimg.cache import directories
+from hpcimg.cache.paths import Layout
+from hpcimg.errors import (
+    CacheUnusable,
+    ConfigError,
+    HpcimgError,
+    MissingTool,
+    NodeError,
+    NoRoom,
+)
 from hpcimg.slurm import prolog
 from tests.integration.checks import failed, refused, staged
 from tests.integration.conftest import Start
@@ -22,9 +33,9 @@ NOT_ROOT = pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhe
 
 
 @contextmanager
-def mounted(directory: Path, options: str) -> Iterator[None]:
-    """Mount a small tmpfs there for a while."""
-    argv = ["mount", "-t", "tmpfs", "-o", f"size=1m,{options}", "tmpfs", str(directory)]
+def mounted(directory: Path, options: str, *, kind: str = "tmpfs") -> Iterator[None]:
+    """Mount a small tmpfs there for a while, or another kind of file system in memory."""
+    argv = ["mount", "-t", kind, "-o", f"size=1m,{options}", kind, str(directory)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"cannot mount here: {done.stderr.strip()}")
@@ -65,6 +76,22 @@ def test_what_is_unforeseen_fails_the_job_and_not_the_node(
     assert "Traceback (most recent call last)" in log
     assert "in broken" in log
     assert all(line.count("hpcimg prolog job 1") == 1 for line in log.splitlines())
+
+
+def test_a_traceback_says_nothing_to_a_terminal(
+    in_process: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It quotes what a server sent."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("\x1b]0;a title\x07\x9b31m" + "x" * 100_000)
+
+    monkeypatch.setattr(stage, "stage", broken)
+    assert prolog.main() == 0
+    log = in_process.log()
+    assert "\\x1b]0;a title\\x07\\x9b31m" in log
+    assert all(character.isprintable() for character in log.replace("\n", ""))
+    assert max(map(len, log.splitlines())) < 30_000
 
 
 def test_what_is_unforeseen_and_cannot_be_told_is_in_the_log(
@@ -152,6 +179,42 @@ def test_a_cache_that_is_mounted_read_only(node: Node) -> None:
 
 
 @AS_ROOT
+@pytest.mark.parametrize(
+    ("error", "disk", "code"),
+    [
+        (CacheUnusable("it cannot be used"), "ro", prolog.DRAIN),
+        (CacheUnusable("it cannot be used"), "full", 0),
+        (CacheUnusable("it cannot be used"), "", 0),  # as somebody says, and the disk does not
+        (NoRoom("it is full"), "full", 0),
+        # Of one reference, which any user can write.
+        (MissingTool("the Python package botocore is not installed"), "ro", 0),
+        (NodeError("no such account"), "ro", 0),
+        (ConfigError("a misspelling"), "ro", 0),
+    ],
+)
+def test_what_drains_where_the_site_wants_it(
+    in_process: Node, monkeypatch: pytest.MonkeyPatch, error: HpcimgError, disk: str, code: int
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    in_process.configure("[policy]\non_node_fault = drain\n")
+    monkeypatch.setattr(stage, "stage", fails)
+    cache = in_process.cache
+    cache.mkdir()
+    with mounted(cache, "mode=0755"):
+        directories.prepare(Layout(str(cache), str(in_process.state)))
+        monkeypatch.setattr(node_cache, "open_cache", node_cache.cache_of)
+        if disk == "full":
+            with pytest.raises(OSError, match="No space"):
+                (cache / "filler").write_bytes(bytes(2 << 20))
+        elif disk:
+            subprocess.run(["mount", "-o", f"remount,{disk}", str(cache)], check=True)
+        assert prolog.main() == code
+    assert in_process.task(1).code == 1
+
+
+@AS_ROOT
 def test_tmp_on_another_file_system(node: Node, url: str, sif: bytes) -> None:
     (node.cache / "tmp").mkdir(parents=True)
     with mounted(node.cache / "tmp", "mode=0700"):
@@ -171,16 +234,3 @@ def test_directories_are_made_for_others_to_read_whatever_the_umask(
     for directory in (node.cache, node.state, path.parent):
         assert directory.stat().st_mode & 0o777 == 0o755
     staged(node, 1, f"container:{url}", sif, how="hit")
-
-
-def test_asks_slurm_for_the_comment_where_the_site_says_so(
-    in_process: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    squeue = tmp_path / "squeue"
-    squeue.write_text("#!/bin/sh\necho container:ubuntu:22.04\n")
-    squeue.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.delenv("SLURM_JOB_COMMENT")
-    in_process.configure("[slurm]\ncomment = query\n")
-    assert prolog.main() == 0
-    failed(in_process, 1, in_process.task(1), "BadReference", "docker://ubuntu:22.04")

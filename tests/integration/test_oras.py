@@ -90,9 +90,9 @@ def test_a_digest_is_for_ever(node: Node, repository: Repository, sif: bytes) ->
     staged(node, 2, comment, sif, how="hit")
     node.reboot()
     staged(node, 3, comment, sif, how="hit")
-    # With a tag beside it, the digest counts.
-    staged(node, 4, repository.comment(f":no-such-tag@{digest}"), sif)
-    assert kinds(repository.asked()) == ["manifests"]
+    # With a tag beside it, the digest counts: it is the same image by another spelling.
+    staged(node, 4, repository.comment(f":no-such-tag@{digest}"), sif, how="hit")
+    assert repository.asked() == []
 
 
 def test_two_tags_of_one_image_are_one_blob(node: Node, repository: Repository, sif: bytes) -> None:
@@ -232,3 +232,21 @@ def test_an_index_without_this_processor(
     push_index(registry, repository, mips=digest, riscv64=digest)
     words = ("has no image for this machine", "it is for mips, riscv64")
     refused(node, 1, repository.comment(), "WrongArchitecture", *words)
+
+
+def test_a_registry_that_is_blocked_is_so_for_who_has_its_image(
+    node: Node, registry: Registry, repository: Repository, sif: bytes
+) -> None:
+    repository.push(sif)
+    staged(node, 1, repository.comment(), sif, how="fetched")
+    staged(node, 2, repository.comment(), sif, how="hit")
+    blocked = f'[[registry]]\nlocation = "{registry.host}"\nblocked = true\n'
+    file = node.directory / "registries.conf"
+    file.write_text(blocked)
+    refused(node, 3, repository.comment(), "NotAllowed", "is blocked")
+    file.unlink()
+    staged(node, 4, repository.comment(), sif, how="hit")
+    drop_in = node.directory / "registries.conf.d" / "site.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text(blocked)
+    refused(node, 5, repository.comment(), "NotAllowed", "is blocked")

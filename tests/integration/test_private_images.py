@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.checks import refused, staged
+from tests.parts.private import check_private
 from tests.parts.registry import PASSWORD, Registry
 from tests.parts.registryclient import auth_file
 from tests.parts.tokenserver import TokenServer
@@ -51,7 +52,7 @@ def test_an_image_that_one_user_may_read_is_that_users(
     users.keep("hpcimg-jo", ".docker/config.json", auth_file(registry.host))
     task = staged(jobs_of(users, JO), 1, comment, sif, how="fetched")
     assert task.image.parent == users.cache / "users" / str(JO)
-    assert (task.image.stat().st_uid, task.image.stat().st_mode & 0o777) == (JO, 0o400)
+    check_private(task.image, JO)
     refused(jobs_of(users, AL), 2, comment, "Forbidden", "may not be read", "without a login")
     staged(jobs_of(users, JO), 3, comment, sif, how="hit")
     assert PASSWORD not in users.log()

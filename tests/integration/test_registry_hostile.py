@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hpcimg.errors import BadReference, Forbidden, Unreachable
+from hpcimg.errors import BadReference, Forbidden, NotFound, Unreachable
 from hpcimg.fetch.contract import Blob
 from hpcimg.fetch.settings import Settings
 from hpcimg.http.session import open_session
@@ -244,3 +244,29 @@ def test_no_cookie_is_kept(place: Place) -> None:
     assert client.manifest()
     assert client.manifest()
     assert [request.headers["Cookie"] for request in place.web.requests()] == [None, None]
+
+
+@pytest.mark.parametrize("status", [403, 404, 429])
+def test_a_login_for_what_is_hidden_goes_nowhere_else(place: Place, status: int) -> None:
+    with WebServer() as other:
+        challenge = {"WWW-Authenticate": f'Bearer realm="{other.url("/token")}"'}
+        other.handle("/v2/", lambda _: Answer(401, challenge))
+        place.web.handle("/v2/", lambda _: Answer(307, {"Location": other.url("/v2/")}))
+        place.web.handle(MANIFEST_PATH, lambda _: Answer(status))
+        with pytest.raises((Forbidden, NotFound, Unreachable), match=str(status)):
+            place.client(tries=1).manifest()
+        # Nor where the registry itself sends to one that may not be asked.
+        realm = 'Bearer realm="http://169.254.169.254/token"'
+        place.web.handle("/v2/", lambda _: Answer(401, {"WWW-Authenticate": realm}))
+        with pytest.raises((Forbidden, Unreachable)):
+            place.client(tries=1).manifest()
+        sent = [r.headers["Authorization"] for r in (*place.web.requests(), *other.requests())]
+        assert set(sent) == {None}
+
+
+def test_what_a_redirect_leads_to_is_asked_without_a_login(place: Place, target: Target) -> None:
+    with WebServer() as storage:
+        place.web.handle(BLOB_PATH, lambda _: Answer(307, {"Location": storage.url("/blob")}))
+        with pytest.raises(NotFound):
+            place.client().download(LAYER, target.sink)
+        assert place.web.count(path="/v2/") == 0

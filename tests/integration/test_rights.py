@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.checks import finish, got, staged
+from tests.integration.checks import finish, got, refused, staged
 from tests.integration.conftest import Start
 from tests.parts.daemon import wait_until
 from tests.parts.node import Node
 from tests.parts.processes import descendants, gone, status_of
+from tests.parts.webfaults import Status
 from tests.parts.webserver import WebServer
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -40,7 +41,7 @@ def test_what_touches_the_network_is_not_root(
         *_, parent, child = descendants(prolog.pid)
         seen = status_of(child)
         assert set(status_of(prolog.pid)["Groups"]) == {"0", "4"}
-        assert set(seen["Uid"]) == set(seen["Gid"]) != {"0"}
+        assert "0" not in {*seen["Uid"], *seen["Gid"]}
         assert (seen["Groups"], seen["CapEff"], seen["NoNewPrivs"]) == ([], ["0" * 16], ["1"])
         assert set(status_of(parent)["Uid"]) == {"0"}
         # The one has no way to the network, the other no file of the cache but what it was handed.
@@ -51,6 +52,16 @@ def test_what_touches_the_network_is_not_root(
         hold.release()
         finish(prolog)
     got(node, 1, node.task(1), sif)
+
+
+@AS_ROOT
+def test_who_has_no_home_here_hears_of_it(node: Node, web: WebServer) -> None:
+    node.uid, node.gid = 3_999_999_999, 77_777
+    host = f"127.0.0.1:{web.port}"
+    node.configure(f"[registry {host}]\ninsecure = yes\n")
+    web.script("/v2/lab/x/manifests/1", [Status(401)] * 9)
+    words = ("may not be read", "this node has no account for your uid, so no home with a login")
+    refused(node, 1, f"container:docker://{host}/lab/x:1", "Forbidden", *words)
 
 
 def internet_sockets(pid: int) -> list[str]:

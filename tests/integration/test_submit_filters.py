@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import random
+import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from hpcimg import reference, schemes
+from hpcimg.slurm import comment as comments
+from tests.comment_cases import ASKS, INNOCENT, MISSED, PROBLEMS
 from tests.reference_cases import INVALID, VALID
 
 ETC = Path(__file__).parents[2] / "etc"
@@ -77,6 +83,26 @@ class Lua:
             code += f"hpcimg.merge({quoted(comment)}, {quoted(references)})\n"
             code += "answer(merged or problem) end\n"
         return self.run(code)
+
+    def read(self, comments: Sequence[str]) -> list[dict[str, Any]]:
+        """Return what each comment asks for."""
+        code = f"local hpcimg = {self.load('hpcimg.lua')}"
+        for comment in comments:
+            code += f"do local wanted = hpcimg.read({quoted(comment)})\n"
+            code += "answer(#wanted) for _, text in ipairs(wanted) do answer(text) end\n"
+            code += (
+                "answer(wanted.problem or '') answer(wanted.missed and wanted.missed.right or '')"
+            )
+            code += " end\n"
+        lines = iter(self.run(code))
+        return [
+            {
+                "images": [next(lines) for _ in range(int(next(lines)))],
+                "problem": next(lines),
+                "missed": next(lines),
+            }
+            for _ in comments
+        ]
 
     def cli(self, references: str | None = None, **options: str | None) -> tuple[int, str, str]:
         """Call the cli_filter; return its status, the comment after it and the messages."""
@@ -172,7 +198,71 @@ def test_schemes_of_the_site(lua: Lua) -> None:
     assert lua.merge((comment, None)) == [comment]
 
 
+def test_the_same_lists_as_on_the_node() -> None:
+    text = (ETC / "hpcimg.lua").read_text()
+
+    def listed(name: str) -> list[str]:
+        [found] = re.findall(rf"^local {name} = {{(.*)}}$", text, re.MULTILINE)
+        return re.findall(r'"([^"]*)"', found)
+
+    rows = schemes.SCHEMES.items()
+    assert listed("SCHEMES") == [name for name, row in rows if row.slashes]
+    assert listed("PATH_SCHEMES") == [name for name, row in rows if not row.slashes]
+    assert sorted(listed("REGISTRY_SCHEMES")) == sorted(n for n, row in rows if row.in_registry)
+    assert listed("IMAGE_SCHEMES") == list(comments.IMAGE_SCHEMES)
+    assert listed("ENDINGS") == list(comments.ENDINGS) == list(reference.ENDINGS)
+
+
 # Comments
+
+
+def as_lua_says(comment: str) -> dict[str, Any]:
+    """Return what the node's parser makes of a comment, in the form of `Lua.read`."""
+    found = comments.read(comment)
+    images = [f"{name}={text}" if name else text for name, text in found.images]
+    return {"images": images, "problem": found.problem, "missed": found.missed[1]}
+
+
+def test_a_comment_is_for_lua_what_it_is_on_the_node(lua: Lua) -> None:
+    cases = [case for case, _ in (*ASKS, *MISSED, *PROBLEMS)] + INNOCENT
+    found = lua.read(cases)
+    wrong = {}
+    for case, said in zip(cases, found, strict=True):
+        right = as_lua_says(case)
+        said["images"] = list(dict.fromkeys(said["images"]))
+        if {**said, "problem": bool(said["problem"])} != {
+            **right,
+            "problem": bool(right["problem"]),
+        }:
+            wrong[case] = (said, right)
+    assert wrong == {}
+
+
+def test_random_comments_are_for_lua_what_they_are_on_the_node(lua: Lua) -> None:
+    choose = random.Random(20)
+    words = [
+        "container", "Container", "contaner", "image", ":", "=", " ", ";", ",", '"', "'",
+        "(", ")", "{", "}", "[", "]", "\\", "docker://ubuntu:22.04", "oras://h/i", "/a.sif", "x",
+        "tool=", "ubuntu:22.04", "?", "-", "|", '{"container":', '"a":', '"container": "/b.sif"}',
+        "null", "1", "image.sif", "https://h/x",
+    ]  # fmt: skip
+    cases = [
+        "".join(choose.choice(words) for _ in range(choose.randint(1, 9))) for _ in range(4000)
+    ]
+    wrong = {}
+    for case, said in zip(cases, lua.read(cases), strict=True):
+        right = as_lua_says(case)
+        said["images"] = list(dict.fromkeys(said["images"]))
+        right["problem"] = said["problem"] = bool(said["problem"]) or bool(right["problem"])
+        if said != right:
+            wrong[case] = (said, right)
+    assert wrong == {}
+
+
+@pytest.mark.parametrize(("comment", "right"), MISSED)
+def test_what_is_nearly_ours_is_refused(lua: Lua, comment: str, right: str) -> None:
+    [answer] = lua.merge((comment, None))
+    assert f"did you mean container:{right}" in answer
 
 
 @pytest.mark.parametrize(
@@ -197,7 +287,19 @@ def test_schemes_of_the_site(lua: Lua) -> None:
         ("container:/a container:/a", None, "container:/a container:/a"),
         # no business of ours
         ("  odd   spacing\x0b;;", None, "  odd   spacing\x0b;;"),
-        ("Container:x acontainer:x containers: x:container:x", None, None),
+        ("acontainer:x containers: x:container:x", None, None),
+        # an object of JSON stays one
+        ('{"wpps":1}', "/a x=/b", '{"wpps":1,"container":["/a","x=/b"]}'),
+        (" { } ", "/a", ' { "container":"/a"} '),
+        ('{"container":"/a", "b":[1]}', "/a", None),
+        ('{"container":"/a", "b":[1]}', "/b", '{"container":["/a","/b"], "b":[1]}'),
+        ('{"container": {"x":"/a"}}', "/b", '{"container": ["x=/a","/b"]}'),
+        ('{"container":null}', "/b", '{"container":"/b"}'),
+        ('{"container":[]}', "/b", '{"container":"/b"}'),
+        ('{"broken":1', "/b", '{"broken":1 container:/b'),
+        # spelled otherwise, and in the environment
+        ("Container:/a", "/a", None),
+        (None, '"container:/a" Container=/b', "container:/a container:/b"),
         ("ctrl\x01\x1b[2J ünïcode $HOME `id`", "/a", "{} container:/a"),
     ],
 )
@@ -209,7 +311,10 @@ def test_merge(lua: Lua, comment: str | None, references: str | None, merged: st
 @pytest.mark.parametrize(
     ("comment", "references", "message"),
     [
-        ("container: docker://a", None, "write container:URI without a space"),
+        ("container: samtools", None, "write container:URI without a space"),
+        ("Container:ubuntu:22.04", None, "did you mean docker://ubuntu:22.04"),
+        ('{"container":1}', "/a", "in the job's comment: the value of container"),
+        ('{"container":["/a","ubuntu"]}', None, "did you mean docker://ubuntu"),
         ("words container:ubuntu:22.04", None, "did you mean docker://ubuntu:22.04"),
         ("x;container:ubuntu;y", None, "did you mean docker://ubuntu"),
         ("container:x=/a container:x=/b", None, "two images have the name 'x'"),
@@ -237,7 +342,28 @@ def test_a_comment_of_the_greatest_length_passes(lua: Lua) -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", [";", " ", ";a", "container:", "container:;", "container:/a ", "a=", "/", "@:", "\x01"]
+    "piece",
+    [
+        ";",
+        " ",
+        ";a",
+        "container:",
+        "container:;",
+        "container:/a ",
+        "a=",
+        "/",
+        "@:",
+        "\x01",
+        '"',
+        "'(",
+        'container"',
+        ",container:",
+        '{"container":',
+        "[",
+        "docker://",
+        "%25",
+        "a.",
+    ],
 )
 def test_long_hostile_comments_take_no_time(lua: Lua, piece: str) -> None:
     """slurmctld answers nobody while a comment is being read: 10 s here are for slow hosts."""

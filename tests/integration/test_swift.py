@@ -15,6 +15,7 @@ from tests.integration.conftest import MakeSif
 from tests.integration.swiftconf import as_site, configure
 from tests.parts.accountnode import NodeWithAccount
 from tests.parts.node import Node
+from tests.parts.private import check_private
 from tests.parts.swiftservers import GUEST, GUEST_KEY, KEY, USER, SwiftServers
 from tests.parts.webfaults import Status
 from tests.parts.webserver import WebServer
@@ -159,9 +160,8 @@ def test_the_users_own_file(user_node: NodeWithAccount, servers: SwiftServers, s
     servers.put("private", "x.sif", sif)
     user_node.write(OWN_FILE, tempauth(servers))
     task = staged(user_node, 1, URI, sif, how="fetched")
-    seen = task.image.stat()
     assert task.image.parent == user_node.cache / "users" / "54321"
-    assert (seen.st_uid, seen.st_mode & 0o777) == (54321, 0o400)
+    check_private(task.image, 54321)
     assert KEY not in user_node.log() + (user_node.state / "events.jsonl").read_text()
     # Not for others.
     user_node.uid = 1

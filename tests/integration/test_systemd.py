@@ -26,7 +26,7 @@ def needs(program: str) -> pytest.MarkDecorator:
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
 def test_units_are_without_mistakes(unit: Path, tmp_path: Path) -> None:
     for path in UNITS:  # a timer needs its service beside it; what they start is not here
-        text = path.read_text().replace("/opt/hpcimg/bin/hpcimg", "/bin/true")
+        text = path.read_text().replace("/usr/lib/hpcimg/bin/hpcimg", "/bin/true")
         (tmp_path / path.name).write_text(text)
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", tmp_path / unit.name],
@@ -56,7 +56,9 @@ def test_services_are_hardened(unit: Path) -> None:
 def test_each_service_has_a_timer() -> None:
     assert {unit.stem for unit in UNITS if unit.suffix == ".timer"} == {u.stem for u in SERVICES}
     for unit in SERVICES:
-        [command] = re.findall(r"^ExecStart=/opt/hpcimg/bin/hpcimg (\w+)", unit.read_text(), re.M)
+        [command] = re.findall(
+            r"^ExecStart=/usr/lib/hpcimg/bin/hpcimg (\w+)", unit.read_text(), re.M
+        )
         assert unit.stem == f"hpcimg-{command}"
 
 

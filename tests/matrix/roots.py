@@ -36,8 +36,9 @@ class Root:
     namespaces of their own: no mount and no process outlives them.
     """
 
-    def __init__(self, directory: Path, release: str) -> None:
+    def __init__(self, directory: Path, release: str, *, packages: str = PACKAGES) -> None:
         self.release = release
+        self.packages = packages
         self.path = directory / release
         self.checkout = self.path / "hpcimg"
 
@@ -55,7 +56,7 @@ class Root:
             return
         part = self.path.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
-        debootstrap = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}"]
+        debootstrap = ["debootstrap", "--variant=minbase", f"--include={self.packages}"]
         # It mounts as well.
         _run([*_namespaces(), "--mount-proc", *debootstrap, self.release, str(part), mirror])
         part.chmod(0o755)

@@ -38,6 +38,8 @@ class Node:
         self.log_file = directory / "hpcimg.log"
         self.conf = directory / "hpcimg.conf"
         self.uid = os.getuid() if uid is None else uid
+        self.extra = ""  # of the jobs to come, as sbatch's --extra
+        self.gid: int | None = None  # of the jobs, where slurmd says it
         self.configure(settings)
 
     def configure(self, settings: str = "") -> None:
@@ -58,6 +60,10 @@ class Node:
             "SLURM_JOB_UID": str(self.uid),
             "SLURMD_NODENAME": "n1",
         }
+        if self.extra:
+            fields["SLURM_JOB_EXTRA"] = self.extra
+        if self.gid is not None:
+            fields["SLURM_JOB_GID"] = str(self.gid)
         return fields if comment is None else {**fields, "SLURM_JOB_COMMENT": comment}
 
     def start_prolog(self, job: int | str, comment: str | None) -> subprocess.Popen[str]:

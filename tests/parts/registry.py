@@ -64,11 +64,13 @@ class Registry:
         tokens: TokenServer | None = None,
         mirror_of: str = "",
         tls: bool = False,
+        clients: Path | None = None,
     ) -> None:
         """Choose the port; nothing runs yet.
 
         basic: it is for USER with PASSWORD alone. tokens: it is for who has a token of these.
-        mirror_of: it is a pull-through cache of the registry at this URL.
+        mirror_of: it is a pull-through cache of the registry at this URL. clients: with TLS, it
+        is for who has this certificate, beside which is its key.pem.
         """
         self._basic = basic
         self._tokens = tokens
@@ -76,6 +78,7 @@ class Registry:
         self.port = free_ports(1)[0]
         self.host = f"127.0.0.1:{self.port}"
         self._tls = tls
+        self._clients = clients
         self.url = f"http{'s' if tls else ''}://{self.host}"
         self.certificate = Path()
         self._marks = 0
@@ -223,6 +226,9 @@ class Registry:
             self.certificate, key = make_certificate(self.directory)
             self._session.verify = str(self.certificate)
             http["tls"] = {"certificate": str(self.certificate), "key": str(key)}
+            if self._clients:
+                self._session.cert = (str(self._clients), str(self._clients.with_name("key.pem")))
+                http["tls"]["clientcas"] = [str(self._clients)]
         if self._mirror_of:
             config["proxy"] = {"remoteurl": self._mirror_of}
         return config

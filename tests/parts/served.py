@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import struct
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from hpcimg.cache import directories, hot, inflight, store
+from hpcimg.cache import directories, hot, identity, inflight, store
 from hpcimg.cache.ensure import Staged, ensure
 from hpcimg.cache.policy import Cache
 from hpcimg.errors import Damaged
@@ -60,21 +61,28 @@ class Content(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """Of the file or the manifest."""
+        """What changes with the content."""
         return sha256(b"".join(sha256(layer).encode() for layer in self.layers) or self.data)
+
+    @property
+    def manifest(self) -> str:
+        """The text that names layers and their config."""
+        digests = [f"sha256:{sha256(part)}" for part in (b"{}", *self.layers)]
+        config, *layers = [{"digest": digest} for digest in digests]
+        return json.dumps({"config": config, "layers": layers})
 
     @property
     def offer(self) -> Offer:
         if self.layers:
             layers = tuple(Blob(sha256(layer), len(layer)) for layer in self.layers)
-            return Offer(self.digest, manifest=self.digest, config="{}", layers=layers)
+            return Offer(self.digest, config="{}", layers=layers, manifests=(self.manifest,))
         size = None if self.announced == "nothing" else len(self.data)
         return Offer(self.digest, size, self.digest if self.announced == "digest" else "")
 
     def key(self, image_format: str, owner: int | None = None) -> str:
         """Return the key that the cache is to give it."""
-        name = f"sha256-{self.digest}"
-        name = f"{name}-{image_format}" if self.layers else name
+        announced = self.offer._replace(sha256=sha256(self.data))
+        name = identity.key_of(announced, image_format)
         return name if owner is None else f"u{owner}-{name}"
 
     def image(self, image_format: str) -> bytes:

@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.parts.daemon import PATH, PartError, wait_until
 
 # Ordinary users to submit as: accounts that every Linux distribution brings and that own nothing
-# which a job could harm. Not nobody: that is the account hpcimg fetches under.
+# which a job could harm.
 USERS = ("games", "mail", "lp")
 
 # The states that a job does not leave. While its Epilog runs it is COMPLETING, so an ended job

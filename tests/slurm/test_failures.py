@@ -275,7 +275,7 @@ def test_a_health_check_of_slurm_drains_a_faulty_node(tmp_path: Path) -> None:
     script = tmp_path / "health-check"
     lines = f"HealthCheckProgram={script}\nHealthCheckInterval=2"
     with Site(nodes=2, extra_conf=lines) as site:
-        text = block.text.replace("/opt/hpcimg", str(ROOT))
+        text = block.text.replace("/usr/lib/hpcimg", str(ROOT))
         # slurmd gives it its node's name and nothing else.
         setting = f"export HPCIMG_CONF={site.conf} SLURM_CONF={site.cluster.conf}\nPATH="
         script.write_text(text.replace("PATH=", setting, 1))

@@ -160,28 +160,3 @@ def test_gc_drops_the_leases_of_jobs_that_slurm_knows_no_more(site: Site) -> Non
     assert [int(job) for _, job in node.leases()] == [running]
     gate.open()
     completed(site, running)
-
-
-# A Slurm older than 22.05
-
-
-def test_the_comment_is_asked_for_where_slurm_does_not_pass_it_on(site: Site) -> None:
-    site.configure("[slurm]\ncomment = query\n")
-    url = site.put("queried")
-    with prolog_without_comment(site):
-        job = submit(site, url, "n1")
-        assert completed(site, job) == ["queried\n"]
-        plain = site.cluster.sbatch('echo "${HPCIMG_IMAGE-none}"', "--nodelist=n1")
-        assert completed(site, plain) == ["none\n"]
-
-
-@contextmanager
-def prolog_without_comment(site: Site) -> Iterator[None]:
-    """Take SLURM_JOB_COMMENT out of Prolog's environment, as an old Slurm does."""
-    hook = site.directory / "prolog"
-    text = hook.read_text()
-    hook.write_text(text.replace("\nexec ", "\nunset SLURM_JOB_COMMENT\nexec "))
-    try:
-        yield
-    finally:
-        hook.write_text(text)

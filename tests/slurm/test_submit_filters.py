@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.parts.cluster import Cluster
+from tests.parts.cluster import Cluster, slurm_version
 from tests.parts.slurmclient import USERS
 
 ETC = Path(__file__).parents[2] / "etc"
@@ -22,6 +23,10 @@ IMAGE = {"HPCIMG_CONTAINER": "x=docker://ubuntu:22.04"}
 TOKEN = "container:x=docker://ubuntu:22.04"
 TYPO = {"HPCIMG_CONTAINER": "ubuntu:22.04"}
 HINT = "did you mean docker://ubuntu:22.04"
+
+# sbatch has --extra, and Prolog SLURM_JOB_EXTRA, since this release.
+HAS_EXTRA = bool(shutil.which("sbatch")) and slurm_version() >= (23, 2)
+needs_extra = pytest.mark.skipif(not HAS_EXTRA, reason="Slurm is older than 23.02")
 
 pytestmark = pytest.mark.skipif(
     bool(Cluster.missing()) or not HAS_LUA,
@@ -40,6 +45,7 @@ class Site:
         prolog = directory / "prolog"
         prolog.write_text(
             f'#!/bin/sh\nprintf %s "$SLURM_JOB_COMMENT" > "{self.comments}/$SLURM_JOB_ID"\n'
+            f'printf %s "$SLURM_JOB_EXTRA" > "{self.comments}/$SLURM_JOB_ID.extra"\n'
         )
         prolog.chmod(0o755)
         self.cluster = Cluster(nodes=1, prolog=prolog, cli_filter=cli_filter, job_submit=job_submit)
@@ -52,6 +58,9 @@ class Site:
 
     def comment(self, job_id: int | str) -> str:
         return (self.comments / str(job_id)).read_text()
+
+    def extra(self, job_id: int | str) -> str:
+        return (self.comments / f"{job_id}.extra").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +103,42 @@ def test_sbatch_with_a_comment_in_the_script(site: Site) -> None:
     job_id = site.cluster.sbatch(script, env=env)
     assert site.cluster.wait(job_id) == "COMPLETED"
     assert site.comment(job_id) == f"two words {TOKEN} container:/data/image.sif"
+
+
+def test_a_comment_in_json_stays_json(site: Site) -> None:
+    env = {"HPCIMG_CONTAINER": "x=/a.sif /b.sif"}
+    job_id = site.cluster.sbatch("true", '--comment={"wpps": 3}', env=env)
+    assert site.cluster.wait(job_id) == "COMPLETED"
+    assert json.loads(site.comment(job_id)) == {"wpps": 3, "container": ["x=/a.sif", "/b.sif"]}
+
+
+def test_near_misses_are_taken_or_refused(site: Site) -> None:
+    command = ["sbatch", "--hold", "--wrap=true"]
+    for comment in ('"container:/a.sif"', "a=1,Container:/a.sif", "container test run"):
+        result = site.cluster.run([*command, f"--comment={comment}"], user=USERS[0])
+        assert result.returncode == 0, result.stderr
+        site.cluster.scancel(result.stdout.split()[-1])
+    result = site.cluster.run([*command, "--comment=containers:docker://a"], user=USERS[0])
+    assert result.returncode != 0
+    assert "did you mean container:docker://a" in result.stderr
+
+
+def test_what_sbatch_leaves_of_a_line_with_a_remark_in_it_is_refused(site: Site) -> None:
+    script = "#!/bin/sh\n#SBATCH --comment=container:docker://nvcr.io#nvidia/pytorch:1\ntrue\n"
+    result = site.cluster.run(["sbatch"], user=USERS[0], stdin=script)
+    assert result.returncode != 0
+    assert "nvcr.io is a registry and names no image" in result.stderr
+
+
+@needs_extra
+def test_extra_is_checked_and_reaches_prolog(site: Site) -> None:
+    job_id = site.cluster.sbatch("true", "--extra=container:/a.sif", env=IMAGE)
+    assert site.cluster.wait(job_id) == "COMPLETED"
+    assert site.extra(job_id) == "container:/a.sif"
+    refused = ["sbatch", "--extra=container:ubuntu", "--wrap=true"]
+    result = site.cluster.run(refused, user=USERS[0])
+    assert result.returncode != 0
+    assert "hpcimg: in --extra: 'ubuntu' is not a reference" in result.stderr
 
 
 def test_srun(both: Site) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -10,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from hpcimg.cache import directories, evict, inflight, policy, store
+from hpcimg.cache import directories, evict, identity, inflight, lease, policy, store
 from hpcimg.cache.arrival import Arrival
 from hpcimg.cache.ensure import ensure
 from hpcimg.cache.inflight import Inflight
 from hpcimg.cache.paths import Layout
 from hpcimg.cache.policy import Cache
-from hpcimg.errors import NoRoom, TooLarge, Unreachable
+from hpcimg.errors import Damaged, NoRoom, TooLarge, Unreachable
 from hpcimg.fetch.contract import (
     Blob,
     Converting,
@@ -97,7 +98,7 @@ def test_a_conversion_keeps_to_the_limits_however_large_it_gets(
     assert not os.listdir(cache.layout.images)
 
 
-def test_a_conversion_announces_what_it_needs_once(tmp_path: Path) -> None:
+def test_a_conversion_takes_no_room_before_it_writes(tmp_path: Path) -> None:
     cache = make_cache(tmp_path)
     seen = []
 
@@ -107,33 +108,141 @@ def test_a_conversion_announces_what_it_needs_once(tmp_path: Path) -> None:
             seen.append((work["written"], work["coming"]))
 
     stage(cache, URI, Server(IN_LAYERS, at=at))
-    assert seen == [(0, 1500)]
+    assert seen == [(0, 0)]
 
 
-def test_what_a_conversion_unpacks_counts_and_makes_room(tmp_path: Path) -> None:
+class Announced:
+    """A fetch of a file that is announced to have many bytes, in a cache of 100 MiB."""
+
+    MIB = 1 << 20
+
+    def __init__(self, directory: Path) -> None:
+        self.cache = make_cache(directory, max_size=100 * self.MIB)
+        self.layout = self.cache.layout
+
+    def put(self, number: int, size_mib: int) -> None:
+        """Have an image of this size in the cache that nobody uses."""
+        name = f"{number}" * 64
+        meta = store.Entry(
+            f"sha256-{name}", "sif", name, size_mib * self.MIB, "", (), float(number)
+        )
+        with store.unfinished(self.layout, "x") as (path, file):
+            os.truncate(file, meta.size_bytes)
+            store.publish(self.layout, meta, path, file)
+        os.utime(self.layout.meta(meta.key), (number, number))
+
+    def images(self) -> list[str]:
+        return sorted(name[7] for name in os.listdir(self.layout.images))
+
+
+def test_an_announced_length_evicts_nothing_until_bytes_come(tmp_path: Path) -> None:
+    made = Announced(tmp_path)
+    for number in range(10):
+        made.put(number, 10)
+    with arriving(made.cache) as arrival:
+        assert arrival.offered(Offer("v1", 95 * made.MIB)) == ()
+        os.write(arrival.descriptor, b"four")
+        arrival.progress("fetching", 4, 95 * made.MIB)
+        assert len(made.images()) == 10
+        [work] = inflight.under_way(made.layout)
+        assert (work["written"], work["coming"]) == (4, 0)
+        # Then as much as has come, and some in front of it.
+        os.truncate(arrival.descriptor, 2 * made.MIB)
+        arrival.progress("fetching", 2 * made.MIB, 95 * made.MIB)
+        assert made.images() == ["7", "8", "9"]
+        os.truncate(arrival.descriptor, 60 * made.MIB)
+        arrival.progress("fetching", 60 * made.MIB, 95 * made.MIB)
+        assert made.images() == []
+        [work] = inflight.under_way(made.layout)
+        assert work["written"] + work["coming"] == 95 * made.MIB
+
+
+def test_what_never_fits_is_refused_before_anything_goes_for_it(tmp_path: Path) -> None:
+    made = Announced(tmp_path)
+    for number in range(3):
+        made.put(number, 10)
+    lease.open_to_hits(made.layout, f"sha256-{'1' * 64}")
+    assert lease.take(made.layout, f"sha256-{'1' * 64}", "7")
+    with arriving(made.cache) as arrival:
+        with pytest.raises(TooLarge):
+            arrival.offered(Offer("v1", 101 * made.MIB))
+        with pytest.raises(NoRoom, match=r"10\.0 MiB in use by 1 job"):
+            arrival.offered(Offer("v1", 95 * made.MIB))
+    assert made.images() == ["0", "1", "2"]
+
+
+def test_what_is_set_apart_behind_the_end_of_a_file_is_found_out(tmp_path: Path) -> None:
+    made = Announced(tmp_path)
+    with arriving(made.cache) as arrival:
+        arrival.offered(Offer("v1", 5 * made.MIB))
+        subprocess.run(
+            ["fallocate", "--keep-size", "--length", "80M", f"/proc/self/fd/{arrival.descriptor}"],
+            pass_fds=[arrival.descriptor],
+            check=True,
+        )
+        with pytest.raises(Damaged, match="more room on the disk than it has bytes"):
+            arrival.progress("fetching", 0, 5 * made.MIB)
+
+
+def test_what_was_set_apart_is_given_back_when_the_image_is_published(tmp_path: Path) -> None:
+    made = Announced(tmp_path)
+    with arriving(made.cache) as arrival:
+        arrival.offered(Offer("v1", len(FILE)))
+        os.write(arrival.descriptor, FILE)
+        subprocess.run(
+            ["fallocate", "--keep-size", "--length", "8M", f"/proc/self/fd/{arrival.descriptor}"],
+            pass_fds=[arrival.descriptor],
+            check=True,
+        )
+        entry = arrival.finish(Fetched(len(FILE), sha256(FILE)), Server(IN_LAYERS))
+    seen = os.stat(store.path_of(made.layout, entry))
+    assert seen.st_size == len(FILE)
+    assert seen.st_blocks * 512 < 1 << 20
+
+
+def test_a_cache_of_tiny_images_keeps_to_their_number(tmp_path: Path) -> None:
+    made = Announced(tmp_path)
+    cache = made.cache._replace(limits=made.cache.limits._replace(max_images=5))
+    for number in range(5):
+        made.put(number, 0)
+    stage(cache, URI, Server(Content(FILE)))
+    assert len(made.images()) == 5
+    assert "0" not in made.images()
+
+
+def test_what_a_conversion_unpacks_counts_and_makes_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = make_cache(tmp_path, max_size=10_000)
+    lost = 0  # by the disk, to what is unpacked
+    monkeypatch.setattr(evict, "free_on_disk", lambda _: (1 << 40) - lost)
     old = Content(tiny_image(b"o" * 4000))
     stage(cache, "https://images.example.org/old.sif", Server(old))
     layers = tuple(Blob(sha256(layer), len(layer)) for layer in LAYERS)
     with arriving(cache) as arrival:
-        files = arrival.offered(Offer("v1", manifest="0" * 64, config="{}", layers=layers))
+        files = arrival.offered(Offer("v1", config="{}", layers=layers))
         assert files
         bring(arrival, files)
 
         def convert(descriptor: int, *, progress: Converting, **_: object) -> Fetched:
+            # What it says and the disk does not show is not believed.
+            progress(1, 2, 1 << 50)
+            assert [work["written"] for work in inflight.under_way(cache.layout)] == [0]
             # Layers, image and files: 1500 + 1500 + 2000 bytes beside the 4096 of another image.
             beside(progress, 2000)
             assert store.load_entry(cache.layout, old.key(""))
             beside(progress, 6000)
             assert not store.load_entry(cache.layout, old.key(""))
             assert [work["written"] for work in inflight.under_way(cache.layout)] == [6000]
-            beside(progress, 9000)
+            beside(progress, 10_500)
             raise AssertionError("there is no room for that")
 
         server = Server(IN_LAYERS)
         server.convert = convert  # type: ignore[method-assign,assignment]
 
         def beside(progress: Converting, size_bytes: int) -> None:
+            nonlocal lost
+            lost = size_bytes
             arrival._inflight._next = 0.0
             progress(1, 2, size_bytes)
 
@@ -156,12 +265,25 @@ def test_the_same_layers_offered_again(tmp_path: Path) -> None:
     cache = make_cache(tmp_path)
     layers = tuple(Blob(sha256(layer), len(layer)) for layer in LAYERS)
     with arriving(cache) as arrival:
-        for digit in "010":
-            files = arrival.offered(Offer(digit, manifest=digit * 64, config="{}", layers=layers))
+        for order in (layers, layers[::-1], layers):
+            files = arrival.offered(Offer("v1", config="{}", layers=order))
             assert files
         bring(arrival, files)
         entry = arrival.convert(Server(IN_LAYERS))
-    assert entry.key == f"sha256-{'0' * 64}-squashfs"
+    assert entry.key == identity.key_of(Offer("v1", config="{}", layers=layers), "squashfs")
+
+
+def test_an_offer_whose_digest_is_a_path(tmp_path: Path) -> None:
+    """Said by a process that a server took over: digests become names of files, made by root."""
+    cache = make_cache(tmp_path)
+    (tmp_path / "cache" / "locks" / "blob-sha256-x").mkdir()
+    for offer in (
+        Offer("v1", config="{}", layers=(Blob("x/../../../there", 1),)),
+        Offer("v1", 5, "../../there"),
+    ):
+        with arriving(cache) as arrival, pytest.raises(Damaged, match="a digest that is none"):
+            arrival.offered(offer)
+    assert [path.name for path in tmp_path.rglob("*there*")] == []
 
 
 def test_a_server_that_ends_its_offer_of_what_was_just_evicted(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import pytest
 from hpcimg import atomic
 from hpcimg.cache import directories, store
 from hpcimg.cache.paths import Layout
+from tests.parts.private import check_private
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
@@ -141,10 +143,26 @@ def test_what_a_killed_process_left_under_our_name_is_used_again(tmp_path: Path)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a file away")
-def test_owner(tmp_path: Path) -> None:
-    atomic.write_file(str(tmp_path / "x"), "text", mode=0o400, owner=1)
+def test_one_more_may_read_it(open_directory: Path) -> None:
+    path = open_directory / "x"
+    atomic.write_file(str(path), "text", mode=0o400, reader=1)
+    check_private(path, 1)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a file away")
+def test_where_there_are_no_access_control_lists_the_users_group_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    monkeypatch.setattr(os, "setxattr", refuse)
+    atomic.write_file(str(tmp_path / "x"), "text", mode=0o400, reader=1)
     seen = (tmp_path / "x").stat()
-    assert (seen.st_uid, seen.st_gid, seen.st_mode & 0o777) == (1, os.getegid(), 0o400)
+    assert (seen.st_uid, seen.st_gid, seen.st_mode & 0o777) == (0, pwd.getpwuid(1).pw_gid, 0o440)
+    with pytest.raises(OSError, match="not supported"):
+        atomic.write_file(str(tmp_path / "y"), "text", mode=0o400, reader=3_999_999)
+    assert os.listdir(tmp_path) == ["x"]
 
 
 def test_remove(tmp_path: Path) -> None:

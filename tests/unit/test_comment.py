@@ -6,7 +6,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcimg.slurm.comment import MAX_IMAGES, problem, wanted
+from hpcimg.slurm import comment as comments
+from hpcimg.slurm.comment import MAX_IMAGES, Wanted
+from tests.comment_cases import ASKS, INNOCENT, MISSED, PROBLEMS
+
+
+def wanted(comment: str) -> list[tuple[str, str]]:
+    return comments.read(comment).images
+
+
+def problem(images: list[tuple[str, str]]) -> str:
+    """Return what is wrong with a job that asks for these images."""
+    return comments.read(" ".join(f"container:{text}" for text in written(images))).problem
+
+
+def written(images: list[tuple[str, str]]) -> list[str]:
+    return [f"{name}={text}" if name else text for name, text in images]
+
+
+def read(comment: str) -> Wanted:
+    return comments.read(comment)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +53,6 @@ from hpcimg.slurm.comment import MAX_IMAGES, problem, wanted
         ("container:", [("", "")]),
         # A token begins with the mark, in this spelling.
         ("mycontainer:/a.sif", []),
-        ("Container:/a.sif", []),
         ("container /a.sif", []),
         ("container:container:/a.sif", [("", "container:/a.sif")]),
     ],
@@ -88,3 +106,63 @@ def test_any_text(comment: str) -> None:
         assert name == "" or name.isascii()
         assert name == "" or name.isidentifier()
     assert len(wanted(comment)) <= comment.count("container:")
+
+
+@pytest.mark.parametrize(("comment", "images"), ASKS)
+def test_what_is_meant_without_doubt_is_taken(comment: str, images: list[str]) -> None:
+    found = read(comment)
+    assert written(found.images) == images
+    assert (found.problem, found.missed[0]) == ("", "")
+
+
+@pytest.mark.parametrize("comment", INNOCENT)
+def test_what_is_not_ours_is_left_alone(comment: str) -> None:
+    found = read(comment)
+    assert (found.images, found.problem, found.missed[0]) == ([], "", "")
+
+
+@pytest.mark.parametrize(("comment", "right"), MISSED)
+def test_what_is_nearly_ours_is_told(comment: str, right: str) -> None:
+    found = read(comment)
+    assert found.missed[1] == right
+    assert found.missed[0] != ""
+    # As it would be right it is taken.
+    [image] = read(f"container:{right}").images
+    assert written([image]) == [right]
+
+
+@pytest.mark.parametrize(("comment", "problem"), PROBLEMS)
+def test_what_a_comment_in_json_cannot_ask_for(comment: str, problem: str) -> None:
+    assert problem in read(comment).problem
+
+
+def test_the_comment_comes_before_what_extra_has() -> None:
+    found = comments.read("container:/a.sif", "container:/b.sif container:/a.sif")
+    assert found.images == [("", "/a.sif"), ("", "/b.sif")]
+    assert comments.read("", "container:/b.sif").images == [("", "/b.sif")]
+    assert "the name x to two images" in comments.read("container:x=/a", "container:x=/b").problem
+
+
+def test_an_object_that_is_nested_too_deep_is_read_as_words() -> None:
+    deep = "[" * 64 + "]" * 64
+    assert written(read(f'{{"a":{deep},"container":"/a.sif"}}').images) == ["/a.sif"]
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    "piece",
+    [
+        '"',
+        "'(",
+        'container"',
+        ",container:",
+        '{"container":',
+        "[",
+        "docker://",
+        "a=",
+        "container =",
+    ],
+)
+def test_long_hostile_comments_take_no_time(piece: str) -> None:
+    for text in (piece * (65536 // len(piece)), "container:" + piece * (65536 // len(piece))):
+        read(text)

@@ -47,7 +47,7 @@ def test_an_empty_file_is_a_working_node(main: Path) -> None:
     assert loaded.error_ttl_s == 60
     assert (loaded.on_transient, loaded.max_requeues) == ("fail", 3)
     assert loaded.on_node_fault == "fail"
-    assert (loaded.comment_from, loaded.log_to, loaded.account) == ("environment", "syslog", "")
+    assert (loaded.log_to, loaded.account) == ("syslog", "")
     assert (loaded.format, loaded.compression) == ("auto", "zstd:1")
     assert loaded.slurm_bin == ""
     assert (loaded.registries, loaded.aliases) == ({}, {})
@@ -135,8 +135,10 @@ def test_settings_tell_where_they_come_from(main: Path) -> None:
         ("[policy]\non_transient = wait\n", "[policy] on_transient", "fail, requeue"),
         ("[policy]\non_node_fault = halt\n", "[policy] on_node_fault", "fail, drain"),
         ("[policy]\nmax_requeues = -1\n", "[policy] max_requeues", "'-1' is not a number"),
-        ("[slurm]\ncomment = maybe\n", "[slurm] comment", "environment, query"),
+        ("[slurm]\ncomment = query\n", "unknown key 'comment' in [slurm]", "bin"),
         ("[log]\nto = hpcimg.log\n", "[log] to", "absolute path"),
+        ("[static docker]\n", "[static docker] cannot be a scheme", "it is one already"),
+        ("[static Pages]\nurl = https://h\n", "[static Pages] cannot be", "lower-case letters"),
         ("[registry h]\nmirrors = https://m", "[registry h] mirrors", "write HOST[:PORT]"),
         ("[registry h]\nauth_file = h.json", "[registry h] auth_file", "absolute path"),
         ("[stage]\nregistries_conf = x", "[stage] registries_conf", "absolute path"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
+import json
 import os
 import platform
 import stat
@@ -15,8 +17,8 @@ import pytest
 
 from hpcimg.convert.image import Work, convert
 from hpcimg.convert.stream import header
-from hpcimg.convert.tar import FILE
-from hpcimg.errors import Damaged, HpcimgError, NotAnImage, TooLarge, WrongArchitecture  # fmt: skip
+from hpcimg.convert.tar import FILE, Member
+from hpcimg.errors import HpcimgError, NotAnImage, TooLarge, WrongArchitecture  # fmt: skip
 from hpcimg.image.formats import identify
 from tests.parts import layers
 from tests.parts.daemon import missing_commands
@@ -125,7 +127,7 @@ def test_names_of_all_kinds(tmp_path: Path, mksquashfs: str, mode: int) -> None:
 @pytest.mark.parametrize("length", [1, 100, 101, 4000])
 def test_headers_are_what_another_reader_takes(size: int, length: int) -> None:
     name, target = "n" * length, "t" * length
-    data = header(FILE, name.encode(), 0o4711, TIME, size, target.encode())
+    data = header(Member(FILE, name.encode(), 0o4711, TIME, size, target.encode()))
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         member = archive.next()
     assert member
@@ -168,7 +170,73 @@ def test_the_caller_s_files_stay_open_and_may_be_deleted(tmp_path: Path) -> None
     os.close(output)
 
 
+# What the converter itself adds
+
+
+def test_what_is_added_goes_through_links(tmp_path: Path, mksquashfs: str) -> None:
+    """Images whose /etc is a link keep what is in it."""
+    del mksquashfs
+    data = [
+        layer(
+            directory("usr/etc"), file("usr/etc/passwd", b"root"), symlink("etc", "/usr/etc"),
+            symlink("usr/etc/resolv.conf", "../../run/resolv.conf"), symlink("opt", "srv"),
+            symlink("var", "missing"),
+        ),
+        layer(file("top")),
+    ]  # fmt: skip
+    config = '{"config": {"WorkingDir": "/opt/app/deep", "Env": ["A=1"]}}'
+    tree = unpack(converted(tmp_path / "image", data, config=config))
+    assert os.readlink(tree / "etc") == "/usr/etc"
+    found = {path.name: path.read_bytes() for path in (tree / "usr/etc").iterdir()}
+    assert found.pop("rc").startswith(b"#!/bin/sh\n")
+    assert found == {"passwd": b"root", "hosts": b"", "resolv.conf": b"", "environment": b"A=1\n"}
+    assert (tree / "srv/app/deep").is_dir()
+    assert stat.S_IMODE((tree / "missing/tmp").stat().st_mode) == 0o1777
+
+
+@pytest.mark.usefixtures("mksquashfs")
+@pytest.mark.parametrize(
+    ("working_dir", "made"),
+    [
+        ("/work/deep", "work/deep"), ("work", "work"), ("/a/../work/./x/", "work/x"),
+        ("../../work", "work"), ("", ""), ("/", ""), ("/usr/bin", ""), ("/file/x", ""),
+        ("/loop/x", ""), ("/" + "x" * 256, ""), ("/x" * 3000, ""),
+    ],
+)  # fmt: skip
+def test_the_working_directory_is_there(tmp_path: Path, working_dir: str, made: str) -> None:
+    data = layer(directory("usr/bin", mode=0o711), file("file"), symlink("loop", "loop"))
+    config = json.dumps({"config": {"WorkingDir": working_dir}})
+    tree = unpack(converted(tmp_path / "image", [data], config=config))
+    assert stat.S_IMODE((tree / "usr/bin").stat().st_mode) == 0o711
+    assert (tree / "file").is_file()
+    assert not made or stat.S_IMODE((tree / made).stat().st_mode) == 0o755
+    ours = {"usr", "file", "loop", "dev", "etc", "home", "proc", "root", "sys", "tmp", "var"}
+    others = {path.name for path in tree.iterdir() if "." not in path.name} - ours
+    assert others - {"singularity", "environment"} == set(filter(None, [made.partition("/")[0]]))
+
+
 # What is refused
+
+
+def test_layers_that_are_not_those_of_the_configuration(tmp_path: Path) -> None:
+    archives = [layers.tar(file(name)) for name in "ab"]
+    digests = [f"sha256:{hashlib.sha256(data).hexdigest()}" for data in archives]
+    data = [gzip.compress(archives[0]), archives[1]]
+
+    def config(*diff_ids: str) -> str:
+        return json.dumps({"rootfs": {"type": "layers", "diff_ids": diff_ids}})
+
+    converted(tmp_path / "good", data, config=config(*digests))
+    converted(tmp_path / "without", data, config=config())
+    said = refused(tmp_path / "swapped", NotAnImage, *data, config=config(*digests[::-1]))
+    assert f"layer 2 of docker://x cannot be used: its digest is {digests[1]}" in said
+    said = refused(tmp_path / "fewer", NotAnImage, *data, config=config(digests[0]))
+    assert "it has 2 layers, and its configuration says 1" in said
+    # The same where all of it is read twice.
+    twice = [layers.tar(file("a"), file("a", b"2"))]
+    assert "its digest is" in refused(
+        tmp_path / "twice", NotAnImage, *twice, config=config(digests[0])
+    )
 
 
 @pytest.mark.parametrize(
@@ -178,7 +246,8 @@ def test_the_caller_s_files_stay_open_and_may_be_deleted(tmp_path: Path) -> None
         '{"config": {"Env": [1]}}', '{"config": {"Env": ["A=\\u0000"]}}',
         '{"config": {"Env": ["A=\\ud800"]}}', '{"config": {"Cmd": {"a": 1}}}',
         '{"config": {"Entrypoint": "sh"}}', '{"config": {"WorkingDir": 1}}',
-        '{"config": {"Labels": {"a": 1}}}', '{"config": {"Labels": [1]}}', "{}" + " " * (8 << 20),
+        '{"config": {"Labels": [1]}}', '{"rootfs": 1}', '{"rootfs": {"diff_ids": [1]}}',
+        '{"rootfs": {"diff_ids": ["sha256:1"]}}', '\ufeff{}', '{\0}\0', "{}" + " " * (8 << 20),
         '{"os": "windows"}', '{"os": {}}', '"\ud800"', "NaN",
     ],
     ids=lambda text: text[:40].encode("ascii", "replace").decode(),
@@ -202,7 +271,7 @@ def test_no_layers(tmp_path: Path) -> None:
 def test_a_bad_layer_is_named(tmp_path: Path) -> None:
     good, bad = layer(file("a", b"1")), gzip.compress(os.urandom(5000))
     assert "layer 1 of docker://x" in refused(tmp_path / "a", NotAnImage, bad, good)
-    assert "layer 2 of docker://x" in refused(tmp_path / "b", Damaged, good, good[:-9])
+    assert "layer 2 of docker://x" in refused(tmp_path / "b", NotAnImage, good, good[:-9])
     assert "../x" in refused(tmp_path / "c", NotAnImage, layer(file("../x")))
 
 

@@ -154,7 +154,7 @@ def test_mksquashfs_ends_when_the_conversion_is_killed(tmp_path: Path) -> None:
         def hang(*_):
             print("ready", flush=True)
             sys.stdin.read()
-        programs.PATH, merge.Merge.lay = f"{sys.argv[2]}:{programs.PATH}", hang
+        programs.PATH, merge.merge = f"{sys.argv[2]}:{programs.PATH}", hang
         converted(Path(sys.argv[2]) / "image", [layer(file("a"))])
     """
     (tmp_path / "mksquashfs").write_text(f"#!/bin/sh\n{script}\n")

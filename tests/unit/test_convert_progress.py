@@ -23,13 +23,13 @@ def test_what_is_read_again_counts_on_the_disk_alone(told: list[tuple[int, int, 
     files = Stream(0)
     for number, position, disk_bytes in ((1, 50, 0), (0, 90, 10), (0, 20, 10), (0, 30, 4000)):
         files.disk_bytes = disk_bytes
-        state.of(number, files)(position)
+        state.read(files, number, position)
     assert told == [(50, 300, 0), (140, 300, 10), (140, 300, 4000)]
 
 
 def test_packing_apart_is_the_other_half(told: list[tuple[int, int, int]]) -> None:
     state = Progress(lambda *numbers: told.append(numbers), [Layer(0, 100, "x")], apart=True)
-    state.of(0, Stream(0))(100)
+    state.read(Stream(0), 0, 100)
     for size_bytes in (0, 40, 400):
         state.packed(size_bytes)
     state.end()

@@ -84,6 +84,9 @@ def test_the_run_script(tree: Path) -> None:
         ({"Cmd": ["echo", "cmd"]}, [], "cmd\n"),
         ({"Cmd": ["echo", "cmd"]}, ["echo", "x"], "x\n"),
         ({"Entrypoint": ["echo"]}, [], "\n"),
+        # Dockerfiles take the entry point of the image below away like this.
+        ({"Entrypoint": [""], "Cmd": ["echo", "cmd"]}, [], "cmd\n"),
+        ({"Entrypoint": [""]}, ["echo", "x"], "x\n"),
         ({}, ["echo", "x"], "x\n"),
         ({}, [], ""),
         ({"Entrypoint": None, "Cmd": None, "Env": None, "Labels": None}, ["echo"], "\n"),
@@ -95,6 +98,35 @@ def test_entrypoint_and_cmd(
     text = json.dumps({"config": config})
     made = unpack(converted(tmp_path / "image", [layer(file("a"))], config=text))
     assert sh(f'"{made}/.singularity.d/runscript" "$@" </dev/null', *arguments) == said
+
+
+def test_variables_that_no_shell_takes(tmp_path: Path) -> None:
+    """They are where no shell reads them."""
+    names = ["spring.profiles.active", "chrome:path", "A-B", "1A", "a b", "é", "$(id)"]
+    config = {"config": {"Env": [*(f"{name}=1" for name in names), "=x", "OK=2"]}}
+    tree = unpack(converted(tmp_path / "image", [layer(file("a"))], config=json.dumps(config)))
+    assert (tree / "etc/environment").read_text().splitlines() == [
+        *(f"{name}=1" for name in names), "OK=2",
+    ]  # fmt: skip
+    script = (tree / ".singularity.d/env/10-docker2singularity.sh").read_text()
+    assert "".join(script.splitlines()[1:]) == '[ -n "${OK:-}" ] || export OK=2'
+    assert json.loads((tree / ".singularity.d/oci-config.json").read_text()) == config
+
+
+@pytest.mark.parametrize(
+    ("label", "shown"),
+    [
+        ("null", ""),
+        ("1", "1"),
+        ('{"a": [2]}', '{"a": [2]}'),
+        ('"\\udc00x"', "\N{REPLACEMENT CHARACTER}x"),
+    ],
+)
+def test_labels_that_are_no_text(tmp_path: Path, label: str, shown: str) -> None:
+    config = f'{{"config": {{"Labels": {{"a": {label}, "b": "c"}}}}}}'
+    tree = unpack(converted(tmp_path / "image", [layer(file("a"))], config=config))
+    labels = json.loads((tree / ".singularity.d/labels.json").read_text())
+    assert labels == {"a": shown, "b": "c"}
 
 
 def test_what_is_there_whatever_the_image_has(tree: Path) -> None:
@@ -116,7 +148,7 @@ def test_what_is_there_if_the_image_has_nothing(tree: Path) -> None:
 
 def test_what_enroot_reads(tree: Path, tmp_path: Path) -> None:
     assert (tree / "etc/environment").read_text() == (
-        "PATH=/opt/bin:/bin\nQUOTES=a'b\"c `id` $(id) $HOME \\\nGREETING=hello\n"
+        "PATH=/opt/bin:/bin\nQUOTES=a'b\"c `id` $(id) $HOME \\\nbad-name=x\nGREETING=hello\n"
     )
     rc = (tree / "etc/rc").read_text()
     assert "cd -- '/data dir'" in rc

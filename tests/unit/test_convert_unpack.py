@@ -16,7 +16,7 @@ import pytest
 
 from hpcimg import programs
 from hpcimg.convert import oldsquashfs
-from hpcimg.convert.tar import DIRECTORY, FIFO, FILE, LINK, SYMLINK
+from hpcimg.convert.tar import DIRECTORY, FIFO, FILE, LINK, SYMLINK, Member
 from hpcimg.convert.unpack import Directory
 from hpcimg.errors import NotAnImage
 from tests.parts import layers
@@ -55,6 +55,10 @@ def receiver(top: Path, pseudo: io.BytesIO | None = None) -> Iterator[Directory]
         yield made
 
 
+def member(kind: int, name: bytes, *, size: int = 0, target: bytes = b"") -> Member:
+    return Member(kind, name, 0o755, 0, size, target)
+
+
 # What the kernel is asked for, even where a tree of names is wrong
 
 
@@ -64,12 +68,12 @@ def test_nothing_goes_through_a_symbolic_link(
     tmp_path: Path, top: Path, kind: int, name: bytes
 ) -> None:
     with receiver(top) as files:
-        files.add(SYMLINK, name.rpartition(b"/")[0], mtime=0, target=bytes(tmp_path))
-        files.add(FILE, b"a", mtime=0)
+        files.add(member(SYMLINK, name.rpartition(b"/")[0], target=bytes(tmp_path)))
+        files.add(member(FILE, b"a"))
         with pytest.raises(NotADirectoryError):
-            files.add(kind, name, mtime=0, target=b"a")
+            files.add(member(kind, name, target=b"a"))
         with pytest.raises(NotADirectoryError):
-            files.add(LINK, b"b", mtime=0, target=name)
+            files.add(member(LINK, b"b", target=name))
     assert list(tmp_path.iterdir()) == [top]
 
 
@@ -78,11 +82,11 @@ def test_nothing_is_written_over(tmp_path: Path, top: Path, kind: int) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(b"1")
     with receiver(top) as files:
-        files.add(FILE, b"a", mtime=0)
+        files.add(member(FILE, b"a"))
         for name, target in ((b"link", bytes(victim)), (b"file", b"nothing")):
-            files.add(SYMLINK, name, mtime=0, target=target)
+            files.add(member(SYMLINK, name, target=target))
             with pytest.raises(FileExistsError):
-                files.add(kind, name, mtime=0, size=1, target=b"a", content=[b"2"])
+                files.add(member(kind, name, size=1, target=b"a"), [b"2"])
     assert victim.read_bytes() == b"1"
 
 
@@ -98,13 +102,13 @@ def test_what_cannot_be_on_a_disk(
     top: Path, kind: int, name: bytes, target: bytes, why: str
 ) -> None:
     with receiver(top) as files, pytest.raises(NotAnImage, match=why):
-        files.add(kind, name, mtime=0, target=target)
+        files.add(member(kind, name, target=target))
 
 
 def test_the_longest_path_there_is(top: Path) -> None:
     name = b"/".join([b"d" * 254] * 16) + b"/" + b"e" * 13
     with receiver(top) as files:
-        files.add(FILE, name, mtime=0, size=1, content=[b"1"])
+        files.add(member(FILE, name, size=1), [b"1"])
         assert len(os.listdir(files._open[-1])) == 1
     assert len(name) == 4093
 
@@ -112,10 +116,10 @@ def test_the_longest_path_there_is(top: Path) -> None:
 def test_holes_and_what_is_counted(top: Path) -> None:
     parts = [bytes(1 << 20), b"x" * 5000, bytes(1 << 20), bytes(3)]
     with receiver(top) as files:
-        files.add(FILE, b"a", mtime=0, size=sum(map(len, parts)), content=parts)
+        files.add(member(FILE, b"a", size=sum(map(len, parts))), parts)
         assert files.content_bytes == sum(map(len, parts))
         assert files.disk_bytes == 5000 + 4096
-        files.add(FILE, b"d/e/empty", mtime=0)
+        files.add(member(FILE, b"d/e/empty"))
         assert files.disk_bytes == 5000 + 4 * 4096
     assert (top / "a").read_bytes() == b"".join(parts)
     assert (top / "a").stat().st_blocks * 512 < 100_000
@@ -123,9 +127,9 @@ def test_holes_and_what_is_counted(top: Path) -> None:
 
 def test_a_directory_keeps_its_time_whatever_comes_into_it_later(top: Path) -> None:
     with receiver(top) as files:
-        files.add(DIRECTORY, b"d", mode=0o2711, mtime=TIME)
-        files.add(FILE, b"d/e/x", mtime=0)
-        files.add(DIRECTORY, b"d/e", mode=0o1700, mtime=TIME + 1)
+        files.add(Member(DIRECTORY, b"d", 0o2711, TIME))
+        files.add(member(FILE, b"d/e/x"))
+        files.add(Member(DIRECTORY, b"d/e", 0o1700, TIME + 1))
         files.end()
     seen = [(top / name).stat() for name in ("d", "d/e")]
     assert [int(each.st_mtime) for each in seen] == [TIME, TIME + 1]
@@ -135,10 +139,10 @@ def test_a_directory_keeps_its_time_whatever_comes_into_it_later(top: Path) -> N
 def test_true_modes_are_left_to_mksquashfs(top: Path) -> None:
     pseudo = io.BytesIO()
     with receiver(top, pseudo) as files:
-        files.add(FILE, b'a "b\\#\xff', mode=0o4111, mtime=0)
-        files.add(FILE, b"x f 644 0 0 exit\nx f 644 0 0 exit", mode=0, mtime=0)
-        files.add(DIRECTORY, b"d", mode=0o555, mtime=0)
-        files.add(FIFO, b"p", mode=0, mtime=0)
+        files.add(Member(FILE, b'a "b\\#\xff', 0o4111, 0))
+        files.add(Member(FILE, b"x f 644 0 0 exit\nx f 644 0 0 exit", 0, 0))
+        files.add(Member(DIRECTORY, b"d", 0o555, 0))
+        files.add(Member(FIFO, b"p", 0, 0))
         files.end()
     assert pseudo.getvalue() == b'a\\ \\"b\\\\\\#\\\xff m 4111 0 0\nd m 555 0 0\n'
     modes = [oct(stat.S_IMODE(path.stat().st_mode)) for path in sorted(top.iterdir())]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hpcimg.cache import directories, evict, policy, store
-from hpcimg.cache.ensure import Staged, ensure
+from hpcimg.cache.ensure import NO_MEMORY, Staged, _Ensure, ensure
 from hpcimg.cache.paths import Layout
 from hpcimg.cache.policy import Cache
 from hpcimg.errors import TooLarge
@@ -67,6 +67,26 @@ def test_an_image_evicted_while_the_server_was_asked_is_fetched_again(
     assert Path(staged.path).read_bytes() == data
     assert source.validators == ["", hashlib.sha256(data).hexdigest(), ""]
     assert os.listdir(cache.layout.tmp) == os.listdir(cache.layout.inflight) == []
+
+
+def test_a_mounted_file_is_looked_at_for_each_job(cache: Cache, data: bytes) -> None:
+    cache = cache._replace(tag_ttl_s=3600.0)
+    source = Source(data, lambda: None)
+    assert [run(cache, source, job, "/x.sif").how for job in "12"] == ["fetched", "unchanged"]
+    assert [run(cache, source, job).how for job in "34"] == ["fetched", "hit"]
+    assert len(source.validators) == 3
+
+
+def test_who_waited_believes_a_look_that_began_after_they_came(cache: Cache, data: bytes) -> None:
+    """Else sixty jobs of one array would look one after the other."""
+    source = Source(data, lambda: None)
+    run(cache, source, "1", "/x.sif")
+    waiting = _Ensure(
+        cache, Request(parse("/x.sif"), time.monotonic() + 10, "2"), source, NO_MEMORY
+    )
+    run(cache, source, "3", "/x.sif")
+    assert waiting.run().how == "hit"
+    assert len(source.validators) == 2
 
 
 def test_many_addresses_of_one_image(cache: Cache, data: bytes) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcimg.cache.evict import Candidate, Plan, plan_room, plan_share, plan_trim
+from hpcimg.cache.plan import Candidate, Plan, plan_room, plan_share, plan_trim
 from hpcimg.cache.policy import Limits
 
 NOW = 1_000_000.0
@@ -229,3 +229,45 @@ def test_what_is_pinned_stays_and_is_told() -> None:
     plan = trim(image("a", 60)._replace(pinned=True), image("b", 50))
     assert keys(plan.victims) == "b"
     assert plan.describe().endswith(", 60 B pinned")
+
+
+# However small they are
+
+
+@pytest.mark.parametrize(("under_way", "gone"), [(0, ""), (1, "a"), (2, "ab")])
+def test_no_more_images_than_there_may_be(under_way: int, gone: str) -> None:
+    limits = LIMITS._replace(max_images=3)
+    plan = plan_room(
+        [image("c", 0, age=1), image("b", 0, age=2), image("a", 0, age=3)],
+        free_bytes=PLENTY, reserved_bytes=0, incoming_bytes=0, limits=limits, now=NOW,
+        under_way=under_way,
+    )  # fmt: skip
+    assert plan.wanted_files == len(gone)
+    assert keys(plan.victims[: plan.wanted_files]) == gone
+
+
+@pytest.mark.parametrize(("free", "wanted"), [(None, 0), (104, 0), (103, 1), (100, 2), (90, 7)])
+def test_inodes_that_stay_free(free: int | None, wanted: int) -> None:
+    """An image has two, and one that comes takes four."""
+    plan = plan_room(
+        [image("a", 0)], free_bytes=PLENTY, reserved_bytes=0, incoming_bytes=0,
+        limits=LIMITS._replace(min_free_files=100), now=NOW, under_way=1, free_files=free,
+    )  # fmt: skip
+    assert plan.wanted_files == wanted
+    assert plan.possible == (wanted < 2)
+
+
+def test_a_users_share_of_their_number() -> None:
+    own = [image(str(n), 0, age=n)._replace(owner=7) for n in range(4)]
+    limits = LIMITS._replace(user_share=50, max_images=6)
+    others = [image(f"o{n}", 0, age=99)._replace(owner=8) for n in range(9)]
+    plan = plan_share([*own, *others], 7, coming_bytes=0, limits=limits, now=NOW, under_way=1)
+    assert plan.wanted_files == 2
+    assert keys(plan.victims) == "3210"
+
+
+def test_the_epilog_looks_at_numbers_too() -> None:
+    limits = LIMITS._replace(max_images=2)
+    plan = plan_trim([image("a", 0), image("b", 0), image("c", 0)], free_bytes=PLENTY,
+                     limits=limits, now=NOW)  # fmt: skip
+    assert plan.wanted_files == 1

@@ -49,7 +49,9 @@ def check(layout: Layout) -> None:
     assert {e.key: used for e, used in index.entries(layout)} == {
         e.key: store.last_used(layout, e.key) for e in wanted
     }
-    assert index.held_bytes(layout) >= sum(entry.size_bytes for entry in wanted)
+    held = index.held(layout)
+    assert held.size_bytes >= sum(entry.size_bytes for entry in wanted)
+    assert held.files >= len(wanted)
 
 
 def test_it_follows_what_happens(layout: Layout) -> None:
@@ -71,7 +73,7 @@ def test_it_follows_what_happens(layout: Layout) -> None:
         if step % 7 == 0:
             layout = Layout(layout.cache, layout.state)
         check(layout)
-        assert index.held_bytes(layout) == sum(entry.size_bytes for entry in here.values())
+        assert index.held(layout) == (sum(entry.size_bytes for entry in here.values()), len(here))
 
 
 def test_what_is_known_is_not_read_again(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,14 +83,14 @@ def test_what_is_known_is_not_read_again(layout: Layout, monkeypatch: pytest.Mon
     check(layout)
     check(layout)
     monkeypatch.setattr(store, "load_record", lambda *_: pytest.fail("read"))
-    monkeypatch.setattr(index, "_size_of", lambda *_: pytest.fail("looked at"))
+    monkeypatch.setattr(index, "_held_in", lambda *_: pytest.fail("looked at"))
     assert len(list(index.entries(layout))) == 5
-    assert index.held_bytes(layout) == 35
+    assert index.held(layout) == (35, 5)
 
 
 def test_what_has_just_changed_is_not_taken_at_its_word(layout: Layout) -> None:
     publish(layout, "sha256-1", 7)
-    assert index.held_bytes(layout) == 7
+    assert index.held(layout) == (7, 1)
     assert index._load(layout.sizes) == {
         directory: fields
         for directory, fields in index._load(layout.sizes).items()
@@ -107,7 +109,7 @@ def test_a_file_that_is_no_index(layout: Layout, text: str) -> None:
     check(layout)
 
 
-@pytest.mark.parametrize("odd", [3, [], [1, 2], ["x", "y", "z", "w"], [1, 2, [3]], None])
+@pytest.mark.parametrize("odd", [3, [], [1, 2], ["x", "y", "z", "w", "v"], [1, 2, [3]], None])
 def test_an_odd_row_of_an_index(layout: Layout, odd: object) -> None:
     entry = publish(layout, "sha256-1", 7)
     settle(layout)

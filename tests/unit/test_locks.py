@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -133,6 +134,39 @@ def test_a_lock_file_that_was_left_behind_is_no_obstacle(
         assert not waited
     # A new file would be another lock than the one that a waiter has open.
     assert os.stat(path).st_ino == before
+
+
+def test_who_removes_lock_files_leaves_one_that_is_held(
+    path: str, hold: Callable[[], subprocess.Popen[str]]
+) -> None:
+    holder = hold()
+    locks.remove_free(path)
+    assert os.path.exists(path)
+    holder.kill()
+    holder.wait()
+    locks.remove_free(path)
+    assert not os.path.exists(path)
+    locks.remove_free(path)
+
+
+def test_a_lock_whose_file_went_while_it_was_waited_for_is_none(path: str) -> None:
+    """Whoever waits opens the file first and locks it then."""
+    flock, opened = fcntl.flock, []
+
+    def late(descriptor: int, operation: int) -> None:
+        if not opened:
+            opened.append(os.fstat(descriptor).st_ino)
+            locks.remove_free(path)
+        flock(descriptor, operation)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fcntl, "flock", late)
+        with held(path, deadline=soon(), waiting=lambda _: None):
+            held_file = os.stat(path)
+            with pytest.raises(DeadlinePassed):
+                held(path, deadline=0.0, waiting=lambda _: None).__enter__()
+    assert opened
+    assert held_file.st_nlink == 1
 
 
 def test_threads_of_one_process_exclude_each_other(path: str) -> None:

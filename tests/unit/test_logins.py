@@ -158,3 +158,18 @@ def test_a_helper_of_the_sites_file_is_not_run(home: Path, programs: Path) -> No
     text = '{"credHelpers": {"h": "one"}, "credsStore": "one"}'
     assert logins.in_text(text, "h", "x") is None
     assert not (home / "ran").exists()
+
+
+def test_a_helper_does_not_get_the_login_of_the_proxy(
+    home: Path, programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("https_proxy", "http://site:s3cr@t@proxy.example.org:3128")
+    monkeypatch.setenv("HTTP_PROXY", "site:s3cret@proxy.example.org:3128")
+    monkeypatch.setenv("no_proxy", "a@b.example.org")
+    helper(programs, "tell", f"env > {home}/environment")
+    keep(home / ".docker/config.json", '{"credsStore": "tell"}')
+    assert of_user("h") is None
+    given = (home / "environment").read_text()
+    assert "https_proxy=http://proxy.example.org:3128\n" in given
+    assert "HTTP_PROXY=proxy.example.org:3128\n" in given
+    assert "s3cr" not in given

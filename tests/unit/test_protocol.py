@@ -36,8 +36,9 @@ ORDERS = (
     Convert("docker://h/x:1", "{}", "/work", "sif", "zstd:1", 1 << 40),
     Verify("docker://h/x:1", "sif", "/keys", "", "/work"),
 )
+A = "a" * 64
 REPORTS = (
-    Offering(Offer("v", None, "", "12", "{}", (Blob("34", 5), Blob("56", 0)))),
+    Offering(Offer("v", None, "", "{}", (Blob(A, 5), Blob(A, 0)), ("[]", "\udcff"))),
     Offering(Offer("v", 12)),
     DigestWanted(None), DigestWanted(3), Moved(None, 1 << 40, None), Moved(0, 1, 2), Rewound(1),
     Retrying("\x1b[31m\udc00", 1.5), Converted(1, None, 0), Done(), Unchanged(), Declined(),
@@ -75,13 +76,28 @@ def test_reports_arrive_as_they_were_given(report: protocol.Report) -> None:
         None, 1, "Done", {}, [], [[]], [None], ["Start", None, 1, []], ["Wanted", []], ["Done", 1],
         ["Moved", 0, "1", 2], ["Moved", 0, 1.0, 2], ["Moved", 0, True, 2], ["Moved", 0, 1],
         ["Rewound", "x"], ["Retrying", 1, 1.5], ["Retrying", "why", "soon"],
-        ["Offering", None], ["Offering", ["v", 1, "", "", "", [["34"]]]],
-        ["Offering", ["v", 1, "", "", "", {}]], ["Failed", "NotFound", "what", "why", None, ""],
+        ["Offering", None], ["Offering", ["v", 1, "", "", [["34"]], []]],
+        ["Offering", ["v", 1, "", "", {}, []]], ["Failed", "NotFound", "what", "why", None, ""],
+        # What cannot be.
+        ["Moved", 0, -1, 2], ["Moved", -1, 1, 2], ["Moved", 0, 1, 1 << 60], ["Rewound", -1],
+        ["Retrying", "why", -0.5], ["Retrying", "why", float("nan")],
+        ["Retrying", "why", float("inf")], ["Converted", 1, 2, -1], ["Converted", 1, 2, 1 << 99],
+        ["Offering", ["v", -1, "", "", [], []]], ["Offering", ["v", 1, "", "", [[A, -1]], []]],
     ],
 )  # fmt: skip
 def test_what_no_worker_says_is_no_message(said: Any) -> None:
     with pytest.raises(ValueError):  # noqa: PT011
         protocol.from_worker(json.dumps(said).encode())
+
+
+def test_what_is_kept_or_shown_has_an_end() -> None:
+    long = "x" * 1_000_000
+    failed = protocol.from_worker(protocol.encode(Failed("NotFound", long, long, long, long)))
+    assert isinstance(failed, Failed)
+    assert sum(map(len, failed)) < 20_000
+    retrying = protocol.from_worker(protocol.encode(Retrying(long, 1)))
+    assert isinstance(retrying, Retrying)
+    assert len(retrying.why) < 10_000
 
 
 def test_what_is_no_json_is_no_message() -> None:

@@ -69,25 +69,6 @@ def test_alive(squeue: Squeue, states: str, alive: bool) -> None:
 def test_a_job_that_slurm_has_forgotten(squeue: Squeue) -> None:
     squeue.say("", error="slurm_load_jobs error: Invalid job id specified", code=1)
     assert not Commands().alive("12")
-    assert Commands().comment("12") == ""
-
-
-@pytest.mark.parametrize(
-    ("said", "comment"),
-    [
-        ("container:oras://h/i:1 and more", "container:oras://h/i:1 and more"),
-        ("(null)", ""),
-        ("", ""),
-    ],
-)
-def test_comment(squeue: Squeue, said: str, comment: str) -> None:
-    squeue.say(said)
-    assert Commands().comment("12") == comment
-
-
-def test_a_comment_of_any_bytes(squeue: Squeue) -> None:
-    squeue.will("printf 'container:/a\\377.sif\\n'")
-    assert Commands().comment("12") == "container:/a\N{REPLACEMENT CHARACTER}.sif"
 
 
 def test_slurmctld_is_down(squeue: Squeue) -> None:
@@ -116,7 +97,7 @@ def test_no_squeue(squeue: Squeue, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 PYSLURM = """
 import os, time, types
 class RPCError(Exception): pass
-JOBS = {1: ("RUNNING", "container:/a.sif"), 2: ("COMPLETED", None), 6: ("PENDING", "")}
+JOBS = {1: "RUNNING", 2: "COMPLETED", 6: "PENDING"}
 class Job:
     @classmethod
     def load(cls, number):
@@ -124,8 +105,7 @@ class Job:
         if number == 4: os._exit(1)
         if number == 5: time.sleep(60)
         if number not in JOBS: raise RPCError("Invalid job id specified")
-        state, comment = JOBS[number]
-        return types.SimpleNamespace(state=state, comment=comment)
+        return types.SimpleNamespace(state=JOBS[number])
 """
 
 
@@ -144,7 +124,6 @@ def test_pyslurm(pyslurm: Path, squeue: Squeue) -> None:
     slurm = open_slurm()
     assert isinstance(slurm, PySlurm)
     assert [slurm.alive(job) for job in ("1", "2", "6", "9")] == [True, False, True, False]
-    assert [slurm.comment(job) for job in ("1", "2", "9")] == ["container:/a.sif", "", ""]
     assert "pyslurm" not in sys.modules
 
 
@@ -160,7 +139,6 @@ def test_where_pyslurm_does_not_answer_the_commands_do(
     pyslurm.write_text("raise AssertionError")
     squeue.say("COMPLETED")
     assert not slurm.alive("1")
-    assert slurm.comment("1") == "COMPLETED"
 
 
 # Which of them

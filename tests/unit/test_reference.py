@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from hpcimg import reference
 from hpcimg.errors import BadReference
 from hpcimg.slurm import comment
-from tests.reference_cases import INVALID, VALID
+from tests.reference_cases import INVALID, MISSPELLED, VALID
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 
 
 def parse_token(text: str) -> reference.Reference:
-    wanted = comment.wanted(f"some words container:{text} others")
-    if problem := comment.problem(wanted):
-        raise BadReference(problem)
-    [(_, found)] = wanted
+    wanted = comment.read(f"some words container:{text} others")
+    if wanted.problem:
+        raise BadReference(wanted.problem)
+    [(_, found)] = wanted.images
     return reference.parse(found)
 
 
@@ -74,6 +76,58 @@ def test_invalid_says_what_would_be_right(text: str, hint: str) -> None:
     assert message.isprintable()
 
 
+@pytest.mark.parametrize(("text", "meant"), MISSPELLED)
+def test_a_misspelled_scheme_says_the_nearest(text: str, meant: str) -> None:
+    with pytest.raises(BadReference, match=f"did you mean {meant}"):
+        reference.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("HTTPS://Example.ORG.:443/a", "https://example.org/a"),
+        ("http://h:0080/a", "http://h/a"),
+        ("http://h:443/a", "http://h:443/a"),
+        ("https://h:/a", "https://h/a"),
+        ("https://[2001:DB8:0:0::1]:443/a", "https://[2001:db8::1]/a"),
+        ("https://h/%7euser/%61%2fb%c3", "https://h/~user/a%2Fb%C3"),
+        ("https://h/a%20b?c=%7E%2f", "https://h/a%20b?c=%7E%2f"),  # a signature is about it
+        ("/data//x///y.sif", "file:///data/x/y.sif"),
+        ("oci:/data//x/:docker.io//y:1", "oci:/data/x:docker.io//y:1"),
+        ("docker://GHCR.io.:443/a/b", "docker://ghcr.io/a/b:latest"),
+        ("docker://ghcr.io:80/a", "docker://ghcr.io:80/a:latest"),
+        (
+            "docker://registry-1.docker.io/library/ubuntu",
+            "docker://docker.io/library/ubuntu:latest",
+        ),
+        ("oras://GHCR.io/a/b", "oras://ghcr.io/a/b:latest"),
+        ("oras://index.docker.io/u", "oras://docker.io/library/u:latest"),
+        (f"docker://ghcr.io/a:1@{DIGEST}", f"docker://ghcr.io/a@{DIGEST}"),
+    ],
+)
+def test_one_spelling_for_one_address(text: str, address: str) -> None:
+    assert reference.parse(text).address == address
+    assert reference.parse(address).address == address
+
+
+def test_what_a_server_may_take_an_address_for() -> None:
+    found = reference.parse("https://h//private%2Fa%252Fb?q=//%2F").readings()
+    assert found == [
+        "https://h//private%2Fa%252Fb?q=//%2F",
+        "https://h/private/a%2Fb?q=//%2F",
+        "https://h/private/a/b?q=//%2F",
+    ]
+    assert reference.parse("s3://b//a%2Fb").readings() == ["s3://b//a%2Fb"]
+
+
+def test_long_hostile_texts_take_no_time() -> None:
+    for piece in ("@", ":", ":@", "a:b@sha256:", "?", "/", "%", "%25", ".", "#", "[", "a="):
+        for text in (piece * 32768, f"https://h/{piece * 500}"[:1024]):
+            with contextlib.suppress(BadReference):
+                reference.parse(text)
+            reference.told(text)
+
+
 @pytest.mark.parametrize(
     ("text", "uri"),
     [
@@ -86,7 +140,7 @@ def test_invalid_says_what_would_be_right(text: str, hint: str) -> None:
         ("docker://index.docker.io/ubuntu:22.04", "docker://docker.io/library/ubuntu:22.04"),
         ("docker://org/image:1", "docker://docker.io/org/image:1"),
         (f"docker://ubuntu@{DIGEST}", f"docker://docker.io/library/ubuntu@{DIGEST}"),
-        (f"docker://u:1@{DIGEST}", f"docker://docker.io/library/u:1@{DIGEST}"),
+        (f"docker://u:1@{DIGEST}", f"docker://docker.io/library/u@{DIGEST}"),
         ("docker://GHCR.io/org/image:1", "docker://ghcr.io/org/image:1"),
         ("docker://localhost/image", "docker://localhost/image:latest"),
         ("docker://localhost:5000/a/b", "docker://localhost:5000/a/b:latest"),

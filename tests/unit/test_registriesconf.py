@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from hpcimg.config import registriesconf
 from hpcimg.config.keys import Registry
 from hpcimg.errors import ConfigError, NotAllowed
 from hpcimg.site.mirrors import Location, locate
+from tests.parts.daemon import PATH
 
 DIGEST = "sha256:" + "0" * 64
 CONF = """
@@ -50,7 +53,7 @@ prefix = "*.b.example.com"
 blocked = true
 
 [[registry]]
-prefix = "a.b.example.com"
+prefix = "aa.b.example.com"
 mirror-by-digest-only = true
 [[registry.mirror]]
 location = "m.example.net"
@@ -93,14 +96,14 @@ def rules() -> tuple[registriesconf.Rule, ...]:
         ("docker.io/lab/x@" + DIGEST, ["hub-mirror.example.org:5000/hub/lab/x",
                                           "localhost:5000/lab/x !", "docker.io/lab/x"]),
         ("docker.io.example.org/x", ["docker.io.example.org/x"]),
-        ("docker.io:5000/x", ["docker.io:5000/x"]),
+        ("docker.io:5000/x", ["tags.example.org:5000/x", "docker.io:5000/x"]),
         ("example.com/foo/img:1", ["internal.example.net/bar/img !"]),
         ("example.com/foo", ["internal.example.net/bar !"]),
         ("example.com/food/img", ["example.com/food/img"]),
         ("a.example.com/x", ["mirror.example.net/wild/x", "a.example.com/x"]),
         ("c.a.example.com:5000/x", ["mirror.example.net/wild/x", "c.a.example.com:5000/x"]),
-        ("a.b.example.com/x:1", ["a.b.example.com/x"]),
-        (f"a.b.example.com/x@{DIGEST}", ["m.example.net/x", "a.b.example.com/x"]),
+        ("aa.b.example.com/x:1", ["aa.b.example.com/x"]),
+        (f"aa.b.example.com/x@{DIGEST}", ["m.example.net/x", "aa.b.example.com/x"]),
         ("badexample.com/x", ["badexample.com/x"]),
         ("example.com/pinned/x:1", ["internal.example.net/x"]),
         ("example.com/pinned/x:2", ["example.com/pinned/x"]),
@@ -113,7 +116,9 @@ def test_where_to_look(
     assert [f"{at.name}{' !' if at.insecure else ''}" for at in found] == places
 
 
-@pytest.mark.parametrize("rest", ["example.com/foo/deep/x:1", "c.b.example.com/x"])
+@pytest.mark.parametrize(
+    "rest", ["example.com/foo/deep/x:1", "c.b.example.com/x", "c.b.example.com:5000/x"]
+)
 def test_what_is_blocked(rules: tuple[registriesconf.Rule, ...], rest: str) -> None:
     with pytest.raises(NotAllowed, match=r"is not allowed at this site: .* is blocked"):
         locate({}, rules, rest)
@@ -127,8 +132,8 @@ def test_hpcimg_conf_goes_first(rules: tuple[registriesconf.Rule, ...]) -> None:
         "internal.example.net": Registry(insecure=False),
     }
     assert locate(said, rules, "registry-1.docker.io/library/x:1") == (
-        Location("m:1/proxy/library/x", False, "/m", True),
-        Location("localhost:5000/library/x", False, "", False),
+        Location("m:1/proxy/library/x", False, "/m", True, mirror=True),
+        Location("localhost:5000/library/x", False, "", False, mirror=True),
         Location("docker.io/library/x", False, "/hub", False),
     )
     assert locate(said, rules, "example.com/foo/x") == (
@@ -166,19 +171,6 @@ def test_drop_ins_replace_tables_with_the_same_prefix(tmp_path: Path) -> None:
         ("[[registry]", "line 1"),
         ("registry = 5", "registry is no array of tables"),
         ("registry = [5]", "registry is no array of tables"),
-        ("[[registry]]\nblocked = true", "needs a prefix or a location"),
-        ('[[registry]]\nprefix = "*.x/y"', "needs a prefix or a location, not '*.x/y'"),
-        ('[[registry]]\nprefix = "a.*.x"', "not 'a.*.x'"),
-        ("[[registry]]\nlocation = 5", "location is no string"),
-        ('[[registry]]\nlocation = "h"\nblocked = "no"', "blocked is neither true nor false"),
-        ('[[registry]]\nprefix = "h"\nlocation = "https://h"', "'https://h' is not HOST[:PORT]"),
-        ('[[registry]]\nlocation = "h"\nmirror = {}', "registry.mirror is no array"),
-        ('[[registry]]\nlocation = "h"\n[[registry.mirror]]', "the location '' is not"),
-        (
-            '[[registry]]\nlocation = "h"\n[[registry.mirror]]\nlocation = "m"\n'
-            'pull-from-mirror = "never"',
-            "pull-from-mirror is 'never', not one of all, digest-only, tag-only",
-        ),
         ("a = " + "[" * 100_000, ""),
     ],
 )
@@ -187,6 +179,133 @@ def test_a_broken_file_is_named(text: str, words: str) -> None:
         registriesconf.parse(text, "/etc/containers/registries.conf")
     assert str(caught.value).startswith("/etc/containers/registries.conf cannot be used: ")
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "about", "words"),
+    [
+        ("blocked = true", "", "needs a prefix or a location"),
+        ('prefix = "*.x/y"', "", "needs a prefix or a location, not '*.x/y'"),
+        ('prefix = "a.*.x"', "", "not 'a.*.x'"),
+        ("location = 5", "", "location is no string"),
+        ('prefix = 5\nlocation = "h"', "h", "prefix is no string"),
+        ('location = "h"\nblocked = "no"', "h", "blocked is neither true nor false"),
+        ('prefix = "h"\nlocation = "https://h"', "h", "'https://h' is not HOST[:PORT]"),
+        ('location = "h"\nmirror = {}', "h", "registry.mirror is no array"),
+        ('location = "h"\n[[registry.mirror]]', "h", "the location '' is not"),
+        (
+            'location = "h"\n[[registry.mirror]]\nlocation = "m"\npull-from-mirror = "never"',
+            "h",
+            "pull-from-mirror is 'never', not one of all, digest-only, tag-only",
+        ),
+    ],
+)
+def test_a_table_that_is_wrong_stops_what_it_is_about_alone(
+    text: str, about: str, words: str
+) -> None:
+    text = f'[[registry]]\nprefix = "other"\nlocation = "place"\n[[registry]]\n{text}'
+    rules = registriesconf.parse(text, "/etc/containers/registries.conf")
+    [wrong] = [rule for rule in rules if rule.wrong]
+    assert wrong.prefix == about
+    assert wrong.wrong.startswith("/etc/containers/registries.conf: ")
+    assert words in wrong.wrong
+    assert [at.name for at in locate({}, rules, "other/x")] == ["place/x"]
+    if about:
+        with pytest.raises(ConfigError, match=re.escape(words)):
+            locate({}, rules, f"{about}/x")
+
+
+BLOCKED = """
+[[registry]]
+location = "h.example.org"
+blocked = true
+[[registry.mirror]]
+location = "m.example.org/h"
+[[registry.mirror]]
+location = "closed.example.org"
+[[registry]]
+location = "closed.example.org"
+blocked = true
+[[registry]]
+prefix = "moved.example.org"
+location = "closed.example.org"
+[[registry]]
+prefix = "shut.example.org"
+location = "m.example.org"
+blocked = true
+"""
+
+
+def test_blocked_with_mirrors_means_the_mirrors_alone() -> None:
+    rules = registriesconf.parse(BLOCKED, "")
+    [place] = locate({}, rules, "h.example.org/x:1")
+    assert place == Location("m.example.org/h/x", False, "", False, mirror=True)
+    for host in ("closed", "moved", "shut"):
+        with pytest.raises(NotAllowed, match=r"(closed|shut)\.example\.org is blocked"):
+            locate({}, rules, f"{host}.example.org/x:1")
+    # A mirror of hpcimg.conf is one, too.
+    said = {"closed.example.org": Registry(mirrors=("n.example.org",))}
+    assert [at.name for at in locate(said, rules, "closed.example.org/x")] == ["n.example.org/x"]
+
+
+def test_of_two_tables_the_longer_then_the_first_counts(tmp_path: Path) -> None:
+    main = tmp_path / "registries.conf"
+    tables = {"b.test": "exact", "*.test": "wild", "*.a.test": "longer"}
+    text = "".join(
+        f'[[registry]]\nprefix = "{prefix}"\nlocation = "{location}"\n'
+        for prefix, location in [*tables.items(), ("b.test", "second"), ("*.test", "second")]
+    )
+    main.write_text(text)
+    rules = registriesconf.read(str(main))
+    found = [locate({}, rules, f"{h}/x")[0].name for h in ("b.test", "a.test", "c.a.test:5000")]
+    assert found == ["wild/x", "wild/x", "longer:5000/x"]
+
+
+FOR_SKOPEO = """
+[[registry]]
+location = "h.example.org"
+blocked = true
+[[registry.mirror]]
+location = "m.example.org/h"
+[[registry.mirror]]
+location = "closed.example.org"
+[[registry]]
+location = "closed.example.org"
+blocked = true
+[[registry]]
+prefix = "b.test"
+location = "exact.test"
+[[registry.mirror]]
+location = "m.test"
+pull-from-mirror = "digest-only"
+[[registry]]
+prefix = "*.test"
+location = "wild.example.org"
+[[registry.mirror]]
+location = "w.example.org"
+"""
+SKOPEO = shutil.which("skopeo")
+
+
+@pytest.mark.skipif(SKOPEO is None, reason="skopeo is not installed")
+@pytest.mark.parametrize(
+    "name", ["h.example.org/x:1", "b.test/x:1", "cc.b.test/x:1", f"b.test/x@{DIGEST}"]
+)
+def test_skopeo_looks_in_the_same_places(tmp_path: Path, name: str) -> None:
+    (tmp_path / "registries.conf").write_text(FOR_SKOPEO)
+    argv = ["unshare", "--user", "--net", "skopeo", "--debug"]
+    argv += ["--registries-conf", str(tmp_path / "registries.conf")]
+    argv += ["inspect", "--raw", f"docker://{name}"]
+    done = subprocess.run(
+        argv, capture_output=True, text=True, env={"PATH": PATH, "HOME": str(tmp_path)}, check=False
+    )
+    tried = re.findall(r'Trying to access \\"(.*?)\\"', done.stderr)
+    version = name.partition("/x")[2]
+    found = [f"{at.name}{version}" for at in locate({}, registriesconf.parse(FOR_SKOPEO, ""), name)]
+    blocked = set(re.findall(r"([^ \"]+): registry \S+ is blocked", done.stderr))
+    blocked |= set(re.findall(r'Accessing \\"(\S+)\\" failed: registry \S+ is bl', done.stderr))
+    assert tried, done.stderr
+    assert found == [place for place in tried if place not in blocked]
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:

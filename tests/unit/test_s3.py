@@ -53,7 +53,7 @@ def test_names(rest: str, key: Key) -> None:
         ("b/100%", "did you mean s3://b/100%25"),
         ("b/%FF", "not UTF-8"),
         ("b/../x", "it has . or .. in it"),
-        ("b/%2E%2E/x", "did you mean s3://b/../x"),
+        ("b/%2E%2E/x", "has . or .. in it"),
         ("b/./x", "it has . or .. in it"),
     ],
 )

@@ -24,7 +24,7 @@ def test_more_than_was_announced_is_told_at_once(descriptor: int, in_layers: boo
     parent = Parent({0: descriptor})
     sink = Sink(descriptor, parent)
     if in_layers:
-        offer = Offer("", None, "", manifest="12", layers=(Blob("34", 3),))
+        offer = Offer("", None, "", layers=(Blob("34", 3),))
         sink = sink.offer_layers(offer)[0]
     else:
         sink.offer(Offer("", 3, ""))

@@ -26,7 +26,9 @@ STANDARD = {
     "time", "errno",
 }  # fmt: skip
 OURS = {
-    "hpcimg", "hpcimg.atomic", "hpcimg.config", "hpcimg.config.files", "hpcimg.plainjson",
+    "hpcimg", "hpcimg.acl", "hpcimg.atomic", "hpcimg.config", "hpcimg.config.files",
+    "hpcimg.plainfile",
+    "hpcimg.plainjson",
     "hpcimg.cache", "hpcimg.cache.events", "hpcimg.cache.hot", "hpcimg.cache.lease",
     "hpcimg.cache.paths",
     "hpcimg.slurm", "hpcimg.slurm.comment", "hpcimg.slurm.jobfiles", "hpcimg.slurm.warm",
@@ -86,6 +88,22 @@ def test_a_hit(node: Node, web: WebServer, warm: str) -> None:
     assert web.count() == asked
 
 
+def test_a_hit_on_a_mounted_file(node: Node, open_directory: Path) -> None:
+    """A child looks at it, and starts no program."""
+    path = images.make_sif(open_directory / "x.sif", {"x": b"x"})
+    path.chmod(0o644)
+    comment = f"container:{path}"
+    assert node.stage(1, comment).code == 0
+    seen = run(node, "prolog", 2, comment)
+    assert seen["code"] == 0
+    assert set(seen["loaded"]) <= STANDARD | OURS | {"hpcimg.look", "select"}
+    assert [event for event in seen["done"] if event.startswith(FORBIDDEN_EVENTS)] == ["os.fork"]
+    path.chmod(0o444)
+    assert run(node, "prolog", 3, comment)["code"] == 10
+    path.unlink()
+    assert run(node, "prolog", 4, comment)["code"] == 10
+
+
 @pytest.mark.parametrize("comment", [None, "", "just a note", "a long note " * 5000])
 def test_a_job_without_an_image(node: Node, comment: str | None) -> None:
     seen = run(node, "prolog", 2, comment)
@@ -102,10 +120,32 @@ def test_a_comment_that_names_no_image_costs_not_even_a_look_at_the_configuratio
     assert run(node, "prolog", 2, "just a note")["code"] == 0
 
 
-def test_where_slurm_has_to_be_asked_for_the_comment_it_is_not_the_short_way(node: Node) -> None:
-    node.configure("[slurm]\ncomment = query\n")
-    assert run(node, "prolog", 2)["code"] == 10
-    assert run(node, "prolog", 2, "just a note")["code"] == 0
+def test_a_hit_of_a_comment_in_json_loads_json_besides(node: Node, warm: str) -> None:
+    [first, second] = warm.replace("container:", "").split()
+    named = dict(word.split("=", 1) for word in (first, second))
+    before = set(subprocess_modules("json"))
+    seen = run(node, "prolog", 2, json.dumps({"wpps": 3, "container": named}))
+    assert seen["code"] == 0
+    assert set(seen["loaded"]) <= STANDARD | OURS | before
+    assert node.task(2).exports == node.task(1).exports
+    # An object that is none of ours, and all else, is read without it.
+    for text in ('{"wpps": 3}', f"[{warm}]"):
+        assert set(run(node, "prolog", 3, text)["loaded"]) <= STANDARD | OURS
+
+
+def subprocess_modules(name: str) -> list[str]:
+    """Return the modules that an import brings, the modules that Python starts with left out."""
+    program = f"import sys; before = set(sys.modules); import {name}; "
+    program += "print(*(set(sys.modules) - before))"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", program], text=True, capture_output=True, check=True
+    )
+    return done.stdout.split()
+
+
+def test_what_is_nearly_ours_is_left_to_the_long_way(node: Node) -> None:
+    assert run(node, "prolog", 2, "containers:/a.sif")["code"] == 10
+    assert run(node, "prolog", 2, '{"container": 1}')["code"] == 10
 
 
 def test_the_end_of_a_job_without_an_image(node: Node) -> None:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import itertools
 import os
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from hpcimg.errors import DeadlinePassed, TooLarge
+from hpcimg.errors import DeadlinePassed, Interrupted, TooLarge
 from hpcimg.fetch.contract import Fetched, Files, Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.reference import Reference
 from hpcimg.worker import monitor, namespaces, process
-from hpcimg.worker.protocol import Digest, DigestWanted, Fetch, Rewound
+from hpcimg.worker.protocol import Convert, Digest, DigestWanted, Fetch, Rewound
 from tests.parts.node import ROOT
 
 # It leaves session and group, and is nobody's child any more.
@@ -37,6 +42,16 @@ time.sleep(60)
 def order(path: Path) -> Fetch:
     settings = Settings(1, time.monotonic() + 30, 5.0, 5.0)
     return Fetch(Reference("file", str(path)), settings, "")
+
+
+SPEAKS = """
+import os, socket, sys, time
+inbox = socket.socket(fileno=os.dup(0))
+def hear():
+    return socket.recv_fds(inbox, 1 << 20, 10)[:2]
+def say(line):
+    os.write(1, line.encode() + bytes([10]))
+"""
 
 
 def worker(*, seconds: float = 30) -> process.Worker:
@@ -110,6 +125,53 @@ def test_without_namespaces_it_runs_as_well(monkeypatch: pytest.MonkeyPatch) -> 
         assert made.hear() == Rewound(os.getpid())
 
 
+def test_who_never_ends_to_speak_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = "while True: os.write(1, b'[\"Rewound\", null]\\n' * 1000)"
+    monkeypatch.setattr(process, "_START", f"import os\n{program}")
+    with worker(seconds=2) as made, pytest.raises(DeadlinePassed, match="was not ready in time"):
+        all(made.hear() for _ in itertools.count())
+
+
+def test_who_hangs_up_and_stays_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_START", "import os, time; os.close(1); time.sleep(60)")
+    with worker(seconds=1) as made, pytest.raises(DeadlinePassed):
+        made.hear()
+
+
+TRACES = """
+import ctypes, sys
+libc = ctypes.CDLL(None)
+libc.ptrace.argtypes = [ctypes.c_long] * 4
+PTRACE_SEIZE = 0x4206
+print(libc.ptrace(PTRACE_SEIZE, int(sys.argv[1]), 0, 0), flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def traced(pid: int) -> Iterator[None]:
+    """Trace a process: for who waits for it, it does not end before its tracer lets it."""
+    argv = [sys.executable, "-I", "-c", TRACES, str(pid)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as tracer:
+        assert tracer.stdout
+        if tracer.stdout.readline() != b"0\n":
+            pytest.skip("no process can be traced here")
+        yield
+        tracer.kill()
+
+
+def test_who_cannot_be_ended_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_START", "import time; time.sleep(60)")
+    monkeypatch.setattr(process, "_TO_END_S", 0.2)
+    made = worker(seconds=0.2)
+    process_of = made._process
+    with traced(process_of.pid), pytest.raises(DeadlinePassed, match="cannot be ended"):
+        made.end()
+    made.end()  # which has said so
+    process_of.wait(10)  # its tracer is gone
+    made.__exit__()
+
+
 class Listens:
     """Takes what is offered."""
 
@@ -125,8 +187,86 @@ class Listens:
 
 def fetch(path: Path, target: Path, image_bytes: int) -> object:
     sandbox = process.Sandbox(None, time.monotonic() + 30, image_bytes)
-    with target.open("w+b") as file:
-        return monitor.fetch(order(path), file.fileno(), Listens(), sandbox)
+    with target.open("w+b", buffering=0) as file:
+        outcome = monitor.fetch(order(path), file.fileno(), Listens(), sandbox)
+        with pytest.raises(OSError, match="Bad file descriptor"):  # it is for reading alone now
+            file.write(b"x")
+        return outcome
+
+
+CHANGES_ITS_MIND = """
+_, [file] = hear()
+os.pwrite(file, b"A" * 1000, 0)
+say('["Moved", null, 1000, 1000]')
+time.sleep(0.2)  # in which it may be read
+os.pwrite(file, b"B" * 10, 0)
+say('["Done"]')
+time.sleep(60)
+"""
+
+
+def test_what_is_digested_is_what_is_there_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "_START", SPEAKS + CHANGES_ITS_MIND)
+    target = tmp_path / "target"
+    fetched = fetch(Path("/x"), target, 10_000)
+    assert target.read_bytes() == b"B" * 10 + b"A" * 990
+    assert fetched == Fetched(1000, hashlib.sha256(target.read_bytes()).hexdigest())
+
+
+HANDS_IT_ON = """
+_, [file] = hear()
+os.pwrite(file, b"A" * 1000, 0)
+friend = socket.socket(socket.AF_UNIX)
+friend.connect({friend!r})
+socket.send_fds(friend, [b"x"], [file])
+say('["Done"]')
+time.sleep(60)
+"""
+
+
+def test_who_cannot_be_ended_keeps_no_room_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, sizes = tmp_path / "target", list[int]()
+    end = process.Worker.end
+
+    def end_badly(worker: process.Worker) -> None:
+        end(worker)
+        sizes.append(target.stat().st_size)
+        raise DeadlinePassed("it cannot be ended")
+
+    (tmp_path / "image").write_bytes(bytes(1000))
+    monkeypatch.setattr(process.Worker, "end", end_badly)
+    with pytest.raises(DeadlinePassed, match="cannot be ended"):
+        fetch(tmp_path / "image", target, 10_000)
+    assert sizes[0] == 1000
+    assert target.stat().st_size == 0
+
+
+def convert(_: Path, target: Path, image_bytes: int) -> object:
+    sandbox = process.Sandbox(None, time.monotonic() + 30, image_bytes)
+    work = Convert("docker://h/x:1", "{}", "/nonexistent", "squashfs", "zstd:1", 1)
+    with target.open("w+b", buffering=0) as file:
+        return monitor.convert(work, [file.fileno()], lambda *_: None, sandbox)
+
+
+@pytest.mark.parametrize("brings", [fetch, convert])
+def test_nothing_is_kept_that_somebody_else_can_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brings: Callable[[Path, Path, int], object]
+) -> None:
+    path = str(tmp_path / "friend")
+    monkeypatch.setattr(process, "_START", SPEAKS + HANDS_IT_ON.format(friend=path))
+    with socket.socket(socket.AF_UNIX) as friend:
+        friend.bind(path)
+        friend.listen()
+        with pytest.raises(Interrupted, match="has its file open"):
+            brings(Path("/x"), tmp_path / "target", 10_000)
+        with friend.accept()[0] as connection:  # where it is, still
+            _, [file], _, _ = socket.recv_fds(connection, 10, 10)
+            assert os.pwrite(file, b"C", 0) == 1
+            os.close(file)
 
 
 def test_a_file_that_gets_too_large(tmp_path: Path) -> None:
@@ -140,12 +280,13 @@ def test_a_file_that_gets_too_large(tmp_path: Path) -> None:
 
 
 LIMITED = """
-import os, resource, sys
+import ctypes, os, resource, sys
 sys.path.insert(0, sys.argv[1])
 from hpcimg.worker import privileges
 privileges.give_up(None, file_bytes=1 << 20, memory_bytes=1 << 30)
 print(open("/proc/self/oom_score_adj").read().strip())
 print(*(resource.getrlimit(name)[1] for name in (resource.RLIMIT_NOFILE, resource.RLIMIT_CORE)))
+print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))  # PR_GET_DUMPABLE
 try:
     bytearray(2 << 30)
 except MemoryError:
@@ -156,7 +297,7 @@ except MemoryError:
 def test_limits() -> None:
     program = [sys.executable, "-I", "-c", LIMITED, str(ROOT)]
     done = subprocess.run(program, check=True, capture_output=True, text=True)
-    assert done.stdout.splitlines() == ["1000", "1024 0", "enough"]
+    assert done.stdout.splitlines() == ["1000", "1024 0", "0", "enough"]
 
 
 def test_a_lower_limit_of_the_node_stays() -> None:
@@ -164,3 +305,24 @@ def test_a_lower_limit_of_the_node_stays() -> None:
     limited = ["sh", "-c", 'ulimit -n 64; exec "$@"', "sh", *program]
     done = subprocess.run(limited, check=True, capture_output=True, text=True)
     assert done.stdout.splitlines()[1] == "64 0"
+
+
+KEYRING = """
+import ctypes, sys
+sys.path.insert(0, sys.argv[1])
+from hpcimg.worker import privileges
+def own():  # KEYCTL_GET_KEYRING_ID of KEY_SPEC_SESSION_KEYRING, made where there is none
+    return ctypes.CDLL(None).syscall(privileges._KEYCTL[privileges.os.uname().machine], 0, -3, 1)
+before = own()
+privileges.give_up(None, file_bytes=1 << 20, memory_bytes=1 << 30)
+print(before, own())
+"""
+
+
+def test_the_keys_of_who_started_it_are_not_its_own() -> None:
+    program = [sys.executable, "-I", "-c", KEYRING, str(ROOT)]
+    done = subprocess.run(program, check=True, capture_output=True, text=True)
+    before, after = done.stdout.split()
+    if before == "-1":
+        pytest.skip("this kernel or container has no keyrings")
+    assert before != after

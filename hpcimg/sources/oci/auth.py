@@ -5,6 +5,7 @@ Distribution's token authentication, and its OAuth2 form for identity tokens.
 
 from __future__ import annotations
 
+import functools
 import socket
 import threading
 from collections.abc import Callable, Mapping
@@ -13,21 +14,26 @@ from urllib.parse import urlencode
 
 import requests
 
-from hpcimg.errors import Forbidden, Unreachable
+from hpcimg.errors import ANOTHER_LOGIN, Forbidden, HpcimgError, TransientError, Unreachable
 from hpcimg.fetch.settings import Settings
-from hpcimg.http.session import check_status, origin, read_json, request, shown
+from hpcimg.http.redirects import no_address
+from hpcimg.http.session import check_status, read_json, request
+from hpcimg.http.urls import address, origin, shown
 from hpcimg.sources.oci.challenges import parse_challenges, why_not
 from hpcimg.sources.oci.credentials import Login
 
 _CLIENT = "hpcimg"
+# Statuses that may be another to who has another login.
+_HIDING = frozenset({401, 403, 404, 410, 429})
+_SHORT_WAIT_S = 1.0  # where a registry is too busy, and does not say for how long
 _DO = "Check who may read it; `docker login`, `podman login` and others keep a login for you."
 
 
 class RegistryAuthorization:
     """What one registry wants to hear before it answers about one repository.
 
-    `login` finds a login, and is called when the registry asks for one. Several
-    threads may use it: one of them gets a token, and the others wait for it.
+    `login` finds a login, and is called when the registry asks for one, or says that there is
+    nothing. Several threads may use it: one of them gets a token, and the others wait for it.
     """
 
     def __init__(
@@ -46,7 +52,7 @@ class RegistryAuthorization:
         self._repository = repository
         self._settings = settings
         self._uri = uri
-        self._find_login = login
+        self._find_login = functools.cache(login)
         self._login: Login | None = None
         self._lock = threading.Lock()
         self._header = ""
@@ -62,17 +68,70 @@ class RegistryAuthorization:
             return {}
         return {"Authorization": header}
 
+    def has_login(self) -> bool:
+        """Tell whether there is a login for this registry."""
+        with self._lock:
+            return self._find_login() is not None
+
+    def log_in(self) -> None:
+        """Use the login, where there is one, before anything is asked. Raises Forbidden."""
+        with self._lock:
+            if self._find_login() and (header := self._challenge()):
+                self._header = self._answer(header)
+
+    def check(self, response: requests.Response, where: str = "") -> None:
+        """Raise what a status means, as `check_status`, and what a login has to do with it."""
+        try:
+            check_status(response, where)
+        except HpcimgError as error:
+            if response.status_code in _HIDING:
+                error.login = ANOTHER_LOGIN
+                if self._login:
+                    error.why += f", to the login in {self._login.source}"
+            if isinstance(error, TransientError) and error.login and self._settings.login_next:
+                error.tried_again = False
+                error.retry_after_s = error.retry_after_s or _SHORT_WAIT_S
+            raise
+
     def challenged(self, response: requests.Response, *, again: bool) -> bool:
-        """Answer a 401 with a new token; see `hpcimg.http.session.Authorization`."""
+        """Answer a 401 with a new token, others with a login where there is one.
+
+        See `hpcimg.http.session.Authorization`.
+        """
         if origin(response.url) != origin(self._base):
             return False  # a redirect led there, and nothing of ours is that server's business
         sent = response.request.headers.get("Authorization", "")
         with self._lock:
+            if response.status_code != 401:
+                # Where another thread has logged in since, its answer may be another.
+                return not again and (sent != self._header or self._log_in(response))
             if again:
                 self._refuse("the registry answered 401 again")
             if sent == self._header:  # else another thread has got a new one since
                 self._header = self._answer(response.headers.get("WWW-Authenticate", ""))
         return True
+
+    def _log_in(self, response: requests.Response) -> bool:
+        """Log in at a registry that may hide from the anonymous what it has, or limit them."""
+        if self._login or not self._find_login():
+            return False
+        header = response.headers.get("WWW-Authenticate", "") or self._challenge()
+        if not header:
+            return False  # it knows no logins
+        try:
+            self._header = self._answer(header)
+        except Forbidden:
+            if response.status_code != 429:
+                raise
+            self._login = None  # it is no help, and without it there is a time to come
+            return False
+        return True
+
+    def _challenge(self) -> str:
+        """Return what the registry asks everybody who comes to its door."""
+        with request(self._session, f"{self._base}/v2/", self._settings) as response:
+            own = origin(response.url) == origin(self._base)
+            return response.headers.get("WWW-Authenticate", "") if own else ""
 
     def _answer(self, header: str) -> str:
         """Return the Authorization header for a challenge."""
@@ -101,6 +160,8 @@ class RegistryAuthorization:
         query = {"scope": f"repository:{self._repository}:pull"}
         if "service" in asked:
             query["service"] = asked["service"]
+        if not address(realm):
+            raise no_address(f"{self._uri} could not be read", "its registry wants a login at")
         url, headers, form = realm, {}, None
         if login and login.identity_token:
             secret = {"grant_type": "refresh_token", "refresh_token": login.identity_token}
@@ -115,7 +176,7 @@ class RegistryAuthorization:
                 self._refuse(
                     f"{shown(realm)} sends to another place, and a login does not go there"
                 )
-            check_status(answer, shown(realm))
+            self.check(answer, shown(realm))
             fields = read_json(answer, shown(realm))
         token = fields.get("token") or fields.get("access_token")
         if not isinstance(token, str) or not _fits_a_header(token):

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from hpcimg import dockerhub
+from hpcimg import dockerhub, jsontext
 
 # What credential helpers name the user where the secret is an identity token.
 _TOKEN_USER = "<token>"  # noqa: S105
@@ -59,13 +58,7 @@ class Keyring(NamedTuple):
 
 def parse_docker(text: str, source: str) -> Keyring:
     """Read docker's config.json or containers-auth.json. Raises ValueError for what is neither."""
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        # Without the parser's own words: they may quote the file.
-        raise ValueError("it is no JSON object")  # noqa: TRY004
+    content = jsontext.read_object(text)
     auths, helpers = _mapping(content.get("auths")), _mapping(content.get("credHelpers"))
     logins = [
         (normal_key(key), login)
@@ -97,8 +90,8 @@ def parse_netrc(text: str, source: str) -> Keyring:
 def parse_helper(text: str, source: str) -> Login | None:
     """Read what a credential helper prints. None where it is no login."""
     try:
-        fields = _mapping(json.loads(text))
-    except (ValueError, RecursionError):
+        fields = jsontext.read_object(text)
+    except ValueError:
         return None
     username, secret = _text(fields.get("Username")), _text(fields.get("Secret"))
     if not secret:

@@ -5,34 +5,30 @@ OCI Distribution Specification 1.1, as far as reading goes.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 from collections.abc import Mapping
 from urllib.parse import urlencode
 
-import requests
-
 from hpcimg import dockerhub
-from hpcimg.errors import Damaged, NotAnImage
+from hpcimg.errors import ConfigError, Damaged, NotAnImage
 from hpcimg.fetch.contract import Blob
 from hpcimg.fetch.settings import Place, Settings
 from hpcimg.fetch.sink import Sink
+from hpcimg.http import certsd
+from hpcimg.http.certsd import Certificates
 from hpcimg.http.download import download
+from hpcimg.http.redirects import Session
 from hpcimg.http.retry import attempts
-from hpcimg.http.session import JSON_MAX, check_status, parse_json, read_small, request, shown
-from hpcimg.sources.oci import logins
+from hpcimg.http.session import JSON_MAX, read_small, request, unpacked, with_certificates
+from hpcimg.http.urls import shown
+from hpcimg.sources.oci import logins, manifests
 from hpcimg.sources.oci.auth import RegistryAuthorization
 from hpcimg.sources.oci.credentials import Login
 from hpcimg.sources.oci.manifests import Manifest, is_digest
 
-_ACCEPT = ", ".join(
-    (
-        "application/vnd.oci.image.index.v1+json",
-        "application/vnd.oci.image.manifest.v1+json",
-        "application/vnd.docker.distribution.manifest.list.v2+json",
-        "application/vnd.docker.distribution.manifest.v2+json",
-    )
-)
+_ACCEPT = ", ".join(manifests.MANIFEST_TYPES)
 # A mirror that is down costs seconds, since there is somebody else to ask.
 _MIRROR_CONNECT_S = 3.0
 _MIRROR_ANSWER_S = 10.0
@@ -42,35 +38,39 @@ _MIRROR_BLOB_TRIES = 2  # a cut connection goes on there
 class Endpoint:
     """A repository at one place. Attributes: host, as it was configured.
 
-    `mirror_of` is the host of the registry that it stands for, "" for none:
-    a mirror is asked only once and not waited for long, and its blobs are checked
-    while there is another place to have them from.
+    `mirror_of` is the host of the registry that it stands for, "" for none. One that is not
+    the `last` to be asked is asked only once and not waited for long, and its blobs are
+    checked while there is another place to have them from.
     """
 
     def __init__(
         self,
-        session: requests.Session,
+        session: Session,
         place: Place,
         sink: Sink,
         settings: Settings,
         *,
         uri: str,
         mirror_of: str = "",
+        last: bool = True,
     ) -> None:
         """Describe it; `uri` is what the user wrote, for errors."""
         self.host, _, repository = place.name.partition("/")
         self._uri = uri
+        base = settings._replace(insecure=place.insecure).address(dockerhub.address(self.host))
+        certificates = _certificates(place, self.host, as_user=settings.as_user)
+        if any(certificates):
+            session = with_certificates(session, settings, certificates, base)
         self._session = session
         self._sink = sink
-        self._is_mirror = mirror_of != ""
+        self._last = last
         self._settings = self._blob_settings = settings._replace(insecure=place.insecure)
-        if mirror_of:
+        if not last:
             connect_s = min(settings.connect_timeout_s, _MIRROR_CONNECT_S)
             quick = self._settings._replace(connect_timeout_s=connect_s)
             self._blob_settings = quick._replace(tries=_MIRROR_BLOB_TRIES)
             answer_s = min(settings.stall_timeout_s, _MIRROR_ANSWER_S)
             self._settings = quick._replace(tries=1, stall_timeout_s=answer_s)
-        base = self._settings.address(dockerhub.address(self.host))
         self._base = f"{base}/v2/{repository}"
         # As containerd does it: one mirror may stand for several registries.
         self._query = f"?{urlencode({'ns': mirror_of})}" if mirror_of else ""
@@ -82,6 +82,12 @@ class Endpoint:
             uri=uri,
             login=functools.partial(_login, self.host, repository, place, as_user=settings.as_user),
         )
+
+    def log_in(self) -> None:
+        """Log in where there is a login, before anything is asked. Raises Forbidden."""
+        for attempt in attempts(self._sink, self._settings):
+            with attempt:
+                self.authorization.log_in()
 
     def blob(self, blob: Blob, sink: Sink) -> bool:
         """Bring a blob into a sink, with as many attempts as it takes.
@@ -95,9 +101,11 @@ class Endpoint:
             sink,
             self._blob_settings,
             authorization=self.authorization,
-            size_bytes=blob.size_bytes if self._is_mirror else None,
+            check=self.authorization.check,
+            size_bytes=None if self._last else blob.size_bytes,
+            stored_bytes=blob.size_bytes,
         )
-        if self._is_mirror and (found := sink.sha256()) != blob.sha256:
+        if not self._last and (found := sink.sha256()) != blob.sha256:
             raise Damaged(f"{shown(url)} is not what was announced", why=f"its sha256 is {found}")
         return unchanged
 
@@ -107,7 +115,7 @@ class Endpoint:
         condition = {"If-None-Match": f'"{known}"'} if known else {}
         for attempt in attempts(self._sink, self._settings):
             with attempt:
-                body = self._read(url, {"Accept": _ACCEPT, **condition})
+                body = self._read(url, {"Accept": _ACCEPT, **condition}, wanted=version)
         if body is None:
             return None
         digest = _digest(body)
@@ -115,17 +123,14 @@ class Endpoint:
             return None
         if is_digest(version):
             self._check(body, version)
-        content = parse_json(body, self._uri)
-        if not any(isinstance(content.get(name), list) for name in ("layers", "manifests")):
-            raise NotAnImage(f"{self._uri} holds no image", why="its manifest names no layers")
-        return Manifest(digest, content)
+        return manifests.parse(body, digest, self._uri)
 
     def read_blob(self, digest: str) -> bytes:
         """Return a small blob, its digest checked. Raises NotAnImage, Damaged."""
         url = f"{self._base}/blobs/{digest}{self._query}"
         for attempt in attempts(self._sink, self._settings):
             with attempt:
-                body = self._read(url, {}) or b""
+                body = self._read(url, {}, wanted=digest) or b""
                 self._check(body, digest)
         return body
 
@@ -135,14 +140,16 @@ class Endpoint:
                 f"{self._uri} is not what the registry sent", why=f"that is {_digest(body)}"
             )
 
-    def _read(self, url: str, headers: Mapping[str, str]) -> bytes | None:
+    def _read(self, url: str, headers: Mapping[str, str], *, wanted: str) -> bytes | None:
         with request(
             self._session, url, self._settings, headers=headers, authorization=self.authorization
         ) as response:
             if response.status_code == 304 and "If-None-Match" in headers:
                 return None
-            check_status(response, self._uri)
+            self.authorization.check(response, self._uri)
             body = read_small(response, decode=False)
+            if "Content-Encoding" in response.headers and _digest(body) != wanted:
+                body = unpacked(body)
         if len(body) > JSON_MAX:
             raise NotAnImage(f"the manifest or config of {self._uri} is too large")
         return body
@@ -150,6 +157,15 @@ class Endpoint:
 
 def _digest(body: bytes) -> str:
     return f"sha256:{hashlib.sha256(body).hexdigest()}"
+
+
+def _certificates(place: Place, host: str, *, as_user: bool) -> Certificates:
+    given = Certificates(place.authorities, place.client)
+    if given.client or not as_user or place.insecure:
+        return given
+    with contextlib.suppress(ConfigError):  # what a user may not read is passed over
+        return given._replace(client=certsd.read(host).client)
+    return given
 
 
 def _login(host: str, repository: str, place: Place, *, as_user: bool) -> Login | None:

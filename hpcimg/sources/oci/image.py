@@ -8,29 +8,25 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Protocol
 
+from hpcimg.errors import NO_LOGIN, Forbidden, NotFound
 from hpcimg.fetch.contract import Blob, Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
+from hpcimg.http.retry import wait_first
 from hpcimg.http.session import open_session
 from hpcimg.reference import Reference
-from hpcimg.sources.oci import manifests
-from hpcimg.sources.oci.manifests import Manifest, hex_of
+from hpcimg.sources.oci import indexes, manifests
+from hpcimg.sources.oci.manifests import Manifest
 from hpcimg.sources.oci.registry import Registry, parse_name
 
 _AT_ONCE = 4
 
 
-class Content(Protocol):
+class Content(indexes.Content, Protocol):
     """Something that manifests and blobs can be had from: a registry, or a layout on disk."""
 
     def manifest(self, known: str = "") -> Manifest | None:
         """Return the image's manifest; None where it still is the one `known` names."""
-
-    def for_this_machine(self, manifest: Manifest) -> Manifest:
-        """Follow an index to the manifest for this machine's processor."""
-
-    def read_blob(self, digest: str) -> str:
-        """Return the text of a small blob, its digest checked."""
 
     def download(self, blob: Blob, sink: Sink) -> bool:
         """Bring a blob into a sink."""
@@ -41,6 +37,14 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
     name = parse_name(reference.rest)
     with open_session(settings) as session:
         registry = Registry(session, name, sink, settings, uri=reference.uri)
+        if settings.login_needed:
+            if not registry.has_login():
+                nobody = Forbidden(f"{reference.uri} may not be read without a login")
+                nobody.login = NO_LOGIN
+                raise nobody
+            registry.log_in()
+        if settings.wait_s:
+            wait_first(sink, settings.wait_s, f"{name.host} is too busy for who has no login")
         return fetch_from(registry, sink, uri=reference.uri, validator=validator)
 
 
@@ -61,24 +65,31 @@ def fetch_from(
     if found is None:
         return True
     known_as = known_as or found.digest
-    manifest = content.for_this_machine(found)
+    manifest = indexes.for_this_machine(content, found, uri)
+    manifests.check_texts(manifest, uri)
     sif = manifests.sif_layer(manifest)
     if sif:
-        sink.offer(Offer(known_as, sif.size_bytes, sif.sha256))
+        sink.offer(Offer(known_as, sif.size_bytes, sif.sha256, manifests=manifest.texts))
         return content.download(sif, sink)
     layers = manifests.layers(manifest, uri)
     config = content.read_blob(manifests.config_digest(manifest, uri))
     manifests.parse_config(config, uri)
     sinks = sink.offer_layers(
-        Offer(known_as, manifest=hex_of(manifest.digest), config=config, layers=layers)
+        Offer(known_as, config=config, layers=layers, manifests=manifest.texts)
     )
     # The largest first, so that none of them is left to come alone at the end.
     by_size = sorted(sinks, key=lambda number: layers[number].size_bytes, reverse=True)
+
+    def bring(number: int) -> None:
+        try:
+            content.download(layers[number], sinks[number])
+        except NotFound as error:
+            error.why += manifests.why_missing(manifest, layers[number])
+            raise
+
     pool = ThreadPoolExecutor(at_once)
     try:
-        downloads = [
-            pool.submit(content.download, layers[number], sinks[number]) for number in by_size
-        ]
+        downloads = [pool.submit(bring, number) for number in by_size]
         for ended in as_completed(downloads):
             ended.result()
     finally:

@@ -7,7 +7,7 @@ import pwd
 import select
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from hpcimg import dockerhub
 from hpcimg.errors import ConfigError
@@ -91,7 +91,7 @@ def ask_helper(name: str, host: str, account: pwd.struct_passwd) -> Login | None
     """Run `docker-credential-NAME get`, as ourselves and without a shell; None where it fails."""
     program = f"docker-credential-{name}"
     environment = {
-        **os.environ,  # the proxies and certificates that a fetch runs with
+        **without_logins(os.environ),  # the proxies and certificates that a fetch runs with
         "PATH": _HELPER_PATH,
         "HOME": account.pw_dir,
         "USER": account.pw_name,
@@ -114,6 +114,16 @@ def ask_helper(name: str, host: str, account: pwd.struct_passwd) -> Login | None
         return parse_helper(output.decode(), program)
     except (OSError, ValueError):
         return None
+
+
+def without_logins(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without the login that the site has at its proxy."""
+    found = dict(environment)
+    for name, value in environment.items():
+        if name.lower().endswith("_proxy") and "@" in value:
+            scheme, slashes, _ = value.partition("://")
+            found[name] = f"{scheme}{slashes}" * bool(slashes) + value.rpartition("@")[2]
+    return found
 
 
 def _run(argv: list[str], text: bytes, environment: dict[str, str]) -> bytes:

@@ -6,30 +6,48 @@ was sent by somebody: nothing in it is taken to be of the type that it should be
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any, NamedTuple
 
+from hpcimg import jsontext
 from hpcimg.errors import NotAnImage, WrongArchitecture
-from hpcimg.fetch.contract import Blob
-from hpcimg.image.architecture import go_name
+from hpcimg.fetch.contract import LAYERS_MAX, Blob, text_of
+from hpcimg.http.urls import shown
+from hpcimg.image.architecture import Platform, go_name, platform_of, runs_here
 
 # The second is a spelling that early clients wrote.
 _SIF_TYPES = (
     "application/vnd.sylabs.sif.layer.v1.sif",
     "appliciation/vnd.sylabs.sif.layer.tar",
 )
-_LAYER_TYPES = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.diff.")
+INDEX_TYPES = (
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+)
+_IMAGE_TYPES = (
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+)
+MANIFEST_TYPES = (*INDEX_TYPES, *_IMAGE_TYPES)
+_LAYER_TYPES = (
+    "application/vnd.oci.image.layer.",
+    "application/vnd.docker.image.rootfs.",
+    "application/vnd.docker.container.image.rootfs.diff",  # of the first registries
+)
 _CONFIG_MAX = 1 << 20  # it goes from process to process; real ones have some KiB
-_LAYERS_MAX = 250  # the kernel hands over so many open files at once; Docker makes up to 127
+_TEXTS_MAX = 1 << 20  # likewise, all manifests of an image together
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 class Manifest(NamedTuple):
-    """A manifest with the digest of its bytes."""
+    """A manifest with the digest of its bytes.
+
+    `texts` are those of the indexes that led to it and its own, as an Offer has them.
+    """
 
     digest: str
     content: dict[str, Any]
+    texts: tuple[str, ...] = ()
 
 
 def is_digest(value: object) -> bool:
@@ -42,27 +60,33 @@ def hex_of(digest: str) -> str:
     return digest.removeprefix("sha256:")
 
 
-def digest_for_this_machine(manifest: Manifest, uri: str) -> str | None:
-    """Return whom an index names for this machine's processor, None where it is no index.
+def parse(body: bytes, digest: str, uri: str) -> Manifest:
+    """Read a manifest or an index. Raises NotAnImage.
 
-    Raises WrongArchitecture.
+    One that could be read as both is refused, whatever its media type says: of two
+    programs, each could take another image for the one that was checked (CVE-2021-41190).
     """
-    entries = manifest.content.get("manifests")
-    if not isinstance(entries, list):
-        return None
-    found: dict[str, str] = {}
-    for entry in entries:
-        platform = entry.get("platform") if isinstance(entry, dict) else None
-        if isinstance(platform, dict) and is_digest(entry.get("digest")):
-            system = platform.get("os") or "linux"
-            name = str(platform.get("architecture"))
-            found.setdefault(name if system == "linux" else f"{name} ({system})", entry["digest"])
-    if go_name() not in found:
-        raise WrongArchitecture(
-            f"{uri} has no image for this machine",
-            why=f"it is for {', '.join(sorted(found)) or 'none'}, this machine is {go_name()}",
+    try:
+        content = jsontext.read_object(body)
+    except ValueError as error:
+        raise NotAnImage(
+            f"{uri} holds no image", why=f"its manifest cannot be read: {error}"
+        ) from None
+    media_type = content.get("mediaType")
+    lists = "manifests" in content
+    if content.get("schemaVersion") == 1 or "fsLayers" in content:
+        raise NotAnImage(
+            f"{uri} is not an image",
+            why="its manifest is of the old form, schema 1",
+            do="Push it again with a current tool.",
         )
-    return found[go_name()]
+    if lists and ("layers" in content or "config" in content):
+        raise NotAnImage(f"{uri} is ambiguous", why="its manifest is an image and an index at once")
+    if media_type in (_IMAGE_TYPES if lists else INDEX_TYPES):
+        raise NotAnImage(f"{uri} is ambiguous", why=f"its manifest is no {media_type}, as it says")
+    if not isinstance(content.get("manifests" if lists else "layers"), list):
+        raise NotAnImage(f"{uri} holds no image", why="its manifest names no layers")
+    return Manifest(digest, content, (text_of(body),))
 
 
 def sif_layer(manifest: Manifest) -> Blob | None:
@@ -78,21 +102,16 @@ def layers(manifest: Manifest, uri: str) -> tuple[Blob, ...]:
     """Return an image's layers, the lowest first. Raises NotAnImage."""
     listed = manifest.content.get("layers")
     if not isinstance(listed, list) or not listed:
-        old = manifest.content.get("schemaVersion") == 1
-        raise NotAnImage(
-            f"{uri} is not an image",
-            why="its manifest is of the old form, schema 1" if old else "it has no layers",
-            do="Push it again with a current tool." if old else "",
-        )
+        raise NotAnImage(f"{uri} is not an image", why="it has no layers")
     check_number(len(listed), uri)
     found = []
     for layer in listed:
         kind = str(layer.get("mediaType")) if isinstance(layer, dict) else ""
-        blob = _blob(layer) if kind.startswith(_LAYER_TYPES) else None
-        if blob is None or "encrypted" in kind:
+        blob = _blob(layer) if kind.startswith(_LAYER_TYPES) and "encrypted" not in kind else None
+        if blob is None:
             raise NotAnImage(
                 f"{uri} is not an image for Linux",
-                why=f"it holds {kind[:100] or 'a layer without a type'}",
+                why=_why_no_layer(layer if isinstance(layer, dict) else {}, kind),
                 do="hpcimg takes SIF files and images in layers.",
             )
         found.append(blob)
@@ -101,10 +120,41 @@ def layers(manifest: Manifest, uri: str) -> tuple[Blob, ...]:
     return tuple(found)
 
 
+def why_missing(manifest: Manifest, blob: Blob) -> str:
+    """Return why a layer may not be where the others are, "" for one that should be.
+
+    Of foreign layers, such as those of Windows, registries need not have a copy.
+    """
+    for layer in manifest.content["layers"]:
+        if isinstance(layer, dict) and layer.get("digest") == f"sha256:{blob.sha256}":
+            urls = layer.get("urls")
+            if isinstance(urls, list) and urls:
+                place = shown(str(urls[0])[:200])
+                return f"; it is a foreign layer: {place} has it, which is not asked"
+    return ""
+
+
+def _why_no_layer(layer: dict[str, Any], kind: str) -> str:
+    kind = kind[:100] or "a layer without a type"
+    digest = layer.get("digest")
+    if "encrypted" in kind:
+        return f"it holds {kind}: its layers are encrypted"
+    if kind.startswith(_LAYER_TYPES) and isinstance(digest, str) and not is_digest(digest):
+        algorithm = digest.partition(":")[0][:20]
+        return f"a layer has a digest by {algorithm}, and hpcimg takes sha256 alone"
+    return f"it holds {kind}"
+
+
 def check_number(layers: int, uri: str) -> None:
     """Raise NotAnImage where these are more layers than any tool makes."""
-    if layers > _LAYERS_MAX:
-        raise NotAnImage(f"{uri} has {layers} layers", why=f"{_LAYERS_MAX} is the limit")
+    if layers > LAYERS_MAX:
+        raise NotAnImage(f"{uri} has {layers} layers", why=f"{LAYERS_MAX} is the limit")
+
+
+def check_texts(manifest: Manifest, uri: str) -> None:
+    """Raise NotAnImage where the manifests are larger than any tool makes them."""
+    if sum(map(len, manifest.texts)) > _TEXTS_MAX:
+        raise NotAnImage(f"{uri} is not an image", why="its manifests are too large")
 
 
 def config_digest(manifest: Manifest, uri: str) -> str:
@@ -121,25 +171,34 @@ def parse_config(config: str, uri: str) -> dict[str, Any]:
 
     Raises NotAnImage, WrongArchitecture.
     """
-    if len(config) > _CONFIG_MAX:
-        raise NotAnImage(f"{uri} is not an image", why="its config is too large")
-    try:
-        content = json.loads(config)
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise NotAnImage(f"{uri} is not an image", why="its config is no JSON object")
-    system, machine = content.get("os") or "linux", content.get("architecture") or go_name()
-    if (system, machine) != ("linux", go_name()):
+    content = _read_config(config, uri)
+    found = platform_of(content)
+    if not runs_here(found):
         raise WrongArchitecture(
             f"{uri} has no image for this machine",
-            why=f"it is for {machine} ({system}), this machine is {go_name()} (linux)"[:200],
+            why=f"it is for {found}, this machine is {go_name()}",
         )
     return content
 
 
+def platform_in(config: str, uri: str) -> Platform:
+    """Return what an image is for by its config. Raises NotAnImage."""
+    return platform_of(_read_config(config, uri))
+
+
+def _read_config(config: str, uri: str) -> dict[str, Any]:
+    if len(config) > _CONFIG_MAX:
+        raise NotAnImage(f"{uri} is not an image", why="its config is too large")
+    try:
+        return jsontext.read_object(config)
+    except ValueError as error:
+        raise NotAnImage(
+            f"{uri} is not an image", why=f"its config cannot be read: {error}"
+        ) from None
+
+
 def _blob(layer: dict[str, Any]) -> Blob | None:
     digest, size = layer.get("digest"), layer.get("size")
-    if is_digest(digest) and isinstance(size, int) and 0 < size < 1 << 50:
+    if is_digest(digest) and isinstance(size, int) and 0 <= size < 1 << 50:
         return Blob(hex_of(str(digest)), size)
     return None

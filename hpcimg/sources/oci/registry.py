@@ -6,14 +6,13 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
-import requests
-
 from hpcimg.errors import BadReference, HpcimgError, NodeError, TransientError
-from hpcimg.fetch.contract import Blob
+from hpcimg.fetch.contract import Blob, text_of
 from hpcimg.fetch.settings import Place, Settings
 from hpcimg.fetch.sink import Sink
+from hpcimg.http.redirects import Session
 from hpcimg.sources.oci.endpoint import Endpoint
-from hpcimg.sources.oci.manifests import Manifest, digest_for_this_machine, is_digest
+from hpcimg.sources.oci.manifests import Manifest, is_digest
 
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(f"{_COMPONENT}(?:/{_COMPONENT})*")
@@ -63,7 +62,7 @@ class Registry:
 
     def __init__(
         self,
-        session: requests.Session,
+        session: Session,
         name: Name,
         sink: Sink,
         settings: Settings,
@@ -84,7 +83,8 @@ class Registry:
                 sink,
                 settings,
                 uri=uri,
-                mirror_of="" if place is places[-1] else name.host,
+                mirror_of=name.host if place.mirror else "",
+                last=place is places[-1],
             )
             for place in places
         ]
@@ -94,6 +94,14 @@ class Registry:
         """Use a token for the registry itself that was had elsewhere."""
         self._endpoints[-1].authorization.use_token(token)
 
+    def has_login(self) -> bool:
+        """Tell whether there is a login for the registry or one of its mirrors."""
+        return any(endpoint.authorization.has_login() for endpoint in self._endpoints)
+
+    def log_in(self) -> None:
+        """Log in at the registry itself before it is asked for anything."""
+        self._endpoints[-1].log_in()
+
     def manifest(self, known: str = "") -> Manifest | None:
         """Return the manifest, its digest checked; None where it still is the one `known` names."""
         return self._manifest(self._name.version, known)
@@ -101,23 +109,17 @@ class Registry:
     def read_blob(self, digest: str) -> str:
         """Return the text of a small blob, its digest checked. Raises NotAnImage, Damaged."""
         _, body = self._ask(lambda endpoint: endpoint.read_blob(digest), self._sink)
-        return body.decode(errors="replace")
+        return text_of(body)
 
     def download(self, blob: Blob, sink: Sink) -> bool:
         """Bring a blob into a sink, with as many attempts as it takes."""
         return self._ask(lambda endpoint: endpoint.blob(blob, sink), sink)[1]
 
-    def for_this_machine(self, manifest: Manifest) -> Manifest:
-        """Follow an index to the manifest for this machine's processor.
-
-        What is no index is returned as it is. Raises WrongArchitecture.
-        """
-        digest = digest_for_this_machine(manifest, self._uri)
-        if digest is None:
-            return manifest
-        chosen = self._manifest(digest)
-        assert chosen  # without a condition there is no "unchanged"
-        return chosen
+    def read_manifest(self, digest: str) -> Manifest:
+        """Return the manifest with this digest, which is checked."""
+        found = self._manifest(digest)
+        assert found  # without a condition there is no "unchanged"
+        return found
 
     def _manifest(self, version: str, known: str = "") -> Manifest | None:
         self._at, found = self._ask(lambda endpoint: endpoint.manifest(version, known), self._sink)
@@ -125,6 +127,7 @@ class Registry:
 
     def _ask(self, what: Callable[[Endpoint], _Result], sink: Sink) -> tuple[int, _Result]:
         """Ask one after the other; return who answered, by number, and what."""
+        login = ""
         for number in range(self._at, len(self._endpoints) - 1):
             mirror = self._endpoints[number]
             try:
@@ -133,6 +136,11 @@ class Registry:
                 raise
             except HpcimgError as error:
                 sink.retry(f"mirror {mirror.host}: {error.brief}", 0.0)
+                login = login or error.login
                 if isinstance(error, TransientError):
                     self._at = max(self._at, number + 1)  # it is not asked for the next blob
-        return len(self._endpoints) - 1, what(self._endpoints[-1])
+        try:
+            return len(self._endpoints) - 1, what(self._endpoints[-1])
+        except HpcimgError as error:
+            error.login = error.login or login
+            raise

@@ -18,7 +18,8 @@ from hpcimg.errors import Forbidden, NotFound, Unreachable
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
 from hpcimg.http.retry import attempts
-from hpcimg.http.session import check_status, origin, read_json, request, trust
+from hpcimg.http.session import check_status, read_json, request, trust
+from hpcimg.http.urls import origin
 from hpcimg.sources.openstack.openrc import Openrc
 
 _TOKEN = re.compile(r"[\x21-\x7e]{1,16384}")  # what may be a header
@@ -51,7 +52,7 @@ class Login:
 
     def challenged(self, response: requests.Response, *, again: bool) -> bool:
         """Get a new token, since this one has run out or was revoked."""
-        if again or origin(response.url) != origin(self.storage_url):
+        if response.status_code != 401 or again or origin(response.url) != origin(self.storage_url):
             return False
         known = self.storage_url
         self._log_in()

@@ -7,10 +7,10 @@ import re
 from typing import Any, NamedTuple
 
 from hpcimg.errors import NotAnImage, WrongArchitecture
-from hpcimg.image.architecture import go_name
+from hpcimg.image.architecture import go_name, platform_of, runs_here
 
-_MAX_BYTES = 8 << 20
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_MAX_BYTES = 1 << 20  # it goes from process to process; real ones have some KiB
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 class _Wrong(ValueError):
@@ -18,9 +18,14 @@ class _Wrong(ValueError):
 
 
 class OciConfig(NamedTuple):
-    """What a runtime needs of it. No text holds a zero byte."""
+    """What a runtime needs of it. No text holds a zero byte.
+
+    `diff_ids` are the digests of the layers' archives, the lowest first; none where it does not
+    say any. Names of variables may be such as no shell takes.
+    """
 
     text: str
+    diff_ids: tuple[str, ...]
     variables: tuple[tuple[str, str], ...]
     entrypoint: tuple[str, ...]
     command: tuple[str, ...]
@@ -29,10 +34,7 @@ class OciConfig(NamedTuple):
 
 
 def parse(text: str, uri: str) -> OciConfig:
-    """Read the text of an image's configuration. Raises NotAnImage, WrongArchitecture.
-
-    Variables whose names no shell takes are left out.
-    """
+    """Read the text of an image's configuration. Raises NotAnImage, WrongArchitecture."""
     try:
         if len(text.encode()) > _MAX_BYTES:
             raise _Wrong("it is too large")
@@ -45,13 +47,13 @@ def parse(text: str, uri: str) -> OciConfig:
             why=why,
             do="Build the image again, or use another one.",
         ) from None
-    system, machine = whole.get("os"), whole.get("architecture")
-    if system not in (None, "", "linux"):
-        raise NotAnImage(f"{uri} is an image for {str(system)[:40]}, not for Linux")
-    if machine not in (None, "", go_name()):
+    platform = platform_of(whole)
+    if platform.system != "linux":
+        raise NotAnImage(f"{uri} is an image for {platform.system}, not for Linux")
+    if not runs_here(platform):
         raise WrongArchitecture(
             f"{uri} is an image for another processor",
-            why=f"it was built for {str(machine)[:40]}, this machine is {go_name()}",
+            why=f"it was built for {platform}, this machine is {go_name()}",
         )
     return found
 
@@ -60,21 +62,34 @@ def _read(whole: Any, text: str) -> OciConfig:
     said = whole.get("config") if isinstance(whole, dict) else None
     if not isinstance(whole, dict) or not isinstance(said, dict | None):
         raise _Wrong("it is not written as the OCI image specification says")
+    for key in ("os", "architecture", "variant"):
+        _text("" if whole.get(key) is None else whole[key], key)
     said = said or {}
-    variables = (entry.partition("=") for entry in _texts(said, "Env"))
+    rootfs = whole.get("rootfs") or {}
     labels = said.get("Labels") or {}
+    if not isinstance(rootfs, dict):
+        raise _Wrong("rootfs is no object")
     if not isinstance(labels, dict):
         raise _Wrong("Labels is no object")
+    variables = (entry.partition("=") for entry in _texts(said, "Env"))
+    entrypoint = _texts(said, "Entrypoint")
     return OciConfig(
         text=text,
-        variables=tuple(
-            (name, value) for name, equals, value in variables if equals and _is_name(name)
-        ),
-        entrypoint=_texts(said, "Entrypoint"),
+        diff_ids=_texts(rootfs, "diff_ids"),
+        variables=tuple((name, value) for name, equals, value in variables if name and equals),
+        # So Docker has it: an empty one takes away that of the image below.
+        entrypoint=() if entrypoint == ("",) else entrypoint,
         command=_texts(said, "Cmd"),
         working_dir=_text(said.get("WorkingDir") or "", "WorkingDir"),
-        labels={_text(name, "Labels"): _text(value, "Labels") for name, value in labels.items()},
+        labels={_shown(name): _shown(value) for name, value in labels.items()},
     )
+
+
+def _shown(value: object) -> str:
+    """Return text for a label, which is only shown: Docker takes null for nothing."""
+    if not isinstance(value, str):
+        value = "" if value is None else json.dumps(value)
+    return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", value)
 
 
 def _texts(said: dict[str, Any], key: str) -> tuple[str, ...]:
@@ -94,7 +109,3 @@ def _text(value: object, key: str) -> str:
     except UnicodeEncodeError:
         raise _Wrong(f"{key} holds what is no Unicode text") from None
     return value
-
-
-def _is_name(name: str) -> bool:
-    return bool(_VARIABLE.fullmatch(name))

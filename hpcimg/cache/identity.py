@@ -1,0 +1,99 @@
+"""What an image is: the name of its content, and whether an offer of it fits together.
+
+Who fetches may be in the hands of the server that it speaks to, so no digest counts
+because somebody said it. A key is made of digests that this process takes itself, or
+compares with the bytes before anything is published; what an offer says of its
+manifests is worked out from their texts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Any
+
+from hpcimg.errors import Damaged
+from hpcimg.fetch.contract import LAYERS_MAX, Offer, bytes_of
+from hpcimg.reference import Reference
+
+_DIGITS = re.compile(r"[0-9a-f]{64}")
+_VALIDATOR_MAX = 16 << 10  # it is kept; an ETag is as long as a server's header may be
+_ALGORITHM = "sha256:"
+
+
+def key_of(offer: Offer, image_format: str) -> str:
+    """Return the key of an offer that was checked, "" where only the whole file tells.
+
+    An image in layers is its config and all of its layers, in their order, and the
+    format that they become.
+    """
+    if not offer.layers:
+        return f"sha256-{offer.sha256}" if offer.sha256 else ""
+    parts = [_sha256(offer.config), *(layer.sha256 for layer in offer.layers)]
+    return f"layers-sha256-{_sha256(' '.join(parts))}-{image_format}"
+
+
+def check(offer: Offer, reference: Reference) -> str:
+    """Return the digest of the manifest that describes an offer, "" where it has none.
+
+    Digests are digests, since keys are names of files. A digest in the reference is
+    that of the first manifest, each manifest names the next, and the last one names the
+    config and the layers, or the file. Raises Damaged.
+    """
+    try:
+        _check_form(offer)
+        wanted = reference.rest.rpartition("@")[2] if reference.pinned else None
+        return _follow(offer, wanted)
+    except (ValueError, RecursionError) as error:  # what is no text, or no JSON
+        raise Damaged(f"{reference.uri} is not what was announced", why=str(error)) from None
+
+
+def _check_form(offer: Offer) -> None:
+    digests = [layer.sha256 for layer in offer.layers]
+    digests += [offer.sha256] if offer.sha256 else []
+    if not all(map(_DIGITS.fullmatch, digests)):
+        raise ValueError("it has a digest that is none")
+    if len(offer.layers) > LAYERS_MAX or len(bytes_of(offer.validator)) > _VALIDATOR_MAX:
+        raise ValueError("there is more of it than there can be")
+    if min([offer.size_bytes or 0, *(layer.size_bytes for layer in offer.layers)]) < 0:
+        raise ValueError("it has a negative size")
+
+
+def _follow(offer: Offer, wanted: str | None) -> str:
+    digest, content = "", {}
+    named = None if wanted is None else {wanted}
+    for text in offer.manifests:
+        digest = _ALGORITHM + _sha256(text)
+        if named is not None and digest not in named:
+            raise ValueError(f"nothing names the manifest {digest}")
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise ValueError("its manifest is no JSON object")  # noqa: TRY004
+        named = set(_digests(content.get("manifests")))
+    if wanted is not None and not digest:
+        raise ValueError(f"it does not show that it is {wanted}")
+    if not digest:
+        return ""
+    layers = _digests(content.get("layers"))
+    if offer.layers:
+        parts = _digests([content.get("config")]) + layers
+        found = [_sha256(offer.config), *(layer.sha256 for layer in offer.layers)]
+        fits = parts == [_ALGORITHM + part for part in found]
+    else:
+        fits = bool(offer.sha256) and _ALGORITHM + offer.sha256 in layers
+    if not fits:
+        raise ValueError("its manifest names other parts")
+    return digest
+
+
+def _digests(entries: Any) -> list[str]:
+    """Return what descriptors name, "" for what is none."""
+    return [
+        str(entry.get("digest", "")) if isinstance(entry, dict) else ""
+        for entry in (entries if isinstance(entries, list) else [])
+    ]
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(bytes_of(text)).hexdigest()

@@ -1,0 +1,196 @@
+"""Which images go when room is needed, and in which order: decided without touching a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from hpcimg.cache import lease
+from hpcimg.cache.policy import Limits
+from hpcimg.units import format_size
+
+_JOBS_NAMED = 8
+_FILES_EACH = 2  # an image, and what is known of it
+_FILES_COMING = 4  # and with a reference and what is unfinished
+
+
+class Candidate(NamedTuple):
+    """An image as eviction sees it. `jobs` hold leases on it; it is private to `owner`.
+
+    A pinned one never goes.
+    """
+
+    key: str
+    size_bytes: int
+    last_used: float
+    jobs: tuple[str, ...] = ()
+    owner: int | None = None
+    pinned: bool = False
+
+
+class Wanted(NamedTuple):
+    """What has to go: so many bytes, and so many images, however small."""
+
+    size_bytes: int
+    files: int
+
+
+NOTHING = Wanted(0, 0)
+
+
+class Plan(NamedTuple):
+    """What to free and in which order; what cannot go, and why."""
+
+    wanted_bytes: int
+    victims: tuple[Candidate, ...]
+    in_use: tuple[Candidate, ...]
+    too_young: tuple[Candidate, ...]
+    pinned: tuple[Candidate, ...] = ()
+    wanted_files: int = 0  # so many images, however small
+
+    @property
+    def possible(self) -> bool:
+        """Whether there is as much to free as is wanted."""
+        return self.done(self.victims)
+
+    def done(self, gone: Sequence[Candidate]) -> bool:
+        """Tell whether enough is free once these are gone."""
+        return self.enough(sum(c.size_bytes for c in gone), len(gone))
+
+    def enough(self, freed_bytes: int, freed_files: int) -> bool:
+        """Tell whether it is enough to have freed so much."""
+        return freed_bytes >= self.wanted_bytes and freed_files >= self.wanted_files
+
+    def describe(self) -> str:
+        """Say what there is to free and what there is not."""
+        eligible = sum(c.size_bytes for c in self.victims)
+        parts = [f"{format_size(eligible)} eligible" if eligible else "0 eligible"]
+        if self.in_use:
+            jobs = sorted({job for c in self.in_use for job in c.jobs}, key=lease.by_number)
+            size = format_size(sum(c.size_bytes for c in self.in_use))
+            named = ", ".join(jobs[:_JOBS_NAMED]) + ", ..." * (len(jobs) > _JOBS_NAMED)
+            parts.append(f"{size} in use by {len(jobs)} job{'s' * (len(jobs) != 1)} ({named})")
+        if self.too_young:
+            size = format_size(sum(c.size_bytes for c in self.too_young))
+            parts.append(f"{size} used a moment ago")
+        if self.pinned:
+            parts.append(f"{format_size(sum(c.size_bytes for c in self.pinned))} pinned")
+        return ", ".join(parts)
+
+
+def plan_trim(
+    candidates: Iterable[Candidate],
+    *,
+    free_bytes: int,
+    limits: Limits,
+    now: float,
+    free_files: int | None = None,
+) -> Plan:
+    """Plan the way down to the low watermark, once the high one is passed or the floor touched."""
+    candidates = list(candidates)
+    wanted = wanted_for_trim(
+        sum(c.size_bytes for c in candidates),
+        len(candidates),
+        free_bytes=free_bytes,
+        limits=limits,
+        free_files=free_files,
+    )
+    return _plan(candidates, wanted, min_age_s=limits.min_age_s, now=now)
+
+
+def wanted_for_trim(
+    used_bytes: int, images: int, *, free_bytes: int, limits: Limits, free_files: int | None
+) -> Wanted:
+    """Return what has to go for `plan_trim`, where the cache holds so many bytes and images."""
+    wanted = used_bytes - limits.low if used_bytes > limits.high else 0
+    files = _files_wanted(images, 0, free_files=free_files, limits=limits)
+    return Wanted(max(wanted, limits.min_free - free_bytes, 0), files)
+
+
+def plan_room(
+    candidates: Iterable[Candidate],
+    *,
+    free_bytes: int,
+    reserved_bytes: int,
+    incoming_bytes: int,
+    limits: Limits,
+    now: float,
+    written_bytes: int = 0,
+    under_way: int = 0,
+    free_files: int | None = None,
+) -> Plan:
+    """Plan just enough room for an image that a job waits for.
+
+    `written_bytes` is what fetches under way have on the disk, `reserved_bytes`
+    what they will still write, `under_way` how many they are. `free_files` is the
+    number of inodes that are free, None where they do not count. Age protects no
+    image here: the job at hand is worth more than one that may come.
+    """
+    candidates = list(candidates)
+    wanted = wanted_for_room(
+        sum(c.size_bytes for c in candidates),
+        len(candidates),
+        free_bytes=free_bytes,
+        coming_bytes=reserved_bytes + incoming_bytes,
+        limits=limits,
+        written_bytes=written_bytes,
+        under_way=under_way,
+        free_files=free_files,
+    )
+    return _plan(candidates, wanted, min_age_s=0.0, now=now)
+
+
+def wanted_for_room(
+    used_bytes: int,
+    images: int,
+    *,
+    free_bytes: int,
+    coming_bytes: int,
+    limits: Limits,
+    written_bytes: int,
+    under_way: int,
+    free_files: int | None,
+) -> Wanted:
+    """Return what has to go for `plan_room`, where the cache holds so many bytes and images."""
+    over = used_bytes + written_bytes + coming_bytes - limits.max_size
+    files = _files_wanted(images, under_way, free_files=free_files, limits=limits)
+    return Wanted(max(over, limits.min_free + coming_bytes - free_bytes, 0), files)
+
+
+def _files_wanted(images: int, under_way: int, *, free_files: int | None, limits: Limits) -> int:
+    """Return how many images have to go for their number, or for that of the free inodes."""
+    over = images + under_way - limits.max_images if limits.max_images else 0
+    missing = 0
+    if free_files is not None and limits.min_free_files:
+        missing = limits.min_free_files + _FILES_COMING * under_way - free_files
+    return max(over, -(-missing // _FILES_EACH), 0)
+
+
+def plan_share(
+    candidates: Iterable[Candidate],
+    owner: int,
+    *,
+    coming_bytes: int,
+    limits: Limits,
+    now: float,
+    under_way: int = 0,
+) -> Plan:
+    """Plan room in one user's share: of what is private to a user, only that user's own goes.
+
+    `coming_bytes` is what the fetches for this user have written and will write.
+    """
+    own = [c for c in candidates if c.owner == owner]
+    over = sum(c.size_bytes for c in own) + coming_bytes - limits.user_share
+    # A small share is not one of a few small images.
+    most = max(limits.max_images * limits.user_share // limits.max_size, limits.max_images // 10, 1)
+    files = max(len(own) + under_way - most, 0) if limits.max_images else 0
+    return _plan(own, Wanted(max(over, 0), files), min_age_s=0.0, now=now)
+
+
+def _plan(candidates: list[Candidate], wanted: Wanted, *, min_age_s: float, now: float) -> Plan:
+    in_use = tuple(c for c in candidates if c.jobs)
+    pinned = tuple(c for c in candidates if c.pinned and not c.jobs)
+    idle = [c for c in candidates if not c.jobs and not c.pinned]
+    too_young = tuple(c for c in idle if now - c.last_used < min_age_s)
+    old = sorted(set(idle) - set(too_young), key=lambda c: (c.last_used, c.key))
+    return Plan(wanted.size_bytes, tuple(old), in_use, too_young, pinned, wanted.files)

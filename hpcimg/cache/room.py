@@ -1,0 +1,84 @@
+"""Room on the disk for one image on its way: looked for beforehand, made as its bytes come.
+
+What a server announces costs nobody an image. It is only looked whether there could be so
+much room; what others do not use goes when bytes have come, ahead of them as much again.
+"""
+
+from __future__ import annotations
+
+from hpcimg.cache import evict
+from hpcimg.cache.inflight import Inflight
+from hpcimg.cache.policy import Cache
+from hpcimg.fetch.contract import Request
+from hpcimg.locks import Lock
+
+FIRST_BYTES = 1 << 20  # come without any room being made
+_AHEAD_BYTES = 64 << 20
+
+
+class Room:
+    """The room of one image. Hold no lock "room"; each step takes it."""
+
+    def __init__(self, cache: Cache, inflight: Inflight, request: Request, *, lock: Lock) -> None:
+        self._cache = cache
+        self._inflight = inflight
+        self._request = request
+        self._lock = lock
+        self._reserved = 0  # as far as this many bytes of the phase at hand there is room
+
+    def look(self, size_bytes: int) -> None:
+        """Look whether so much could be made room for, and see to it that it can begin.
+
+        Raises TooLarge where it could never be, NoRoom where it cannot be now.
+        """
+        self._reserved = 0
+        evict.check_room(
+            self._cache.layout,
+            self._cache.limits,
+            size_bytes,
+            what=self._request.reference.uri,
+            owner=self._request.owner,
+        )
+        # Who writes does not wait for room, and a disk that is really full has none for the
+        # first moment.
+        first = min(size_bytes, _AHEAD_BYTES)
+        if evict.free_on_disk(self._cache.layout) < first:
+            self._make(first, written=0, coming=first)
+
+    def begin(self) -> None:
+        """Count from none again: what was written is finished, and another phase begins."""
+        self._reserved = 0
+
+    def reached(self, written: int, total: int) -> None:
+        """Make room ahead of what is written, where `total` bytes are to come. Raises NoRoom."""
+        ahead = self.coming(written)
+        wanted = min(total - written, max(written, _AHEAD_BYTES))
+        if written >= FIRST_BYTES and ahead < (min(wanted, _AHEAD_BYTES) + 1) // 2:
+            self._make(max(wanted - ahead, 0), written=written, coming=wanted)
+
+    def settle(self, written: int) -> None:
+        """Make room for what is written, where that is not done. Raises NoRoom."""
+        if written > self._reserved:
+            self._make(0, written=written, coming=0)
+
+    def coming(self, written: int) -> int:
+        """Return how many bytes are still to be written into the room that was made."""
+        return max(self._reserved - written, 0)
+
+    def _make(self, more: int, *, written: int, coming: int) -> None:
+        """Make room for more bytes, and announce all before others look for theirs."""
+        made = False
+        while not made:  # others have their turns in between
+            with self._lock("room"):
+                self._inflight.reserve(written, self.coming(written))
+                made = evict.make_room(
+                    self._cache.layout,
+                    self._cache.limits,
+                    more,
+                    what=self._request.reference.uri,
+                    deadline=self._request.deadline,
+                    owner=self._request.owner,
+                )
+                if made:
+                    self._reserved = written + coming
+                    self._inflight.reserve(written, coming)

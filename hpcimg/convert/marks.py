@@ -1,0 +1,40 @@
+"""The names in a layer that stand for what is gone: OCI image specification, layer.md, "Whiteouts".
+
+What Docker took over from aufs is left out: https://aufs.sourceforge.net, "Whiteout".
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+
+class Mark(Enum):
+    """What a name says."""
+
+    NONE = auto()  # it is the name of a file
+    WHITEOUT = auto()
+    OPAQUE = auto()
+    AUFS = auto()  # nothing, but hard links may lead there
+
+
+MARK = b".wh."  # what has it not in its name is a file
+_OPAQUE = b".wh..wh..opq"
+_FILE = Mark.NONE, b""
+_AUFS = Mark.AUFS, b""
+
+
+def read(name: bytes) -> tuple[Mark, bytes]:
+    """Return what a name says, and the path that it says it of."""
+    if MARK not in name:
+        return _FILE
+    directory, slash, last = name.rpartition(b"/")
+    if directory.startswith(MARK) or b"/" + MARK in directory:
+        return _AUFS
+    if last == _OPAQUE:
+        return Mark.OPAQUE, directory
+    if not last.startswith(MARK):
+        return _FILE
+    hidden = last[len(MARK) :]
+    if hidden.startswith(MARK) or hidden in (b"", b".", b".."):
+        return _AUFS
+    return Mark.WHITEOUT, directory + slash + hidden

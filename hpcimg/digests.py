@@ -1,0 +1,29 @@
+"""Digesting what is in an open file, for no longer than there is time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+
+from hpcimg.errors import DeadlinePassed
+from hpcimg.fetch.contract import Fetched
+
+_CHUNK = 1 << 20
+
+
+def of_file(descriptor: int, *, uri: str, deadline: float) -> Fetched:
+    """Return how many bytes are in the file of the image `uri`, and their sha256.
+
+    `deadline` is a time.monotonic() value. Raises DeadlinePassed.
+    """
+    digest, position = hashlib.sha256(), 0
+    while data := os.pread(descriptor, _CHUNK, position):
+        digest.update(data)
+        position += len(data)
+        if time.monotonic() > deadline:
+            raise DeadlinePassed(
+                f"{uri} was not ready in time",
+                why="the time that this site allows for staging was over before all was checked",
+            )
+    return Fetched(position, digest.hexdigest())

@@ -1,0 +1,49 @@
+"""Small files that others can put something in the place of.
+
+Imports only errno, os and stat: the way to a warm hit reads its configuration with this.
+"""
+
+import errno
+import os
+import stat
+
+_MAX = 1 << 20
+
+
+def read(path: str, *, most: int = _MAX) -> bytes:
+    """Return what is in a file of at most `most` bytes.
+
+    Nobody is waited for: neither the writer of a FIFO, nor who holds a lease on
+    the file (fcntl(2)); and a device is not opened, only looked at. Raises OSError, and
+    ValueError, with what is wrong, for what is no such file.
+    """
+    seen = os.open(path, os.O_PATH)
+    try:
+        mode = os.fstat(seen).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        if not stat.S_ISREG(mode):
+            raise ValueError("it is no plain file")
+        try:
+            file = os.open(f"/proc/self/fd/{seen}", os.O_RDONLY | os.O_NONBLOCK)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, path) from None
+    finally:
+        os.close(seen)
+    try:
+        data = b""
+        while more := os.read(file, most + 1 - len(data)):
+            data += more
+    finally:
+        os.close(file)
+    if len(data) > most:
+        raise ValueError(f"it is larger than {most >> 20} MiB")
+    return data
+
+
+def read_text(path: str) -> str:
+    """Return the text of such a file. Raises ValueError also for what is not in UTF-8."""
+    try:
+        return read(path).decode()
+    except UnicodeDecodeError:
+        raise ValueError("it is no text in UTF-8") from None

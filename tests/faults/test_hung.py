@@ -1,0 +1,101 @@
+"""What never answers: a user's file system, a disk. Prolog ends in time, and the node stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from hpcimg.slurm import prolog, watch
+from tests.integration.checks import failed, refused, staged
+from tests.parts import hungmount
+from tests.parts.daemon import wait_until
+from tests.parts.images import make_sif
+from tests.parts.node import Node
+from tests.parts.processes import gone
+
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to act for a user")
+GAMES, MAIL = 5, 8
+IN_TIME_S = 10.0  # to end what can be ended, on a slow machine
+
+
+@AS_ROOT
+def test_a_path_on_a_users_file_system(node: Node, open_directory: Path) -> None:
+    node.uid = GAMES
+    node.configure("[stage]\ndeadline = 3s\n[policy]\non_node_fault = drain\n")
+    with ExitStack() as stack:
+        try:
+            mount = stack.enter_context(hungmount.mounted(open_directory, GAMES))
+        except OSError as error:
+            pytest.skip(f"no FUSE here: {error}")
+        began = time.monotonic()
+        refused(node, 1, f"container:{mount}/x.sif", "DeadlinePassed", "cannot be ended")
+        assert time.monotonic() - began < 3 + 5 + IN_TIME_S
+        # Another user's job on the node does not find it in its way.
+        node.uid = MAIL
+        other = make_sif(open_directory / "y.sif", {"y": b"y"})
+        staged(node, 2, f"container:{other}", other.read_bytes())
+    assert len(node.images()) == 1
+
+
+def test_who_takes_too_long_is_ended() -> None:
+    began = time.monotonic()
+    assert watch.within(0.2, lambda: time.sleep(60) or 0) is None
+    assert time.monotonic() - began < IN_TIME_S
+
+
+@pytest.mark.parametrize("code", [0, prolog.DRAIN])
+def test_who_ends_in_time_is_heard(code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> int:
+        os.write(2, b"it is done")
+        return code
+
+    assert watch.within(60, work) == code
+    assert "it is done" in capsys.readouterr().err
+
+
+def test_who_is_killed_is_no_faulty_node() -> None:
+    def work() -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 0
+
+    assert watch.within(60, work) == 128 + signal.SIGKILL
+
+
+def test_it_does_not_outlive_who_watches(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+
+    def work() -> int:
+        pid_file.write_text(str(os.getpid()))
+        time.sleep(60)
+        return 0
+
+    watcher = os.fork()
+    if watcher == 0:
+        watch.within(60, work)
+        os._exit(0)
+    wait_until(lambda: pid_file.exists() and pid_file.read_text(), timeout_s=10, what="its pid")
+    os.kill(watcher, signal.SIGKILL)
+    os.waitpid(watcher, 0)
+    wait_until(lambda: gone(int(pid_file.read_text())), timeout_s=10, what="its end")
+
+
+def test_the_job_is_told_that_prolog_was_not_done(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in node.environment(1, "container:/x.sif").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(prolog, "_AFTER_S", -539.5)
+
+    def hangs() -> int:
+        time.sleep(60)
+        return 0
+
+    monkeypatch.setattr(prolog, "main", hangs)
+    assert watch.main("prolog") == 0
+    words = "the images of this job were not ready in time"
+    failed(node, 1, node.task(1), "DeadlinePassed", words)

@@ -1,0 +1,125 @@
+"""Redirects to the letter, and never out of TLS; bodies that were packed on the way."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from hpcimg.errors import Damaged, Forbidden, Unreachable
+from hpcimg.fetch.contract import Blob
+from hpcimg.fetch.settings import Settings
+from hpcimg.http.download import download
+from hpcimg.http.session import check_status, open_session, request
+from tests.parts.node import LOOPBACK
+from tests.parts.registryclient import Connect, Target, connected
+from tests.parts.webanswer import Answer
+from tests.parts.webfaults import Redirect
+from tests.parts.webserver import WebServer
+
+BLOB = bytes(range(256)) * 4096
+SIGNED = "?sig=a%2bb%2Fc%7e&x=%e4"
+
+
+@pytest.fixture
+def target() -> Target:
+    return Target()
+
+
+@pytest.fixture
+def connect(target: Target) -> Iterator[Connect]:
+    with connected(target) as connect:
+        yield connect
+
+
+def settings() -> Settings:
+    networks = tuple(LOOPBACK.split())
+    return Settings(3, time.monotonic() + 30, 5, 5, networks=networks)
+
+
+def get(url: str) -> int:
+    given = settings()
+    with open_session(given) as session, request(session, url, given) as response:
+        check_status(response)
+        return response.status_code
+
+
+@pytest.mark.parametrize("goal", ["/goal%2d", "http://127.0.0.1:{port}/goal%2d"])
+def test_a_signed_address_stays_what_was_signed(web: WebServer, goal: str) -> None:
+    web.handle("/goal%2d", lambda _: Answer(200))
+    goal = goal.format(port=web.port) + SIGNED
+    web.script("/from", [Redirect(goal)])
+    assert get(web.url("/from")) == 200
+    assert get(web.url("/goal%2d" + SIGNED)) == 200
+    assert {request.query for request in web.requests(path="/goal%2d")} == {SIGNED[1:]}
+
+
+@pytest.mark.parametrize("place", ["//[", "http://h:x/", "http://a..b/", "ftp://h/"])
+def test_an_address_that_is_none_is_the_servers_fault(web: WebServer, place: str) -> None:
+    web.handle("/from", lambda _: Answer(302, {"Location": place}))
+    with pytest.raises((Unreachable, Forbidden)) as caught:
+        get(web.url("/from"))
+    assert "/from" in caught.value.what
+
+
+def test_ten_redirects_are_followed(web: WebServer) -> None:
+    for number in range(11):
+        goal = f"/{number + 1}"
+        web.handle(f"/{number}", lambda _, goal=goal: Answer(302, {"Location": goal}))
+    web.put("/11", b"x")
+    assert get(web.url("/1")) == 200
+    with pytest.raises(Exception, match="redirects more than 10 times"):
+        get(web.url("/0"))
+
+
+def test_from_tls_nobody_is_sent_to_plain_http(
+    web: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web.put("/x", b"x")
+    with WebServer(tls=True) as secure:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(secure.certificate))
+        secure.script("/x", [Redirect(web.url("/x"))])
+        with pytest.raises(Forbidden, match="redirects from https to plain http, at 127"):
+            get(secure.url("/x"))
+        web.script("/x", [Redirect(secure.url("/y"))])
+        secure.put("/y", b"y")
+        assert get(web.url("/x")) == 200
+    assert web.count() == 1
+
+
+@pytest.mark.parametrize("coding", ["gzip", "x-gzip"])
+def test_a_blob_that_is_packed_on_the_way_and_one_that_is_said_to_be(
+    web: WebServer, target: Target, coding: str
+) -> None:
+    packed = gzip.compress(BLOB)
+    stored, body = (BLOB, packed) if coding == "gzip" else (packed, packed)
+    answer = Answer(200, {"Content-Encoding": coding, "ETag": '"1"'}, body)
+    web.handle("/blob", lambda _: answer)
+    given = settings()
+    with open_session(given) as session:
+        download(session, web.url("/blob"), target.sink, given, stored_bytes=len(stored))
+    assert target.content() == stored
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_config_that_is_packed_on_the_way(web: WebServer, connect: Connect, packed: bool) -> None:
+    config = b'{"os": "linux"}'
+    digest = f"sha256:{hashlib.sha256(config).hexdigest()}"
+    body = gzip.compress(config) if packed else config
+    answer = Answer(200, {"Content-Encoding": "gzip"}, body)
+    web.handle(f"/v2/lab/x/blobs/{digest}", lambda _: answer)
+    registry = connect(f"127.0.0.1:{web.port}/lab/x:1")
+    assert registry.read_blob(digest) == config.decode()
+    web.handle(f"/v2/lab/x/blobs/sha256:{'0' * 64}", lambda _: answer)
+    with pytest.raises(Damaged):
+        registry.read_blob(f"sha256:{'0' * 64}")
+
+
+def test_an_empty_blob(web: WebServer, connect: Connect, target: Target) -> None:
+    digest = hashlib.sha256(b"").hexdigest()
+    web.put(f"/v2/lab/x/blobs/sha256:{digest}", b"")
+    connect(f"127.0.0.1:{web.port}/lab/x:1").download(Blob(digest, 0), target.sink)
+    assert target.content() == b""

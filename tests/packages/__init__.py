@@ -1,0 +1,1 @@
+"""Install, upgrade and remove the packages in a clean Debian: `make test-packages`."""
