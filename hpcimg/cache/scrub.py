@@ -114,6 +114,8 @@ def _look(
     identity = _identity(seen)
     if not stat.S_ISREG(seen.st_mode):
         return _Looked("it is not a file", 0, identity)
+    if store.is_foreign(seen):
+        return _Looked(f"it belongs to uid {seen.st_uid}", 0, identity)
     if seen.st_size != entry.size_bytes:
         why = f"it has {seen.st_size} bytes, {entry.size_bytes} were stored"
         return _Looked(why, 0, identity)

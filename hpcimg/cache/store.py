@@ -112,7 +112,7 @@ def load_entry(layout: Layout, key: str) -> Entry | None:
 
 
 def whole(layout: Layout, entry: Entry) -> bool:
-    """Tell whether the file of an image is there, with its length."""
+    """Tell whether the file of an image is there, with its length, and nobody else's."""
     try:
         seen = os.lstat(path_of(layout, entry))
     except FileNotFoundError:
@@ -122,10 +122,15 @@ def whole(layout: Layout, entry: Entry) -> bool:
     if not stat.S_ISREG(seen.st_mode) or seen.st_size != entry.size_bytes:
         log.warning("%s is not what was stored (%d bytes now)", entry.key, seen.st_size)
         return False
-    if seen.st_uid and os.geteuid() == 0:  # who owns it may have changed it
+    if is_foreign(seen):
         log.warning("%s belongs to uid %d, and is left aside", entry.key, seen.st_uid)
         return False
     return True
+
+
+def is_foreign(seen: os.stat_result) -> bool:
+    """Tell whether a file in root's cache is another user's, who may have changed it."""
+    return seen.st_uid != 0 and os.geteuid() == 0
 
 
 def entries(layout: Layout) -> Iterator[Entry]:

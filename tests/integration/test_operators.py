@@ -143,7 +143,15 @@ def link(path: Path) -> None:
     path.symlink_to("/etc/passwd")
 
 
-@pytest.mark.parametrize("damage", [flip, cut, link])
+def give_away(path: Path) -> None:
+    """What its owner may have changed is not handed out."""
+    os.chown(path, 1, 1)
+
+
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a file away")
+
+
+@pytest.mark.parametrize("damage", [flip, cut, link, pytest.param(give_away, marks=AS_ROOT)])
 def test_what_is_damaged_is_told_and_with_repair_goes(
     node: Node, url: str, sif: bytes, damage: Callable[[Path], None]
 ) -> None:

@@ -136,6 +136,25 @@ def test_an_image_that_was_removed_or_cut_by_hand(layout: Layout) -> None:
     check(layout)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a file away")
+def test_an_image_that_is_not_roots_is_left_aside_whatever_the_index_says(layout: Layout) -> None:
+    entry = publish(layout, "sha256-1", 7)
+    settle(layout)
+    check(layout)
+    os.chown(store.path_of(layout, entry), 12345, 12345)
+    assert [known.key for known, _ in index.entries(layout)] == ["sha256-1"]
+    assert store.load_entry(layout, "sha256-1") is None
+    assert evict.candidates(layout, time.time()) == []
+
+
+def test_nobody_else_reads_it(layout: Layout) -> None:
+    publish(layout, "u1-sha256-1", 7, owner=1)
+    settle(layout)
+    check(layout)
+    for path in (layout.sizes, layout.records):
+        assert os.stat(path).st_mode & 0o777 == 0o600
+
+
 def test_where_the_state_cannot_be_written(layout: Layout) -> None:
     publish(layout, "sha256-1", 7)
     os.rmdir(layout.state_tmp)
