@@ -22,6 +22,8 @@ def read(path: str, *, most: int = _MAX) -> bytes:
         mode = os.fstat(seen).st_mode
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        if path == os.devnull:  # which is a file of nothing
+            return b""
         if not stat.S_ISREG(mode):
             raise ValueError("it is no plain file")
         try:

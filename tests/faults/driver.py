@@ -33,6 +33,7 @@ class Fault:
         self._kind = kind
         self._left = number
         self._report = report
+        self._process = os.getpid()  # what it forks to look at a path changes nothing
 
     def install(self, calls: tuple[str, ...] = CALLS) -> None:
         """Stand between the os module and whoever uses it."""
@@ -41,7 +42,8 @@ class Fault:
 
     def _counted(self, name: str, real: Any) -> Any:
         def call(*args: Any, **options: Any) -> Any:
-            if name != "open" or args[1] & os.O_CREAT:
+            ours = os.getpid() == self._process
+            if ours and (name != "open" or args[1] & os.O_CREAT):
                 self._left -= 1
                 if self._left == 0:
                     self._strike(name, args)

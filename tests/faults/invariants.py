@@ -12,7 +12,7 @@ from tests.parts.node import Node
 
 # In front an owner's uid and what is said of layers, behind what a manifest was converted to.
 _NAME = re.compile(
-    r"(?:u\d+-)?(?:blob-)?sha256-([0-9a-f]{64})(-sif|-squashfs)?\.(?:sif|squashfs|blob)"
+    r"(?:u\d+-)?(?:blob-|layers-)?sha256-([0-9a-f]{64})(-sif|-squashfs)?\.(?:sif|squashfs|blob)"
 )
 
 

@@ -144,9 +144,9 @@ def test_a_certificate_that_the_node_trusts(
     node.variables = {name: str(secure.certificate)}
     images = published(secure, node, make_sif)
     staged(node, 1, " ".join(f"container:{uri}" for uri in images), *images.values())
-    # The same address, spelled in a way that the certificate does not name.
-    other = secure.url(PATH).replace("127.0.0.1", "127.1")
-    refused(node, 2, f"container:{other}", "Forbidden", "cannot be trusted", "127.1")
+    # The same server by a name that the certificate does not have.
+    other = secure.url(PATH).replace("127.0.0.1", "[::ffff:7f00:1]")
+    refused(node, 2, f"container:{other}", "Forbidden", "cannot be trusted", "::ffff:7f00:1")
 
 
 def test_a_directory_of_certificates(

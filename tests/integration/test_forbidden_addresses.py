@@ -42,7 +42,9 @@ def own(web: WebServer) -> str:
     return f"127.0.0.1:{web.port}"
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1", "0", "[::ffff:7f00:1]"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "127.0.0.2", "0.0.0.0", "[::ffff:7f00:1]"]
+)
 def test_loopback_is_refused(strict: Node, web: WebServer, url: str, host: str) -> None:
     task = refused(strict, 1, f"container:{url.replace('127.0.0.1', host)}", "NotAllowed", SAID)
     assert "a loopback address" in task.printed

@@ -152,6 +152,12 @@ def test_variables_of_aws_say_what_the_configuration_does_not(
 # Who sees it
 
 
+@pytest.fixture
+def node(open_directory: Path) -> Node:
+    """A node in a directory that the job's user may enter."""
+    return Node(open_directory)
+
+
 @AS_ROOT
 @pytest.mark.parametrize("shared", ["yes", "no"])
 def test_what_the_sites_credentials_fetch(

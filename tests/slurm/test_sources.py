@@ -282,7 +282,7 @@ def test_aliases(site: Site) -> None:
 
 def test_two_nodes_and_two_jobs_at_once(site: Site) -> None:
     """Each node fetches each layer once and converts once, whoever asks."""
-    digest = push(site.registry, "lab/wide", "1", "wide").digest
+    push(site.registry, "lab/wide", "1", "wide")
     comment = f"--comment=container:docker://{site.registry.host}/lab/wide:1"
     step = f"srun sh -c 'echo $SLURMD_NODENAME $({site.read_image} \"$HPCIMG_IMAGE\" hello)'"
     jobs = [site.cluster.sbatch(step, "--nodes=2", comment, user=user) for user in (ALICE, BOB)]
@@ -290,7 +290,8 @@ def test_two_nodes_and_two_jobs_at_once(site: Site) -> None:
         assert sorted(output.splitlines()) == ["n1 wide", "n2 wide"]
     for name in site.cluster.nodes:
         events = (site.node(name).state / "events.jsonl").read_text().splitlines()
-        found = [event for event in map(json.loads, events) if digest[7:] in event.get("key", "")]
+        [key] = {event["key"] for event in map(json.loads, events) if event["event"] == "fetched"}
+        found = [event for event in map(json.loads, events) if event.get("key") == key]
         assert [event["event"] for event in found].count("fetched") == 1
         assert {event["job"] for event in found} == {str(job) for job in jobs}
     # The config and the layers.
