@@ -58,8 +58,9 @@ def too_late(limit_s: float) -> None:
         why=f"hpcimg did not end in {format_duration(limit_s)}: a disk of this node may hang",
         do="Tell the administrators: this node needs attention.",
     )
-    log.critical("%s", error)
-    _fail(job, int(uid), [], error, str(error), time.time() - limit_s)
+    started = time.time() - limit_s
+    log.critical("%s", error, extra=_told(error, [], started))
+    _fail(job, int(uid), [], error, str(error), started)
 
 
 def main() -> int:
