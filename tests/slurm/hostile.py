@@ -117,7 +117,8 @@ def somebodys_config_with_another_layer(on: Ground, number: int) -> Attempt:
 
 
 def the_digest_of_another_a_byte_a_second(on: Ground, number: int) -> Attempt:
-    return _stalling(on, f"evil/slow-{number}", on.victim, bytes_per_s=1)
+    attempt = _stalling(on, f"evil/slow-{number}", on.victim, bytes_per_s=1)
+    return attempt._replace(ends="")  # where it comes too late, the image is there already
 
 
 def own_private_image_and_all_files_of_the_node(on: Ground, number: int) -> Attempt:
