@@ -46,11 +46,11 @@ def prepare(directory: Path) -> list[str]:
 def mounted(directory: Path, uid: int, gid: int | None = None) -> Iterator[Path]:
     """Give a directory below this one with such a file system, for this user alone.
 
-    `gid` is the user's group where it is not that of this host's accounts. Needs root. Raises
-    OSError where FUSE is not to be had.
+    What was there before is hidden by it. `gid` is the user's group where it is not that of
+    this host's accounts. Needs root. Raises OSError where FUSE is not to be had.
     """
     mount = directory / "mount"
-    mount.mkdir()
+    mount.mkdir(exist_ok=True)
     _, program, device = prepare(directory)
     file = os.open(device, os.O_RDWR)
     try:
