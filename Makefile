@@ -10,7 +10,7 @@ MATRIX ?= .matrix
 BIN := .venv/bin
 PACKAGING := $(filter-out %.py %.spec %.conf %/debian,$(wildcard packaging/*)) $(wildcard packaging/debian/p*)
 
-.PHONY: help example demo test test-kill test-long test-peers test-soak test-matrix test-packages lint bench bench-throughput bench-docker install deb rpm clean
+.PHONY: help example demo test test-kill test-long test-peers test-soak test-hostile test-matrix test-packages lint bench bench-throughput bench-docker install deb rpm clean
 help:
 	@echo "make demo              a throwaway Slurm, a registry, real jobs: see it work (two minutes)"
 	@echo "make test              all tests"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-long         100,000 fuzzed comments, 10,000 histories of a cache, all faults"
 	@echo "make test-peers        ten thousand random images beside umoci"
 	@echo "make test-soak         five hundred jobs on a Slurm cluster where everything goes wrong"
+	@echo "make test-hostile      fifty attacks by a user's jobs beside two hundred of another's"
 	@echo "make test-matrix       the Slurm tests on Slurm 22.05, 24.11 and 26.05"
 	@echo "make example           write etc/hpcimg.conf.example anew, after a change of config/keys.py"
 	@echo "make test-packages     the packages installed, upgraded and removed in a clean Debian"
@@ -61,6 +62,9 @@ test-peers: .venv/ready
 
 test-soak: .venv/ready
 	HPCIMG_SOAK_JOBS=500 $(BIN)/python -m pytest -s tests/soak
+
+test-hostile: .venv/ready
+	HPCIMG_HOSTILE_JOBS=50 HPCIMG_HONEST_JOBS=200 $(BIN)/python -m pytest -s tests/slurm/test_hostile_user.py
 
 test-matrix:
 	$(PYTHON) -m tests.matrix --directory "$(MATRIX)" $(RELEASES)

@@ -11,6 +11,7 @@ from hpcimg.config import files as conffiles
 from hpcimg.slurm import comment
 
 LONG_WAY = 10  # exit code: the hook goes on with the full program
+_QUICK_S = 1.0  # what takes longer, such as looks at a slow file system, is to have a deadline
 
 
 def main(hook: str) -> int:
@@ -43,6 +44,7 @@ def prolog(environ: dict[str, str]) -> int:
     from hpcimg.slurm import jobfiles
 
     started = time.time()
+    until = time.monotonic() + _QUICK_S
     files = conffiles.read_files(conffiles.main_file())
     layout = Layout(*conffiles.directories(files))
     fingerprint = conffiles.fingerprint(files)
@@ -50,6 +52,8 @@ def prolog(environ: dict[str, str]) -> int:
     images = []
     sizes = {}
     for name, text in wanted.images:
+        if time.monotonic() > until:
+            return LONG_WAY
         hit = hot.lookup(layout, text, job=job, uid=uid, fingerprint=fingerprint)
         if hit is None:
             return LONG_WAY

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.parts.node import Node
 
-# In front an owner's uid and what is said of layers, behind what a manifest was converted to.
+# In front an owner's uid and what is said of layers, behind what they were converted to.
 _NAME = re.compile(
     r"(?:u\d+-)?(?:blob-|layers-)?sha256-([0-9a-f]{64})(-sif|-squashfs)?\.(?:sif|squashfs|blob)"
 )

@@ -22,6 +22,9 @@ from tests.faults import forked
 from tests.faults.forked import End
 from tests.parts.served import Content, Server, sha256, stage, tiny_image
 
+# As many runs as there are calls, on a machine that may be busy.
+pytestmark = pytest.mark.timeout(360)
+
 # The disk is full, which passes; the disk is broken, which somebody has to see to.
 CLASSES = {
     "ENOSPC": NoRoom, "EDQUOT": NoRoom, "EIO": CacheUnusable, "EROFS": CacheUnusable,

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from hpcimg.slurm import prolog, watch
+from hpcimg.cache import hot
+from hpcimg.cache.paths import Layout
+from hpcimg.slurm import prolog, warm, watch
 from tests.integration.checks import failed, refused, staged
 from tests.parts import hungmount
 from tests.parts.daemon import wait_until
@@ -40,6 +42,27 @@ def test_a_path_on_a_users_file_system(node: Node, open_directory: Path) -> None
         other = make_sif(open_directory / "y.sif", {"y": b"y"})
         staged(node, 2, f"container:{other}", other.read_bytes())
     assert len(node.images()) == 1
+
+
+def test_many_slow_looks_are_left_to_the_way_that_has_a_deadline(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system may answer for each of a job's images just before it is given up."""
+    monkeypatch.setenv("HPCIMG_CONF", str(node.conf))
+    monkeypatch.setattr(warm, "_QUICK_S", 0.2)
+    looks = []
+
+    def slow(_: Layout, text: str, **__: object) -> hot.Hit:
+        looks.append(text)
+        time.sleep(0.15)
+        return hot.Hit("sha256-0", "/x.sif", text)
+
+    monkeypatch.setattr(hot, "lookup", slow)
+    (node.state / "jobs").mkdir(parents=True)
+    words = [f"container:/{number}.sif" for number in range(32)]
+    assert warm.prolog(node.environment(1, " ".join(words))) == warm.LONG_WAY
+    assert len(looks) < 5
+    assert warm.prolog(node.environment(2, words[0])) == 0
 
 
 def test_who_takes_too_long_is_ended() -> None:

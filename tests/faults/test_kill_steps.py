@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.faults.invariants import (
     check_images,
     check_no_jobs,
@@ -15,6 +17,9 @@ from tests.faults.invariants import (
 from tests.faults.steps import strike_each
 from tests.parts.images import make_sif
 from tests.parts.node import Node
+
+# As many runs as there are calls, on a machine that may be busy.
+pytestmark = pytest.mark.timeout(360)
 
 KILL = ["kill"]
 KILLED = -signal.SIGKILL

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import time
 from pathlib import Path
@@ -16,35 +14,11 @@ from tests.integration.checks import finish, staged
 from tests.integration.conftest import MakeSif, Start
 from tests.parts.daemon import wait_until
 from tests.parts.node import Node
-from tests.parts.registry import MANIFEST, SIF_CONFIG, SIF_LAYER
+from tests.parts.webregistry import path_of_blob, put_sif
 from tests.parts.webserver import WebServer
 
 MIB = 1 << 20
 PATIENCE_S = 2
-
-
-def put_sif(web: WebServer, repository: str, data: bytes, *, size_bytes: int = 0) -> str:
-    """Let a web server be a registry that has this image; return the comment for it."""
-    blobs = {"config": b"{}", "layer": data}
-    described = {}
-    for name, blob in blobs.items():
-        digest = f"sha256:{hashlib.sha256(blob).hexdigest()}"
-        described[name] = {"digest": digest, "size": len(blob)}
-        web.put(f"/v2/{repository}/blobs/{digest}", blob)
-    described["layer"]["size"] = size_bytes or len(data)
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": MANIFEST,
-        "config": {**described["config"], "mediaType": SIF_CONFIG},
-        "layers": [{**described["layer"], "mediaType": SIF_LAYER}],
-    }
-    text = json.dumps(manifest).encode()
-    web.put(f"/v2/{repository}/manifests/1", text, content_type=MANIFEST)
-    return f"container:oras://127.0.0.1:{web.port}/{repository}:1"
-
-
-def path_of_blob(repository: str, data: bytes) -> str:
-    return f"/v2/{repository}/blobs/sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 @pytest.fixture

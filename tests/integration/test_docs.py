@@ -321,6 +321,14 @@ def test_links_lead_somewhere() -> None:
                 assert anchor in docblocks.anchors(target), f"{page.name}: {link}"
 
 
+def test_every_test_that_is_named_is_there() -> None:
+    named = re.findall(r"`([a-z]+/test_\w+\.py)::(test_\w+)`", (DOCS / "security.md").read_text())
+    assert len(named) > 50
+    for path, name in named:
+        tests = (ROOT / "tests" / path).read_text()
+        assert f"\ndef {name}(" in tests, f"{path}::{name}"
+
+
 def test_the_readme_names_every_page() -> None:
     named = set(docblocks.links(ROOT / "README.md"))
     assert {f"docs/{page.name}" for page in DOCS.iterdir()} <= named

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import os
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
-from hpcimg.image.architecture import go_name
 from tests.integration.checks import let_pass, refused, staged
 from tests.parts import images, layouts
 from tests.parts.images import read_from_image
-from tests.parts.layouts import SCHEMES
+from tests.parts.layouts import SCHEMES, config_of, in_blobs, write_archive
 from tests.parts.node import Node, Task
-from tests.parts.ociimages import Layer, make_layer, push_image
+from tests.parts.ociimages import make_layer, push_image
 from tests.parts.private import check_private
 from tests.parts.registry import Registry
 
@@ -175,41 +171,6 @@ def test_what_only_the_user_may_read(images_at: Path, scheme: str) -> None:
 
 
 # docker-archive: in the ways of those who write it
-
-
-def write_archive(
-    path: Path,
-    layers: Mapping[str, bytes],
-    *,
-    config: bytes,
-    links: Mapping[str, str] | None = None,
-    lead: str = "",
-    names: Sequence[str] | None = None,
-    tags: Sequence[str] = ("lab/tool:1.0",),
-) -> str:
-    """Write what `docker save` would of files by their names; return the comment for it."""
-    listed = [{"Config": "c.json", "RepoTags": list(tags), "Layers": list(names or layers)}]
-    files = {"c.json": config, **layers, "manifest.json": json.dumps(listed).encode()}
-    with tarfile.open(path, "w") as tar:
-        for name, content in files.items():
-            member = tarfile.TarInfo(lead + name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-        for name, target in (links or {}).items():
-            link = tarfile.TarInfo(lead + name)
-            link.type, link.linkname = tarfile.SYMTYPE, target
-            tar.addfile(link)
-    path.chmod(0o644)
-    return f"container:docker-archive:{path}"
-
-
-def config_of(*layers: Layer) -> bytes:
-    rootfs = {"type": "layers", "diff_ids": [layer.diff_id for layer in layers]}
-    return json.dumps({"architecture": go_name(), "os": "linux", "rootfs": rootfs}).encode()
-
-
-def in_blobs(layer: Layer) -> str:
-    return f"blobs/sha256/{hashlib.sha256(layer.data).hexdigest()}"
 
 
 @pytest.mark.parametrize("compression", ["", "gzip", "zstd"])

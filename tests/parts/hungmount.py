@@ -43,17 +43,18 @@ def prepare(directory: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def mounted(directory: Path, uid: int) -> Iterator[Path]:
+def mounted(directory: Path, uid: int, gid: int | None = None) -> Iterator[Path]:
     """Give a directory below this one with such a file system, for this user alone.
 
-    Needs root. Raises OSError where FUSE is not to be had.
+    What was there before is hidden by it. `gid` is the user's group where it is not that of
+    this host's accounts. Needs root. Raises OSError where FUSE is not to be had.
     """
     mount = directory / "mount"
-    mount.mkdir()
+    mount.mkdir(exist_ok=True)
     _, program, device = prepare(directory)
     file = os.open(device, os.O_RDWR)
     try:
-        gid = pwd.getpwuid(uid).pw_gid
+        gid = pwd.getpwuid(uid).pw_gid if gid is None else gid
         _mount(mount, file, uid, gid)
         argv = [_PYTHON, program, str(file)]
         with subprocess.Popen(argv, pass_fds=[file], user=uid, group=gid, env={}) as process:

@@ -1,11 +1,21 @@
-"""One image in all the forms that it can have on a file system, written by skopeo."""
+"""One image in all the forms that it can have on a file system.
+
+Written by skopeo, or as an archive of Docker's with anything in it.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 import subprocess
+import tarfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from hpcimg.image.architecture import go_name
 from tests.parts.daemon import PATH, missing_commands
+from tests.parts.ociimages import Layer
 from tests.parts.registry import Registry
 
 SCHEMES = ("oci", "oci-archive", "docker-archive")
@@ -27,3 +37,40 @@ def save(registry: Registry, name: str, directory: Path) -> None:
             env={"PATH": PATH, "HOME": "/nonexistent"},
         )
     subprocess.run(["chmod", "-R", "a+rX", str(directory)], check=True)
+
+
+def write_archive(
+    path: Path,
+    layers: Mapping[str, bytes],
+    *,
+    config: bytes,
+    links: Mapping[str, str] | None = None,
+    lead: str = "",
+    names: Sequence[str] | None = None,
+    tags: Sequence[str] = ("lab/tool:1.0",),
+) -> str:
+    """Write what `docker save` would of files by their names; return the comment for it."""
+    listed = [{"Config": "c.json", "RepoTags": list(tags), "Layers": list(names or layers)}]
+    files = {"c.json": config, **layers, "manifest.json": json.dumps(listed).encode()}
+    with tarfile.open(path, "w") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(lead + name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+        for name, target in (links or {}).items():
+            link = tarfile.TarInfo(lead + name)
+            link.type, link.linkname = tarfile.SYMTYPE, target
+            tar.addfile(link)
+    path.chmod(0o644)
+    return f"container:docker-archive:{path}"
+
+
+def config_of(*layers: Layer) -> bytes:
+    """Return the config of an image of these layers."""
+    rootfs = {"type": "layers", "diff_ids": [layer.diff_id for layer in layers]}
+    return json.dumps({"architecture": go_name(), "os": "linux", "rootfs": rootfs}).encode()
+
+
+def in_blobs(layer: Layer) -> str:
+    """Return the name of a layer as newer releases of Docker have it, by its digest."""
+    return f"blobs/sha256/{hashlib.sha256(layer.data).hexdigest()}"

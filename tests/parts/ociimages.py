@@ -36,11 +36,12 @@ class Layer(NamedTuple):
 
 
 class Descriptor(NamedTuple):
-    """What an index says of a manifest."""
+    """What an index says of a manifest; `parts` has the digests of its config and its layers."""
 
     digest: str
     size_bytes: int
     architecture: str
+    parts: tuple[str, ...] = ()
 
 
 def missing() -> str:
@@ -107,14 +108,18 @@ def push_image(
         "config": dict(settings or {"Env": ["PATH=/bin"]}),
         "rootfs": {"type": "layers", "diff_ids": [layer.diff_id for layer in layers]},
     }
+    blobs = [(CONFIG, json.dumps(config).encode())]
+    blobs += [(layer.media_type, layer.data) for layer in layers]
+    parts = [_push(registry, repository, *blob) for blob in blobs]
     manifest = {
         "schemaVersion": 2,
         "mediaType": MANIFEST,
-        "config": _push(registry, repository, CONFIG, json.dumps(config).encode()),
-        "layers": [_push(registry, repository, layer.media_type, layer.data) for layer in layers],
+        "config": parts[0],
+        "layers": parts[1:],
     }
     digest = registry.push_manifest(repository, tag, manifest)
-    return Descriptor(digest, len(json.dumps(manifest)), architecture)
+    digests = tuple(str(part["digest"]) for part in parts)
+    return Descriptor(digest, len(json.dumps(manifest)), architecture, digests)
 
 
 def push_index(registry: Registry, repository: str, tag: str, images: Sequence[Descriptor]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pwd
 import shlex
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -47,6 +48,30 @@ def test_a_file_system_that_never_answers(site: Site) -> None:
             assert "cannot be ended" in said
         options = ("--nodelist=n1", f"--comment=container:{image}")
         completed(site, site.cluster.sbatch("true", *options, user=OTHER))
+    undrained(site)
+
+
+def test_a_file_system_that_answers_no_more(site: Site) -> None:
+    """For an image that is warm, whose file is looked at for each job: its copy is used."""
+    site.configure(SETTINGS)
+    directory = place(site, "later")
+    image = directory / "mount" / "x.sif"
+    image.parent.mkdir()
+    site.image("mine").rename(image)
+    image.chmod(0o600)
+    shutil.chown(image, ATTACKER)
+    options = ("--nodelist=n1", f"--comment=container:{image}")
+    for _ in range(2):
+        completed(site, site.cluster.sbatch("true", *options, user=ATTACKER))
+    assert site.node("n1").hpcimg_json("status")["counts"]["hit"] == 1
+    uid = pwd.getpwnam(ATTACKER).pw_uid
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hungmount.mounted(directory, uid))
+        except OSError as error:
+            pytest.skip(f"no FUSE here: {error}")
+        completed(site, site.cluster.sbatch("true", *options, user=ATTACKER))
+    assert site.node("n1").hpcimg_json("status")["counts"]["stale"] == 1
     undrained(site)
 
 

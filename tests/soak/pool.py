@@ -160,7 +160,8 @@ class Pool:
             layers: list[Layer] = [self._base, make_layer({"hello": f"{text}\n".encode()})]
             pushed = push_image(registry, name, tag, layers)
             if fields:
-                key = pushed.digest.replace(":", "-")
+                parts = " ".join(part.removeprefix("sha256:") for part in pushed.parts)
+                key = f"layers-sha256-{hashlib.sha256(parts.encode()).hexdigest()}"
                 self.guesses.append(f"{key}-squashfs.squashfs")
                 self.guesses.append(
                     f"blob-sha256-{hashlib.sha256(layers[1].data).hexdigest()}.blob"
