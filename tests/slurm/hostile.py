@@ -283,7 +283,7 @@ def paths_that_leave_the_root(on: Ground, number: int) -> Attempt:
         layers.file(f"{out}{str(away)[1:]}/{name}", b"3"),
         layers.file(f"{away}/{name}", b"4"),
         layers.special("device", tarfile.BLKTYPE),
-        layers.link("shadow", "/etc/shadow"),
+        layers.link("shadow", "/etc/shadow" if out else f"away/{name}"),
     )
     config = (CONFIG, config_of())
     return Attempt(put_image(on.web, f"evil/paths-{number}", config, [(_LAYER, layer)]), ends="")
