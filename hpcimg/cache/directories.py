@@ -7,13 +7,13 @@ import stat
 
 from hpcimg.cache import filesystem
 from hpcimg.cache.paths import Layout
-from hpcimg.errors import CacheUnusable, HpcimgError, from_os_error
+from hpcimg.errors import CacheUnusable, ConfigError, HpcimgError, from_os_error
 
 
 def prepare(layout: Layout) -> None:
     """Make the directories that are missing and check that they can do their work.
 
-    Raises CacheUnusable: not a directory, not writable, of another owner, open for
+    Raises CacheUnusable, and ConfigError for what all nodes may share: not a directory, not writable, of another owner, open for
     others to write, on a network file system, or `tmp/` on another than the images.
     """
     _check_own_disk(layout)
@@ -49,7 +49,7 @@ def _directories(layout: Layout) -> dict[str, int]:
 def _check_own_disk(layout: Layout) -> None:
     for path in (layout.cache, layout.state):
         if found := filesystem.network(path):
-            raise CacheUnusable(
+            raise ConfigError(
                 f"{path} is on a network file system ({found})",
                 why="other nodes would evict what jobs of this one use, and locks and leases "
                 "are this node's alone",
