@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.parts import images
-from tests.parts.node import PROLOG, ROOT, TASK_PROLOG, Node
+from tests.parts.node import EPILOG, PROLOG, ROOT, TASK_PROLOG, Node
 
 TARGET = 2.0
 ROUNDS = 150
@@ -88,6 +88,18 @@ class Bench:
         self.mounted = mounted
         self._jobs = 1
 
+    def none(self) -> list[Row]:
+        """Time what a job meets that has no image."""
+        prolog = [str(PROLOG)]
+        cases = [
+            Case("sh -c :", ["/bin/sh", "-c", ":"], dict),
+            Case("prolog, no comment", prolog, lambda: self._environment(None)),
+            Case("prolog, comment without image", prolog, lambda: self._environment("a note")),
+            Case("prolog, the same with a slash", prolog, lambda: self._environment("a/b")),
+            Case("epilog, no image", [str(EPILOG)], lambda: self._environment(None)),
+        ]
+        return measure(cases, ROUNDS)
+
     def warm(self) -> list[Row]:
         """Time what a job meets whose image is there."""
         hot = f"container:{self.url}/small.sif"
@@ -101,8 +113,6 @@ class Bench:
             Case("python -I -S -c pass", [hooks_python(), "-I", "-S", "-c", "pass"], dict),
             Case("prolog, warm hit", prolog, lambda: self._environment(hot)),
             Case("prolog, warm hit, a path", prolog, lambda: self._environment(mounted)),
-            Case("prolog, comment without image", prolog, lambda: self._environment("a note")),
-            Case("prolog, no comment", prolog, lambda: self._environment(None)),
             Case("task prolog", [str(TASK_PROLOG)], lambda: self.node.environment(first)),
         ]
         rows = measure(cases, ROUNDS)
@@ -189,6 +199,8 @@ def main() -> int:
         images.make_sif(served / "large.sif", {"n": b"x"}, size_bytes=200 * MIB)
         with web_server(served) as url:
             bench = Bench(directory, Path(in_memory), url, served / "small.sif")
+            none = bench.none()
+            show(none, none[0].name)
             rows = bench.warm()
             show(rows, rows[0].name)
             met = max(rows[1].ratio, rows[2].ratio) <= TARGET

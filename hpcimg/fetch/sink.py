@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from hpcimg.fetch.contract import Offer
+from hpcimg.writeback import Writeback
 
 _TELL_EVERY_S = 0.2
 _CHUNK = 1 << 20
@@ -62,6 +63,8 @@ class Sink:
         self._total = total
         self._told = 0.0
         self._offered: Offer | None = None
+        # Layers are not flushed to the disk at the end, and often gone before the kernel does it.
+        self._writeback = Writeback(descriptor) if layer is None else None
         self.position = 0
 
     def offer(self, offer: Offer) -> None:
@@ -93,6 +96,8 @@ class Sink:
             written = os.pwrite(self._descriptor, view, self.position)
             self.position += written
             view = view[written:]
+        if self._writeback:
+            self._writeback.reached(self.position)
         # What is longer than announced is said at once: who hears it ends this fetch, while the
         # limit of this process would speak of an image that is too large.
         too_long = self._total is not None and self.position > self._total

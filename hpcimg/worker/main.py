@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Mapping
 from typing import NoReturn
 
-from hpcimg import schemes
+from hpcimg import schemes, writeback
 from hpcimg.errors import (
     Bug,
     CacheUnusable,
@@ -132,6 +132,7 @@ class _Work:
         output, *layers = self._files
 
         def tell(done: int, total: int, disk_bytes: int) -> None:
+            writeback.begin(output)
             self._parent.say(protocol.Converted(done, total, disk_bytes))
 
         convert(Work(**order._asdict(), layers=tuple(layers), output=output), tell)
