@@ -36,7 +36,7 @@ from tests.parts.webserver import WebServer
 
 DOCS = ROOT / "docs"
 MAN_1, MAN_5 = ROOT / "man/man1/hpcimg.1", ROOT / "man/man5/hpcimg.conf.5"
-CHECKED = {"console", "slurm", "sh", "ini", "slurm.conf", "python", "text"}
+CHECKED = {"console", "slurm", "sh", "ini", "slurm.conf", "fstab", "python", "text"}
 SIZES = {"samtools": 24 << 20, "bwa": 48 << 20}
 NODE_NAME = "node17"
 _MARK = "\x1e"

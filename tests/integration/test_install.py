@@ -68,8 +68,8 @@ def check_tree(tree: Path, destdir: Path) -> None:
     for name in ("bash-completion/completions/hpcimg", "zsh/site-functions/_hpcimg",
                  "fish/vendor_completions.d/hpcimg.fish"):  # fmt: skip
         assert "doctor" in (tree / "share" / name).read_text()
-    for path in (ROOT / "etc").iterdir():
-        assert (tree / "etc" / path.name).read_bytes() == path.read_bytes()
+    for path in all_files(ROOT / "etc"):
+        assert (tree / path.relative_to(ROOT)).read_bytes() == path.read_bytes()
 
 
 def test_the_installed_tree_runs_wherever_it_is(
