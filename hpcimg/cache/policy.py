@@ -6,6 +6,16 @@ from typing import NamedTuple
 
 from hpcimg.cache.paths import Layout
 from hpcimg.cache.store import Entry
+from hpcimg.errors import TooLarge
+from hpcimg.units import format_size
+
+
+def check_allowed(limit: int, size_bytes: int, *, what: str) -> None:
+    """Raise TooLarge for an image that is larger than the site's limit; 0 is none."""
+    if limit and size_bytes > limit:
+        raise TooLarge(
+            f"{what} is too large", why=f"this site takes images up to {format_size(limit)}"
+        )
 
 
 class Limits(NamedTuple):

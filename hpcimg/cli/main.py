@@ -7,12 +7,12 @@ import os
 import sys
 
 from hpcimg import __version__
-from hpcimg.cli import completion, config, doctor, gc, hooks, ls, output, path, stage, status
+from hpcimg.cli import check, completion, config, doctor, gc, hooks, ls, output, path, stage, status
 from hpcimg.errors import Bug, HpcimgError
 
 _COMMANDS = {
-    "stage": stage, "path": path, "status": status, "ls": ls, "gc": gc, "doctor": doctor,
-    "config": config, "completion": completion, "hooks": hooks,
+    "check": check, "stage": stage, "path": path, "status": status, "ls": ls, "gc": gc,
+    "doctor": doctor, "config": config, "completion": completion, "hooks": hooks,
 }  # fmt: skip
 _EPILOG = """\
 exit codes: 0 done, 1 a problem was found (status, doctor), 2 wrong usage, 10-19
@@ -67,6 +67,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _fail(args: argparse.Namespace, error: HpcimgError) -> int:
     if args.json:
-        output.print_json({**error.to_dict(), "class": error.kind, "exit_code": error.exit_code})
+        output.print_json(output.error_fields(error))
     print(f"hpcimg: {error}", file=sys.stderr)
     return error.exit_code

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from hpcimg.errors import printable
+from hpcimg.errors import HpcimgError, printable
 
 VERSION = 1
 
@@ -13,6 +13,11 @@ VERSION = 1
 def print_json(fields: dict[str, object]) -> None:
     """Print one JSON object; `version` changes when a field changes its meaning."""
     print(json.dumps({"version": VERSION, **fields}, indent=2))
+
+
+def error_fields(error: HpcimgError) -> dict[str, object]:
+    """Return what JSON says of an error."""
+    return {**error.to_dict(), "class": error.kind, "exit_code": error.exit_code}
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

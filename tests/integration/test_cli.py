@@ -19,7 +19,7 @@ from tests.parts.webfaults import Status
 from tests.parts.webserver import WebServer
 
 MIB = 1 << 20
-COMMANDS = ("stage", "path", "status", "ls", "gc", "doctor", "config")
+COMMANDS = ("check", "stage", "path", "status", "ls", "gc", "doctor", "config")
 
 
 @pytest.fixture

@@ -427,8 +427,9 @@ def test_every_json_field_is_described(world: World, docs_web: WebServer) -> Non
     node.prolog(1, f"container:{docs_web.url('/nothing.sif')}")
     node.prolog(2, f"container:{docs_web.url('/samtools.sif')}")
     calls = {
-        "stage": [url], "path": [url], "status": [], "ls": [], "gc": ["--dry-run"], "config": [],
-        "doctor": [], "completion": ["bash"], "hooks": [str(node.directory / "hooks")],
+        "check": [url, "x"], "stage": [url], "path": [url], "status": [], "ls": [],
+        "gc": ["--dry-run"], "config": [], "doctor": [], "completion": ["bash"],
+        "hooks": [str(node.directory / "hooks")],
     }  # fmt: skip
     assert set(calls) == set(cli._COMMANDS)
     for name, arguments in calls.items():
