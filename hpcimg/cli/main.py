@@ -7,11 +7,25 @@ import os
 import sys
 
 from hpcimg import __version__
-from hpcimg.cli import check, completion, config, doctor, gc, hooks, ls, output, path, stage, status
+from hpcimg.cli import (
+    check,
+    completion,
+    config,
+    doctor,
+    gc,
+    hooks,
+    link,
+    ls,
+    output,
+    path,
+    stage,
+    status,
+)
 from hpcimg.errors import Bug, HpcimgError
 
 _COMMANDS = {
-    "check": check, "stage": stage, "path": path, "status": status, "ls": ls, "gc": gc,
+    "check": check, "stage": stage, "path": path, "status": status, "ls": ls, "link": link,
+    "gc": gc,
     "doctor": doctor, "config": config, "completion": completion, "hooks": hooks,
 }  # fmt: skip
 _EPILOG = """\

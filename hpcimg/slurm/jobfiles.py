@@ -1,11 +1,12 @@
 """The files of one job: its record, and the lines its task prolog prints.
 
-Imports only os: the way to a warm hit writes them.
+Imports only os and errno: the way to a warm hit writes them.
 """
 
+import errno
 import os
 
-from hpcimg import atomic
+from hpcimg import acl, atomic
 from hpcimg.cache.paths import Layout
 from hpcimg.plainjson import dumps
 
@@ -51,11 +52,21 @@ def prepare(layout: Layout, job: str) -> None:
         _empty(directory)
 
 
-def write_ready(layout: Layout, job: str, uid: int, images: list[Image], *, started: float) -> None:
-    """Tell the job where its images are."""
+def write_ready(
+    layout: Layout,
+    job: str,
+    uid: int,
+    images: list[Image],
+    *,
+    started: float,
+    links: list[str],
+) -> None:
+    """Tell the job where its images are, and link them for these workflow managers."""
     lines = [f"export HPCIMG_IMAGE={images[0].path}"]
     lines += [f"export HPCIMG_IMAGE_{image.name}={image.path}" for image in images if image.name]
     lines.append("export HPCIMG_IMAGES=" + ":".join(image.path for image in images))
+    if links:
+        lines += _link(f"{layout.job(job)}/links", uid, images, links)
     _write(layout, job, uid, lines, {"state": "ready", **_common(images, started)})
 
 
@@ -95,9 +106,45 @@ def all_jobs(layout: Layout) -> set[str]:
         return set()
 
 
+def _link(directory: str, uid: int, images: list[Image], managers: list[str]) -> list[str]:
+    """Make the directory of links; return the lines that tell where it is.
+
+    It is root's, and so are the links: the user could fill the tmpfs that all share.
+    """
+    from hpcimg.managers import MANAGERS, names
+
+    os.mkdir(directory, 0o755)
+    lines = [f"export HPCIMG_LINKS={directory}"]
+    for manager in managers:
+        place = f"{directory}/{manager}"
+        os.mkdir(place, 0o755)
+        for image in images:
+            for name in names(manager, (image.text, image.uri)):
+                if not os.path.lexists(f"{place}/{name}"):  # the first of the job's images has it
+                    os.symlink(image.path, f"{place}/{name}")
+        lines += [f"export {variable}={place}" for variable in MANAGERS[manager].variables]
+    if uid != os.geteuid():
+        _let_enter(directory, uid)
+    return lines
+
+
+def _let_enter(directory: str, uid: int) -> None:
+    """Let a user list and enter a directory, and nobody else: references can be private."""
+    try:
+        acl.let_enter(directory, uid)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        os.chmod(directory, 0o711)  # noqa: S103  # to enter it, and not to list it
+
+
 def _empty(directory: str) -> None:
     for name in os.listdir(directory):
-        atomic.remove(f"{directory}/{name}")
+        try:
+            atomic.remove(f"{directory}/{name}")
+        except IsADirectoryError:
+            _empty(f"{directory}/{name}")
+            os.rmdir(f"{directory}/{name}")
 
 
 def _common(images: list[Image], started: float) -> dict[str, object]:

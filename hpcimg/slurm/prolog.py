@@ -95,7 +95,7 @@ def _stage_all(
     wanted = comment.read(*(os.environ.get(name, "") for name in comment.VARIABLES))
     images += [jobfiles.Image(name, text) for name, text in wanted.images[: comment.MAX_IMAGES]]
     if wanted.problem:
-        raise BadReference(wanted.problem)
+        raise BadReference(wanted.problem, do=wanted.remedy)
     if wanted.missed[0]:
         raise _missed(conf, *wanted.missed)
     if not images:
@@ -112,7 +112,7 @@ def _stage_all(
         staged = stage.stage(conf, cache, request, text=image.text, uid=uid, gid=_group())
         image.key, image.path, image.source = staged.entry.key, staged.path, staged.how
         log.info("%s is at %s (%s)", image.uri, image.path, image.source)
-    jobfiles.write_ready(cache.layout, job, uid, images, started=started)
+    jobfiles.write_ready(cache.layout, job, uid, images, started=started, links=wanted.links)
 
 
 def _missed(conf: Config, written: str, right: str) -> HpcimgError:

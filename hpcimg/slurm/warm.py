@@ -55,7 +55,7 @@ def prolog(environ: dict[str, str]) -> int:
         images.append(
             jobfiles.Image(name, text, uri=hit.uri, key=hit.key, path=hit.path, source="hit")
         )
-    jobfiles.write_ready(layout, job, uid, images, started=started)
+    jobfiles.write_ready(layout, job, uid, images, started=started, links=wanted.links)
     for image in images:
         events.record(layout.events, "hit", job=job, key=image.key)
     return 0

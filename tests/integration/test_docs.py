@@ -428,12 +428,13 @@ def test_every_json_field_is_described(world: World, docs_web: WebServer) -> Non
     node.prolog(2, f"container:{docs_web.url('/samtools.sif')}")
     calls = {
         "check": [url, "x"], "stage": [url], "path": [url], "status": [], "ls": [],
+        "link": ["--as", "nextflow", str(node.directory / "links")],
         "gc": ["--dry-run"], "config": [], "doctor": [], "completion": ["bash"],
         "hooks": [str(node.directory / "hooks")],
     }  # fmt: skip
     assert set(calls) == set(cli._COMMANDS)
     for name, arguments in calls.items():
-        found = fields(node.hpcimg_json(name, *arguments), without=("jobs", "counts"))
+        found = fields(node.hpcimg_json(name, *arguments), without=("jobs", "counts", "links"))
         section = docblocks.section(DOCS / "reference-cli.md", name)
         events = docblocks.section(DOCS / "reference-files.md", "Events")
         described = set(re.findall(r"`(\w+)`", section + events))
