@@ -14,9 +14,13 @@ _TEXT_MAX = 4096  # characters; a comment may be longer than all that can be in 
 
 
 class Image:
-    """One image that a job asked for: the name it gave, and what came of it."""
+    """One image that a job asked for: the name it gave, and what came of it.
 
-    __slots__ = ("key", "name", "path", "source", "text", "uri")
+    `format` is "" where the job asked hpcimg for it, and otherwise what pyxis, which it asked,
+    needs.
+    """
+
+    __slots__ = ("format", "key", "name", "path", "source", "text", "uri")
 
     def __init__(
         self,
@@ -27,6 +31,7 @@ class Image:
         key: str = "",
         path: str = "",
         source: str = "",
+        format: str = "",
     ) -> None:
         self.name = name
         self.text = text
@@ -34,6 +39,7 @@ class Image:
         self.key = key
         self.path = path
         self.source = source
+        self.format = format
 
 
 def prepare(layout: Layout, job: str) -> None:
@@ -62,11 +68,16 @@ def write_ready(
     links: list[str],
 ) -> None:
     """Tell the job where its images are, and link them for these workflow managers."""
-    lines = [f"export HPCIMG_IMAGE={images[0].path}"]
-    lines += [f"export HPCIMG_IMAGE_{image.name}={image.path}" for image in images if image.name]
-    lines.append("export HPCIMG_IMAGES=" + ":".join(image.path for image in images))
+    ours = [image for image in images if not image.format]
+    lines = [f"export HPCIMG_IMAGE_{image.name}={image.path}" for image in ours if image.name]
+    if ours:
+        lines.insert(0, f"export HPCIMG_IMAGE={ours[0].path}")
+        lines.append("export HPCIMG_IMAGES=" + ":".join(image.path for image in ours))
     if links:
-        lines += _link(f"{layout.job(job)}/links", uid, images, links)
+        lines += _link(f"{layout.job(job)}/links", uid, ours, links)
+    for image in images:
+        if image.format:
+            _write_file(f"{layout.job(job)}/pyxis", f"{image.text}\n{image.path}\n", uid)
     _write(layout, job, uid, lines, {"state": "ready", **_common(images, started)})
 
 
@@ -159,10 +170,13 @@ def _common(images: list[Image], started: float) -> dict[str, object]:
 
 def _write(layout: Layout, job: str, uid: int, lines: list[str], record: dict[str, object]) -> None:
     directory = layout.job(job)
-    reader = uid if os.geteuid() == 0 else None
+    record = {"version": 1, "job": job, "uid": uid, **record}
+    _write_file(f"{directory}/record.json", dumps(record) + "\n", uid)
+    # The task file comes last: once it is there, all is said.
+    _write_file(f"{directory}/task", "".join(f"{line}\n" for line in lines), uid)
+
+
+def _write_file(path: str, text: str, uid: int) -> None:
     # Only the job's user and root read them: references can be private. They stay root's, on a
     # tmpfs that all share and nobody else is to fill.
-    record = {"version": 1, "job": job, "uid": uid, **record}
-    atomic.write_file(f"{directory}/record.json", dumps(record) + "\n", mode=0o400, reader=reader)
-    # The task file comes last: once it is there, all is said.
-    atomic.write_file(f"{directory}/task", "\n".join(lines) + "\n", mode=0o400, reader=reader)
+    atomic.write_file(path, text, mode=0o400, reader=uid if os.geteuid() == 0 else None)

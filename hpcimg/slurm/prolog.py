@@ -29,7 +29,7 @@ from hpcimg.errors import (
 from hpcimg.fetch.contract import Request
 from hpcimg.reference import told
 from hpcimg.site import policy
-from hpcimg.slurm import comment, jobfiles, query, requeue
+from hpcimg.slurm import comment, jobfiles, pyxis, query, requeue
 from hpcimg.units import format_duration, format_size
 
 log = logging.getLogger(__name__)
@@ -98,6 +98,9 @@ def _stage_all(
         raise BadReference(wanted.problem, do=wanted.remedy)
     if wanted.missed[0]:
         raise _missed(conf, *wanted.missed)
+    for_pyxis = pyxis.reference(os.environ.get(pyxis.VARIABLE, "")) if conf.pyxis else ""
+    if for_pyxis:
+        images.append(jobfiles.Image("", for_pyxis, format=pyxis.FORMAT))
     if not images:
         return
     references = []
@@ -109,7 +112,9 @@ def _stage_all(
     jobfiles.prepare(cache.layout, job)
     for image, reference in zip(images, references, strict=True):
         request = Request(reference, deadline, job, progress=_LoggedProgress(image.uri))
-        staged = stage.stage(conf, cache, request, text=image.text, uid=uid, gid=_group())
+        staged = stage.stage(
+            conf, cache, request, text=image.text, uid=uid, gid=_group(), image_format=image.format
+        )
         image.key, image.path, image.source = staged.entry.key, staged.path, staged.how
         log.info("%s is at %s (%s)", image.uri, image.path, image.source)
     jobfiles.write_ready(cache.layout, job, uid, images, started=started, links=wanted.links)

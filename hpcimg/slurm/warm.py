@@ -8,7 +8,7 @@ else is left to `hpcimg.slurm.prolog` and `hpcimg.slurm.epilog`, by way of
 import os
 
 from hpcimg.config import files as conffiles
-from hpcimg.slurm import comment
+from hpcimg.slurm import comment, pyxis
 
 LONG_WAY = 10  # exit code: the hook goes on with the full program
 
@@ -29,7 +29,8 @@ def prolog(environ: dict[str, str]) -> int:
     wanted = comment.read(*(environ.get(name, "") for name in comment.VARIABLES))
     if wanted.problem or wanted.missed[0]:
         return LONG_WAY
-    if not wanted.images:
+    for_pyxis = pyxis.reference(environ.get(pyxis.VARIABLE, ""))
+    if not wanted.images and not for_pyxis:
         return 0
     job, uid = environ["SLURM_JOB_ID"], int(environ["SLURM_JOB_UID"])
     if not job.isdigit():
@@ -44,17 +45,20 @@ def prolog(environ: dict[str, str]) -> int:
 
     started = time.time()
     files = conffiles.read_files(conffiles.main_file())
+    images = [jobfiles.Image(name, text) for name, text in wanted.images]
+    if for_pyxis and conffiles.raw_value(files, "slurm", "pyxis").lower() in conffiles.YES:
+        images.append(jobfiles.Image("", for_pyxis, format=pyxis.FORMAT))
+    if not images:
+        return 0
     layout = Layout(*conffiles.directories(files))
     fingerprint = conffiles.fingerprint(files)
     jobfiles.prepare(layout, job)
-    images = []
-    for name, text in wanted.images:
+    for image in images:
+        text = hot.name_of(image.text, image.format)
         hit = hot.lookup(layout, text, job=job, uid=uid, fingerprint=fingerprint)
         if hit is None:
             return LONG_WAY
-        images.append(
-            jobfiles.Image(name, text, uri=hit.uri, key=hit.key, path=hit.path, source="hit")
-        )
+        image.uri, image.key, image.path, image.source = hit.uri, hit.key, hit.path, "hit"
     jobfiles.write_ready(layout, job, uid, images, started=started, links=wanted.links)
     for image in images:
         events.record(layout.events, "hit", job=job, key=image.key)
