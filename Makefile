@@ -10,13 +10,14 @@ MATRIX ?= .matrix
 BIN := .venv/bin
 PACKAGING := $(filter-out %.py %.spec %.conf %/debian,$(wildcard packaging/*)) $(wildcard packaging/debian/p*)
 
-.PHONY: help example demo test test-kill test-long test-peers test-soak test-hostile test-matrix test-packages lint bench bench-throughput bench-docker install deb rpm clean
+.PHONY: help example demo test test-kill test-long test-peers test-managers test-soak test-hostile test-matrix test-packages lint bench bench-throughput bench-docker install deb rpm clean
 help:
 	@echo "make demo              a throwaway Slurm, a registry, real jobs: see it work (two minutes)"
 	@echo "make test              all tests"
 	@echo "make test-kill         a thousand rounds of kill -9 at a random moment"
 	@echo "make test-long         100,000 fuzzed comments, 10,000 histories of a cache, all faults"
 	@echo "make test-peers        ten thousand random images beside umoci"
+	@echo "make test-managers     the names of images beside the workflow managers themselves"
 	@echo "make test-soak         five hundred jobs on a Slurm cluster where everything goes wrong"
 	@echo "make test-hostile      fifty attacks by a user's jobs beside two hundred of another's"
 	@echo "make test-matrix       the Slurm tests on Slurm 22.05, 24.11 and 26.05"
@@ -59,6 +60,15 @@ test-long: .venv/ready
 
 test-peers: .venv/ready
 	HPCIMG_PEERS=10000 $(BIN)/python -m pytest --numprocesses 2 tests/integration/test_peers.py
+
+test-managers: .venv/ready .managers/ready
+	$(BIN)/python -m pytest tests/managers
+
+# Workflow managers bring a hundred packages each, which are no part of any other test.
+.managers/ready: tests/managers/requirements.txt
+	$(PYTHON) -m venv .managers
+	.managers/bin/python -m pip install --quiet --requirement $<
+	touch $@
 
 test-soak: .venv/ready
 	HPCIMG_SOAK_JOBS=500 $(BIN)/python -m pytest -s tests/soak
@@ -126,5 +136,5 @@ deb rpm:
 	packaging/$@ build/tree build
 
 clean:
-	rm -rf .venv .matrix .bench build ./*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .managers .matrix .bench build ./*.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -30,6 +30,10 @@ local MAX_MESSAGE = 1000
 local MAX_NESTED = 64
 local KEY = "container"
 local MARK = KEY .. ":"
+local OURS = "hpcimg"
+local LINKS = OURS .. ":links="
+-- What an image is linked for, where the job asks for that.
+local MANAGERS = { "cwltool", "miniwdl", "nextflow", "snakemake" }
 local SCHEMES = { "https", "http", "file", "oras", "docker", "library", "shub", "s3", "swift" }
 for _, name in ipairs(STATIC) do
     table.insert(SCHEMES, name)
@@ -548,6 +552,28 @@ local function look_at_other(piece, wanted)
     end
 end
 
+-- Read a word that asks for links; return whether it is one.
+local function read_links(piece, wanted)
+    local body = unquoted(piece)
+    local key, listed = lower(body):match("^([^=]*)=?(.*)$")
+    if not starts_with(key, OURS .. ":link") then
+        return false
+    end
+    local some, unknown = false, nil
+    for name in listed:gmatch("[^,]+") do
+        some = true
+        unknown = unknown or not contains(MANAGERS, name) and name or nil
+        table.insert(wanted.links, name)
+    end
+    if key .. "=" ~= LINKS or not some or unknown then
+        local why = unknown and "no workflow manager " .. unknown:sub(1, 40) .. " is known"
+            or "it asks for no links"
+        wanted.problem = wanted.problem or body:sub(1, 60) .. ": " .. why .. "; write " .. LINKS
+            .. " and, with commas, some of " .. table.concat(MANAGERS, " ")
+    end
+    return true
+end
+
 local function read_words(text, wanted)
     local pieces, number = {}, 1
     for word in text:gmatch(TOKEN) do
@@ -569,7 +595,9 @@ local function read_words(text, wanted)
             asked = after_mark(piece)
         end
         if not asked then
-            look_at_other(piece, wanted)
+            if not read_links(piece, wanted) then
+                look_at_other(piece, wanted)
+            end
         elseif asked == "" then
             asked = unquoted(following)
             if not after_mark(following) and is_image(asked) then
@@ -761,13 +789,14 @@ local function is_our_pair(pair)
 end
 
 -- What a text of the job asks for: images as NAME=REFERENCE or REFERENCE, `missed` for the
--- first word that is meant for us and asks for nothing, `problem` for what is wrong.
+-- first word that is meant for us and asks for nothing, `problem` for what is wrong, `links`
+-- for the workflow managers that it wants links for.
 function M.read(text)
-    local wanted = {}
+    local wanted = { links = {} }
     -- The quotes of word processors are quotes.
     text = (text or ""):gsub("\226\128[\152\153\156\157]", '"')
     local has_key = lower(text):find(KEY, 1, true)
-    if not has_key and not text:find("/", 1, true) then
+    if not has_key and not text:find("/", 1, true) and not lower(text):find(OURS, 1, true) then
         return wanted
     end
     local object = has_key and whole_object(text)

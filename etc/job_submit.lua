@@ -23,9 +23,11 @@ local function load_hpcimg()
     error("hpcimg.lua is not in " .. (here or "/etc/slurm") .. " nor in /etc/hpcimg", 0)
 end
 
--- Whether there may be something of ours in it: few comments have either.
+-- Whether there may be something of ours in it: few comments have any of these.
 local function mentions_image(text)
-    return text and (text:find("/", 1, true) or text:lower():find("container", 1, true))
+    local small = text and text:lower()
+    return small and (small:find("/", 1, true) or small:find("container", 1, true)
+        or small:find("hpcimg", 1, true))
 end
 
 -- Bring the comment of job_desc in order. references may be nil.

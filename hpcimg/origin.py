@@ -90,28 +90,50 @@ class Origin:
             monitor.verify(order, descriptor, sandbox)
 
     def _settings(self, cached: bool) -> Settings:
-        places = self.service.places(self.site)
-        return Settings(
-            tries=_TRIES_WITH_A_CACHED_IMAGE if cached else _TRIES,
+        said = settings(
+            self.config,
+            self.wanted,
+            self.service,
             deadline=self.deadline,
-            connect_timeout_s=self.config.connect_timeout_s,
-            stall_timeout_s=self.config.stall_timeout_s,
-            insecure=places[-1].insecure,
-            service=self.service.url,
-            region=self.service.region,
-            credentials=places[-1].credentials,
+            tries=_TRIES_WITH_A_CACHED_IMAGE if cached else _TRIES,
+            site=self.site,
             as_user=self.as_user,
-            login_needed=self.login_needed,
-            login_next=self.login_next,
-            wait_s=self.wait_s,
-            places=places if schemes.of(self.wanted.scheme).in_registry else (),
-            networks=self.config.networks,
-            site_hosts=self.service.site_hosts,
+        )
+        return said._replace(
+            login_needed=self.login_needed, login_next=self.login_next, wait_s=self.wait_s
         )
 
     def _sandbox(self, account: Account | None) -> Sandbox:
         most = self.cache.limits.max_size  # as the kernel is told as well
         return Sandbox(account, self.deadline, min(most, self.cache.max_image_size or most))
+
+
+def settings(
+    config: Config,
+    wanted: Reference,
+    service: Service,
+    *,
+    deadline: float,
+    tries: int,
+    site: Credentials,
+    as_user: bool,
+) -> Settings:
+    """Return what the site says about one fetch. Raises ConfigError."""
+    places = service.places(site)
+    return Settings(
+        tries=tries,
+        deadline=deadline,
+        connect_timeout_s=config.connect_timeout_s,
+        stall_timeout_s=config.stall_timeout_s,
+        insecure=places[-1].insecure,
+        service=service.url,
+        region=service.region,
+        credentials=places[-1].credentials,
+        as_user=as_user,
+        places=places if schemes.of(wanted.scheme).in_registry else (),
+        networks=config.networks,
+        site_hosts=service.site_hosts,
+    )
 
 
 def _uid(sandbox: Sandbox) -> int | None:

@@ -17,7 +17,7 @@ from hpcimg.cache import events, hot
 from hpcimg.cache.ensure import Staged, ensure
 from hpcimg.cache.policy import Cache
 from hpcimg.config.keys import Config
-from hpcimg.errors import ANOTHER_LOGIN, NO_LOGIN, Forbidden, HpcimgError
+from hpcimg.errors import ANOTHER_LOGIN, NO_LOGIN, Forbidden, HpcimgError, NotAnImage
 from hpcimg.fetch.contract import Request
 from hpcimg.origin import Origin, origins
 from hpcimg.site import services
@@ -35,6 +35,7 @@ def stage(
     uid: int = 0,
     gid: int | None = None,
     anew: bool = False,
+    image_format: str = "",
 ) -> Staged:
     """Bring the requested image onto this node; return it when it is whole.
 
@@ -42,9 +43,11 @@ def stage(
     read is shared by all, with the site's credentials only where the site says
     so; what only the user `uid` may read stays that user's. `gid` is the group of a user
     whom the node does not know, where Slurm vouches for it. With `anew`, cached
-    failures are ignored. Raises HpcimgError.
+    failures are ignored. `image_format` is what the image has to be, "" for whatever the
+    site has chosen. Raises HpcimgError.
     """
     began = time.monotonic()
+    cache = cache.converting_to(image_format)
     wanted = request.reference
     service = services.find(config, wanted)
 
@@ -55,6 +58,13 @@ def stage(
     staged, origin = _first_allowed(
         origins(config, cache, wanted, service, deadline=request.deadline, uid=uid, gid=gid), bring
     )
+    if image_format not in ("", staged.entry.extension):
+        raise NotAnImage(
+            f"{wanted.uri} is no {image_format} file",
+            why=f"it is a {staged.entry.extension} file, and no image in layers that can be "
+            f"made into one",
+            do="Name an image in layers.",
+        )
     events.record(
         cache.layout.events,
         staged.how,
@@ -67,7 +77,7 @@ def stage(
     with contextlib.suppress(OSError):  # the next job then takes the long way
         hot.remember(
             cache.layout,
-            text,
+            hot.name_of(text, image_format),
             hot.Hit(staged.entry.key, staged.path, wanted.uri),
             owner=staged.entry.owner,
             fingerprint=config.fingerprint,

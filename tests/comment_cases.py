@@ -101,6 +101,8 @@ INNOCENT: list[str] = [
     '{"a":"\\"container\\": nothing"}',
 ]
 
+INNOCENT += ["hpcimg:works well", "see hpcimg: links=a", "xhpcimg:links=a"]
+
 # Comment, and what would be right to follow the mark.
 MISSED: list[tuple[str, str]] = [
     (U, U),
@@ -134,4 +136,19 @@ PROBLEMS: list[tuple[str, str]] = [
     ('{"container":["/a.sif",{}]}', "neither text"),
     ('{"container":{"a":["/a.sif"]}}', "neither text"),
     ('{"container":true}', "neither text"),
+    ("hpcimg:links=galaxy", "no workflow manager galaxy is known"),
+    (f"hpcimg:links=nextflow,snake container:{U}", "no workflow manager snake is known"),
+    ("hpcimg:links=", "it asks for no links"),
+    ("hpcimg:link=nextflow", "it asks for no links"),
+    ("hpcimg:links:nextflow", "it asks for no links"),
+]
+
+# Comments, and the workflow managers that they ask links for.
+LINKS: list[tuple[str, list[str]]] = [
+    ("hpcimg:links=snakemake", ["snakemake"]),
+    (f"container:{U} hpcimg:links=nextflow,cwltool,", ["nextflow", "cwltool"]),
+    (f"hpcimg:links=miniwdl;container:{U}", ["miniwdl"]),
+    ('"HPCIMG:Links=Snakemake"', ["snakemake"]),
+    ("(hpcimg:links=nextflow) hpcimg:links=snakemake", ["nextflow", "snakemake"]),
+    (f'{{"container":"{U}","note":"hpcimg:links=nextflow"}}', ["nextflow"]),
 ]

@@ -11,15 +11,14 @@ from hpcimg.cache import evict, identity, store
 from hpcimg.cache.blobs import Blobs
 from hpcimg.cache.inflight import Inflight
 from hpcimg.cache.paths import fetching, owned
-from hpcimg.cache.policy import Cache
+from hpcimg.cache.policy import Cache, check_allowed
 from hpcimg.cache.room import Room
 from hpcimg.cache.store import Entry
-from hpcimg.errors import Damaged, NoRoom, TooLarge
+from hpcimg.errors import Damaged, NoRoom
 from hpcimg.fetch.contract import Fetched, Files, Offer, Request, Way, bytes_of
 from hpcimg.image import formats
 from hpcimg.image.verify import refused
 from hpcimg.locks import Lock
-from hpcimg.units import format_size
 
 _SET_APART_BYTES = 64 << 20
 
@@ -226,12 +225,7 @@ class Arrival(ExitStack):
 
     def _check_size(self, size_bytes: int) -> None:
         """Raise TooLarge; cheap, since what has no announced size is checked as it grows."""
-        limit = self._cache.max_image_size
-        if limit and size_bytes > limit:
-            raise TooLarge(
-                f"{self._uri} is too large",
-                why=f"this site takes images up to {format_size(limit)}",
-            )
+        check_allowed(self._cache.max_image_size, size_bytes, what=self._uri)
         evict.check_fits(self._cache.limits, size_bytes, what=self._uri, owner=self._owner)
 
     def _check_fits(self, size_bytes: int) -> None:

@@ -13,8 +13,9 @@ from hpcimg.errors import CacheUnusable, ConfigError, HpcimgError, from_os_error
 def prepare(layout: Layout) -> None:
     """Make the directories that are missing and check that they can do their work.
 
-    Raises CacheUnusable, and ConfigError for what all nodes may share: not a directory, not writable, of another owner, open for
-    others to write, on a network file system, or `tmp/` on another than the images.
+    Raises CacheUnusable: not a directory, not writable, of another owner, open for
+    others to write, or `tmp/` on another file system than the images. Raises
+    ConfigError for a network file system.
     """
     _check_own_disk(layout)
     for path, mode in _directories(layout).items():

@@ -85,7 +85,10 @@ class _Ensure:
         self.memory = memory
         self.mounted = bool(request.reference.mounted_file)
         self.came = time.time()
-        self.ref_id = store.ref_id(request.reference.address, request.owner)
+        address = request.reference.address
+        if cache.other_format:
+            address = f"{address} {cache.image_format}"  # no address has a blank
+        self.ref_id = store.ref_id(address, request.owner)
         self.holds: list[str] = []  # names of locks
         self.inflight: Inflight | None = None
         self.chances = _CHANCES

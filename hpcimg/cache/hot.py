@@ -47,6 +47,11 @@ class Mounted:
         self.look = look
 
 
+def name_of(text: str, image_format: str) -> str:
+    """Return under which text a reference is kept that was asked for in a format; "" for any."""
+    return f"{image_format} {text}" if image_format else text  # no reference has a blank
+
+
 def remember(
     layout: Layout,
     text: str,

@@ -6,6 +6,16 @@ from typing import NamedTuple
 
 from hpcimg.cache.paths import Layout
 from hpcimg.cache.store import Entry
+from hpcimg.errors import TooLarge
+from hpcimg.units import format_size
+
+
+def check_allowed(limit: int, size_bytes: int, *, what: str) -> None:
+    """Raise TooLarge for an image that is larger than the site's limit; 0 is none."""
+    if limit and size_bytes > limit:
+        raise TooLarge(
+            f"{what} is too large", why=f"this site takes images up to {format_size(limit)}"
+        )
 
 
 class Limits(NamedTuple):
@@ -33,6 +43,8 @@ class Cache(NamedTuple):
     in layers are converted to, "sif" or "squashfs". `verified` names the policy
     that images have to be verified by to be handed out, "" for none. A job waits
     `patience_s` for another's fetch that gets less than `min_rate` bytes in a second.
+    `other_format` says that `image_format` is not the site's: what references stand for
+    is kept apart then.
     """
 
     layout: Layout
@@ -43,6 +55,13 @@ class Cache(NamedTuple):
     verified: str = ""
     patience_s: float = 30.0
     min_rate: int = 128 << 10
+    other_format: bool = False
+
+    def converting_to(self, image_format: str) -> Cache:
+        """Return the same cache for who needs images in layers in this format; "" for any."""
+        if image_format in ("", self.image_format):
+            return self
+        return self._replace(image_format=image_format, other_format=True)
 
     @property
     def signed_only(self) -> bool:

@@ -8,6 +8,7 @@ import sys
 
 from hpcimg import __version__
 from hpcimg.cli import (
+    check,
     completion,
     config,
     doctor,
@@ -15,6 +16,7 @@ from hpcimg.cli import (
     gc,
     history,
     hooks,
+    link,
     ls,
     metrics,
     nagios,
@@ -30,10 +32,10 @@ from hpcimg.cli import (
 from hpcimg.errors import Bug, HpcimgError
 
 _COMMANDS = {
-    "stage": stage, "path": path, "status": status, "explain": explain, "history": history,
-    "ls": ls, "pin": pin, "unpin": unpin, "rm": rm, "gc": gc, "verify": verify,
-    "doctor": doctor, "metrics": metrics, "config": config, "completion": completion,
-    "hooks": hooks,
+    "check": check, "stage": stage, "path": path, "status": status, "explain": explain,
+    "history": history, "ls": ls, "link": link, "pin": pin, "unpin": unpin, "rm": rm, "gc": gc,
+    "verify": verify, "doctor": doctor, "metrics": metrics, "config": config,
+    "completion": completion, "hooks": hooks,
 }  # fmt: skip
 _EPILOG = """\
 exit codes: 0 done, 1 a problem was found (status, verify, doctor), 2 wrong
@@ -103,6 +105,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _fail(args: argparse.Namespace, error: HpcimgError) -> int:
     if args.json:
-        output.print_json({**error.to_dict(), "class": error.kind, "exit_code": error.exit_code})
+        output.print_json(output.error_fields(error))
     print(f"hpcimg: {error}", file=sys.stderr)
     return error.exit_code

@@ -14,7 +14,7 @@ import textwrap
 import time
 from collections.abc import Sequence
 
-from hpcimg.errors import printable
+from hpcimg.errors import HpcimgError, printable
 from hpcimg.units import format_size
 
 VERSION = 1
@@ -26,6 +26,11 @@ _WIDE = 120
 def print_json(fields: dict[str, object]) -> None:
     """Print one JSON object; `version` changes when a field changes its meaning."""
     print(json.dumps({"version": VERSION, **fields}, indent=2))
+
+
+def error_fields(error: HpcimgError) -> dict[str, object]:
+    """Return what JSON says of an error."""
+    return {**error.to_dict(), "class": error.kind, "exit_code": error.exit_code}
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

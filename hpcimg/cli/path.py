@@ -8,9 +8,10 @@ import os
 from hpcimg import look, node
 from hpcimg.cache import store
 from hpcimg.cache.paths import Layout
-from hpcimg.cache.store import Ref
+from hpcimg.cache.store import Entry, Ref
 from hpcimg.cli import output
 from hpcimg.config import load as config
+from hpcimg.config.keys import Config
 from hpcimg.errors import NotFound
 from hpcimg.reference import Reference
 from hpcimg.site import policy
@@ -27,17 +28,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     conf = config.load()
     layout = Layout(conf.cache_path, conf.state_path)
-    wanted = policy.parse(conf, args.uri)
+    wanted, entry = find(conf, layout, args.uri)
+    path = store.path_of(layout, entry)
+    if args.json:
+        output.print_json({"uri": wanted.uri, "path": path, "key": entry.key})
+    else:
+        print(path)
+    return 0
+
+
+def find(conf: Config, layout: Layout, text: str) -> tuple[Reference, Entry]:
+    """Return a reference as it was written, and its image in the cache.
+
+    Raises NotFound where there is none, BadReference, NotAllowed.
+    """
+    wanted = policy.parse(conf, text)
     for owner in (None, os.getuid()):
         ref = store.load_ref(layout, store.ref_id(wanted.address, owner))
         entry = store.load_entry(layout, ref.key) if ref else None
         if ref and entry and entry.serves(node.verified_by(conf)) and _is_current(wanted, ref):
-            path = store.path_of(layout, entry)
-            if args.json:
-                output.print_json({"uri": wanted.uri, "path": path, "key": entry.key})
-            else:
-                print(path)
-            return 0
+            return wanted, entry
     raise NotFound(
         f"{wanted.uri} is not in the cache of this node",
         do="A job that names it brings it, and so does `hpcimg stage`.",

@@ -13,6 +13,7 @@ from hpcimg import plainfile
 DEFAULT_FILE = "/etc/hpcimg/hpcimg.conf"
 DEFAULT_CACHE = "/var/cache/hpcimg"
 DEFAULT_STATE = "/run/hpcimg"
+YES = ("yes", "true", "on")
 DEFAULT_REGISTRIES = "/etc/containers/registries.conf"
 # What the shell calls [:space:]; Python's own idea of blanks is wider.
 _BLANKS = " \t\r\v\f"

@@ -69,6 +69,7 @@ class Config:
     verify: str
     keyring: str
     slurm_bin: str
+    pyxis: bool
     log_to: str
     library_url: str
     shub_url: str
@@ -185,6 +186,8 @@ KEYS = (
         "whether all may use what was fetched with the site's credentials"),
     Key("slurm", "bin", "slurm_bin", "", read.optional(read.path),
         "the directory of squeue and scontrol where it is none of the system's"),
+    Key("slurm", "pyxis", "pyxis", "no", read.boolean,
+        "whether Prolog stages what --container-image of pyxis names, for its importer"),
     Key("log", "to", "log_to", "syslog", read.log_target,
         "syslog, stderr, or the path of a file"),
 )  # fmt: skip
@@ -202,4 +205,4 @@ NAMED: dict[str, tuple[type, dict[str, Callable[[str], Any]]]] = {
 }
 SECTIONS = (*dict.fromkeys(key.section for key in KEYS), "alias")
 # Read from the raw text on the way to a hit, or by the task prolog's shell.
-READ_RAW = (("cache", "path"), ("state", "path"), ("stage", "registries_conf"))
+READ_RAW = (("cache", "path"), ("state", "path"), ("stage", "registries_conf"), ("slurm", "pyxis"))

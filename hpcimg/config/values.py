@@ -48,7 +48,7 @@ def size(text: str) -> Size:
 
 def boolean(text: str) -> bool:
     """Read yes or no."""
-    known = {"yes": True, "true": True, "on": True, "no": False, "false": False, "off": False}
+    known = {**dict.fromkeys(conffiles.YES, True), **dict.fromkeys(("no", "false", "off"), False)}
     if text.lower() not in known:
         raise ValueError(f"{text!r} is neither yes nor no")
     return known[text.lower()]

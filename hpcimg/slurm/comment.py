@@ -4,7 +4,8 @@ A word that begins with `container:` asks for one. Spellings that can mean
 nothing else are taken as well: `Container:`, `container=`, a blank after the
 colon, quotes and brackets around, a comma before, a JSON object with that key.
 What names an image in a container's scheme without it, or spells it otherwise
-(`containers:URI`), asks for nothing and is told so. All else in a comment is
+(`containers:URI`), asks for nothing and is told so. `hpcimg:links=NAME,NAME`
+asks for links under the names that workflow managers look for. All else in a comment is
 not ours. `etc/hpcimg.lua` reads the same; one table of cases is for both.
 
 Imports nothing, but json for a comment that is an object with such a key: the
@@ -16,7 +17,9 @@ VARIABLES = ("SLURM_JOB_COMMENT", "SLURM_JOB_EXTRA")
 MARK = "container:"
 MAX_IMAGES = 32
 MAX_NAME = 64
-_KEY = "container"
+LINKS = "hpcimg:links="
+MANAGERS = ("cwltool", "miniwdl", "nextflow", "snakemake")  # those of hpcimg.managers
+_KEY, _OURS = "container", "hpcimg"
 # Schemes of container images and of nothing else.
 IMAGE_SCHEMES = ("docker://", "oras://", "library://", "shub://")
 ENDINGS = (".sif", ".simg", ".img", ".sqsh", ".sqfs", ".squashfs")
@@ -35,16 +38,19 @@ class Wanted:
     """What a job asks for.
 
     `images` are (name, reference), the name "" where none was given; what is
-    malformed in them comes back as it is. `problem` says what is wrong with them
-    as a whole, "" for nothing. `missed` is the first word that is meant for us and
-    asks for nothing, and what would follow the mark in it; ("", "") for none.
+    malformed in them comes back as it is. `links` are workflow managers. `problem` says
+    what is wrong with all of it, "" for nothing, and `remedy` what to do, where that is special.
+    `missed` is the first word that is meant for us and asks for nothing, and what would follow
+    the mark in it; ("", "") for none.
     """
 
-    __slots__ = ("images", "missed", "problem")
+    __slots__ = ("images", "links", "missed", "problem", "remedy")
 
     def __init__(self) -> None:
         self.images: list[tuple[str, str]] = []
+        self.links: list[str] = []
         self.problem = ""
+        self.remedy = ""
         self.missed = ("", "")
 
 
@@ -56,10 +62,12 @@ def read(*texts: str) -> Wanted:
     wanted = Wanted()
     for text in texts:
         # A comment without a reference in it is not ours, and costs no more than this.
-        is_ours = "/" in text or _KEY in text.translate(_TO_LOWER)
+        lower = text.translate(_TO_LOWER)
+        is_ours = "/" in text or _KEY in lower or _OURS in lower
         if is_ours and not _read_object(text, wanted):
             _read_words(text, wanted)
     wanted.images = list(dict.fromkeys(wanted.images))
+    wanted.links = list(dict.fromkeys(wanted.links))
     wanted.problem = wanted.problem or _problem(wanted.images)
     return wanted
 
@@ -102,7 +110,8 @@ def _read_words(text: str, wanted: Wanted) -> None:
         else:
             asked = _after_mark(piece)
         if asked is None:
-            _look_at_other(piece, wanted)
+            if not _read_links(piece, wanted):
+                _look_at_other(piece, wanted)
         elif asked == "":
             asked = _unquoted(following)
             if _after_mark(following) is None and _is_image(asked):
@@ -112,6 +121,22 @@ def _read_words(text: str, wanted: Wanted) -> None:
                 wanted.images.append(("", ""))
         elif _says_something(asked):
             wanted.images.append(split_name(asked))
+
+
+def _read_links(piece: str, wanted: Wanted) -> bool:
+    """Read a word that asks for links; return False where it is none."""
+    body = _unquoted(piece)
+    key, _, listed = body.translate(_TO_LOWER).partition("=")
+    if not key.startswith(f"{_OURS}:link"):
+        return False
+    names = [name for name in listed.split(",") if name]
+    unknown = next((name for name in names if name not in MANAGERS), "")
+    if f"{key}=" != LINKS or not names or unknown:
+        why = f"no workflow manager {unknown[:40]} is known" if unknown else "it asks for no links"
+        wanted.problem = wanted.problem or f"{body[:60]}: {why}"
+        wanted.remedy = f"Write {LINKS} and, with commas, some of {' '.join(MANAGERS)}."
+    wanted.links += names
+    return True
 
 
 def _cut(word: str) -> list[str]:

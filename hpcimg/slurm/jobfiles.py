@@ -1,11 +1,12 @@
 """The files of one job: its record, and the lines its task prolog prints.
 
-Imports only os: the way to a warm hit writes them.
+Imports only os and errno: the way to a warm hit writes them.
 """
 
+import errno
 import os
 
-from hpcimg import atomic
+from hpcimg import acl, atomic
 from hpcimg.cache.paths import Layout
 from hpcimg.plainjson import dumps
 
@@ -14,9 +15,13 @@ _TEXT_MAX = 4096  # characters; a comment may be longer than all that can be in 
 
 
 class Image:
-    """One image that a job asked for: the name it gave, and what came of it."""
+    """One image that a job asked for: the name it gave, and what came of it.
 
-    __slots__ = ("key", "name", "path", "source", "text", "uri")
+    `format` is "" where the job asked hpcimg for it, and otherwise what pyxis, which it asked,
+    needs.
+    """
+
+    __slots__ = ("format", "key", "name", "path", "source", "text", "uri")
 
     def __init__(
         self,
@@ -27,6 +32,7 @@ class Image:
         key: str = "",
         path: str = "",
         source: str = "",
+        format: str = "",
     ) -> None:
         self.name = name
         self.text = text
@@ -34,6 +40,7 @@ class Image:
         self.key = key
         self.path = path
         self.source = source
+        self.format = format
 
 
 def prepare(layout: Layout, job: str) -> None:
@@ -61,11 +68,26 @@ def write_asked(
     )
 
 
-def write_ready(layout: Layout, job: str, uid: int, images: list[Image], *, started: float) -> None:
-    """Tell the job where its images are."""
-    lines = [f"export HPCIMG_IMAGE={images[0].path}"]
-    lines += [f"export HPCIMG_IMAGE_{image.name}={image.path}" for image in images if image.name]
-    lines.append("export HPCIMG_IMAGES=" + ":".join(image.path for image in images))
+def write_ready(
+    layout: Layout,
+    job: str,
+    uid: int,
+    images: list[Image],
+    *,
+    started: float,
+    links: list[str],
+) -> None:
+    """Tell the job where its images are, and link them for these workflow managers."""
+    ours = [image for image in images if not image.format]
+    lines = [f"export HPCIMG_IMAGE_{image.name}={image.path}" for image in ours if image.name]
+    if ours:
+        lines.insert(0, f"export HPCIMG_IMAGE={ours[0].path}")
+        lines.append("export HPCIMG_IMAGES=" + ":".join(image.path for image in ours))
+    if links:
+        lines += _link(f"{layout.job(job)}/links", uid, ours, links)
+    for image in images:
+        if image.format:
+            _write_file(f"{layout.job(job)}/pyxis", f"{image.text}\n{image.path}\n", uid)
     _write(layout, job, uid, lines, {"state": READY, **_common(images, started)})
 
 
@@ -105,9 +127,45 @@ def all_jobs(layout: Layout) -> set[str]:
         return set()
 
 
+def _link(directory: str, uid: int, images: list[Image], managers: list[str]) -> list[str]:
+    """Make the directory of links; return the lines that tell where it is.
+
+    It is root's, and so are the links: the user could fill the tmpfs that all share.
+    """
+    from hpcimg.managers import MANAGERS, names
+
+    os.mkdir(directory, 0o755)
+    lines = [f"export HPCIMG_LINKS={directory}"]
+    for manager in managers:
+        place = f"{directory}/{manager}"
+        os.mkdir(place, 0o755)
+        for image in images:
+            for name in names(manager, (image.text, image.uri)):
+                if not os.path.lexists(f"{place}/{name}"):  # the first of the job's images has it
+                    os.symlink(image.path, f"{place}/{name}")
+        lines += [f"export {variable}={place}" for variable in MANAGERS[manager].variables]
+    if uid != os.geteuid():
+        _let_enter(directory, uid)
+    return lines
+
+
+def _let_enter(directory: str, uid: int) -> None:
+    """Let a user list and enter a directory, and nobody else: references can be private."""
+    try:
+        acl.let_enter(directory, uid)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        os.chmod(directory, 0o711)  # noqa: S103  # to enter it, and not to list it
+
+
 def _empty(directory: str) -> None:
     for name in os.listdir(directory):
-        atomic.remove(f"{directory}/{name}")
+        try:
+            atomic.remove(f"{directory}/{name}")
+        except IsADirectoryError:
+            _empty(f"{directory}/{name}")
+            os.rmdir(f"{directory}/{name}")
 
 
 def _common(images: list[Image], started: float) -> dict[str, object]:
@@ -123,16 +181,15 @@ def _common(images: list[Image], started: float) -> dict[str, object]:
 def _write(layout: Layout, job: str, uid: int, lines: list[str], record: dict[str, object]) -> None:
     _write_record(layout, job, uid, record)
     # The task file comes last: once it is there, all is said.
-    _write_file(layout, job, uid, "task", "\n".join(lines))
+    _write_file(f"{layout.job(job)}/task", "".join(f"{line}\n" for line in lines), uid)
 
 
 def _write_record(layout: Layout, job: str, uid: int, record: dict[str, object]) -> None:
     record = {"version": 1, "job": job, "uid": uid, **record}
-    _write_file(layout, job, uid, "record.json", dumps(record))
+    _write_file(f"{layout.job(job)}/record.json", dumps(record) + "\n", uid)
 
 
-def _write_file(layout: Layout, job: str, uid: int, name: str, text: str) -> None:
+def _write_file(path: str, text: str, uid: int) -> None:
     # Only the job's user and root read them: references can be private. They stay root's, on a
     # tmpfs that all share and nobody else is to fill.
-    reader = uid if os.geteuid() == 0 else None
-    atomic.write_file(f"{layout.job(job)}/{name}", f"{text}\n", mode=0o400, reader=reader)
+    atomic.write_file(path, text, mode=0o400, reader=uid if os.geteuid() == 0 else None)

@@ -29,7 +29,7 @@ from hpcimg.errors import (
 from hpcimg.fetch.contract import Request
 from hpcimg.reference import told
 from hpcimg.site import policy
-from hpcimg.slurm import comment, jobfiles, query, requeue
+from hpcimg.slurm import comment, jobfiles, pyxis, query, requeue
 from hpcimg.units import format_duration, format_size
 
 log = logging.getLogger(__name__)
@@ -96,9 +96,12 @@ def _stage_all(
     wanted = comment.read(*(os.environ.get(name, "") for name in comment.VARIABLES))
     images += [jobfiles.Image(name, text) for name, text in wanted.images[: comment.MAX_IMAGES]]
     if wanted.problem:
-        raise BadReference(wanted.problem)
+        raise BadReference(wanted.problem, do=wanted.remedy)
     if wanted.missed[0]:
         raise _missed(conf, *wanted.missed)
+    for_pyxis = pyxis.reference(os.environ.get(pyxis.VARIABLE, "")) if conf.pyxis else ""
+    if for_pyxis:
+        images.append(jobfiles.Image("", for_pyxis, format=pyxis.FORMAT))
     if not images:
         return
     references = []
@@ -112,14 +115,16 @@ def _stage_all(
     for image, reference in zip(images, references, strict=True):
         began = time.time()
         request = Request(reference, deadline, job, progress=_LoggedProgress(image.uri))
-        staged = stage.stage(conf, cache, request, text=image.text, uid=uid, gid=_group())
+        staged = stage.stage(
+            conf, cache, request, text=image.text, uid=uid, gid=_group(), image_format=image.format
+        )
         image.key, image.path, image.source = staged.entry.key, staged.path, staged.how
         told = journal.fields(
             journal.STAGED, uri=image.uri, key=image.key, result=image.source,
             bytes=staged.entry.size_bytes, seconds=round(time.time() - began, 3),
         )  # fmt: skip
         log.info("%s is at %s (%s)", image.uri, image.path, image.source, extra=told)
-    jobfiles.write_ready(cache.layout, job, uid, images, started=started)
+    jobfiles.write_ready(cache.layout, job, uid, images, started=started, links=wanted.links)
 
 
 def _missed(conf: Config, written: str, right: str) -> HpcimgError:

@@ -8,7 +8,7 @@ else is left to `hpcimg.slurm.prolog` and `hpcimg.slurm.epilog`, by way of
 import os
 
 from hpcimg.config import files as conffiles
-from hpcimg.slurm import comment
+from hpcimg.slurm import comment, pyxis
 
 LONG_WAY = 10  # exit code: the hook goes on with the full program
 _QUICK_S = 1.0  # what takes longer, such as looks at a slow file system, is to have a deadline
@@ -30,7 +30,8 @@ def prolog(environ: dict[str, str]) -> int:
     wanted = comment.read(*(environ.get(name, "") for name in comment.VARIABLES))
     if wanted.problem or wanted.missed[0]:
         return LONG_WAY
-    if not wanted.images:
+    for_pyxis = pyxis.reference(environ.get(pyxis.VARIABLE, ""))
+    if not wanted.images and not for_pyxis:
         return 0
     job, uid = environ["SLURM_JOB_ID"], int(environ["SLURM_JOB_UID"])
     if not job.isdigit():
@@ -46,22 +47,25 @@ def prolog(environ: dict[str, str]) -> int:
     started = time.time()
     until = time.monotonic() + _QUICK_S
     files = conffiles.read_files(conffiles.main_file())
+    images = [jobfiles.Image(name, text) for name, text in wanted.images]
+    if for_pyxis and conffiles.raw_value(files, "slurm", "pyxis").lower() in conffiles.YES:
+        images.append(jobfiles.Image("", for_pyxis, format=pyxis.FORMAT))
+    if not images:
+        return 0
     layout = Layout(*conffiles.directories(files))
     fingerprint = conffiles.fingerprint(files)
     jobfiles.prepare(layout, job)
-    images = []
     sizes = {}
-    for name, text in wanted.images:
+    for image in images:
         if time.monotonic() > until:
             return LONG_WAY
+        text = hot.name_of(image.text, image.format)
         hit = hot.lookup(layout, text, job=job, uid=uid, fingerprint=fingerprint)
         if hit is None:
             return LONG_WAY
         sizes[hit.key] = hit.size_bytes
-        images.append(
-            jobfiles.Image(name, text, uri=hit.uri, key=hit.key, path=hit.path, source="hit")
-        )
-    jobfiles.write_ready(layout, job, uid, images, started=started)
+        image.uri, image.key, image.path, image.source = hit.uri, hit.key, hit.path, "hit"
+    jobfiles.write_ready(layout, job, uid, images, started=started, links=wanted.links)
     took_s = round(time.time() - started, 4)
     for image in images:
         size = sizes[image.key]

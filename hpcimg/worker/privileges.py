@@ -46,15 +46,20 @@ def give_up(account: Account | None, *, file_bytes: int, memory_bytes: int) -> N
     # It is inherited, and slurmd is exempt. Later the file belongs to root.
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write(_FIRST_TO_GO)
-    if account is not None:
-        os.setgroups(account.groups)
-        os.setresgid(account.gid, account.gid, account.gid)
-        os.setresuid(account.uid, account.uid, account.uid)
+    become(account)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)  # until it starts another program
     # After setresuid: the kernel forgets the signal when the uid changes. Who calls this
     # looks afterwards whether the parent is still there.
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def become(account: Account | None) -> None:
+    """Become the account for good; None changes nothing."""
+    if account is not None:
+        os.setgroups(account.groups)
+        os.setresgid(account.gid, account.gid, account.gid)
+        os.setresuid(account.uid, account.uid, account.uid)
 
 
 def _leave_keyring(libc: ctypes.CDLL) -> None:

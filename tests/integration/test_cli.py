@@ -20,8 +20,8 @@ from tests.parts.webserver import WebServer
 
 MIB = 1 << 20
 COMMANDS = (
-    "stage", "path", "status", "explain", "history", "ls", "pin", "unpin", "rm", "gc", "verify",
-    "doctor", "metrics", "config",
+    "check", "stage", "path", "status", "explain", "history", "ls", "pin", "unpin", "rm", "gc",
+    "verify", "doctor", "metrics", "config",
 )  # fmt: skip
 
 

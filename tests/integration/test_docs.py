@@ -36,7 +36,7 @@ from tests.parts.webserver import WebServer
 
 DOCS = ROOT / "docs"
 MAN_1, MAN_5 = ROOT / "man/man1/hpcimg.1", ROOT / "man/man5/hpcimg.conf.5"
-CHECKED = {"console", "slurm", "sh", "ini", "slurm.conf", "python", "text"}
+CHECKED = {"console", "slurm", "sh", "ini", "slurm.conf", "fstab", "python", "text"}
 SIZES = {"samtools": 24 << 20, "bwa": 48 << 20}
 NODE_NAME = "node17"
 _MARK = "\x1e"
@@ -435,15 +435,16 @@ def test_every_json_field_is_described(world: World, docs_web: WebServer) -> Non
     node.prolog(1, f"container:{docs_web.url('/nothing.sif')}")
     node.prolog(2, f"container:{docs_web.url('/samtools.sif')}")
     calls = {
-        "stage": [url], "path": [url], "status": [], "ls": [], "gc": ["--dry-run"], "config": [],
-        "doctor": [], "explain": ["1"], "history": [], "pin": [url], "unpin": [url],
-        "verify": [], "metrics": [], "rm": [url],
+        "check": [url, "x"], "stage": [url], "path": [url], "status": [], "ls": [],
+        "link": ["--as", "nextflow", str(node.directory / "links")],
+        "gc": ["--dry-run"], "config": [], "doctor": [], "explain": ["1"], "history": [],
+        "pin": [url], "unpin": [url], "verify": [], "metrics": [], "rm": [url],
         "completion": ["bash"], "hooks": [str(node.directory / "hooks")],
     }  # fmt: skip
     assert set(calls) == set(cli._COMMANDS)
     for name, arguments in calls.items():
         # What is in a record is described with the files, labels with the metrics.
-        without = ("jobs", "counts", "record", "labels")
+        without = ("jobs", "counts", "record", "labels", "links")
         found = fields(node.hpcimg_json(name, *arguments), without=without)
         section = docblocks.section(DOCS / "reference-cli.md", name)
         events = docblocks.section(DOCS / "reference-files.md", "Events")

@@ -103,7 +103,10 @@ def test_what_is_in_it(tree: Path) -> None:
     doc = tree / "usr/share/doc/hpcimg"
     for path in (*ROOT.glob("docs/*"), ROOT / "README.md", ROOT / "CHANGELOG.md"):
         assert (doc / path.relative_to(ROOT)).exists()
-    assert {p.name for p in (doc / "examples").iterdir()} == {p.name for p in ROOT.glob("etc/*")}
+    examples, etc = doc / "examples", ROOT / "etc"
+    assert {p.relative_to(examples) for p in examples.rglob("*")} == {
+        p.relative_to(etc) for p in etc.rglob("*")
+    }
     for directory, place in (
         ("systemd", "usr/lib/systemd/system"),
         ("tmpfiles.d", "usr/lib/tmpfiles.d"),

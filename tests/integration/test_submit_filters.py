@@ -14,7 +14,7 @@ import pytest
 
 from hpcimg import reference, schemes
 from hpcimg.slurm import comment as comments
-from tests.comment_cases import ASKS, INNOCENT, MISSED, PROBLEMS
+from tests.comment_cases import ASKS, INNOCENT, LINKS, MISSED, PROBLEMS
 from tests.reference_cases import INVALID, VALID
 
 ETC = Path(__file__).parents[2] / "etc"
@@ -87,9 +87,11 @@ class Lua:
     def read(self, comments: Sequence[str]) -> list[dict[str, Any]]:
         """Return what each comment asks for."""
         code = f"local hpcimg = {self.load('hpcimg.lua')}"
+        code += "local function all(list) answer(#list)"
+        code += " for _, text in ipairs(list) do answer(text) end end\n"
         for comment in comments:
             code += f"do local wanted = hpcimg.read({quoted(comment)})\n"
-            code += "answer(#wanted) for _, text in ipairs(wanted) do answer(text) end\n"
+            code += "all(wanted) all(wanted.links)\n"
             code += (
                 "answer(wanted.problem or '') answer(wanted.missed and wanted.missed.right or '')"
             )
@@ -98,6 +100,7 @@ class Lua:
         return [
             {
                 "images": [next(lines) for _ in range(int(next(lines)))],
+                "links": [next(lines) for _ in range(int(next(lines)))],
                 "problem": next(lines),
                 "missed": next(lines),
             }
@@ -210,6 +213,7 @@ def test_the_same_lists_as_on_the_node() -> None:
     assert listed("PATH_SCHEMES") == [name for name, row in rows if not row.slashes]
     assert sorted(listed("REGISTRY_SCHEMES")) == sorted(n for n, row in rows if row.in_registry)
     assert listed("IMAGE_SCHEMES") == list(comments.IMAGE_SCHEMES)
+    assert listed("MANAGERS") == list(comments.MANAGERS)
     assert listed("ENDINGS") == list(comments.ENDINGS) == list(reference.ENDINGS)
 
 
@@ -220,16 +224,22 @@ def as_lua_says(comment: str) -> dict[str, Any]:
     """Return what the node's parser makes of a comment, in the form of `Lua.read`."""
     found = comments.read(comment)
     images = [f"{name}={text}" if name else text for name, text in found.images]
-    return {"images": images, "problem": found.problem, "missed": found.missed[1]}
+    return {
+        "images": images,
+        "links": found.links,
+        "problem": found.problem,
+        "missed": found.missed[1],
+    }
 
 
 def test_a_comment_is_for_lua_what_it_is_on_the_node(lua: Lua) -> None:
-    cases = [case for case, _ in (*ASKS, *MISSED, *PROBLEMS)] + INNOCENT
+    cases = [case for case, _ in (*ASKS, *LINKS, *MISSED, *PROBLEMS)] + INNOCENT
     found = lua.read(cases)
     wrong = {}
     for case, said in zip(cases, found, strict=True):
         right = as_lua_says(case)
-        said["images"] = list(dict.fromkeys(said["images"]))
+        for what in ("images", "links"):
+            said[what] = list(dict.fromkeys(said[what]))
         if {**said, "problem": bool(said["problem"])} != {
             **right,
             "problem": bool(right["problem"]),
@@ -244,7 +254,7 @@ def test_random_comments_are_for_lua_what_they_are_on_the_node(lua: Lua) -> None
         "container", "Container", "contaner", "image", ":", "=", " ", ";", ",", '"', "'",
         "(", ")", "{", "}", "[", "]", "\\", "docker://ubuntu:22.04", "oras://h/i", "/a.sif", "x",
         "tool=", "ubuntu:22.04", "?", "-", "|", '{"container":', '"a":', '"container": "/b.sif"}',
-        "null", "1", "image.sif", "https://h/x",
+        "null", "1", "image.sif", "https://h/x", "hpcimg:links=nextflow", "hpcimg:link", "Hpcimg:",
     ]  # fmt: skip
     cases = [
         "".join(choose.choice(words) for _ in range(choose.randint(1, 9))) for _ in range(4000)
@@ -252,7 +262,8 @@ def test_random_comments_are_for_lua_what_they_are_on_the_node(lua: Lua) -> None
     wrong = {}
     for case, said in zip(cases, lua.read(cases), strict=True):
         right = as_lua_says(case)
-        said["images"] = list(dict.fromkeys(said["images"]))
+        for what in ("images", "links"):
+            said[what] = list(dict.fromkeys(said[what]))
         right["problem"] = said["problem"] = bool(said["problem"]) or bool(right["problem"])
         if said != right:
             wrong[case] = (said, right)

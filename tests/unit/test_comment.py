@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hpcimg.managers import MANAGERS
 from hpcimg.slurm import comment as comments
 from hpcimg.slurm.comment import MAX_IMAGES, Wanted
-from tests.comment_cases import ASKS, INNOCENT, MISSED, PROBLEMS
+from tests.comment_cases import ASKS, INNOCENT, LINKS, MISSED, PROBLEMS
 
 
 def wanted(comment: str) -> list[tuple[str, str]]:
@@ -131,8 +132,19 @@ def test_what_is_nearly_ours_is_told(comment: str, right: str) -> None:
     assert written([image]) == [right]
 
 
+@pytest.mark.parametrize(("comment", "links"), LINKS)
+def test_links_for_workflow_managers(comment: str, links: list[str]) -> None:
+    found = read(comment)
+    assert (found.links, found.problem, found.missed[0]) == (links, "", "")
+    assert set(MANAGERS) >= set(links)
+
+
+def test_the_same_workflow_managers_are_known_everywhere() -> None:
+    assert sorted(comments.MANAGERS) == sorted(MANAGERS)
+
+
 @pytest.mark.parametrize(("comment", "problem"), PROBLEMS)
-def test_what_a_comment_in_json_cannot_ask_for(comment: str, problem: str) -> None:
+def test_what_a_comment_cannot_ask_for(comment: str, problem: str) -> None:
     assert problem in read(comment).problem
 
 

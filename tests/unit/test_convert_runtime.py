@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.parts import layers
+from tests.parts import docblocks, layers
 from tests.parts.daemon import PATH, missing_commands
 from tests.parts.layers import converted, directory, file, layer, symlink, unpack, whiteout
 
@@ -150,6 +150,7 @@ def test_what_enroot_reads(tree: Path, tmp_path: Path) -> None:
     assert (tree / "etc/environment").read_text() == (
         "PATH=/opt/bin:/bin\nQUOTES=a'b\"c `id` $(id) $HOME \\\nbad-name=x\nGREETING=hello\n"
     )
+    assert (tree / "ch/environment").read_text() == (tree / "etc/environment").read_text()
     rc = (tree / "etc/rc").read_text()
     assert "cd -- '/data dir'" in rc
     assert sh(rc.replace("/data dir", str(tmp_path / "data dir")), "x") == "<x>"
@@ -200,3 +201,71 @@ def test_apptainer_takes_it(open_directory: Path, format: str) -> None:
     assert "export A=1" in apptainer("inspect", "-e", str(path))
     if format == "sif":
         assert "*System" in apptainer("sif", "list", str(path))
+
+
+# Recipes of the manual, which have a program samtools in the image
+
+
+def recipe(beginning: str) -> str:
+    """Return the block of the users' page that begins so."""
+    blocks = docblocks.blocks(docblocks.ROOT / "docs/howto-users.md", "sh")
+    [text] = [block.text for block in blocks if block.text.startswith(beginning)]
+    return text
+
+
+def run_recipe(text: str, image: Path) -> str:
+    environment = {"PATH": PATH, "HOME": "/", "USER": "nobody", "HPCIMG_IMAGE": str(image)}
+    done = subprocess.run(
+        ["sh", "-eu"], input=text, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def with_samtools(path: Path, format: str) -> Path:
+    busybox = Path(shutil.which("busybox", path=PATH) or "").read_bytes()
+    says = b'#!/bin/sh\nprintf \'%s|\' samtools "$@" "${A-}" "${B-}" "${C-}"\n'
+    data = layer(
+        file("bin/busybox", busybox, mode=0o755), symlink("bin/sh", "busybox"),
+        symlink("bin/printf", "busybox"), file("bin/samtools", says, mode=0o755),
+        file("etc/passwd"), file("etc/group"),
+    )  # fmt: skip
+    config = {"config": {"Env": ["PATH=/bin", "A=it's", "B='quoted'", "C=$HOME:x=y"]}}
+    return converted(path, [data], format=format, config=json.dumps(config))
+
+
+def missing_fuse(*programs: str) -> str:
+    if missing := missing_commands("busybox", *programs):
+        return missing
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR))
+    except OSError as error:
+        return f"/dev/fuse: {error.strerror}"
+    return ""
+
+
+@pytest.mark.skipif(bool(missing_fuse("ch-run")), reason=missing_fuse("ch-run") or "-")
+def test_charliecloud_takes_it_with_its_variables(tmp_path: Path) -> None:
+    image = with_samtools(tmp_path / "image", "squashfs")
+    said = run_recipe(recipe("ch-run"), image)
+    assert said == "samtools|--version|it's|'quoted'|$HOME:x=y|"
+
+
+@pytest.mark.skipif(
+    bool(missing_fuse("ch-run", "squashfuse", "fusermount")),
+    reason=missing_fuse("ch-run", "squashfuse", "fusermount") or "-",
+)
+def test_squashfuse_takes_what_is_in_a_sif(tmp_path: Path) -> None:
+    image = with_samtools(tmp_path / "image", "sif")
+    assert run_recipe(recipe("root="), image).startswith("samtools|--version|")
+
+
+@pytest.mark.skipif(
+    bool(missing_commands("apptainer")), reason=missing_commands("apptainer") or "-"
+)
+def test_the_recipe_for_apptainer(open_directory: Path) -> None:
+    if missing := missing_commands("busybox"):
+        pytest.skip(missing)
+    image = with_samtools(open_directory / "image", "sif")
+    image.chmod(0o644)
+    assert run_recipe(recipe("apptainer"), image).startswith("samtools|--version|it's|")

@@ -65,8 +65,9 @@ def imports() -> dict[str, set[str]]:
         parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
         files[".".join(parts).removesuffix(".__init__")] = path
     found = {name: named_in(path, known=set(files)) for name, path in files.items()}
-    # The one import whose name is worked out at run time.
-    found["hpcimg.worker.main"] |= MODULES
+    # The imports whose name is worked out at run time.
+    for name in ("hpcimg.worker.main", "hpcimg.check"):
+        found[name] |= MODULES
     return found
 
 

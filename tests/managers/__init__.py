@@ -1,0 +1,1 @@
+"""The names of images in hpcimg.managers, beside the workflow managers themselves."""
