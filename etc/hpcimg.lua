@@ -203,7 +203,7 @@ local function wrong_host(host)
             end
         end
         if count ~= 4 then
-            return name .. " is no address of four numbers"
+            return name .. " is not an IPv4 address in dotted decimal"
         end
     end
     return nil
@@ -340,7 +340,7 @@ local function check_uri(text)
     local wrong = text:match(FORBIDDEN)
     if wrong then
         local hint = wrong == "$" and "; a variable is not replaced there, write it out" or ""
-        local why = "it holds characters that no address has: " .. shown(wrong)
+        local why = "it contains characters that no address has: " .. shown(wrong)
         return no_reference(text, why .. hint)
     end
     if is_alias(text) then

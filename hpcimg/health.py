@@ -238,9 +238,9 @@ def _account(conf: Config) -> Finding:
     if account is None:
         return Finding("account", NOTE, "not looked for: only root fetches as another account")
     if account.uid == _NOBODY:
-        what = f"[stage] account is {conf.account}, which others are, too"
-        why = "each of them could look into what converts"
-        return Finding("account", PROBLEM, what, why, "Create an account for this alone.")
+        what = f"[stage] account is {conf.account}, which other services use too"
+        why = "any of them could look into a conversion"
+        return Finding("account", PROBLEM, what, why, "Create a dedicated account.")
     return Finding("account", OK, f"images are fetched as uid {account.uid}")
 
 

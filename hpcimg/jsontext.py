@@ -21,7 +21,7 @@ def read(data: bytes | str) -> Any:
     try:
         return json.loads(data.decode(errors="replace"))  # as Go's reader has it
     except (ValueError, RecursionError):
-        raise ValueError("it is no JSON text") from None
+        raise ValueError("it is not JSON") from None
 
 
 def read_object(data: bytes | str) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def read_object(data: bytes | str) -> dict[str, Any]:
         content = read(data)
     except ValueError as error:
         why = str(error)
-        raise ValueError("it is no JSON object" if "JSON text" in why else why) from None
+        raise ValueError("it is not a JSON object" if "JSON text" in why else why) from None
     if not isinstance(content, dict):
-        raise ValueError("it is no JSON object")  # noqa: TRY004
+        raise ValueError("it is not a JSON object")  # noqa: TRY004
     return content

@@ -55,8 +55,8 @@ def held(
                 waited = True
                 if left <= 0:
                     raise DeadlinePassed(
-                        "the time for waiting is over",
-                        why="another job on this node was still at work on the same image after "
+                        "gave up waiting",
+                        why="another job on this node was still fetching the same image after "
                         f"{time.monotonic() - began:.0f} s",
                     ) from None
                 waiting(time.monotonic() - began)

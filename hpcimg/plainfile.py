@@ -25,7 +25,7 @@ def read(path: str, *, most: int = _MAX) -> bytes:
         if path == os.devnull:  # which is a file of nothing
             return b""
         if not stat.S_ISREG(mode):
-            raise ValueError("it is no plain file")
+            raise ValueError("it is not a regular file")
         try:
             file = os.open(f"/proc/self/fd/{seen}", os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
@@ -48,4 +48,4 @@ def read_text(path: str) -> str:
     try:
         return read(path).decode()
     except UnicodeDecodeError:
-        raise ValueError("it is no text in UTF-8") from None
+        raise ValueError("it is not UTF-8 text") from None

@@ -136,8 +136,8 @@ def _check_characters(text: str) -> None:
         shown = " ".join(printable(c) for c in wrong[:8])
         raise BadReference(
             f"'{printable(told(text)[:200])}' is not a reference to an image",
-            why=f"it holds characters that no address has: {shown}",
-            do="Variables are not replaced in a comment; write them out." if "$" in wrong else "",
+            why=f"it contains characters that no address has: {shown}",
+            do="Variables are not expanded in a comment; write them out." if "$" in wrong else "",
         )
 
 
@@ -176,7 +176,7 @@ def _parse_uri(text: str, more: Collection[str]) -> Reference:
             text,
             f"{told(scheme)}:// is not known",
             f"{near[0]}:{rest}" if near else "",
-            do=f"Known are {', '.join(f'{name}://' for name in names)}.",
+            do=f"Known: {', '.join(f'{name}://' for name in names)}.",
         )
     if lowered == "file":
         return _path(text, lowered, rest[2:])

@@ -29,20 +29,20 @@ def host(text: str, *, port: int) -> str:
     name, bracket, rest = text.lower().partition("]")
     if bracket:
         if not name.startswith("[") or (rest and not rest.startswith(":")):
-            raise ValueError(f"{text} is no host")
+            raise ValueError(f"{text} is not a host name")
         try:
             name = f"[{ipaddress.IPv6Address(name[1:])}]"
         except ValueError:
-            raise ValueError(f"{text} is no IPv6 address") from None
+            raise ValueError(f"{text} is not an IPv6 address") from None
         written = rest[1:]
     else:
         name, _, written = name.partition(":")
         name = name.removesuffix(".")
         if not name or not _HOST.issuperset(name) or name[0] in ".-" or ".." in name:
-            raise ValueError(f"{text} is no host" if text else "there is no host")
+            raise ValueError(f"{text} is not a host name" if text else "there is no host")
         _check_number(name)
     if written and not (written.isdecimal() and len(written) <= 5 and 0 < int(written) < 65536):
-        raise ValueError(f"{written} is no port")
+        raise ValueError(f"{written} is not a port")
     return name if not written or int(written) == port else f"{name}:{int(written)}"
 
 
@@ -52,7 +52,7 @@ def _check_number(name: str) -> None:
         try:
             ipaddress.IPv4Address(name)
         except ValueError:
-            raise ValueError(f"{name} is no address of four numbers") from None
+            raise ValueError(f"{name} is not an IPv4 address in dotted decimal") from None
 
 
 def web_path(path: str) -> str:
@@ -118,7 +118,7 @@ def image_name(rest: str, *, hub: bool) -> str:
     if name == dockerhub.NAME and "/" not in repository:
         repository = f"library/{repository}"
     if colon and not _TAG.fullmatch(tag):
-        raise ValueError(f"{tag} is no tag" if tag else "the tag after the : is missing")
+        raise ValueError(f"{tag} is not a tag" if tag else "the tag after the : is missing")
     if at and not _DIGEST.fullmatch(digest):
         raise ValueError("a digest is @sha256: and 64 digits of 0-9 and a-f")
     return f"{name}/{repository}@{digest}" if at else f"{name}/{repository}:{tag or 'latest'}"

@@ -49,7 +49,7 @@ class Seen(NamedTuple):
 
 
 def look(config: Config) -> Seen:
-    """Look at cache, downloads under way, jobs and what happened.
+    """Look at cache, downloads in progress, jobs and what happened.
 
     Reads only, so anybody may call it; what is private is seen by root alone.
     """

@@ -175,7 +175,7 @@ class Arrival(ExitStack):
         if self.offer.sha256 and self.offer.sha256 != fetched.sha256:
             raise Damaged(
                 f"{self._uri} is not what was announced",
-                why=f"its sha256 is {fetched.sha256}, promised was {self.offer.sha256}",
+                why=f"its sha256 is {fetched.sha256}, expected {self.offer.sha256}",
             )
         self._check_fits(fetched.size_bytes)
         return self._publish(fetched, way)

@@ -274,7 +274,7 @@ class _Ensure:
             inflight.moves(work, patience_s=patience_s, deadline=self.request.deadline, now=now)
             for work in works
         )
-        holder = "; ".join(_described(work) for work in works) or "nobody says how far it is"
+        holder = "; ".join(_described(work) for work in works) or "its progress is unknown"
         job, uri = self.request.job or "-", self.reference.uri
         if not worth_it and (works or seconds >= patience_s):
             self.chances -= 1
@@ -284,7 +284,7 @@ class _Ensure:
             self.inflight.waits()
         waited = format_duration(seconds)
         log.info(
-            "job %s waits for %s, which another job is bringing (%s so far; %s)",
+            "job %s waits for %s, which another job is fetching (%s so far; %s)",
             job, uri, waited, holder,
         )  # fmt: skip
 

@@ -75,8 +75,8 @@ def recall(layout: Layout, ref_id: str, memory: Memory, *, began: float) -> Hpci
     if error.kind != "user" or age >= memory.ttl_s:
         return None
     error.do += (
-        f" This was found {format_duration(age)} ago; it is looked up again"
-        f" in {format_duration(memory.ttl_s - age)}."
+        f" (Cached result, {format_duration(age)} old; next try in"
+        f" {format_duration(memory.ttl_s - age)}.)"
     )
     return error
 

@@ -53,9 +53,9 @@ def _check_form(offer: Offer) -> None:
     digests = [layer.sha256 for layer in offer.layers]
     digests += [offer.sha256] if offer.sha256 else []
     if not all(map(_DIGITS.fullmatch, digests)):
-        raise ValueError("it has a digest that is none")
+        raise ValueError("it has a malformed digest")
     if len(offer.layers) > LAYERS_MAX or len(bytes_of(offer.validator)) > _VALIDATOR_MAX:
-        raise ValueError("there is more of it than there can be")
+        raise ValueError("it is larger than an image can be")
     if min([offer.size_bytes or 0, *(layer.size_bytes for layer in offer.layers)]) < 0:
         raise ValueError("it has a negative size")
 
@@ -69,10 +69,10 @@ def _follow(offer: Offer, wanted: str | None) -> str:
             raise ValueError(f"nothing names the manifest {digest}")
         content = json.loads(text)
         if not isinstance(content, dict):
-            raise ValueError("its manifest is no JSON object")  # noqa: TRY004
+            raise ValueError("its manifest is not a JSON object")  # noqa: TRY004
         named = set(_digests(content.get("manifests")))
     if wanted is not None and not digest:
-        raise ValueError(f"it does not show that it is {wanted}")
+        raise ValueError(f"nothing shows that it is {wanted}")
     if not digest:
         return ""
     layers = _digests(content.get("layers"))

@@ -91,7 +91,7 @@ class Ref:
     grace: float = 0.0
 
     def fresh_until(self, ttl_s: float) -> float:
-        """Return the Unix time until which this may be taken at its word."""
+        """Return the Unix time until which this may be trusted."""
         return float("inf") if self.pinned else max(self.resolved + ttl_s, self.grace)
 
     def fresh(self, ttl_s: float, now: float) -> bool:

@@ -78,7 +78,7 @@ def _imported() -> Finding:
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
             return Finding("imports", PROBLEM, f"{name} cannot be imported", why, "Reinstall it.")
-    return Finding("imports", OK, "what fetches can be imported")
+    return Finding("imports", OK, "the modules that fetch can be imported")
 
 
 def _tools() -> list[Finding]:
@@ -127,8 +127,8 @@ def _failures(layout: Layout) -> Finding:
     except OSError as error:
         return Finding("failures", NOTE, "the events cannot be read", error.strerror or "")
     if not recent:
-        return Finding("failures", OK, "no job failed by this node's fault within an hour")
+        return Finding("failures", OK, "no job failed because of this node within the last hour")
     last = recent[-1]
     ago = format_duration(now - last["time"])
-    what = f"{len(recent)} jobs failed by this node's fault within an hour, the last {ago} ago"
+    what = f"{len(recent)} jobs failed because of this node within an hour, the last {ago} ago"
     return Finding("failures", NOTE, what, str(last.get("message", "")))

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=20,
         metavar="N",
-        help="the last N, 20 if not said otherwise; 0 for all that are there",
+        help="the last N, 20 by default; 0 for all that are there",
     )
     parser.add_argument("--job", metavar="JOB", default="", help="only those of this job")
     parser.add_argument("--event", metavar="EVENT", default="", help="only those, such as failed")

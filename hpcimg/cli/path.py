@@ -50,7 +50,7 @@ def find(conf: Config, layout: Layout, text: str) -> tuple[Reference, Entry]:
             return wanted, entry
     raise NotFound(
         f"{wanted.uri} is not in the cache of this node",
-        do="A job that names it brings it, and so does `hpcimg stage`.",
+        do="The next job that requests it fetches it, and so does `hpcimg stage`.",
     )
 
 

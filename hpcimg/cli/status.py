@@ -19,16 +19,16 @@ from hpcimg.errors import printable
 from hpcimg.slurm import jobs
 from hpcimg.units import format_duration, format_size
 
-HELP = """show the cache, the downloads under way, the jobs that wait and that use images
+HELP = """show the cache, the downloads in progress, the jobs that wait and that use images
 
 Counts are since the node booted. Exit code 1 where a problem was found."""
 
 # What the events are called here, in the order in which they are shown.
 _COUNTS = {
-    "hit": "hits", "waited": "waited for another job", "fetched": "fetched",
+    "hit": "hit{s}", "waited": "waited for another job", "fetched": "fetched",
     "unchanged": "asked, unchanged", "stale": "served while the server was down",
     "failed": "failed", "requeue": "requeued", "evict": "evicted",
-    "sweep": "times leftovers were swept", "sweep_failed": "times they could not be",
+    "sweep": "sweep{s} of leftovers", "sweep_failed": "failed sweep{s}",
 }  # fmt: skip
 _INTERVAL_MIN_S = 0.1
 
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_interval,
         const=2.0,
         metavar="SECONDS",
-        help="show it again and again, every 2 seconds if not said otherwise",
+        help="show it again and again, every 2 seconds by default",
     )
 
 
@@ -109,7 +109,7 @@ def lines(seen: dict[str, Any], *, columns: int) -> list[str]:
     if seen["staging"]:
         heads = ("PHASE", "PROGRESS", ">RATE", ">SINCE", ">JOB", "FROM")
         rows = [_staging_row(work, columns) for work in seen["staging"]]
-        shown += _part("Under way", output.table(heads, rows, columns=columns))
+        shown += _part("In progress", output.table(heads, rows, columns=columns))
     if seen["waiting"]:
         waiters = [_waiting_row(waiter) for waiter in seen["waiting"]]
         titles = (">JOB", ">SINCE", "UNTIL", "FOR")
@@ -151,8 +151,11 @@ def _of_cache(seen: dict[str, Any]) -> list[str]:
     if cache["layers"]:
         size = format_size(cache["layer_bytes"])
         told.append(f"layers kept for the next image: {cache['layers']} ({size})")
-    counts = [f"{seen['counts'][name]} {text}" for name, text in _COUNTS.items()
-              if seen["counts"].get(name)]  # fmt: skip
+    counts = [
+        f"{count} {text.format(s='s' * (count != 1))}"
+        for name, text in _COUNTS.items()
+        if (count := seen["counts"].get(name))
+    ]
     told.append(f"since boot: {', '.join(counts) or 'nothing yet'}")
     if seen["saved_bytes"] > 0:
         told.append(

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_rate,
         default=float(100 << 20),
         metavar="SIZE",
-        help="read no more in a second, 100M if not said otherwise; 0 for no limit",
+        help="read no more in a second, 100M by default; 0 for no limit",
     )
 
 

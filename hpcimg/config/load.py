@@ -108,7 +108,7 @@ def _collect(files: list[tuple[str, str]]) -> _Found:
     for (path, parser), file in zip(_parse(files), files, strict=True):
         for at in READ_RAW:
             if parser.get(*at, fallback="") != conffiles.raw_value([file], *at):
-                raise _wrong(path, *at, "write the key at the beginning of one line of its own")
+                raise _wrong(path, *at, "write the key at the start of a line of its own")
         for section in parser.sections():
             kind, _, whose = section.partition(" ")
             if kind == "registry" and whose:  # named, if nothing else
@@ -154,12 +154,10 @@ def _unknown(path: str, section: str, name: str) -> ConfigError:
     kind, _, whose = section.partition(" ")
     if section not in SECTIONS and not (whose and kind in NAMED):
         known = ", ".join(f"[{s}]" for s in SECTIONS) + ", [registry HOST], [static NAME]"
-        return ConfigError(f"{path}: unknown section [{section}]", do=f"Known are {known}.")
+        return ConfigError(f"{path}: unknown section [{section}]", do=f"Known: {known}.")
     keys = NAMED[kind][1] if whose else [key.name for key in KEYS if key.section == section]
     known = ", ".join(keys)
-    return ConfigError(
-        f"{path}: unknown key {name!r} in [{section}]", do=f"Known there are {known}."
-    )
+    return ConfigError(f"{path}: unknown key {name!r} in [{section}]", do=f"Known keys: {known}.")
 
 
 def _wrong(origin: str, section: str, name: str, why: str) -> ConfigError:

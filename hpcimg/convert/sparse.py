@@ -118,7 +118,7 @@ def _old(field: bytes, reader: Reader) -> int:
 def decimal(text: bytes, layer: Layer) -> int:
     """Read a number of a pax record."""
     if not text.isdigit() or len(text) > 19:
-        raise layer.damaged("a number in a pax header is none")
+        raise layer.damaged("a number in a pax header is malformed")
     return int(text)
 
 

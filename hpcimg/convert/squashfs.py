@@ -165,10 +165,10 @@ def explain(code: int, said: str, uri: str) -> HpcimgError:
         return NoRoom(f"the disk of this node filled up while {uri} was converted")
     if -code == signal.SIGXFSZ or "file too large" in said.lower():
         return TooLarge(
-            f"{uri} is too large", why="converted it is larger than this node takes any"
+            f"{uri} is too large", why="the converted image is larger than this node takes"
         )
     if "out of memory" in said.lower():
-        why = "to convert it takes more memory than this node gives to one image"
+        why = "to convert it takes more memory than this node allows for one image"
         return TooLarge(f"{uri} is too large", why=why)
     if code in _KILLED:
         return Interrupted(what, why=_WHY_KILLED)

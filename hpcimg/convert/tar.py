@@ -154,7 +154,7 @@ def _next_header(reader: Reader) -> bytes | None:
         raise reader.layer.damaged("a block of zeros between two files")
     if not _sum_fits(block, reader.layer):
         if reader.position == _BLOCK:
-            raise reader.layer.refused("it is no tar archive, neither plain nor gzip nor zstd")
+            raise reader.layer.refused("it is not a tar archive, plain or packed with gzip or zstd")
         raise reader.layer.damaged("the checksum of a file's header is wrong")
     return block
 
@@ -184,7 +184,7 @@ def _number(field: bytes, layer: Layer) -> int:
     try:
         return int(field.partition(b"\0")[0].strip() or b"0", 8)
     except ValueError:
-        raise layer.damaged("a number in a file's header is none") from None
+        raise layer.damaged("a number in a file's header is malformed") from None
 
 
 def _seconds(block: bytes, extended: dict[bytes, bytes], layer: Layer) -> int:
@@ -194,7 +194,7 @@ def _seconds(block: bytes, extended: dict[bytes, bytes], layer: Layer) -> int:
         return _number(block[136:148], layer)
     said = _TIME.fullmatch(text)
     if not said:
-        raise layer.damaged("a time in a pax header is none")
+        raise layer.damaged("a time in a pax header is malformed")
     return -1 if said[1] else int(said[2])  # squashfs has nothing before 1970
 
 

@@ -136,5 +136,6 @@ def _not_allowed(host: str, why: str) -> NotAllowed:
     return NotAllowed(
         f"{host} is at an address that this site does not allow",
         why=why,
-        do="Administrators: [policy] allow_addresses names the networks that users may name.",
+        do="Administrators: [policy] allow_addresses names the non-public networks that "
+        "references may reach.",
     )

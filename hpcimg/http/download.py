@@ -109,7 +109,7 @@ def _check_length(length: int, size_bytes: int | None, url: str) -> None:
     if size_bytes is not None and length != size_bytes:
         raise Damaged(
             f"{shown(url)} is not what was announced",
-            why=f"it has {length} bytes, promised were {size_bytes}",
+            why=f"it has {length} bytes, expected {size_bytes}",
         )
 
 

@@ -63,7 +63,7 @@ class SessionWithoutRedirects(Session):
 
 def no_address(what: str, whose: str) -> Unreachable:
     """Return the error for an address in a server's answer that is none: that server's fault."""
-    error = Unreachable(what, why=f"{whose} what is no http address")
+    error = Unreachable(what, why=f"{whose} an address that is not http")
     error.tried_again = False
     return error
 

@@ -194,7 +194,7 @@ def _send(
         raise BadReference(
             f"{shown(url)} leads to no address",
             # The text of the error has the address with its query in it.
-            why=f"it is no http address ({type(error).__name__})",
+            why=f"it is not an http address ({type(error).__name__})",
             do="Check the address.",
         ) from None
 
@@ -216,8 +216,8 @@ def check_status(response: requests.Response, where: str = "") -> None:
     if status in _TRY_AGAIN or status >= 500:
         wait_s = retry_after_s(response.headers.get("Retry-After", ""), now=time.time())
         if wait_s:
-            why += f" and is to be asked again in {format_duration(wait_s)}"
-        error = Unreachable(f"{where} cannot be served now", why=why)
+            why += f" and asks to wait {format_duration(wait_s)}"
+        error = Unreachable(f"{where} is unavailable now", why=why)
         error.retry_after_s = wait_s
         raise error
     raise UserError(f"{where} could not be read", why=why)

@@ -41,7 +41,7 @@ def parse(text: str, uri: str) -> OciConfig:
         whole = json.loads(text)
         found = _read(whole, text)
     except (ValueError, RecursionError) as error:
-        why = "it is no JSON text" if isinstance(error, json.JSONDecodeError) else str(error)
+        why = "it is not JSON" if isinstance(error, json.JSONDecodeError) else str(error)
         raise NotAnImage(
             f"the configuration of {uri} cannot be used",
             why=why,
@@ -107,5 +107,5 @@ def _text(value: object, key: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise _Wrong(f"{key} holds what is no Unicode text") from None
+        raise _Wrong(f"{key} is not valid Unicode") from None
     return value

@@ -37,7 +37,7 @@ def locate(
     match = find(rules, rest)
     if match and match.rule.wrong:
         raise ConfigError(
-            f"{rest} cannot be looked for",
+            f"{rest} cannot be resolved",
             why=match.rule.wrong,
             do="Tell the administrators. See containers-registries.conf(5).",
         )
@@ -57,7 +57,7 @@ def locate(
             name = _moved(name, match, match.rule.location)
             if not is_location(name):
                 why = f"the table of {match.rule.prefix} leads to {name}, which is no repository"
-                raise ConfigError(f"{rest} cannot be looked for", why=why)
+                raise ConfigError(f"{rest} cannot be resolved", why=why)
     # Each place has to be allowed by what is said about it, not about the image alone: with
     # `blocked` and mirrors, the mirrors are asked and the registry never is.
     places = [place for place in places if not _blocked(rules, f"{place.name}{version}")]

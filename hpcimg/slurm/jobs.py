@@ -32,7 +32,7 @@ def waiting(layout: Layout, staging: Sequence[dict[str, Any]]) -> list[dict[str,
 
     Root sees them; others see none.
 
-    `staging` are the downloads under way, some of which they wait for.
+    `staging` are the downloads in progress, some of which they wait for.
     """
     fetching = {str(work["job"]) for work in staging}
     found: list[dict[str, Any]] = []

@@ -134,7 +134,7 @@ def _missed(conf: Config, written: str, right: str) -> HpcimgError:
     except HpcimgError as error:
         return error
     return BadReference(
-        f"{told(written)!r} asks for no image", why=f"did you mean {comment.MARK}{told(right)}"
+        f"{told(written)!r} requests no image", why=f"did you mean {comment.MARK}{told(right)}"
     )
 
 
@@ -244,7 +244,7 @@ def _fail(
         uri = _uri_of_failed(images)
         history.record_failure(layout, error, job=job, uri=uri, took_s=time.time() - started)
     except Exception as worse:
-        log.critical("the job cannot be told: %s", worse, exc_info=worse)
+        log.critical("the job cannot be informed: %s", worse, exc_info=worse)
 
 
 def _layout_at_any_cost() -> Layout:

@@ -87,7 +87,7 @@ def _read(text: str, origin: str) -> Keys | None:
     try:
         parser.read_string(text)
     except configparser.Error:
-        raise ValueError("it is no INI file, as ~/.aws/credentials is one") from None
+        raise ValueError("it is not an INI file like ~/.aws/credentials") from None
     section = parser["default"] if parser.has_section("default") else {}
     access = section.get("aws_access_key_id", "").strip()
     secret = section.get("aws_secret_access_key", "").strip()

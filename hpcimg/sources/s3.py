@@ -163,7 +163,7 @@ class Target(NamedTuple):
                 do="Tell the administrators: [s3] url or region may be wrong.",
             )
         if code == "RequestTimeout":  # a 400 that passes
-            return Unreachable(f"{self.uri} cannot be served now", why=why)
+            return Unreachable(f"{self.uri} is unavailable now", why=why)
         return None
 
 

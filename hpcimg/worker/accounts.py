@@ -84,5 +84,5 @@ def of_user(uid: int, gid: int | None = None) -> Account | None:
         gid = found.pw_gid
         groups = os.getgrouplist(found.pw_name, gid)
     if 0 in (uid, gid):
-        raise NodeError(f"nothing is read as uid {uid} with gid {gid}", why="that is root's")
+        raise NodeError(f"refusing to read as uid {uid} with gid {gid}", why="that is root's")
     return Account(uid, gid, tuple(g for g in groups if g not in (0, gid)))

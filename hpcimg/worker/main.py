@@ -62,7 +62,7 @@ def main() -> NoReturn:
     except HpcimgError as error:
         parent.fail(error)
     except MemoryError:
-        why = f"to {doing} it takes more memory than this node gives to one image"
+        why = f"to {doing} it takes more memory than this node allows for one image"
         parent.fail(TooLarge(f"{order.uri} is too large", why=why))
     except OSError as error:
         parent.fail(_explain(error, order.uri, done, start.image_bytes))

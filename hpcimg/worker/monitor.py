@@ -119,7 +119,7 @@ class _Files:
         if layer is None:
             return self._image
         if layer not in self.layers:
-            raise Bug("a fetch speaks of a layer that it was not asked for")
+            raise Bug("a fetch reported a layer that was not requested")
         return self.layers[layer]
 
     def moved(self, layer: int | None, done: int) -> None:
@@ -175,7 +175,7 @@ def _follow(worker: Worker, files: _Files, listener: Listener) -> Outcome | None
             case protocol.Retrying(why, wait_s):
                 retries += 1
                 if retries > _RETRIES_MAX:
-                    raise Bug("a fetch tries again without end")
+                    raise Bug("a fetch retries without end")
                 log.warning("%s: next try in %.1f s: %s", worker.uri, wait_s, why)
                 phase = "waiting"
             case Declined() | Unchanged() as outcome:

@@ -165,7 +165,7 @@ class Worker:
     def _late(self) -> DeadlinePassed:
         return DeadlinePassed(
             f"{self.uri} was not ready in time",
-            why="the time that this site allows for staging is over",
+            why="the deadline for staging has passed",
         )
 
     def _ended(self) -> HpcimgError:
@@ -178,6 +178,5 @@ class Worker:
         if words := self._stderr.read(_READ):
             log.error("the %s of %s: %s", self._doing(), self.uri, words.decode(errors="replace"))
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        return Interrupted(
-            f"the {self._doing()} of {self.uri} did not end well", why=f"its process {how}"
-        )
+        doing = {"fetch": "fetching", "convert": "converting", "verify": "verifying"}
+        return Interrupted(f"{doing[self._doing()]} {self.uri} failed", why=f"the worker {how}")

@@ -126,7 +126,7 @@ def test_what_begins_anew_does_not_stand_in_its_own_way(
 
 
 def arrived(node: Node) -> int:
-    """Return how many bytes of downloads under way are known to have arrived."""
+    """Return how many bytes of downloads in progress are known to have arrived."""
     return sum(work["bytes"] for work in node.hpcimg_json("status")["staging"])
 
 

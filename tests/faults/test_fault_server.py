@@ -104,7 +104,7 @@ MANIFEST_TOO_LARGE = End(errors.NotAnImage, "manifest or config of")
 NO_HTTP = again("what answers there does not speak HTTP")
 IN_AN_HOUR = End(errors.Unreachable, "answered 429")
 CIRCLE = End(errors.NotFound, "redirects more than 10 times", asked=11)
-NO_ADDRESS = End(errors.Unreachable, "redirects to what is no http address")
+NO_ADDRESS = End(errors.Unreachable, "redirects to an address that is not http")
 NOT_FOLLOWED = End(errors.UserError, "redirects of an object store are not followed")
 MEMORY = End(errors.TooLarge, "it takes more memory than this node gives")
 

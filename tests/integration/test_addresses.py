@@ -39,7 +39,7 @@ def test_redirects_to_no_address(start: Start, node: Node, web: WebServer) -> No
         web.script(f"/{number}", [Redirect(place)])
     comments = [f"container:{web.url(f'/{number}')}" for number in range(len(places))]
     for job, task in together(start, node, *comments).items():
-        failed(node, job, task, "Unreachable", "its server redirects to what is no http address")
+        failed(node, job, task, "Unreachable", "redirects to an address that is not http")
         assert web.count(path=f"/{job - 1}") == 1
 
 

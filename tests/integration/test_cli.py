@@ -130,7 +130,7 @@ def test_status_while_an_image_is_on_its_way(
         assert work["total"] in (None, len(sif))
         assert fields["cache"]["images"] == 0
         text = node.hpcimg("status").stdout
-        assert "Under way" in text
+        assert "In progress" in text
         assert re.search(rf"\b7\b +{url}$", text, re.MULTILINE)
         hold.release()
         finish(prolog)
@@ -289,8 +289,8 @@ def test_config(node: Node) -> None:
     assert re.search(rf"^stage +tag_ttl +2h +{other}$", text, re.MULTILINE)
     assert re.search(r"^stage +deadline +540s +default$", text, re.MULTILINE)
     about = node.hpcimg("config", "--about").stdout
-    assert "how long a tag is taken at its word" in about
-    assert "how long a tag is taken at its word" not in text
+    assert "how long a tag is trusted" in about
+    assert "how long a tag is trusted" not in text
 
 
 def test_config_that_is_wrong(node: Node) -> None:

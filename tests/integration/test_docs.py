@@ -252,7 +252,7 @@ def test_status_looks_as_shown_while_jobs_are_held(world: World, docs_web: WebSe
     (shown,) = [
         command
         for block in docblocks.blocks(DOCS / "howto-operate.md", "text")
-        if "Under way" in block.text
+        if "In progress" in block.text
         for command in docblocks.commands(block)
     ]
     node, samtools = world.node, f"container:{docs_web.url('/samtools.sif')}"

@@ -301,7 +301,7 @@ def test_failures_by_the_nodes_fault_are_a_note(node: Node, url: str) -> None:
     with (node.state / "events.jsonl").open("a") as file:
         file.write(json.dumps(event) + "\n")
     said = node.hpcimg("doctor").stdout
-    assert "note    failures: 1 jobs failed by this node's fault within an hour" in said
+    assert "note    failures: 1 jobs failed because of this node within an hour" in said
     assert said.count("the disk") == 1
     assert problems(node) == []
 

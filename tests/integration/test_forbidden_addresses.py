@@ -209,5 +209,5 @@ def test_through_a_proxy_what_is_written_is_looked_at(
 
 def test_a_file_of_the_node_is_no_place_to_be_sent_to(tmp_path: Path, web: WebServer) -> None:
     web.script(PATH, [Redirect(f"file://{tmp_path}")])
-    with pytest.raises(Exception, match="redirects to what is no http address"):
+    with pytest.raises(Exception, match="redirects to an address that is not http"):
         get(web.url(PATH), settings(networks=("127.0.0.1",)))

@@ -1,4 +1,4 @@
-"""How long a tag is taken at its word, and what happens when its server is asked again."""
+"""How long a tag is trusted, and what happens when its server is asked again."""
 
 from __future__ import annotations
 

@@ -254,14 +254,14 @@ WRONG = {
     "first byte": Wrong(bytes, Corrupt(0), "its sha256 is "),
     "last byte": Wrong(bytes, Corrupt(-1), "its sha256 is "),
     "last byte, no length": Wrong(lambda data: data[:-1] + b"?", Chunked(), "its sha256 is "),
-    "short": Wrong(lambda data: data[:-7], Ok(), "bytes, promised were "),
-    "short, no length": Wrong(lambda data: data[:-7], NoLength(), "bytes, promised were "),
-    "long": Wrong(lambda data: data + b"more", Ok(), "bytes, promised were "),
-    "long, no length": Wrong(lambda data: data + b"more", Chunked(), "bytes, promised were "),
-    "endless": Wrong(bytes, Endless(), "bytes, promised were "),
-    "more announced": Wrong(bytes, WrongLength(+7), "bytes, promised were "),
-    "fewer announced": Wrong(bytes, WrongLength(-7), "bytes, promised were "),
-    "empty": Wrong(lambda _: b"", Ok(), "bytes, promised were "),
+    "short": Wrong(lambda data: data[:-7], Ok(), "bytes, expected "),
+    "short, no length": Wrong(lambda data: data[:-7], NoLength(), "bytes, expected "),
+    "long": Wrong(lambda data: data + b"more", Ok(), "bytes, expected "),
+    "long, no length": Wrong(lambda data: data + b"more", Chunked(), "bytes, expected "),
+    "endless": Wrong(bytes, Endless(), "bytes, expected "),
+    "more announced": Wrong(bytes, WrongLength(+7), "bytes, expected "),
+    "fewer announced": Wrong(bytes, WrongLength(-7), "bytes, expected "),
+    "empty": Wrong(lambda _: b"", Ok(), "bytes, expected "),
 }
 
 

@@ -133,7 +133,7 @@ def test_no_login_in_plain_http_for_a_registry_with_tls(
         plain.handle("/token", lambda _: Answer(200, {}, b'{"token": "tok3n"}'))
         place = Place(secure, connect)
         place.wants(f'Bearer realm="{plain.url("/token")}"', "Bearer tok3n")
-        with pytest.raises(Forbidden, match="it wants the login in plain http"):
+        with pytest.raises(Forbidden, match="it asks for the login over plain http"):
             place.client(insecure=False).manifest()
         assert plain.count() == 0
         # Without a login there is nothing to lose.
@@ -169,7 +169,7 @@ def test_a_token_server_that_is_busy(place: Place, target: Target) -> None:
     place.wants(f'Bearer realm="{place.web.url("/token")}?x=s3cret"', "Bearer tok3n")
     assert place.client().manifest()
     [why] = target.retries()
-    assert "/token cannot be served now: the server answered 429" in why
+    assert "/token is unavailable now: the server answered 429" in why
     assert not any(secret in why for secret in SECRETS)
 
 

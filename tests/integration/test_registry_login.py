@@ -86,7 +86,7 @@ def test_basic(with_basic: Registry, connect: Connect, target: Target) -> None:
 def test_basic_without_and_with_a_wrong_login(with_basic: Registry, connect: Connect) -> None:
     push(with_basic, BLOB)
     host = with_basic.host
-    with pytest.raises(Forbidden, match="wants a login, without a login"):
+    with pytest.raises(Forbidden, match="requires a login, without a login"):
         connect(f"{host}/lab/x:1").manifest()
     wrong = auth_file(host, username="jo", password="no-such-pass")
     with pytest.raises(Forbidden, match="answered 401 again, to the login in the site's") as caught:

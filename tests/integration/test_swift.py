@@ -201,7 +201,7 @@ def test_a_file_of_the_users_that_is_none(user_node: NodeWithAccount) -> None:
     file.unlink()
     os.mkfifo(file, 0o600)
     os.chown(file, 54321, 54321)
-    refused(user_node, 1, URI, "UserError", "it is no plain file")
+    refused(user_node, 1, URI, "UserError", "it is not a regular file")
     file.unlink()
     others = user_node.directory / "others"
     others.touch(mode=0o600)
@@ -227,11 +227,11 @@ def test_a_temp_url_is_told_to_nobody(node: Node, web: WebServer) -> None:
     [
         ("echo hello\n", "line 1 needs a shell"),
         ("OS_USERNAME=me\n", "no credentials are known"),
-        ("OS_AUTH_URL=http://127.0.0.1:9\n", "names nobody to log in as"),
-        ("ST_AUTH=http://127.0.0.1:9\nST_USER=a\n", "names nobody to log in as"),
+        ("OS_AUTH_URL=http://127.0.0.1:9\n", "names no user to log in as"),
+        ("ST_AUTH=http://127.0.0.1:9\nST_USER=a\n", "names no user to log in as"),
         (
             "OS_AUTH_URL=http://127.0.0.1:9\nOS_APPLICATION_CREDENTIAL_ID=a\n",
-            "names nobody to log in as",
+            "names no user to log in as",
         ),
         ("OS_AUTH_URL=ftp://h\nOS_USERNAME=a\nOS_PASSWORD=b\n", "OS_AUTH_URL is no address"),
         ("TEMP_URL_KEY=k\n", "the address for TEMP_URL_KEY is no address"),

@@ -193,7 +193,7 @@ def test_does_not_wait_beyond_its_deadline(node: Node, web: WebServer, comment: 
     node.configure("[stage]\ndeadline = 10s\n")
     web.script(PATH, [Status(503, retry_after="60")])
     began = time.monotonic()
-    refused(node, 1, comment, "Unreachable", "cannot be served now", "the server answered 503")
+    refused(node, 1, comment, "Unreachable", "is unavailable now", "the server answered 503")
     assert time.monotonic() - began < 10
     assert web.count() == 1
 
@@ -210,7 +210,7 @@ def test_tries_again_what_may_pass(start: Start, node: Node, web: WebServer, sif
 def test_gives_up_at_last(node: Node, web: WebServer, comment: str) -> None:
     again, for_long = Status(503, retry_after="0"), Status(503, retry_after="600")
     web.script(PATH, [again, Truncate(HALF), again, again, for_long])
-    refused(node, 1, comment, "Unreachable", "cannot be served now", "the server answered 503")
+    refused(node, 1, comment, "Unreachable", "is unavailable now", "the server answered 503")
     assert node.record(1)["class"] == "transient"
     assert web.count() == 5
     assert node.images() == []

@@ -22,7 +22,7 @@ def test_the_second_waits_for_the_first(
         first = start(node, 1, f"container:{url}")
         hold.wait_reached()
         second = start(node, 2, f"container:{url}")
-        wait_for_log(node, f"job 2 waits for {url}, which another job is bringing")
+        wait_for_log(node, f"job 2 waits for {url}, which another job is fetching")
         # Neither finds a part of an image.
         assert node.images() == []
         assert not list(node.state.glob("jobs/*/task"))

@@ -36,7 +36,7 @@ def up(site: Site, name: str) -> None:
 
 
 def submit(site: Site, url: str, *options: str, before: str = "") -> int:
-    """Submit a job that prints the "hello" of its image, for node n1 if not said otherwise."""
+    """Submit a job that prints the "hello" of its image, for node n1 by default."""
     script = f'{before}\n{site.read_image} "$HPCIMG_IMAGE" hello'
     return site.cluster.sbatch(
         script, *(options or ("--nodelist=n1",)), f"--comment=container:{url}"

@@ -227,7 +227,7 @@ def test_an_exported_key_is_no_keyring(site: Site, signers: Signers) -> None:
     url = serve(site, signers.trusted.sign(make_image(site, "exported")))
     verify(site, signers.trusted.public.name)
     said = failed(site, submit(site, url))
-    assert said.startswith("hpcimg: [policy] keyring is no keyring: it is text")
+    assert said.startswith("hpcimg: [policy] keyring is not a keyring: it is text")
 
 
 def test_the_global_keyring_counts_too(site: Site, signers: Signers) -> None:

@@ -38,7 +38,7 @@ class Image:
 class Pool:
     """All images by name, on the web server and both registries of a site.
 
-    `private` is the registry that wants a login. `guesses` are what private images are called
+    `private` is the registry that requires a login. `guesses` are what private images are called
     in a cache, "UID NAME" but for the uid. `faulty` are the paths at the web server that may
     misbehave.
     """

@@ -21,7 +21,7 @@ _IMAGE = re.compile(r"^image (n\d+) (\w+) (.*)$", re.MULTILINE)
 _SHARED = re.compile(r"^shared n\d+ (\S+)$", re.MULTILINE)
 _SENTENCE = re.compile(r"^hpcimg: (.*)$", re.MULTILINE)
 _KINDS = (
-    "was killed by signal", "it was killed", "was not ready in time", "cannot be served now",
+    "was killed by signal", "it was killed", "was not ready in time", "is unavailable now",
     "has no room", "was cut off", "could not be read",
 )  # fmt: skip
 _INTERRUPTED = "Prolog was interrupted on node"

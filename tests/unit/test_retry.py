@@ -49,7 +49,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[Work]:
 
 
 def busy(retry_after_s: float | None = None) -> Unreachable:
-    error = Unreachable("h cannot be served now", why="the server answered 503")
+    error = Unreachable("h is unavailable now", why="the server answered 503")
     error.retry_after_s = retry_after_s
     return error
 
@@ -113,4 +113,4 @@ def test_does_not_wait_beyond_the_deadline(work: Work) -> None:
 def test_says_why_it_waits(work: Work) -> None:
     work.run([busy(), None])
     [said] = work.said
-    assert said == ("retrying", "h cannot be served now: the server answered 503", work.slept[0])
+    assert said == ("retrying", "h is unavailable now: the server answered 503", work.slept[0])

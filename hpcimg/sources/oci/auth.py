@@ -144,7 +144,7 @@ class RegistryAuthorization:
         elif "basic" in challenges and login and login.basic:
             answer = login.basic
         else:
-            self._refuse("the registry wants a login")
+            self._refuse("the registry requires a login")
         if answer == self._header or not _fits_a_header(answer):
             self._refuse("the registry answered 401")
         return answer
@@ -155,13 +155,13 @@ class RegistryAuthorization:
         if refused:
             raise Forbidden(
                 f"{self._uri} may not be read",
-                why=f"where its registry wants a login is refused: {refused}",
+                why=f"where its registry requires a login is refused: {refused}",
             )
         query = {"scope": f"repository:{self._repository}:pull"}
         if "service" in asked:
             query["service"] = asked["service"]
         if not address(realm):
-            raise no_address(f"{self._uri} could not be read", "its registry wants a login at")
+            raise no_address(f"{self._uri} could not be read", "its registry requires a login at")
         url, headers, form = realm, {}, None
         if login and login.identity_token:
             secret = {"grant_type": "refresh_token", "refresh_token": login.identity_token}

@@ -52,7 +52,7 @@ def why_not(realm: str, registry: str, *, secret: bool, resolve: Resolve) -> str
     if parts.scheme not in ("https", "http") or not host or "@" in parts.netloc:
         return "it names no http address to log in at"
     if secret and parts.scheme == "http" and own.scheme == "https":
-        return f"it wants the login in plain http, at {host}"
+        return f"it asks for the login over plain http, at {host}"
     if host == own_host:
         return ""
     kinds = _kinds(host, resolve) - {PUBLIC}

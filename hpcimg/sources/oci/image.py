@@ -44,7 +44,7 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
                 raise nobody
             registry.log_in()
         if settings.wait_s:
-            wait_first(sink, settings.wait_s, f"{name.host} is too busy for who has no login")
+            wait_first(sink, settings.wait_s, f"{name.host} is rate-limited for who has no login")
         return fetch_from(registry, sink, uri=reference.uri, validator=validator)
 
 

@@ -73,7 +73,7 @@ class Login:
         openrc = self._openrc
         if not openrc.st_user or not openrc.st_key:
             raise openrc.mistake(
-                f"{openrc.where} names nobody to log in as", do="ST_AUTH needs ST_USER and ST_KEY."
+                f"{openrc.where} names no user to log in as", do="ST_AUTH needs ST_USER and ST_KEY."
             )
         url = check_address(openrc.st_auth, "ST_AUTH", openrc)
         headers = {"X-Auth-User": _as_header(openrc.st_user)}
@@ -107,7 +107,7 @@ class Login:
             )
         if 300 <= response.status_code < 400 or response.status_code in (404, 405):
             raise NotFound(
-                f"{url} is no place to log in",
+                f"{url} is not an identity service",
                 why=f"it answered {response.status_code}",
                 do=f"Correct the address in {self._openrc.where}.",
             )
@@ -130,7 +130,7 @@ def identity(openrc: Openrc) -> dict[str, Any]:
         return {"identity": {"methods": [method], method: credential}}
     if not openrc.os_password or not (openrc.os_username or openrc.os_user_id):
         raise openrc.mistake(
-            f"{openrc.where} names nobody to log in as",
+            f"{openrc.where} names no user to log in as",
             do="It needs OS_USERNAME and OS_PASSWORD, or OS_APPLICATION_CREDENTIAL_ID and "
             "OS_APPLICATION_CREDENTIAL_SECRET.",
         )

@@ -138,7 +138,7 @@ def _find_access(session: requests.Session, uri: str, sink: Sink, settings: Sett
     storage_url = said.os_storage_url or settings.service
     if not storage_url:
         raise Forbidden(
-            f"{uri} cannot be asked for", why="no credentials are known", do=_DO_WITHOUT
+            f"{uri} cannot be requested", why="no credentials are known", do=_DO_WITHOUT
         )
     return Access(check_address(storage_url, "the object store's address", said), _WITHOUT)
 
@@ -183,7 +183,7 @@ def _check(response: requests.Response, uri: str, access: Access) -> None:
             do="Correct the address of the object store: [swift] url or OS_STORAGE_URL.",
         )
     if status == _RATE_LIMITED:
-        raise Unreachable(f"{uri} cannot be served now", why=why)
+        raise Unreachable(f"{uri} is unavailable now", why=why)
     check_status(response, uri)
 
 
