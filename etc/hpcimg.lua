@@ -185,10 +185,10 @@ local function wrong_host(host)
         name, port = host:match("^([A-Za-z0-9._-]+):?([0-9]*)$")
     end
     if not name or name:find("^[.-]") or name:find("..", 1, true) then
-        return cut(host, MAX_SHOWN) .. " is no host"
+        return cut(host, MAX_SHOWN) .. " is not a host"
     end
     if port ~= "" and (#port > 5 or tonumber(port) < 1 or tonumber(port) > 65535) then
-        return port .. " is no port"
+        return port .. " is not a port"
     end
     local last = name:gsub("%.$", ""):match("[^.]*$")
     -- 127.1 and 2130706433 are addresses to some programs.
@@ -268,7 +268,7 @@ local function wrong_name(rest, hub)
     end
     if colon ~= "" and (#tag > 128 or not tag:find("^[A-Za-z0-9_][A-Za-z0-9._-]*$")) then
         return tag == "" and "the tag after the : is missing"
-            or cut(tag, MAX_SHOWN) .. " is no tag"
+            or cut(tag, MAX_SHOWN) .. " is not a tag"
     end
     if at ~= "" and not (#digest == 71 and digest:find("^sha256:[0-9a-f]+$")) then
         return "a digest is @sha256: and 64 digits of 0-9 and a-f"

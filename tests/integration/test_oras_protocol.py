@@ -122,7 +122,7 @@ def test_a_registry_that_refuses_its_own_token(node: Node, stand_in: StandIn) ->
     ("answer", "error", "words"),
     [
         (Answer(403), "Forbidden", "may not be read"),
-        (Answer(200, {}, b"<html>"), "NotAnImage", "is no JSON object"),
+        (Answer(200, {}, b"<html>"), "NotAnImage", "is not a JSON object"),
         # These are asked again; then it says that this would be in vain for long.
         (Answer(200, {}, b'{"token": 5}'), "Unreachable", "gave no token"),
         (Answer(200, {}, b'{"token": "a\\r\\nb"}'), "Unreachable", "gave no token"),

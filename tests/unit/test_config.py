@@ -198,7 +198,7 @@ def test_says_where_the_syntax_is_wrong(main: Path, text: str, words: list[str])
 def test_what_shell_and_python_would_read_differently_is_refused(main: Path, text: str) -> None:
     message = refused(main, text)
     assert message.startswith(f"{main}: [")
-    assert "path: write the key at the beginning of one line" in message
+    assert "path: write the key at the start of a line" in message
 
 
 def test_low_above_high(main: Path) -> None:

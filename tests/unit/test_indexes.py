@@ -120,7 +120,7 @@ def test_an_index_without_end_is_left(store: Store) -> None:
         ({"schemaVersion": 1, "fsLayers": [], "history": []}, "schema 1"),
         ({"config": {}}, "names no layers"),
         ({"manifests": {}}, "names no layers"),
-        ([], "no JSON object"),
+        ([], "not a JSON object"),
     ],
 )
 def test_a_manifest_that_is_none_or_two(content: object, words: str) -> None:

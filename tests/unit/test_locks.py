@@ -116,7 +116,7 @@ def test_gives_up_at_its_deadline(path: str, hold: Callable[[], subprocess.Popen
     hold()
     began = time.monotonic()
     with (
-        pytest.raises(DeadlinePassed, match="another job on this node was still at work"),
+        pytest.raises(DeadlinePassed, match="another job on this node was still fetching"),
         held(path, deadline=began + 0.2, waiting=lambda _: None),
     ):
         raise AssertionError("held by two")

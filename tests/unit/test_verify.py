@@ -93,7 +93,7 @@ def test_what_is_ready_to_verify(place: Place) -> None:
 
 def test_a_keyring_that_is_a_key_as_text(place: Place) -> None:
     place.keyring.write_text("-----BEGIN PGP PUBLIC KEY BLOCK-----\n")
-    with pytest.raises(NodeError, match="keyring is no keyring: it is text"):
+    with pytest.raises(NodeError, match="keyring is not a keyring: it is text"):
         place.verify()
 
 
@@ -106,7 +106,7 @@ def test_a_part_that_is_in_no_group(place: Place, group: int) -> None:
 
 def test_what_is_no_sif(place: Place) -> None:
     place.image.write_bytes(b"hsqs" + b"\0" * 4096)
-    with pytest.raises(NotAllowed, match="no SIF file"):
+    with pytest.raises(NotAllowed, match="not a SIF file"):
         place.verify()
 
 
