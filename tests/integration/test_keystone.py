@@ -130,7 +130,7 @@ def test_no_object_store(node: Node, cloud: Cloud, catalog: bytes) -> None:
 @pytest.mark.parametrize(
     ("answer", "error", "words"),
     [
-        (Answer(201, {"X-Subject-Token": "t"}, b"<html>"), "NotAnImage", "no JSON object"),
+        (Answer(201, {"X-Subject-Token": "t"}, b"<html>"), "NotAnImage", "not a JSON object"),
         (Answer(404), "NotFound", "is no place to log in"),
         (
             Answer(

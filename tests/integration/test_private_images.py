@@ -123,5 +123,5 @@ def test_a_site_file_that_cannot_be_read_is_the_nodes_fault(
     users.configure(f"[registry {registry.host}]\ninsecure = yes\nauth_file = {path}\n")
     refused(users, 1, comment, "ConfigError", f"{path} cannot be read")
     path.write_text(f"user: jo, password: {PASSWORD}")
-    refused(users, 2, comment, "ConfigError", "auth_file", "no JSON object")
+    refused(users, 2, comment, "ConfigError", "auth_file", "not a JSON object")
     assert PASSWORD not in users.log()

@@ -94,7 +94,7 @@ def test_basic_without_and_with_a_wrong_login(with_basic: Registry, connect: Con
     assert "no-such-pass" not in repr(caught.value) + str(caught.value)
     with pytest.raises(Forbidden, match="without a login"):
         connect(f"{host}/lab/x:1", credentials=auth_file("other.example.org")).manifest()
-    with pytest.raises(ConfigError, match=rf"\[registry {host}\] auth_file.*no JSON object"):
+    with pytest.raises(ConfigError, match=rf"\[registry {host}\] auth_file.*not a JSON object"):
         connect(f"{host}/lab/x:1", credentials=f"not: {PASSWORD}").manifest()
 
 
