@@ -18,7 +18,15 @@ from hpcimg import jsontext, origin, schemes
 from hpcimg.cache import policy as limits
 from hpcimg.config.keys import Config
 from hpcimg.convert import pick_format
-from hpcimg.errors import ANOTHER_LOGIN, NO_LOGIN, ConfigError, Forbidden, HpcimgError
+from hpcimg.errors import (
+    ANOTHER_LOGIN,
+    NO_LOGIN,
+    ConfigError,
+    Forbidden,
+    HpcimgError,
+    MissingTool,
+    Unreachable,
+)
 from hpcimg.fetch.contract import Offer, bytes_of
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import DeclinedOffer, Sink
@@ -58,6 +66,8 @@ class Checked(NamedTuple):
 
 
 class _Question(NamedTuple):
+    """What is asked; the settings have no deadline yet."""
+
     wanted: Reference
     settings: Settings
     notes: tuple[str, ...]
@@ -87,9 +97,8 @@ def _prepare(config: Config, text: str, *, as_user: bool) -> _Question | Checked
     importlib.import_module(scheme.module)
 
     def settings(site: Credentials) -> Settings:
-        deadline = time.monotonic() + min(_LIMIT_S, config.deadline_s)
         return origin.settings(
-            config, wanted, service, deadline=deadline, tries=_TRIES, site=site,
+            config, wanted, service, deadline=0.0, tries=_TRIES, site=site,
             as_user=scheme.as_user and as_user,
         )  # fmt: skip
 
@@ -105,6 +114,8 @@ def _prepare(config: Config, text: str, *, as_user: bool) -> _Question | Checked
 
 def _ask(config: Config, question: _Question) -> Checked:
     wanted, notes = question.wanted, question.notes
+    deadline = time.monotonic() + min(_LIMIT_S, config.deadline_s)
+    question = question._replace(settings=question.settings._replace(deadline=deadline))
     if config.verify != "none":
         notes += ("Whether the site trusts it is looked at when it has come ([policy] verify).",)
     try:
@@ -113,6 +124,12 @@ def _ask(config: Config, question: _Question) -> Checked:
         image_format, processors = _kind(config, offer, wanted)
     except HpcimgError as error:
         return Checked(wanted.uri, error, notes=notes)
+    except ModuleNotFoundError as error:
+        return Checked(wanted.uri, MissingTool.of_package(error), notes=notes)
+    except OSError as error:
+        why = error.strerror or str(error)
+        unread = Unreachable(f"{wanted.uri} could not be read", why=why)
+        return Checked(wanted.uri, unread, notes=notes)
     if not image_format:
         notes += ("Whether it is an image, and for which processor, is seen when it has come.",)
     digest = offer.sha256

@@ -134,7 +134,7 @@ def _link(directory: str, uid: int, images: list[Image], managers: list[str]) ->
     """
     from hpcimg.managers import MANAGERS, names
 
-    os.mkdir(directory, 0o755)
+    os.mkdir(directory, 0o700)
     lines = [f"export HPCIMG_LINKS={directory}"]
     for manager in managers:
         place = f"{directory}/{manager}"

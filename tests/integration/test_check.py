@@ -15,7 +15,7 @@ import requests
 
 from hpcimg.image.architecture import go_name
 from tests.integration.conftest import MakeSif
-from tests.parts import images
+from tests.parts import images, layouts
 from tests.parts.node import ROOT, Node
 from tests.parts.ociimages import make_layer, push_image, push_index
 from tests.parts.registry import PASSWORD, Registry
@@ -90,6 +90,19 @@ def test_files(node: Node, web: WebServer, make_sif: MakeSif, tmp_path: Path) ->
     assert web.requests()[0].sent_bytes < len(sif)
     if os.geteuid() != 0:  # pytest's directory is for one account alone
         assert (mounted["format"], mounted["bytes"]) == ("sif", len(sif))
+
+
+@pytest.mark.skipif(layouts.missing() != "", reason=layouts.missing())
+def test_layouts_and_archives(registry: Registry, open_directory: Path) -> None:
+    node = Node(open_directory)
+    layer = make_layer({"x": os.urandom(1000)})
+    push_image(registry, "lab/saved", "1", [layer])
+    layouts.save(registry, "lab/saved:1", open_directory)
+    uris = [f"{scheme}:{open_directory}/{scheme}" for scheme in layouts.SCHEMES]
+    for uri, found in zip(uris, check(node, *uris), strict=True):
+        assert found["would_work"], found
+        assert (found["uri"], found["layers"], found["pinned"]) == (uri, 1, "")
+        assert found["processors"] == [go_name()]
 
 
 def test_it_fails_in_the_words_of_the_job(
