@@ -136,7 +136,7 @@ def pyxis(settings: Settings, state: str, *, enroot: str = _ENROOT) -> list[Find
         return [Finding("pyxis", OK, "enroot mounts TaskProlog and its files in containers")]
     what = f"enroot does not mount {' and '.join(missing)} in containers"
     why = "tasks with --container-image fail: TaskProlog is started in the container"
-    do = f"Put an hpcimg.fstab into {enroot}/mounts.d, with lines as in howto-operate.md."
+    do = f"Install 60-hpcimg.fstab in {enroot}/mounts.d, as howto-pyxis.md says."
     return [Finding("pyxis", PROBLEM, what, why, do)]
 
 
