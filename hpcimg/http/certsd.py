@@ -7,10 +7,12 @@ from, and `NAME.cert` with `NAME.key` says who asks.
 from __future__ import annotations
 
 import os
-import ssl
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from hpcimg.errors import ConfigError
+
+if TYPE_CHECKING:
+    import ssl
 
 # The first that knows the registry counts, and it alone.
 DIRECTORIES = ("/etc/containers/certs.d", "/etc/docker/certs.d")
@@ -44,6 +46,8 @@ def read(host: str) -> Certificates:
 
 def context(certificates: Certificates, host: str) -> ssl.SSLContext:
     """Return a context that trusts these authorities besides the node's own. Raises ConfigError."""
+    import ssl  # 10 ms, which who only reads the files need not pay
+
     made = ssl.create_default_context()
     try:
         if certificates.authorities:
