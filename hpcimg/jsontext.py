@@ -8,6 +8,8 @@ from typing import Any
 
 _MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
+_NOT_JSON = "it is not JSON"
+
 
 def read(data: bytes | str) -> Any:
     """Return what a JSON text in UTF-8 says.
@@ -21,7 +23,7 @@ def read(data: bytes | str) -> Any:
     try:
         return json.loads(data.decode(errors="replace"))  # as Go's reader has it
     except (ValueError, RecursionError):
-        raise ValueError("it is not JSON") from None
+        raise ValueError(_NOT_JSON) from None
 
 
 def read_object(data: bytes | str) -> dict[str, Any]:
@@ -30,7 +32,7 @@ def read_object(data: bytes | str) -> dict[str, Any]:
         content = read(data)
     except ValueError as error:
         why = str(error)
-        raise ValueError("it is not a JSON object" if "JSON text" in why else why) from None
+        raise ValueError("it is not a JSON object" if why == _NOT_JSON else why) from None
     if not isinstance(content, dict):
         raise ValueError("it is not a JSON object")  # noqa: TRY004
     return content

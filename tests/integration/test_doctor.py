@@ -461,7 +461,7 @@ def test_a_cache_on_a_network_file_system_is_refused(
     [problem] = [f for f in found if f.result == health.PROBLEM]
     assert problem.what == f"{node.cache} is on a network file system (nfs4)"
     assert "leases" in problem.why
-    assert main(["stage", url]) == 30
+    assert main(["stage", url]) == 31
     assert not node.cache.exists()
 
 
@@ -511,7 +511,7 @@ def test_nagios(node: Node, url: str) -> None:
         file.write(json.dumps(event) + "\n")
     code, line = nagios(node)
     if code == 1:  # 2 where the Slurm of this host has its say
-        assert line.startswith("HPCIMG WARNING - failures: 1 jobs failed by this node's fault")
+        assert line.startswith("HPCIMG WARNING - failures: 1 jobs failed because of this node")
     node.cache.chmod(0o777)
     code, line = nagios(node, "--node")
     assert (code, line.startswith("HPCIMG CRITICAL - directories: ")) == (2, True)

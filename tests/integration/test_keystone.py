@@ -100,7 +100,7 @@ def test_a_redirect_gets_no_token(node: Node, cloud: Cloud, sif: bytes) -> None:
             "/identity/v3/auth/tokens", [Redirect(other.url("/v3/auth/tokens"), 307)]
         )
         let_pass(node, 60)
-        refused(node, 2, OBJECT, "NotFound", "is no place to log in", "307")
+        refused(node, 2, OBJECT, "NotFound", "is not an identity service", "307")
         assert other.log == []
 
 
@@ -131,7 +131,7 @@ def test_no_object_store(node: Node, cloud: Cloud, catalog: bytes) -> None:
     ("answer", "error", "words"),
     [
         (Answer(201, {"X-Subject-Token": "t"}, b"<html>"), "NotAnImage", "not a JSON object"),
-        (Answer(404), "NotFound", "is no place to log in"),
+        (Answer(404), "NotFound", "is not an identity service"),
         (
             Answer(
                 201,

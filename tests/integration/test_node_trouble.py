@@ -99,7 +99,7 @@ def test_what_is_unforeseen_and_cannot_be_told_is_in_the_log(
 ) -> None:
     in_process.state.write_text("no directory")
     assert prolog.main() == 0
-    assert "the job cannot be told" in in_process.log()
+    assert "the job cannot be informed" in in_process.log()
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,7 @@ def test_an_image_that_is_no_sif(
         "layers": [{"mediaType": types[2], "size": 5, "digest": layer}],
     }
     registry.push_manifest(repository.name, "1", manifest)
-    refused(node, 1, repository.comment(), "Damaged", "layer 1")
+    refused(node, 1, repository.comment(), "NotAnImage", "layer 1")
 
 
 def test_a_registry_that_is_down(

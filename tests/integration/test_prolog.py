@@ -152,7 +152,7 @@ def test_a_file_that_is_not_what_was_stored_is_not_handed_out(
     [
         ("container:ubuntu:22.04", "BadReference", "did you mean docker://ubuntu:22.04"),
         ("container:", "BadReference", "followed by nothing"),
-        ("container:$IMAGE", "BadReference", "Variables are not replaced"),
+        ("container:$IMAGE", "BadReference", "Variables are not expanded"),
         ("container:/data/\x1b[2J.sif", "BadReference", "\\x1b"),
         ("container:/data/\N{NO-BREAK SPACE}x.sif", "BadReference", "characters"),
         ("container:" + "x" * 64_000, "BadReference", "1024 is the limit"),

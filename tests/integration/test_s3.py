@@ -112,8 +112,8 @@ def test_credentials_that_do_not_serve(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("aws_secret_access_key = hush", "no INI file"),
-        ("[default]\nhush\n", "no INI file"),
+        ("aws_secret_access_key = hush", "not an INI file"),
+        ("[default]\nhush\n", "not an INI file"),
         ("[other]\naws_access_key_id = A\naws_secret_access_key = hush\n", "in [default]"),
         ("[default]\naws_access_key_id = A\n hush\naws_secret_access_key = B\n", "characters"),
     ],
@@ -237,7 +237,7 @@ def test_the_users_own_keys_that_do_not_serve(
     refused(node, 1, comment, "Forbidden", "the secret key is not", f"Correct {path}")
     give_keys(user, "aws_secret_access_key = hush\n")
     let_pass(node, 60)
-    task = refused(node, 2, comment, "UserError", f"{path} cannot be used", "no INI file")
+    task = refused(node, 2, comment, "UserError", f"{path} cannot be used", "not an INI file")
     assert "hush" not in task.printed + node.log()
 
 

@@ -247,7 +247,7 @@ def test_a_server_that_is_too_slow_for_the_deadline(
     node.configure("[stage]\ndeadline = 1s\n")
     web.script(PATH, [Slow(100_000)])
     began = time.monotonic()
-    refused(node, 1, comment, "DeadlinePassed", "was not ready in time", "allows for staging")
+    refused(node, 1, comment, "DeadlinePassed", "was not ready in time", "the deadline")
     assert 1 <= time.monotonic() - began < 10
     assert node.record(1)["class"] == "transient"
     assert node.images() == []

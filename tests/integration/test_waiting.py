@@ -43,7 +43,7 @@ def test_a_waiter_gives_up_at_its_deadline(
         node.configure("[stage]\ndeadline = 0.3s\n")
         task = node.stage(2, f"container:{url}")
         assert task.code == 1
-        assert "another job on this node was still at work on the same image" in task.printed
+        assert "another job on this node was still fetching the same image" in task.printed
         assert node.record(2)["class"] == "transient"
         hold.release()
         finish(first)
