@@ -54,7 +54,7 @@ from tests.parts.webfaults import (
 )
 from tests.parts.webserver import WebServer
 
-DEADLINE_S = 8
+DEADLINE_S = 16
 SLACK_S = 15  # many Prologs at once, on a busy machine
 HEAD = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
