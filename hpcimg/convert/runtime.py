@@ -2,8 +2,7 @@
 
 Apptainer and SingularityCE: `.singularity.d`, as they have it in images that they
 make from OCI ones. Enroot, with pyxis: `/etc/environment` and `/etc/rc`, which it
-reads from squashfs files. Charliecloud: `/ch/environment`, likewise. All of it is in
-docs/converted-images.md.
+reads from squashfs files. All of it is in docs/converted-images.md.
 """
 
 from __future__ import annotations
@@ -66,8 +65,6 @@ def _over_image(config: OciConfig, format_: str) -> list[Entry]:
     if format_ == "squashfs":
         entries.append(_file("etc/environment", _enroot_environment(config)))
         entries.append(_script("etc/rc", _enroot_rc(config)))
-        entries.append(_directory("ch"))
-        entries.append(_file("ch/environment", _charliecloud_environment(config)))
     return entries
 
 
@@ -139,15 +136,6 @@ _ACTIONS = {
 def _enroot_environment(config: OciConfig) -> str:
     # One a line, unquoted: there is no way to write what has several lines.
     lines = (f"{name}={value}" for name, value in config.variables)
-    return "".join(f"{line}\n" for line in lines if "\n" not in line)
-
-
-def _charliecloud_environment(config: OciConfig) -> str:
-    # As etc/environment, but one pair of single quotes around a value is taken away.
-    lines = (
-        f"{name}='{value}'" if value[:1] == value[-1:] == "'" else f"{name}={value}"
-        for name, value in config.variables
-    )
     return "".join(f"{line}\n" for line in lines if "\n" not in line)
 
 
