@@ -37,9 +37,9 @@ def host(text: str, *, port: int) -> str:
         written = rest[1:]
     else:
         name, _, written = name.partition(":")
-        name = name.removesuffix(".")
         if not name or not _HOST.issuperset(name) or name[0] in ".-" or ".." in name:
             raise ValueError(f"{text} is not a host name" if text else "there is no host")
+        name = name.removesuffix(".")
         _check_number(name)
     if written and not (written.isdecimal() and len(written) <= 5 and 0 < int(written) < 65536):
         raise ValueError(f"{written} is not a port")

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.parts.node import Node
 from tests.parts.webserver import WebServer
+
+# What `make test` tries is the same each time; `make test-long` tries what nobody has tried.
+settings.register_profile("here", derandomize=not os.environ.get("HPCIMG_LONG"), database=None)
+settings.load_profile("here")
 
 
 @pytest.fixture(autouse=True)

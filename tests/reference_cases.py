@@ -145,6 +145,7 @@ INVALID: list[tuple[str, str]] = [
     ("docker://ghcr.io/a/../b", "write the path out"),
     ("https://ex%61mple.org/x.sif", "is not a host"),
     ("https://example..org/x.sif", "is not a host"),
+    ("https://example.org-../x.sif", "is not a host"),
     ("https://exam*ple.org/x.sif", "is not a host"),
     ("https://[::1/x.sif", "is not a host"),
     ("https://example.org:99999/x.sif", "99999 is not a port"),
