@@ -95,6 +95,10 @@ def test_a_misspelled_scheme_says_the_nearest(text: str, meant: str) -> None:
         ("/data//x///y.sif", "file:///data/x/y.sif"),
         ("oci:/data//x/:docker.io//y:1", "oci:/data/x:docker.io//y:1"),
         ("docker://GHCR.io.:443/a/b", "docker://ghcr.io/a/b:latest"),
+        ("docker://registry:443/a", "docker://registry:443/a:latest"),
+        ("docker://registry:/a", "docker://registry:443/a:latest"),
+        ("docker://registry#a", "docker://registry:443/a:latest"),
+        ("oras://registry:443/a", "oras://registry/a:latest"),
         ("docker://ghcr.io:80/a", "docker://ghcr.io:80/a:latest"),
         (
             "docker://registry-1.docker.io/library/ubuntu",
