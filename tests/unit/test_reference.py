@@ -150,7 +150,7 @@ def test_long_hostile_texts_take_no_time() -> None:
         ("docker://localhost:5000/a/b", "docker://localhost:5000/a/b:latest"),
         ("docker://nvcr.io#nvidia/pytorch:24.01", "docker://nvcr.io/nvidia/pytorch:24.01"),
         ("docker://user@nvcr.io#nvidia/pytorch", "docker://nvcr.io/nvidia/pytorch:latest"),
-        ("docker://myhost#image:1", "docker://myhost/image:1"),
+        ("docker://myhost#image:1", "docker://myhost:443/image:1"),
     ],
 )
 def test_aliases_and_canonical_spelling(text: str, uri: str) -> None:
