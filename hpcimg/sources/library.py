@@ -15,9 +15,10 @@ from hpcimg.http.download import download
 from hpcimg.http.redirects import Session
 from hpcimg.http.session import get_json, open_session
 from hpcimg.image.architecture import go_name
+from hpcimg.imagename import Name
 from hpcimg.reference import Reference
 from hpcimg.sources.oci import image as oci
-from hpcimg.sources.oci.registry import Name, Registry
+from hpcimg.sources.oci.registry import Registry
 
 _HASH = re.compile(r"(?:sha256[.:])?([0-9a-f]{64})")
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -92,7 +93,7 @@ def _redirect(
     parts = urlsplit(urls.address(str(answer.get("url", ""))))
     if not parts.netloc or "@" in parts.netloc:
         return None
-    name = Name(parts.netloc, place.path, place.tag, "")
+    name = Name(parts.netloc, place.path, place.tag)
     # Another host, by the library's word: it hears of no login but the library's token.
     settings = settings._replace(insecure=parts.scheme == "http", credentials="", as_user=False)
     registry = Registry(session, name, sink, settings, uri=uri)
