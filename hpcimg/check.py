@@ -97,7 +97,7 @@ def _prepare(config: Config, text: str, *, as_user: bool) -> _Question | Checked
 
     def settings(site: Credentials) -> Settings:
         return origin.settings(
-            config, wanted, service, deadline=0.0, tries=_TRIES, site=site,
+            config, wanted, service, tries=_TRIES, site=site,
             as_user=scheme.as_user and as_user,
         )  # fmt: skip
 

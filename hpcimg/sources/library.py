@@ -11,7 +11,7 @@ from hpcimg.fetch.contract import Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
 from hpcimg.http import urls
-from hpcimg.http.download import download
+from hpcimg.http.download import Get, download
 from hpcimg.http.redirects import Session
 from hpcimg.http.session import get_json, open_session
 from hpcimg.image.architecture import go_name
@@ -48,7 +48,8 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
             oci.fetch_from(registry, sink, uri=reference.uri, known_as=digest)
             return False
         sink.offer(Offer(digest, size, digest))
-        return download(session, f"{place.service}/v1/imagefile/{image}", sink, settings)
+        wanted = Get(f"{place.service}/v1/imagefile/{image}")
+        return download(session, wanted, sink, settings)
 
 
 def parse_place(rest: str, settings: Settings) -> Place:

@@ -134,7 +134,7 @@ def test_json_is_utf_8(coding: str) -> None:
     text = json.dumps({"layers": [], "x": "ä"}, ensure_ascii=False)
     with pytest.raises(NotAnImage, match=r"its manifest cannot be read: it (is|begins)"):
         manifests.parse(text.encode(coding), "", "docker://x")
-    with pytest.raises(NotAnImage, match="the configuration of .* cannot be used: it"):
+    with pytest.raises(NotAnImage, match=r"the configuration of .* cannot be used: it"):
         ociconfig.platform_in(text.encode(coding).decode(errors="replace"), "docker://x")
 
 
