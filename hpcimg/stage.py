@@ -79,6 +79,7 @@ def stage(
         key=staged.entry.key,
         bytes=staged.entry.size_bytes,
         scheme=wanted.scheme,
+        **({"via": staged.via} if staged.via else {}),
     )
     with contextlib.suppress(OSError):  # the next job then takes the long way
         hot.remember(
@@ -98,7 +99,12 @@ def _openers(config: Config) -> Sequence[Opener]:
 
     What is not configured is not imported either.
     """
-    return ()
+    found: list[Opener] = []
+    if config.site_path:
+        from hpcimg.tier.front import open_front
+
+        found.append(open_front)
+    return found
 
 
 def _mounted(origin: Origin, validator: str) -> hot.Mounted | None:
