@@ -36,7 +36,7 @@ from tests.parts.webserver import WebServer
 
 DOCS = ROOT / "docs"
 MAN_1, MAN_5 = ROOT / "man/man1/hpcimg.1", ROOT / "man/man5/hpcimg.conf.5"
-CHECKED = {"console", "slurm", "sh", "ini", "slurm.conf", "fstab", "python", "text"}
+CHECKED = {"console", "slurm", "sh", "ini", "slurm.conf", "nginx", "fstab", "python", "text"}
 SIZES = {"samtools": 24 << 20, "bwa": 48 << 20}
 NODE_NAME = "node17"
 _MARK = "\x1e"
@@ -221,6 +221,12 @@ def test_ini_blocks_are_configurations(block: Block, tmp_path: Path) -> None:
 def test_slurm_conf_blocks_agree_with_the_example(block: Block) -> None:
     example = (ROOT / "etc/slurm.conf.example").read_text().splitlines()
     assert set(block.text.splitlines()) <= set(example)
+
+
+@pytest.mark.parametrize("block", all_blocks("nginx"))
+def test_nginx_blocks_are_of_the_mirror(block: Block) -> None:
+    mirror = (ROOT / "etc/nginx/hpcimg-mirror.conf").read_text()
+    assert block.text in mirror
 
 
 @pytest.mark.parametrize("block", all_blocks("python"))
