@@ -358,7 +358,7 @@ def test_every_key_is_in_the_man_page_with_its_default() -> None:
             keys.append((here, name, default))
     known = [(key.section, key.name, key.default) for key in KEYS]
     assert keys[: len(known)] == known
-    own = [name for kind in ("registry", "static") for name in NAMED[kind][1]]
+    own = [name for kind in ("registry", "static", "mirror") for name in NAMED[kind][1]]
     assert [name for _, name, _ in keys[len(known) :]] == own
     for name in own:
         assert f"| `{name}` |" in (DOCS / "reference-config.md").read_text()
