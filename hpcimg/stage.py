@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from hpcimg import look
@@ -19,6 +19,7 @@ from hpcimg.cache.policy import Cache
 from hpcimg.config.keys import Config
 from hpcimg.errors import ANOTHER_LOGIN, NO_LOGIN, Forbidden, HpcimgError, NotAnImage
 from hpcimg.fetch.contract import Request
+from hpcimg.fronts import Asked, Opener, in_front_of
 from hpcimg.origin import Origin, origins
 from hpcimg.site import services
 
@@ -53,7 +54,12 @@ def stage(
 
     def bring(origin: Origin) -> tuple[Staged, Origin]:
         owned = request._replace(owner=origin.owner)
-        return ensure(cache, owned, origin, origin.memory(anew=anew)), origin
+        asked = Asked(config, cache, owned, origin)
+        with in_front_of(asked, _openers(config)) as (way, fronts):
+            staged = ensure(cache, owned, way, origin.memory(anew=anew))
+            for front in fronts:
+                front.finish(staged)
+        return staged, origin
 
     staged, origin = _first_allowed(
         origins(config, cache, wanted, service, deadline=request.deadline, uid=uid, gid=gid), bring
@@ -73,6 +79,7 @@ def stage(
         key=staged.entry.key,
         bytes=staged.entry.size_bytes,
         scheme=wanted.scheme,
+        **({"via": staged.via} if staged.via else {}),
     )
     with contextlib.suppress(OSError):  # the next job then takes the long way
         hot.remember(
@@ -85,6 +92,19 @@ def stage(
             mounted=_mounted(origin, staged.validator),
         )
     return staged
+
+
+def _openers(config: Config) -> Sequence[Opener]:
+    """Return what this site has between its nodes and the origin, the nearest to that first.
+
+    What is not configured is not imported either.
+    """
+    found: list[Opener] = []
+    if config.site_path:
+        from hpcimg.tier.front import open_front
+
+        found.append(open_front)
+    return found
 
 
 def _mounted(origin: Origin, validator: str) -> hot.Mounted | None:
