@@ -9,11 +9,11 @@ from contextlib import AbstractContextManager
 
 import requests
 
-from hpcimg.errors import Damaged, Unreachable
+from hpcimg.errors import Damaged, TransientError, Unreachable
 from hpcimg.fetch.contract import Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
-from hpcimg.http import ranges
+from hpcimg.http import mirrors, ranges
 from hpcimg.http.retry import attempts
 from hpcimg.http.session import NUMBER, Authorization, check_status, request
 from hpcimg.http.urls import shown
@@ -35,7 +35,54 @@ def download(
     size_bytes: int | None = None,
     stored_bytes: int | None = None,
 ) -> bool:
-    """Bring the body of a URL into the sink, in as many attempts as it takes.
+    """Bring the body of a URL into the sink, from a mirror where the site has one that does.
+
+    A mirror gets no `headers` but conditions, no `authorization`, and what it sends has to be
+    what was offered, or an image. The other arguments, and what is returned, are as in
+    `download_from`.
+    """
+
+    def asked() -> Mapping[str, str]:
+        return mirrors.conditions(headers() if callable(headers) else headers or {})
+
+    for mirror in mirrors.addresses(url, settings.mirrors):
+        with mirrors.passed_over(mirror, sink):
+            unchanged = download_from(
+                session, mirror, sink, mirrors.for_files(settings), headers=asked, offer=offer,
+                check=_at_once, size_bytes=size_bytes, stored_bytes=stored_bytes,
+            )  # fmt: skip
+            if not unchanged:
+                sink.check(shown(mirror))
+            return unchanged
+    return download_from(
+        session, url, sink, settings, headers=headers, authorization=authorization, offer=offer,
+        check=check, size_bytes=size_bytes, stored_bytes=stored_bytes,
+    )  # fmt: skip
+
+
+def _at_once(response: requests.Response) -> None:
+    """Raise what a mirror's refusal means: it is not asked once more."""
+    try:
+        check_status(response)
+    except TransientError as error:
+        error.tried_again = False
+        raise
+
+
+def download_from(
+    session: requests.Session,
+    url: str,
+    sink: Sink,
+    settings: Settings,
+    *,
+    headers: Mapping[str, str] | Callable[[], Mapping[str, str]] | None = None,
+    authorization: Authorization | None = None,
+    offer: Callable[[requests.Response, int | None], Offer] | None = None,
+    check: Callable[[requests.Response], None] = check_status,
+    size_bytes: int | None = None,
+    stored_bytes: int | None = None,
+) -> bool:
+    """Bring the body of this URL into the sink, in as many attempts as it takes.
 
     An attempt goes on where the last one ended if the server can do that and
     still has the same file; otherwise it begins again. `headers` may be a
