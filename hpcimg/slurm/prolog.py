@@ -95,14 +95,14 @@ def _stage_all(
 ) -> None:
     deadline = time.monotonic() + conf.deadline_s
     wanted = comment.read(*(os.environ.get(name, "") for name in comment.VARIABLES))
+    for_pyxis = pyxis.take_out(wanted.images, os.environ.get(pyxis.VARIABLE, ""))
     images += [jobfiles.Image(name, text) for name, text in wanted.images[: comment.MAX_IMAGES]]
     if wanted.problem:
         raise BadReference(wanted.problem, do=wanted.remedy)
     if wanted.missed[0]:
         raise _missed(conf, *wanted.missed)
-    for_pyxis = pyxis.reference(os.environ.get(pyxis.VARIABLE, "")) if conf.pyxis else ""
-    if for_pyxis:
-        images.append(jobfiles.Image("", for_pyxis, format=pyxis.FORMAT))
+    if conf.pyxis:
+        images += [jobfiles.Image("", text, format=pyxis.FORMAT) for text in for_pyxis]
     if not images:
         return
     references = []
