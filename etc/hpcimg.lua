@@ -897,7 +897,7 @@ function M.merge(comment, references, extra)
         local missed = wanted.missed
         if missed and not problem then
             problem = select(2, check_image(missed.right))
-                or shown(missed.written) .. " asks for no image; did you mean " .. MARK
+                or shown(missed.written) .. " requests no image; did you mean " .. MARK
                     .. cut(missed.right, MAX_SHOWN)
         end
         if problem then

@@ -107,7 +107,7 @@ def _prepare(config: Config, text: str, *, as_user: bool) -> _Question | Checked
         if not as_user:
             raise
         # As a rule they are root's alone.
-        note = f"A node may use the site's login, which is not to be had here: {error.brief}."
+        note = f"A node may use the site's login, which is not available here: {error.brief}."
         return _Question(wanted, settings("none"), (note,))
 
 
@@ -116,7 +116,7 @@ def _ask(config: Config, question: _Question) -> Checked:
     deadline = time.monotonic() + min(_LIMIT_S, config.deadline_s)
     question = question._replace(settings=question.settings._replace(deadline=deadline))
     if config.verify != "none":
-        notes += ("Whether the site trusts it is looked at when it has come ([policy] verify).",)
+        notes += ("Whether the site trusts it is checked after it was fetched ([policy] verify).",)
     try:
         offer = _offer_with_login(question)
         _check_size(config, offer, wanted.uri)
@@ -130,7 +130,9 @@ def _ask(config: Config, question: _Question) -> Checked:
         unread = Unreachable(f"{wanted.uri} could not be read", why=why)
         return Checked(wanted.uri, unread, notes=notes)
     if not image_format:
-        notes += ("Whether it is an image, and for which processor, is seen when it has come.",)
+        notes += (
+            "Whether it is an image, and for which processor, is known only after it was fetched.",
+        )
     digest = offer.sha256
     if offer.manifests:  # the first is what the reference names
         digest = hashlib.sha256(bytes_of(offer.manifests[0])).hexdigest()

@@ -24,6 +24,6 @@ def of_file(descriptor: int, *, uri: str, deadline: float) -> Fetched:
         if time.monotonic() > deadline:
             raise DeadlinePassed(
                 f"{uri} was not ready in time",
-                why="the deadline for staging passed before all was checked",
+                why="the deadline for staging passed before everything was checked",
             )
     return Fetched(position, digest.hexdigest())

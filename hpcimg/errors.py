@@ -92,7 +92,7 @@ class NotAllowed(UserError):
         """Explain an image that the site does not trust."""
         return cls(
             f"{uri} is not verified",
-            why=f"{why}, and this site takes no image that is not ([policy] verify)",
+            why=f"{why}, and this site accepts only verified images ([policy] verify)",
             do="Use an image that is signed by somebody whom this site trusts.",
         )
 
@@ -138,7 +138,7 @@ class TransientError(HpcimgError):
     kind = "transient"
     exit_code = 20
     tried_again = True  # whether asking again within the same fetch may help
-    default_do = "Submit the job again later; if it goes on, tell the administrators."
+    default_do = "Submit the job again later; if it keeps failing, tell the administrators."
 
 
 class Unreachable(TransientError):
@@ -169,10 +169,10 @@ class NoRoom(TransientError):
 
 
 class InUse(TransientError):
-    """It cannot be changed now: jobs use it, it is pinned, or somebody is at work on it."""
+    """It cannot be changed now: jobs use it, it is pinned, or a process is working on it."""
 
     exit_code = 24
-    default_do = "Try again when that is over."
+    default_do = "Try again later."
 
 
 class NodeError(HpcimgError):

@@ -107,19 +107,19 @@ def private(layout: Layout) -> list[Finding]:
     found = []
     if os.path.isdir(layout.cache) and not acl.supported(layout.cache):
         what = f"the file system of {layout.cache} has no POSIX access control lists"
-        why = "jobs whose images only their user may read fail on this node"
+        why = "jobs with private images fail on this node"
         found.append(Finding("private", PROBLEM, what, why, "Mount it with `acl`."))
     if os.path.isdir(layout.state) and not acl.supported(layout.state):
         what = f"the file system of {layout.state} has no POSIX access control lists"
-        why = "all of a user's group can read what the user's jobs asked for"
+        why = "everyone in a user's group can read which images the user's jobs requested"
         found.append(Finding("private", NOTE, what, why))
     with contextlib.suppress(OSError), open(_HARD_LINKS, encoding="ascii") as file:
         if file.read().strip() == "0":
-            what = "users may make hard links to files of others"
-            why = "an image that a user linked takes room on the disk after its eviction"
+            what = "users can make hard links to other users' files"
+            why = "an image linked by a user keeps taking disk space after its eviction"
             do = "Set fs.protected_hardlinks = 1."
             found.append(Finding("private", PROBLEM, what, why, do))
-    return found or [Finding("private", OK, "an image can be one user's alone to read")]
+    return found or [Finding("private", OK, "images can be made readable by a single user")]
 
 
 def full(
@@ -160,8 +160,8 @@ def _write(root: str, tmp: str) -> str:
             # What was read without this came from memory, not from the disk.
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             if os.pread(descriptor, len(_WRITTEN) + 1, 0) != _WRITTEN:
-                what = f"{root} does not give back what was written to it"
-                raise CacheUnusable(what, do="Look at its disk.")
+                what = f"{root} does not return what was written to it"
+                raise CacheUnusable(what, do="Check its disk.")
         finally:
             os.close(descriptor)
             os.unlink(path)
@@ -175,9 +175,9 @@ def _to_be_made(path: str) -> str:
     while not os.path.lexists(above):
         above = os.path.dirname(above)
     if os.path.isdir(above) and os.access(above, os.W_OK | os.X_OK):
-        return f"{path} will be made by the first job with an image"
+        return f"{path} will be created by the first job with an image"
     raise CacheUnusable(
-        f"{path} cannot be made", why=f"{above} cannot be written", do="Make it writable."
+        f"{path} cannot be created", why=f"{above} cannot be written", do="Make it writable."
     )
 
 
@@ -198,8 +198,8 @@ def _seals(layout: Layout) -> list[Finding]:
         return []
     if known:
         return []
-    what = f"the file system of {layout.cache} knows no leases (fcntl(2), F_SETLEASE)"
-    why = "hpcimg cannot see whether a process that got away still writes to an image"
+    what = f"the file system of {layout.cache} does not support leases (fcntl(2), F_SETLEASE)"
+    why = "hpcimg cannot detect whether an escaped process still writes to an image"
     return [Finding("leases", PROBLEM, what, why, "Use ext4, xfs, btrfs or a tmpfs.")]
 
 
@@ -214,7 +214,7 @@ def _space(conf: Config, layout: Layout) -> list[Finding]:
         return [explained("space", error)]
     except OSError as error:
         return [explained("space", from_os_error(error, layout.cache))]
-    do = "`hpcimg gc` frees what can go; `hpcimg ls` shows what is in use."
+    do = "`hpcimg gc` evicts what it can; `hpcimg ls` shows what is in use."
     found = [Finding("space", PROBLEM, problem, do=do) for problem in problems]
     text = f"{format_size(held)} in the cache, {format_size(free)} free on its disk"
     if files is not None:
@@ -227,7 +227,9 @@ def _state(layout: Layout) -> Finding:
     if kind in _TMPFS:
         return Finding("tmpfs", OK, f"{layout.state} is on a {kind}")
     what = f"{layout.state} is on {kind or 'an unknown file system'}, not on a tmpfs"
-    return Finding("tmpfs", NOTE, what, "leases and jobs that a reboot ended stay until a `gc`")
+    return Finding(
+        "tmpfs", NOTE, what, "after a reboot, leases of lost jobs stay until `hpcimg gc` runs"
+    )
 
 
 def _account(conf: Config) -> Finding:
@@ -236,10 +238,10 @@ def _account(conf: Config) -> Finding:
     except HpcimgError as error:
         return explained("account", error)
     if account is None:
-        return Finding("account", NOTE, "not looked for: only root fetches as another account")
+        return Finding("account", NOTE, "not checked: only root fetches as another account")
     if account.uid == _NOBODY:
         what = f"[stage] account is {conf.account}, which other services use too"
-        why = "any of them could look into a conversion"
+        why = "any of them could interfere with a conversion"
         return Finding("account", PROBLEM, what, why, "Create a dedicated account.")
     return Finding("account", OK, f"images are fetched as uid {account.uid}")
 
@@ -261,7 +263,7 @@ def _packages() -> list[Finding]:
     if not missing:
         return [Finding("packages", OK, f"{', '.join(PACKAGES)} are installed")]
     names = " ".join(missing)
-    do = "Install them for the Python that the hooks use, or install hpcimg again."
+    do = "Install them for the Python that the hooks use, or reinstall hpcimg."
     return [Finding("packages", PROBLEM, f"Python packages are missing: {names}", do=do)]
 
 
@@ -270,4 +272,4 @@ def _clock() -> Finding:
     if now > installed - _CLOCK_S:
         return Finding("clock", OK, time.strftime("%Y-%m-%d %H:%M:%S %z"))
     what = f"the clock says {time.strftime('%Y-%m-%d')}, before hpcimg was installed"
-    return Finding("clock", PROBLEM, what, "certificates are refused then", "Set the clock.")
+    return Finding("clock", PROBLEM, what, "certificates are then rejected", "Set the clock.")

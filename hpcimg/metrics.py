@@ -15,9 +15,11 @@ from hpcimg.cache import scrub
 from hpcimg.cache.paths import Layout
 from hpcimg.cache.sums import BUCKETS_S, FAILED, RESULTS, Sums
 from hpcimg.config.keys import Config
+from hpcimg.fetch.contract import VIA
 from hpcimg.health import PROBLEM, Finding
 
 PHASES = ("asking", "fetching", "converting", "checking", "waiting")
+SITE_REASONS = ("failed", "busy", "damaged")  # of events that begin with site_
 LIMITS = ("max_size", "high", "low", "min_free")
 
 
@@ -87,7 +89,7 @@ def _of_cache(seen: status.Seen) -> list[Family]:
         *found,
         _gauge(
             "hpcimg_cache_limit_bytes",
-            "The limits of the cache, and what is to stay free on its disk (min_free).",
+            "The limits of the cache, and the space to leave free on its disk (min_free).",
             (Sample({"limit": name}, limits[name]) for name in LIMITS),
         ),
         _gauge(
@@ -110,7 +112,7 @@ def _of_work(seen: status.Seen, waiting: int) -> list[Family]:
         ),
         _gauge(
             "hpcimg_staging",
-            "Images on their way, by what is done.",
+            "Images being staged, by phase.",
             (Sample({"phase": phase}, phases.count(phase)) for phase in (*PHASES, *others)),
         ),
     ]
@@ -133,7 +135,7 @@ def _lasts(layout: Layout, sums: Sums) -> list[Family]:
         sample = Sample({}, sums.last["gc"])
         found.append(_gauge("hpcimg_last_gc_timestamp_seconds", about, (sample,)))
     if last:
-        about = "When `hpcimg verify` looked at all files last, as a Unix time."
+        about = "When `hpcimg verify` checked all files last, as a Unix time."
         found.append(
             _gauge("hpcimg_last_verify_timestamp_seconds", about, (Sample({}, last.time),))
         )
@@ -150,12 +152,12 @@ def counters(sums: Sums) -> list[Family]:
     return [
         _counter(
             "hpcimg_stages_total",
-            "Images that jobs were handed, or not, by what came of it.",
+            "Image requests by jobs, by result.",
             (Sample({"result": result}, count) for result, count in stages.items()),
         ),
         _counter(
             "hpcimg_stage_failures_total",
-            "Failures, by whose turn it is (user, transient, node, bug) and the error.",
+            "Failures, by class (user, transient, node, bug) and error.",
             (
                 Sample({"class": label.partition(" ")[0], "error": label.partition(" ")[2]}, count)
                 for label, count in sorted(failures.items())
@@ -163,12 +165,25 @@ def counters(sums: Sums) -> list[Family]:
         ),
         _counter(
             "hpcimg_fetched_bytes_total",
-            "Sizes of the images that were fetched, by the scheme of their references.",
+            "Bytes fetched, by the scheme of the reference.",
             _by(sums, "fetched_bytes", "scheme"),
         ),
         _counter(
+            "hpcimg_fetched_via_bytes_total",
+            "Sizes of the images that were fetched, by where their bytes came from.",
+            (Sample({"via": via}, sums.family("fetched_via").get(via, 0)) for via in VIA),
+        ),
+        _counter(
+            "hpcimg_site_failures_total",
+            "Times that the site tier was passed over, and why.",
+            (
+                Sample({"reason": reason}, happened.get(f"site_{reason}", 0))
+                for reason in SITE_REASONS
+            ),
+        ),
+        _counter(
             "hpcimg_served_bytes_total",
-            "Sizes of the images that jobs were handed, fetched or from the cache.",
+            "Bytes of the images that jobs got, fetched or cached.",
             (Sample({}, sums.total("served_bytes")),),
         ),
         _counter(
@@ -184,7 +199,7 @@ def counters(sums: Sums) -> list[Family]:
         ),
         _counter(
             "hpcimg_requeues_total",
-            "Jobs that were put back into the queue, since their image may be had later.",
+            "Jobs that were requeued because their image may be available later.",
             (Sample({}, happened.get("requeue", 0)),),
         ),
         _durations(sums),
@@ -207,7 +222,7 @@ def _durations(sums: Sums) -> Family:
     return Family(
         "hpcimg_stage_duration_seconds",
         "histogram",
-        "How long jobs were held for an image, by what came of it: hit is from the cache.",
+        "How long jobs were held for an image, by result: a hit is from the cache.",
         tuple(samples),
     )
 

@@ -13,7 +13,7 @@ from hpcimg.cache.failures import Memory
 from hpcimg.cache.policy import Cache
 from hpcimg.config.keys import Config
 from hpcimg.fetch.contract import Converting, Fetched, Listener, Outcome, Request
-from hpcimg.fetch.settings import Settings
+from hpcimg.fetch.settings import Mirror, Settings
 from hpcimg.reference import Reference
 from hpcimg.site.services import Credentials, Service
 from hpcimg.worker import accounts, monitor, protocol
@@ -135,7 +135,15 @@ def settings(
         places=places if schemes.of(wanted.scheme).in_registry else (),
         networks=config.networks,
         site_hosts=service.site_hosts,
+        mirrors=_web_mirrors(config, wanted),
     )
+
+
+def _web_mirrors(config: Config, wanted: Reference) -> tuple[Mirror, ...]:
+    """Return the mirrors of web servers; what has a query, which may be a secret, gets none."""
+    if schemes.of(wanted.scheme).in_registry or "?" in wanted.rest:
+        return ()
+    return tuple(Mirror(mirror.of, mirror.url) for mirror in config.mirrors.values())
 
 
 def _uid(sandbox: Sandbox) -> int | None:

@@ -108,7 +108,7 @@ def told(text: str) -> str:
     if not slashes:
         scheme, rest = "", path
     shown = without_query(f"{scheme}{slashes}{_without_password(rest)}{mark}{query}")
-    # What was cut off may hold the @ that makes a password of what is before it.
+    # What was interrupted may hold the @ that makes a password of what is before it.
     if len(text) > MAX_LENGTH and ":" in rest and "@" in text:
         return f"{scheme}{slashes}{_LEFT_OUT}"
     return shown

@@ -61,7 +61,7 @@ def stage(
     staged, origin = _first_allowed(origins(config, cache, request, service, user=user), bring)
     if image_format not in ("", staged.entry.extension):
         raise NotAnImage(
-            f"{wanted.uri} is no {image_format} file",
+            f"{wanted.uri} is not a {image_format} file",
             why=f"it is a {staged.entry.extension} file, and no image in layers that can be "
             f"made into one",
             do="Name an image in layers.",
@@ -74,6 +74,7 @@ def stage(
         key=staged.entry.key,
         bytes=staged.entry.size_bytes,
         scheme=wanted.scheme,
+        **({"via": staged.via} if staged.via else {}),
     )
     with contextlib.suppress(OSError):  # the next job then takes the long way
         hot.remember(
@@ -93,7 +94,12 @@ def _openers(config: Config) -> Sequence[Opener]:
 
     What is not configured is not imported either.
     """
-    return ()
+    found: list[Opener] = []
+    if config.site_path:
+        from hpcimg.tier.front import open_front
+
+        found.append(open_front)
+    return found
 
 
 def _mounted(origin: Origin, validator: str) -> hot.Mounted | None:

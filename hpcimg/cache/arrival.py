@@ -66,7 +66,7 @@ class Arrival(ExitStack):
         """Make room for what is coming, or decline it: the cache has it."""
         in_layers = offer.source if isinstance(offer, Whole) else offer.layers
         if in_layers and self._cache.signed_only:
-            raise NotAllowed.unverified(self._uri, "an image in layers has no signature of SIF")
+            raise NotAllowed.unverified(self._uri, "an image in layers has no SIF signature")
         # Nothing of an earlier offer counts any more: its key, its layers, its room.
         self._offered.close()
         self.offer, self.key, self._blobs = offer, "", None
@@ -120,7 +120,7 @@ class Arrival(ExitStack):
         files = [self.descriptor] if self._blobs is None else self._blobs.unfinished()
         written = max(done, _on_disk(files, self._uri))
         if total is not None and written > total:
-            raise Damaged(f"{self._uri} does not end where it was announced to")
+            raise Damaged(f"{self._uri} is longer than announced")
         if self._blobs is None:
             self._check_size(done)
         self._tell(phase, done, total)
@@ -176,7 +176,7 @@ class Arrival(ExitStack):
         promised = self.offer.size_bytes
         if promised is not None and fetched.size_bytes != promised:
             raise Damaged(
-                f"{self._uri} is cut short",
+                f"{self._uri} is truncated",
                 why=f"{fetched.size_bytes} bytes arrived of {promised}",
             )
         if self.offer.sha256 and self.offer.sha256 != fetched.sha256:
@@ -252,5 +252,5 @@ def _on_disk(files: Sequence[int], uri: str) -> int:
     seen = [os.fstat(file) for file in files]
     size = sum(each.st_size for each in seen)
     if sum(each.st_blocks * 512 for each in seen) > 2 * size + _SET_APART_BYTES:
-        raise Damaged(f"{uri} takes more room on the disk than it has bytes")
+        raise Damaged(f"{uri} takes more room on the disk than its size")
     return size

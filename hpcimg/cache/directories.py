@@ -54,7 +54,7 @@ def _check_own_disk(layout: Layout) -> None:
                 f"{path} is on a network file system ({found})",
                 why="other nodes would evict what jobs of this one use, and locks and leases "
                 "are this node's alone",
-                do="Name a directory on a disk of the node's own in hpcimg.conf.",
+                do="Set a directory on a node-local disk in hpcimg.conf.",
             )
 
 
@@ -94,10 +94,10 @@ def _check_directory(path: str, *, root: bool) -> None:
         raise CacheUnusable(
             f"{path} is not safe",
             why=f"its owner is uid {seen.st_uid}, its mode {stat.S_IMODE(seen.st_mode):04o}",
-            do=f"It must belong to uid {os.geteuid()} and be writable for nobody else.",
+            do=f"It must belong to uid {os.geteuid()} and not be writable by anyone else.",
         )
 
 
 def _unusable(error: OSError, path: str) -> HpcimgError:
-    do = "" if os.geteuid() == 0 else "If this is a node's own cache, be root."
+    do = "" if os.geteuid() == 0 else "To use a node's cache, run this as root."
     return from_os_error(error, path, do=do)

@@ -173,7 +173,7 @@ class _Ensure:
             staged = self._resolved(arrival.key, arrival.offer.validator, how, asked, locked=locked)
             if staged is None:
                 # Only where locks do nothing, or somebody removed it by hand.
-                raise NoRoom(f"{uri} was evicted again at once")
+                raise NoRoom(f"{uri} was evicted again immediately")
             return staged._replace(via=arrival.offer.via if how == "fetched" else "")
 
     def _resolved(
@@ -193,7 +193,7 @@ class _Ensure:
         if ref is None:
             return None
         log.warning(
-            "%s: serving the image of %s ago: %s",
+            "%s: serving the image cached %s ago: %s",
             self.reference.uri,
             format_duration(time.time() - ref.resolved),
             error,
@@ -280,7 +280,7 @@ class _Ensure:
         job, uri = self.request.job or "-", self.reference.uri
         if not worth_it and (works or seconds >= patience_s):
             self.chances -= 1
-            log.warning("job %s does not wait any longer for %s: %s", job, uri, holder)
+            log.warning("job %s stops waiting for %s: %s", job, uri, holder)
             raise _NotMoving
         if self.inflight:
             self.inflight.waits()

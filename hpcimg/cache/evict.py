@@ -177,7 +177,7 @@ def _plans(
     )
     needs = f"it needs {format_size(incoming_bytes)}, " if incoming_bytes else ""
     sizes = [format_size(plan.wanted_bytes)] if plan.wanted_bytes or not plan.wanted_files else []
-    sizes += [f"{plan.wanted_files} images, for their number,"] if plan.wanted_files else []
+    sizes += [f"{plan.wanted_files} images (by count)"] if plan.wanted_files else []
     why = f"{needs}{' and '.join(sizes)} would have to be freed: {plan.describe()}"
     yield plan, "room", NoRoom(f"there is no room on this node for {what}", why=why)
 
@@ -202,7 +202,7 @@ def _share_plan(
             f"there is no room for {what} in your share of this node's cache",
             why=f"this site lets each user keep {format_size(limits.user_share)} of private "
             f"images on a node, and of yours {plan.describe()}",
-            do="Wait until your other jobs on this node have ended, or use images that all share.",
+            do="Wait until your other jobs on this node have ended, or use shared images.",
         ),
     )
 
@@ -225,7 +225,7 @@ def check_fits(limits: Limits, size_bytes: int, *, what: str, owner: int | None 
 def evict(
     layout: Layout, key: str, *, reason: str = "limit", may_go: Callable[[], bool] | None = None
 ) -> bool:
-    """Remove one image unless a job uses it, it is pinned, or somebody is at work on it.
+    """Remove one image unless a job uses it, it is pinned, or a process is working on it.
 
     `reason` is a word for the event: limit, room, share, rm or damaged. `may_go`
     is asked in place of whether it is pinned and whole, while nobody else is at it.

@@ -73,7 +73,7 @@ def _rotate(layout: Layout) -> None:
         return
     counted, summed = _load_sums(layout)
     first = _first_line(_before(layout))
-    if first != summed:  # else a rotation was cut off after it had summed this file up
+    if first != summed:  # else a rotation was interrupted after it had summed this file up
         counted.add_all(_read(_before(layout)))
         text = json.dumps({**counted.to_dict(), "summed": first}) + "\n"
         temp = processes.temp_path(layout.state_tmp, "counters")

@@ -100,7 +100,7 @@ def _follow(offer: Offer, wanted: str | None) -> str:
     else:
         fits = bool(offer.sha256) and _ALGORITHM + offer.sha256 in layers
     if not fits:
-        raise ValueError("its manifest names other parts")
+        raise ValueError("its manifest names other content")
     return digest
 
 

@@ -14,7 +14,7 @@ def check_allowed(limit: int, size_bytes: int, *, what: str) -> None:
     """Raise TooLarge for an image that is larger than the site's limit; 0 is none."""
     if limit and size_bytes > limit:
         raise TooLarge(
-            f"{what} is too large", why=f"this site takes images up to {format_size(limit)}"
+            f"{what} is too large", why=f"this site accepts images up to {format_size(limit)}"
         )
 
 

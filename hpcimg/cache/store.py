@@ -123,7 +123,7 @@ def whole(layout: Layout, entry: Entry) -> bool:
         log.warning("%s is not what was stored (%d bytes now)", entry.key, seen.st_size)
         return False
     if is_foreign(seen):
-        log.warning("%s belongs to uid %d, and is left aside", entry.key, seen.st_uid)
+        log.warning("%s belongs to uid %d and is ignored", entry.key, seen.st_uid)
         return False
     return True
 
@@ -232,7 +232,7 @@ def check_private(layout: Layout, descriptor: int) -> None:
     """Raise CacheUnusable where a file of the cache cannot be let one user read alone."""
     if os.geteuid() == 0 and not acl.supported(descriptor):
         raise CacheUnusable(
-            "images that only one user may read cannot be kept on this node",
+            "private images cannot be cached on this node",
             why=f"the file system of {layout.cache} has no POSIX access control lists",
         )
 
@@ -318,7 +318,7 @@ def sweep(layout: Layout) -> int:
             except OSError as error:
                 failed = error
     if failed:
-        log.warning("leftovers of killed work stay for now: %s", failed)
+        log.warning("leftovers of killed processes stay for now: %s", failed)
         events.record(layout.events, "sweep_failed", message=str(failed))
     trash.empty(layout)
     return swept
@@ -376,7 +376,7 @@ def _load(path: str, make: Callable[..., T]) -> T | None:
     except (FileNotFoundError, PermissionError):  # others' private images are not there for us
         return None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        log.warning("%s cannot be understood and is left aside: %s", path, error)
+        log.warning("%s cannot be parsed and is ignored: %s", path, error)
         return None
     except OSError as error:
         raise from_os_error(error) from error

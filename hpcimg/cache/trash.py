@@ -61,7 +61,7 @@ def empty_all(layout: Layout, *, time_s: float) -> bool:
 
 
 def count(layout: Layout) -> int:
-    """Return how many files and directories wait to be removed."""
+    """Return how many files and directories are waiting to be removed."""
     try:
         return len(os.listdir(layout.trash))
     except FileNotFoundError:

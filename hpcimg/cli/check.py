@@ -14,10 +14,10 @@ from hpcimg.units import format_size
 if TYPE_CHECKING:
     from hpcimg.check import Checked
 
-HELP = """say what would become of a job's image, without fetching it
+HELP = """say what would happen to a job's image, without fetching it
 
-For everybody, on a login node too: it needs no cache and no rights. Servers are
-asked as you, with your own logins. Exit code: that of the first URI that would
+Runs anywhere, also on a login node: it needs neither a cache nor root. Servers are
+contacted as you, with your own logins. The exit code is that of the first URI that would
 fail."""
 
 

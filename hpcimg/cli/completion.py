@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from hpcimg.cli import output
 
-HELP = """print what makes bash, zsh or fish complete hpcimg's commands and options
+HELP = """print a script that completes hpcimg's commands and options in bash, zsh or fish
 
-The packages and `make install` put it where each shell looks for it."""
+The packages and `make install` install it where each shell looks for it."""
 
 # Of these arguments, files are offered; of others that are no choice, nothing.
 _FILES = frozenset({"DIRECTORY", "FILE", "PATH", "URI"})

@@ -19,23 +19,23 @@ from hpcimg.slurm import health as slurm_health
 from hpcimg.slurm import query
 from hpcimg.units import format_duration
 
-HELP = """look for what is wrong with this node, and say what to do about it
+HELP = """check this node for problems, and say what to do about them
 
-Exit code 1 where a problem was found. A note is nothing that has to be mended.
-Run it as root. With --node it says nothing where all is well, asks neither the
+The exit code is 1 if there is a problem. A note needs no action.
+Run it as root. With --node it prints only problems, uses neither the
 network nor Slurm, and takes less than a second: for health checks that run
 often, such as LBNL NHC's check_cmd_status or Slurm's HealthCheckProgram.
---nagios prints one line for Nagios and its kin, with exit code 0, 1, 2 or 3."""
+--nagios prints one line for Nagios and compatible systems; exit codes 0, 1, 2, 3."""
 
 _RECENT_S = 3600.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--node", action="store_true", help="be quick, and silent where all is well"
+        "--node", action="store_true", help="check quickly, and print only problems"
     )
     parser.add_argument(
-        "--nagios", action="store_true", help="print one line as a plugin of Nagios does"
+        "--nagios", action="store_true", help="print one line in the format of a Nagios plugin"
     )
 
 
@@ -98,22 +98,22 @@ def _mksquashfs() -> Finding:
         return Finding("tools", NOTE, error.what, error.why)
     if found.reads_tar:
         return Finding("tools", OK, found.path)
-    what = f"{found.path} is {found.version[0]}.{found.version[1]}, which reads no archives"
-    why = "images in layers are unpacked on the cache's disk to be converted, which takes longer"
+    what = f"{found.path} is {found.version[0]}.{found.version[1]}, which cannot read archives"
+    why = "images in layers are unpacked on the cache's disk for conversion, which takes longer"
     return Finding("tools", NOTE, what, why)
 
 
 def _leftovers(layout: Layout) -> Finding:
     stale, waiting = inflight.stale(layout), trash.count(layout)
     if stale:
-        what = f"{stale} downloads were cut off"
-        return Finding("leftovers", NOTE, what, "the next job with an image clears that away")
+        what = f"{stale} downloads were interrupted"
+        return Finding("leftovers", NOTE, what, "the next job with an image removes the leftovers")
     if waiting:
-        what = f"{waiting} files or directories in {layout.trash} wait to be removed"
+        what = f"{waiting} files or directories in {layout.trash} are waiting to be removed"
         return Finding(
-            "leftovers", NOTE, what, "the next job with an image goes on, or `hpcimg gc`"
+            "leftovers", NOTE, what, "the next job with an image, or `hpcimg gc`, continues"
         )
-    return Finding("leftovers", OK, "no download was cut off")
+    return Finding("leftovers", OK, "no download was interrupted")
 
 
 def _failures(layout: Layout) -> Finding:

@@ -14,18 +14,20 @@ from hpcimg.errors import HpcimgError
 from hpcimg.slurm import jobfiles, query
 from hpcimg.units import format_size
 
-HELP = """evict down to the low watermark and clear away what ended jobs left
+HELP = """evict down to the low watermark and clean up after ended jobs
 
-Drops the leases of jobs that Slurm does not know (any more), sweeps what killed
-work left behind, and evicts least recently used images where the cache is above
-its high watermark or the disk below its floor."""
+Drops the leases of jobs that Slurm does not know (any more), sweeps leftovers of
+killed processes, and evicts the least recently used images if the cache is above
+its high watermark or the disk below min_free."""
 
 log = logging.getLogger(__name__)
 _TIME_S = 3600.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dry-run", action="store_true", help="say what would go, change nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="list what would go, and change nothing"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -77,5 +79,5 @@ def _ended_jobs(layout: Layout) -> list[str]:
     try:
         return [job for job in jobs if not slurm.alive(job)]
     except HpcimgError as error:
-        log.warning("leases are left alone: %s", error)
+        log.warning("leases were not checked: %s", error)
         return []

@@ -14,8 +14,8 @@ from hpcimg.errors import NodeError
 
 HELP = """write Slurm's hooks for this Python and this installation of hpcimg
 
-For what pip installed. The packages and `make install` bring hooks of their
-own. Write them again after an upgrade, and when the Python is another one."""
+For installations with pip. The packages and `make install` have hooks of their
+own. Run it again after an upgrade, and after a change of Python."""
 
 _HOOKS = {
     "Prolog": "prolog/hpcimg-prolog",
@@ -28,7 +28,9 @@ _BEGIN, _END = "# The tree that this file stands in.", "start="
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", metavar="DIRECTORY", help="where, made if it is missing")
+    parser.add_argument(
+        "directory", metavar="DIRECTORY", help="the directory to write to; created if necessary"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -82,7 +84,7 @@ def _check(path: str) -> None:
         if seen.st_uid not in (0, os.geteuid()):
             why = f"{part} belongs to uid {seen.st_uid}, and root would run what that user writes"
         elif seen.st_mode & stat.S_IWOTH and not seen.st_mode & stat.S_ISVTX:
-            why = f"everybody may write to {part}, and root would run what they write"
+            why = f"all users can write to {part}, and root would run what they write"
         if why:
             raise NodeError(
                 f"no hooks are written for {path}",

@@ -41,7 +41,7 @@ _EPILOG = """\
 exit codes: 0 done, 1 a problem was found (status, verify, doctor), 2 wrong
 usage, 10-19 the request cannot be met, 20-29 it failed now and may succeed
 later, 30-39 this node needs an administrator, 70 a bug. The configuration is
-read from /etc/hpcimg/hpcimg.conf and conf.d/*.conf beside it; HPCIMG_CONF names
+read from /etc/hpcimg/hpcimg.conf and conf.d/*.conf next to it; HPCIMG_CONF names
 another.
 """
 
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         return nagios.UNKNOWN if plugin and ended.code else int(ended.code or 0)
     code = _run(args)
     if plugin and code > nagios.UNKNOWN:  # an error; it has been told on standard error
-        print(nagios.line(nagios.UNKNOWN, "the checks could not be made"))
+        print(nagios.line(nagios.UNKNOWN, "the checks could not run"))
         return nagios.UNKNOWN
     return code
 

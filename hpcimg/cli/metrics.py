@@ -13,9 +13,9 @@ from hpcimg.config import load as config
 from hpcimg.errors import CacheUnusable
 from hpcimg.slurm import jobs
 
-HELP = """print metrics for Prometheus, or put them where its node exporter finds them
+HELP = """print metrics for Prometheus, or write them to a file for node_exporter
 
-Run it as root, by a timer. Exit code 0, whatever the metrics say of the node."""
+Run it as root, from a timer. The exit code is 0, whatever the metrics say."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,5 +63,5 @@ def _replace(path: str, text: str) -> None:
         raise CacheUnusable(
             f"{path} cannot be written",
             why=error.strerror or str(error),
-            do="Name a file in the directory that node_exporter --collector.textfile.directory has",
+            do="Name a file in the directory given to node_exporter --collector.textfile.directory",
         ) from error

@@ -16,9 +16,9 @@ from hpcimg.errors import NotFound
 from hpcimg.reference import Reference
 from hpcimg.site import policy
 
-HELP = """print where an image is on this node, without asking any server
+HELP = """print the path of an image on this node, without asking any server
 
-Exit code 12 where it is not in the cache."""
+The exit code is 12 if it is not in the cache."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""hpcimg stage: bring images into this node's cache, as Prolog does."""
+"""hpcimg stage: stage images in this node's cache, as Prolog does."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from hpcimg.fetch.contract import Request
 from hpcimg.site import policy
 from hpcimg.units import format_duration, format_size
 
-HELP = """bring images into this node's cache, as Prolog does
+HELP = """stage images in this node's cache, as Prolog does
 
-Prints the path of each image when it is whole. Run it as root on a node, for
-example to warm a cache before a maintenance ends."""
+Prints the path of each image when it is complete. Run it as root on a node, for
+example to warm the cache before a maintenance ends."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,12 +16,13 @@ from hpcimg.cli import output
 from hpcimg.config import load as config
 from hpcimg.config.keys import Config
 from hpcimg.errors import printable
+from hpcimg.fetch.contract import MIRROR, ORIGIN, PEERS, SITE
 from hpcimg.slurm import jobs
 from hpcimg.units import format_duration, format_size
 
-HELP = """show the cache, the downloads in progress, the jobs that wait and that use images
+HELP = """show the cache, downloads in progress, and the jobs that wait for or use images
 
-Counts are since the node booted. Exit code 1 where a problem was found."""
+Counters start when the node boots. The exit code is 1 if there is a problem."""
 
 # What the events are called here, in the order in which they are shown.
 _COUNTS = {
@@ -29,6 +30,12 @@ _COUNTS = {
     "unchanged": "asked, unchanged", "stale": "served while the server was down",
     "failed": "failed", "requeue": "requeued", "evict": "evicted",
     "sweep": "sweep{s} of leftovers", "sweep_failed": "failed sweep{s}",
+    "site_failed": "passed over the site tier", "site_busy": "waited for the site tier in vain",
+    "site_damaged": "damaged in the site tier",
+}  # fmt: skip
+_VIA = {
+    ORIGIN: "from where the images are", MIRROR: "from mirrors", SITE: "from the site tier",
+    PEERS: "from other nodes",
 }  # fmt: skip
 _INTERVAL_MIN_S = 0.1
 
@@ -40,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_interval,
         const=2.0,
         metavar="SECONDS",
-        help="show it again and again, every 2 seconds by default",
+        help="repeat it, every 2 seconds by default",
     )
 
 
@@ -50,7 +57,7 @@ def _interval(text: str) -> float:
     except ValueError:
         seconds = math.nan
     if not _INTERVAL_MIN_S <= seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0.1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, at least 0.1")
     return seconds
 
 
@@ -163,6 +170,9 @@ def _of_cache(seen: dict[str, Any]) -> list[str]:
             f" {format_size(seen['fetched_bytes'])} fetched:"
             f" {format_size(seen['saved_bytes'])} saved"
         )
+    if set(seen["via"]) - {ORIGIN}:
+        parts = [f"{format_size(size)} {_VIA[via]}" for via, size in sorted(seen["via"].items())]
+        told.append(f"fetched {', '.join(parts)}")
     if seen["verified"]:
         last = seen["verified"]
         ago = format_duration(time.time() - last["time"])

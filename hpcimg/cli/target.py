@@ -26,7 +26,7 @@ def find(config: Config, layout: Layout, text: str) -> Entry:
         raise NotFound(f"{text} is not in the cache of this node", do="`hpcimg ls` shows what is.")
     if len(found) > 1:
         raise BadReference(
-            f"{text} stands for several images",
+            f"{text} matches several images",
             why=", ".join(sorted(entry.key for entry in found)),
             do="Name one of these keys.",
         )

@@ -25,7 +25,7 @@ def main_file() -> str:
 
 
 def read_files(main: str) -> list[tuple[str, str]]:
-    """Return (path, text) of the main file and of conf.d/*.conf beside it, in order.
+    """Return (path, text) of the main file and of conf.d/*.conf next to it, in order.
 
     Later files win. A default main file that is not there is an empty one: an
     unconfigured node works. Raises OSError for a file that HPCIMG_CONF names

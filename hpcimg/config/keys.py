@@ -36,6 +36,14 @@ class Static:
 
 
 @dataclasses.dataclass(frozen=True)
+class WebMirror:
+    """What is asked before a web server: `url` stands in the place of the address `of`."""
+
+    of: str = ""
+    url: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """All values, ready to use. Times are in seconds."""
 
@@ -68,6 +76,12 @@ class Config:
     max_user_share: Size
     verify: str
     keyring: str
+    site_path: str
+    site_account: str
+    site_lease_s: float
+    site_wait_s: float
+    site_max_size: Size
+    site_max_age_s: float
     slurm_bin: str
     pyxis: bool
     log_to: str
@@ -82,6 +96,7 @@ class Config:
     swift_shared: bool
     registries: Mapping[str, Registry]
     statics: Mapping[str, Static]
+    mirrors: Mapping[str, WebMirror]
     aliases: Mapping[str, str]
     fingerprint: str
 
@@ -111,21 +126,21 @@ KEYS = (
     Key("cache", "path", "cache_path", conffiles.DEFAULT_CACHE, read.path,
         "the cache, on one node-local file system; %n is the node's name"),
     Key("cache", "max_size", "max_size", "80%", read.size,
-        "all images together, 200G or a percentage of the file system"),
+        "the maximum for all images, 200G or a percentage of the file system"),
     Key("cache", "high_watermark", "high_watermark", "90%", parse_percent,
-        "eviction begins above this part of max_size"),
+        "eviction starts above this percentage of max_size"),
     Key("cache", "low_watermark", "low_watermark", "80%", parse_percent,
-        "eviction ends below this part of max_size"),
+        "eviction ends below this percentage of max_size"),
     Key("cache", "min_free", "min_free", "5%", read.size,
-        "how much of the file system stays free for others"),
+        "free space to leave for others on the file system"),
     Key("cache", "max_images", "max_images", "10000", read.count,
-        "how many images and layers, however small; 0 is any number"),
+        "the maximum number of images and layers; 0 is unlimited"),
     Key("cache", "min_age", "min_age_s", "2m", parse_duration,
-        "an image unused for less than this is not evicted in the epilog"),
+        "Epilog does not evict images used within this time"),
     Key("state", "path", "state_path", conffiles.DEFAULT_STATE, read.path,
         "jobs, leases and downloads in progress, on a tmpfs; %n likewise"),
     Key("stage", "deadline", "deadline_s", "540s", parse_duration,
-        "the longest a job is held; keep it below Slurm's timers"),
+        "the longest time that a job is held; keep it below Slurm's timeouts"),
     Key("stage", "tag_ttl", "tag_ttl_s", "1h", parse_duration,
         "how long a tag is trusted before it is checked again"),
     Key("stage", "error_ttl", "error_ttl_s", "60s", parse_duration,
@@ -133,7 +148,7 @@ KEYS = (
     Key("stage", "connect_timeout", "connect_timeout_s", "10s", parse_duration,
         "the longest wait for a connection"),
     Key("stage", "stall_timeout", "stall_timeout_s", "60s", parse_duration,
-        "the longest silence within a download"),
+        "the longest time without data during a download"),
     Key("stage", "patience", "patience_s", "30s", parse_duration,
         "how long a job waits for another job's stalled fetch of the same image"),
     Key("stage", "min_rate", "min_rate", "128K", parse_size,
@@ -141,53 +156,65 @@ KEYS = (
     Key("stage", "account", "account", "", str,
         "the unprivileged account that fetches; default hpcimg"),
     Key("stage", "format", "format", "auto", read.one_of("auto", "sif", "squashfs"),
-        "what OCI images become; auto: sif where there is Apptainer or Singularity"),
+        "the format of converted images; auto: sif if Apptainer or Singularity is installed"),
     Key("stage", "compression", "compression", "zstd:1", read.compression,
-        "how OCI images are packed: lz4, xz, gzip or zstd, with a level as in zstd:19"),
+        "the compression of converted images: lz4, xz, gzip or zstd, with a level as in zstd:19"),
     Key("stage", "registries_conf", "registries_conf", conffiles.DEFAULT_REGISTRIES, read.path,
-        "mirrors of registries and what is blocked, in the file that podman reads"),
+        "registry mirrors and blocked registries, in the file that podman reads"),
     Key("policy", "allow", "allow", "*", read.words,
         "patterns of references that may be staged"),
     Key("policy", "deny", "deny", "", read.words,
-        "patterns of references that may not, whatever allow says"),
+        "patterns of references that must not be staged, whatever allow says"),
     Key("policy", "allow_addresses", "networks", INSIDE, read.networks,
         "non-public networks that references may reach"),
     Key("policy", "max_image_size", "max_image_size", "0", parse_size,
-        "the largest image; 0 is no limit but the cache's"),
+        "the maximum size of an image; 0: limited only by the cache"),
     Key("policy", "on_transient", "on_transient", "fail", read.one_of("fail", "requeue"),
         "what happens to a job when a server is down or the deadline passes: fail or requeue"),
     Key("policy", "max_requeues", "max_requeues", "3", read.count,
-        "how often one job may be requeued"),
+        "how many times a job may be requeued"),
     Key("policy", "on_node_fault", "on_node_fault", "fail", read.one_of("fail", "drain"),
         "drain: let Slurm drain a node whose cache or state directory is found faulty"),
     Key("policy", "max_user_share", "max_user_share", "0", read.size,
-        "what may be private to one user, 20G or a percentage of max_size; 0 is no limit"),
+        "the maximum private to one user, 20G or a percentage of max_size; 0 is no limit"),
     Key("policy", "verify", "verify", "none", read.verifier,
-        "none; sif: signatures in SIF files; or the path of a program that is asked"),
+        "none; sif: check signatures in SIF files; or the path of a program that decides"),
     Key("policy", "keyring", "keyring", "", read.optional(read.path),
-        "the public keys for sif, a file like Apptainer's pgp-public; its global ones count too"),
+        "the public keys for sif, a file like Apptainer's pgp-public, besides its global keyring"),
     Key("library", "url", "library_url", "https://library.sylabs.io", read.url,
-        "the service of library:// references that name no host"),
+        "the service for library:// references without a host"),
     Key("shub", "url", "shub_url", "https://singularity-hub.org", read.url,
-        "the service of shub:// references that name no host"),
+        "the service for shub:// references without a host"),
     Key("s3", "url", "s3_url", "", read.optional(read.url),
         "the endpoint of s3:// references; default Amazon's"),
     Key("s3", "region", "s3_region", "", read.optional(read.region),
-        "its region; default what the endpoint says"),
+        "its region; default: derived from the endpoint"),
     Key("s3", "auth_file", "s3_auth_file", "", read.optional(read.path),
         "the site's credentials for it, a file like ~/.aws/credentials"),
     Key("s3", "shared", "s3_shared", "no", read.boolean,
-        "whether what they fetch is for all, not for the job's user alone"),
+        "whether what they fetch is shared by all users"),
     Key("swift", "url", "swift_url", "", read.optional(read.url),
         "the storage URL, https://HOST/v1/AUTH_ACCOUNT, for public containers and temp URLs"),
     Key("swift", "auth_file", "swift_auth_file", "", read.optional(read.path),
-        "a file with the site's credentials, in the form of an openrc file"),
+        "the site's credentials, in the format of an openrc file"),
     Key("swift", "shared", "swift_shared", "no", read.boolean,
-        "whether all may use what was fetched with the site's credentials"),
+        "whether what they fetch is shared by all users"),
+    Key("site", "path", "site_path", "", read.optional(read.path),
+        "a directory that all nodes mount, where images are kept for all of them; default none"),
+    Key("site", "account", "site_account", "", str,
+        "who writes there, not the account that fetches; default root"),
+    Key("site", "lease", "site_lease_s", "60s", parse_duration,
+        "how long a node that fetches for all may be silent; the same on all nodes"),
+    Key("site", "wait", "site_wait_s", "2m", parse_duration,
+        "how long a node waits for another one that gets nowhere"),
+    Key("site", "max_size", "site_max_size", "80%", read.size,
+        "all images there together, 5T or a percentage of the file system"),
+    Key("site", "max_age", "site_max_age_s", "30d", parse_duration,
+        "an image there that no node has asked for in this time goes"),
     Key("slurm", "bin", "slurm_bin", "", read.optional(read.path),
         "the directory of squeue and scontrol if it is not one of the system's"),
     Key("slurm", "pyxis", "pyxis", "no", read.boolean,
-        "whether Prolog stages what --container-image of pyxis names, for its importer"),
+        "whether Prolog stages images given to --container-image of pyxis, for its importer"),
     Key("log", "to", "log_to", "syslog", read.log_target,
         "syslog, stderr, or the path of a file"),
 )  # fmt: skip
@@ -202,6 +229,7 @@ NAMED: dict[str, tuple[type, dict[str, Callable[[str], Any]]]] = {
         },
     ),
     "static": (Static, {"url": read.url}),
+    "mirror": (WebMirror, {"of": read.url, "url": read.url}),
 }
 SECTIONS = (*dict.fromkeys(key.section for key in KEYS), "alias")
 # Read from the raw text on the way to a hit, or by the task prolog's shell.

@@ -171,14 +171,14 @@ def _location(text: str) -> str:
 
 def _tables(value: object, name: str) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not all(isinstance(table, dict) for table in value):
-        raise ValueError(f"{name} is no array of tables")  # the file's fault
+        raise ValueError(f"{name} is not an array of tables")  # the file's fault
     return value
 
 
 def _text(table: dict[str, Any], key: str) -> str:
     value = table.get(key, "")
     if not isinstance(value, str):
-        raise ValueError(f"{key} is no string")  # noqa: TRY004
+        raise ValueError(f"{key} is not a string")  # noqa: TRY004
     return value
 
 

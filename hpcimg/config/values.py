@@ -35,7 +35,7 @@ def path(text: str) -> str:
     if not found.startswith("/") or any(not c.isprintable() or c in ":\"'\\ " for c in found):
         raise ValueError(f"{text!r} is not an absolute path without spaces, quotes and colons")
     if found != os.path.normpath(found):
-        raise ValueError(f"{text!r} is not written plainly; write {os.path.normpath(found)}")
+        raise ValueError(f"{text!r} is not normalized; write {os.path.normpath(found)}")
     return found
 
 

@@ -190,7 +190,7 @@ class _Tree:
         if not isinstance(leaf, _Leaf) or not (hidden or self._look_up(target)):
             raise NotAnImage(
                 f"{self._uri} cannot be converted",
-                why=f"{shown(name)} is a hard link to {shown(target)}, which is not there",
+                why=f"{shown(name)} is a hard link to {shown(target)}, which does not exist",
                 do="Build the image again, or use another one.",
             )
         self._set(above, last, leaf)

@@ -37,7 +37,7 @@ _FINDS_DUPLICATES = (4, 6)
 _PIPE_BYTES = 1 << 20
 _MEMORY_MIB, _MEMORY_MIB_EACH = 512, 32
 _KILLED = (-signal.SIGKILL, -signal.SIGTERM)  # exit codes as subprocess has them
-_WHY_KILLED = "it was killed, by somebody or for want of memory"
+_WHY_KILLED = "it was killed, possibly for lack of memory"
 
 
 class Mksquashfs(NamedTuple):
@@ -84,10 +84,10 @@ def find_mksquashfs() -> Mksquashfs:
     except OSError as error:
         raise _missing(f"{path} does not run: {error.strerror}") from error
     if done.returncode in _KILLED:
-        raise Interrupted(f"{path} could not be asked for its version", why=_WHY_KILLED)
+        raise Interrupted(f"{path} could not report its version", why=_WHY_KILLED)
     said = re.search(rb"version (\d+)\.(\d+)", done.stdout)
     if not said:
-        raise _missing(f"{path} does not say its version")
+        raise _missing(f"{path} does not report its version")
     version = int(said[1]), int(said[2])
     if version < _OLDEST:
         raise _missing(f"{path} is {version[0]}.{version[1]}, which is too old")
@@ -170,16 +170,16 @@ def explain(code: int, said: str, uri: str) -> HpcimgError:
         return NoRoom(f"the disk of this node filled up while {uri} was converted")
     if -code == signal.SIGXFSZ or "file too large" in said.lower():
         return TooLarge(
-            f"{uri} is too large", why="the converted image is larger than this node takes"
+            f"{uri} is too large", why="the converted image is larger than this node allows"
         )
     if "out of memory" in said.lower():
-        why = "to convert it takes more memory than this node allows for one image"
+        why = "it takes more memory to convert than this node allows for one image"
         return TooLarge(f"{uri} is too large", why=why)
     if code in _KILLED:
         return Interrupted(what, why=_WHY_KILLED)
     if code < 0:
-        return NotAnImage(what, why=f"it crashed, by signal {-code}", do="Use another image.")
-    return NodeError(what, why=said or f"it ended with {code}")
+        return NotAnImage(what, why=f"it crashed with signal {-code}", do="Use another image.")
+    return NodeError(what, why=said or f"it exited with {code}")
 
 
 def _memory_mib(processors: int) -> int:
@@ -195,5 +195,5 @@ def _missing(why: str) -> MissingTool:
     return MissingTool(
         "images cannot be converted on this node",
         why=why,
-        do="Administrators: install squashfs-tools, 4.5 or newer is best, 4.3 the oldest.",
+        do="Administrators: install squashfs-tools, at least 4.3, preferably 4.5 or newer.",
     )

@@ -57,7 +57,7 @@ class Directory:
         """Add a member; of a file, `content` yields its `size` bytes."""
         name, kind = member.name, member.kind
         if len(name) > _MOST_NAME_BYTES or name.count(b"/") > _MOST_DIRECTORIES:
-            raise self._refused(name, "it is too long, or in too many directories")
+            raise self._refused(name, "its path is too long or too deep")
         if kind != DIRECTORY:  # which count where they are made
             self.disk_bytes += _BLOCK
         try:

@@ -60,7 +60,7 @@ class Writer:
             limit = self._limit_bytes
             if limit and self._receiver.content_bytes + member.size > limit:
                 raise TooLarge(
-                    f"{self.uri} is too large", why=f"its files are more than {limit} bytes"
+                    f"{self.uri} is too large", why=f"its files add up to more than {limit} bytes"
                 )
             if member.segments is None:
                 content = reader.copy(member.size)

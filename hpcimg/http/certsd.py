@@ -70,8 +70,8 @@ def _client(at: str, names: list[str]) -> str:
             continue
         if name.removesuffix(".cert") not in keys:
             raise ConfigError(
-                f"{at}/{name} has no key beside it",
-                do="Add the .key file; certificates of authorities end in .crt.",
+                f"{at}/{name} has no key",
+                do="Add the .key file; name certificate authorities *.crt.",
             )
         key = f"{at}/{name.removesuffix('.cert')}.key"
         if os.access(key, os.R_OK, effective_ids=True):

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import requests
 
-from hpcimg.errors import Damaged, Unreachable
+from hpcimg.errors import Damaged, TransientError, Unreachable
 from hpcimg.fetch.contract import Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
-from hpcimg.http import ranges
+from hpcimg.http import mirrors, ranges
 from hpcimg.http.retry import attempts
 from hpcimg.http.session import NUMBER, Authorization, check_status, request
 from hpcimg.http.urls import shown
@@ -48,7 +48,53 @@ def download(
     size_bytes: int | None = None,
     stored_bytes: int | None = None,
 ) -> bool:
-    """Download a body into the sink, in as many attempts as it takes.
+    """Download a body into the sink, from a mirror where the site has one that does.
+
+    A mirror gets no headers but conditions and no authorization, and what it sends has to be
+    what was offered, or an image. The rest is as in `download_from`.
+    """
+
+    def asked() -> Mapping[str, str]:
+        given = wanted.headers
+        return mirrors.conditions(given() if callable(given) else given)
+
+    for mirror in mirrors.addresses(wanted.url, settings.mirrors):
+        with mirrors.passed_over(mirror, sink):
+            unchanged = download_from(
+                session,
+                Get(mirror, asked, offer=wanted.offer, check=_at_once),
+                sink,
+                mirrors.for_files(settings),
+                size_bytes=size_bytes,
+                stored_bytes=stored_bytes,
+            )
+            if not unchanged:
+                sink.check(shown(mirror))
+            return unchanged
+    return download_from(
+        session, wanted, sink, settings, size_bytes=size_bytes, stored_bytes=stored_bytes
+    )
+
+
+def _at_once(response: requests.Response) -> None:
+    """Raise what a mirror's refusal means: it is not asked once more."""
+    try:
+        check_status(response)
+    except TransientError as error:
+        error.tried_again = False
+        raise
+
+
+def download_from(
+    session: requests.Session,
+    wanted: Get,
+    sink: Sink,
+    settings: Settings,
+    *,
+    size_bytes: int | None = None,
+    stored_bytes: int | None = None,
+) -> bool:
+    """Download the body of this URL into the sink, in as many attempts as it takes.
 
     An attempt resumes where the last one ended if the server can do that and still has the same
     file; otherwise it starts over. A transfer that is slow over one connection continues over
@@ -109,7 +155,7 @@ def download(
             sink.tell()
             if total is not None and sink.position != total:
                 raise Unreachable(
-                    f"{shown(url)} was cut off", why=f"after {sink.position} of {total} bytes"
+                    f"{shown(url)} was interrupted", why=f"after {sink.position} of {total} bytes"
                 )
             _check_length(sink.position, size_bytes, url)
     return False
@@ -149,7 +195,7 @@ def _check_part(
     match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
     if not match or int(match[1]) != begin:
         raise Unreachable(
-            f"{shown(url)} sent another part than was asked for",
+            f"{shown(url)} sent the wrong part",
             why=response.headers.get("Content-Range", "no Content-Range"),
         )
     # Some object stores send a part of whatever is there now, If-Range or not.
@@ -198,7 +244,9 @@ def _read_all(response: requests.Response, length: int, url: str) -> bytes:
         if len(data) > length:
             break
     if len(data) != length:
-        raise Unreachable(f"{shown(url)} was cut off", why=f"{len(data)} of {length} bytes came")
+        raise Unreachable(
+            f"{shown(url)} was interrupted", why=f"{len(data)} of {length} bytes arrived"
+        )
     return bytes(data)
 
 

@@ -41,7 +41,7 @@ class Session(requests.Session):
         if target is None:
             return None
         try:
-            return _goal(resp.url, target)
+            return _goal(resp.url, target.strip())
         except HpcimgError:
             resp.close()
             raise
@@ -77,6 +77,6 @@ def _goal(url: str, target: str) -> str:
         raise Forbidden(
             f"{shown(url)} is not read",
             why=f"its server redirects from https to plain http, at {origin(goal)[1]}",
-            do="Tell who runs that server, or name an address that stays in https.",
+            do="Tell the operators of that server, or use an address that stays on https.",
         )
     return goal

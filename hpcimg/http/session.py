@@ -29,7 +29,7 @@ from hpcimg.errors import (
 )
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
-from hpcimg.http import certsd
+from hpcimg.http import certsd, mirrors
 from hpcimg.http.adapter import Adapter
 from hpcimg.http.certsd import Certificates
 from hpcimg.http.redirects import REDIRECTS_MAX, Session, SessionWithoutRedirects
@@ -145,16 +145,16 @@ def _explained(where: str) -> Iterator[None]:
         if isinstance(cause, ssl.SSLEOFError):  # as of a server that is just being restarted
             raise Unreachable(f"{where} could not be read", why=_reason(error)) from error
         do = (
-            "Its certificate must be one that this node's CA bundle knows; of a registry, one"
-            f" from an authority in {certsd.DIRECTORIES[0]}/HOST/*.crt will do."
+            "Its certificate must be signed by an authority in this node's CA bundle or, for a registry,"
+            f" in {certsd.DIRECTORIES[0]}/HOST/*.crt."
         )
         if "ALERT" in str(cause) and "CERTIFICATE" in str(cause):
             do = (
-                "It wants a certificate from who asks: administrators put NAME.cert and NAME.key"
+                "It requires a client certificate: administrators put NAME.cert and NAME.key"
                 f" into {certsd.DIRECTORIES[0]}/HOST/."
             )
         elif not isinstance(cause, ssl.SSLCertVerificationError):
-            do = "Check the address: what answers there does not speak TLS as this node does."
+            do = "Check the address: the server there does not speak a TLS version that this node supports."
         raise Forbidden(f"{where} cannot be trusted", why=_reason(error), do=do) from error
     except requests.exceptions.TooManyRedirects as error:
         raise NotFound(
@@ -228,8 +228,12 @@ def get_json(
 ) -> dict[str, Any]:
     """GET a JSON object of up to 4 MiB; `what` names in errors what it is about.
 
-    Raises NotAnImage where the answer is something else.
+    Mirrors are asked first. Raises NotAnImage where the answer is something else.
     """
+    for mirror in mirrors.addresses(url, settings.mirrors):
+        asked = request(session, mirror, mirrors.for_answers(settings))
+        with mirrors.passed_over(mirror, sink), asked as response:
+            return read_json(response, what)
     for attempt in attempts(sink, settings):
         with attempt, request(session, url, settings) as response:
             content = read_json(response, what)

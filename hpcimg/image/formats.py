@@ -72,7 +72,7 @@ def _sif(descriptor: int, head: bytes, size: int, what: str) -> Image:
     architecture = ARCHITECTURES.get(fields[3], "")
     total, offset = fields[8], fields[9]
     if not 0 < total <= _SIF_MAX_DESCRIPTORS or not SIF_HEADER.size <= offset:
-        raise NotAnImage(f"{what} is a SIF file with a wrong header")
+        raise NotAnImage(f"{what} is a SIF file with an invalid header")
     table = total * SIF_DESCRIPTOR.size
     if offset + table > size:
         raise _cut_short(what, offset + table, size)
@@ -84,7 +84,7 @@ def _sif(descriptor: int, head: bytes, size: int, what: str) -> Image:
             continue
         begin, length = entry[5], entry[6]
         if begin < 0 or length < 0:
-            raise NotAnImage(f"{what} is a SIF file with a wrong descriptor")
+            raise NotAnImage(f"{what} is a SIF file with an invalid descriptor")
         needed = max(needed, begin + length)
         if entry[0] == SIF_PARTITION:
             part_type, part_arch = struct.unpack_from("<i3s", entry[13], 4)
@@ -105,18 +105,16 @@ def _squashfs(descriptor: int, offset: int, size: int, what: str) -> Image:
     major, minor = struct.unpack_from("<HH", block, 28)
     (bytes_used,) = struct.unpack_from("<Q", block, 40)
     if (major, minor) != (4, 0):
-        raise NotAnImage(f"{what} is squashfs {major}.{minor}", why="4.0 is what Linux mounts")
+        raise NotAnImage(f"{what} is squashfs {major}.{minor}", why="Linux mounts only 4.0")
     if bytes_used < _SQUASHFS_SUPERBLOCK:
-        raise NotAnImage(f"{what} is squashfs with a wrong header")
+        raise NotAnImage(f"{what} is squashfs with an invalid header")
     if offset + bytes_used > size:
         raise _cut_short(what, offset + bytes_used, size)
     return Image("squashfs", "")
 
 
 def _cut_short(what: str, needed: int, size: int) -> Damaged:
-    return Damaged(
-        f"{what} is cut short", why=f"its header promises {needed} bytes, {size} arrived"
-    )
+    return Damaged(f"{what} is truncated", why=f"its header says {needed} bytes, {size} arrived")
 
 
 def _guess(head: bytes, size: int) -> str:
@@ -129,4 +127,4 @@ def _guess(head: bytes, size: int) -> str:
         return "it is JSON text"
     if head.startswith(b"\x1f\x8b"):
         return "it is a gzip archive"
-    return "it begins with neither SIF's nor squashfs's mark"
+    return "it begins with neither the SIF nor the squashfs magic number"

@@ -77,16 +77,16 @@ def _unusable(uri: str, error: ValueError) -> NotAnImage:
 def _read(whole: dict[str, Any], text: str) -> OciConfig:
     said = whole.get("config")
     if not isinstance(said, dict | None):
-        raise _Wrong("it is not written as the OCI image specification says")
+        raise _Wrong("it does not follow the OCI image specification")
     for key in ("os", "architecture", "variant"):
         _text("" if whole.get(key) is None else whole[key], key)
     said = said or {}
     rootfs = whole.get("rootfs") or {}
     labels = said.get("Labels") or {}
     if not isinstance(rootfs, dict):
-        raise _Wrong("rootfs is no object")
+        raise _Wrong("rootfs is not an object")
     if not isinstance(labels, dict):
-        raise _Wrong("Labels is no object")
+        raise _Wrong("Labels is not an object")
     variables = (entry.partition("=") for entry in _texts(said, "Env"))
     entrypoint = _texts(said, "Entrypoint")
     return OciConfig(
@@ -111,15 +111,15 @@ def _shown(value: object) -> str:
 def _texts(said: dict[str, Any], key: str) -> tuple[str, ...]:
     values = said.get(key) or []
     if not isinstance(values, list):
-        raise _Wrong(f"{key} is no list")
+        raise _Wrong(f"{key} is not a list")
     return tuple(_text(value, key) for value in values)
 
 
 def _text(value: object, key: str) -> str:
     if not isinstance(value, str):
-        raise _Wrong(f"{key} holds something else than text")
+        raise _Wrong(f"{key} is not text")
     if "\0" in value:
-        raise _Wrong(f"{key} holds a zero byte")
+        raise _Wrong(f"{key} contains a zero byte")
     try:
         value.encode()
     except UnicodeEncodeError:

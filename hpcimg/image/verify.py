@@ -51,7 +51,7 @@ def check_ready(how: str, keyring: str) -> None:
     """Look for what `verify` needs on this node, as who calls. Raises NodeError, MissingTool."""
     if how != "sif":
         if not os.path.isfile(how) or not os.access(how, os.X_OK, effective_ids=True):
-            raise _broken(how, "the account that fetches cannot run it")
+            raise _broken(how, "the unprivileged account cannot run it")
         return
     _find_runtime()
     if keyring:
@@ -62,7 +62,7 @@ def _check_signatures(work: Work) -> None:
     program = _find_runtime()
     head = os.pread(work.file, formats.SIF_HEADER.size, 0)
     if head[32:42] != formats.SIF_MAGIC:
-        raise NotAllowed.unverified(work.uri, "it is not a SIF file, so nobody can have signed it")
+        raise NotAllowed.unverified(work.uri, "it is not a SIF file, so it cannot be signed")
     if _has_unsigned_parts(work.file, head):
         raise NotAllowed.unverified(work.uri, "it has parts that belong to no signed group")
     keys = f"{work.directory}/keys"
@@ -98,13 +98,13 @@ def _read_keyring(path: str) -> bytes:
         raise NodeError(
             "[policy] keyring cannot be read",
             why=str(error),
-            do=f"The account that fetches (uid {os.geteuid()}) has to be able to read it.",
+            do=f"The unprivileged account (uid {os.geteuid()}) must be able to read it.",
         ) from None
     if content and content[0] < _PACKET:
         raise NodeError(
             "[policy] keyring is not a keyring",
             why="it is text, such as a key that was exported with --armor",
-            do="Administrators: `apptainer key import` makes a keyring of it.",
+            do="Administrators: convert it with `apptainer key import`.",
         )
     return content
 

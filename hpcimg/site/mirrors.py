@@ -56,7 +56,7 @@ def locate(
         if match.rule.location:
             name = _moved(name, match, match.rule.location)
             if not is_location(name):
-                why = f"the table of {match.rule.prefix} leads to {name}, which is no repository"
+                why = f"the table of {match.rule.prefix} leads to {name}, which is not a repository"
                 raise ConfigError(f"{rest} cannot be resolved", why=why)
     # Each place has to be allowed by what is said about it, not about the image alone: with
     # `blocked` and mirrors, the mirrors are asked and the registry never is.

@@ -85,7 +85,7 @@ def find(config: Config, wanted: Reference, environment: Mapping[str, str] = os.
     rules = registriesconf.read(config.registries_conf) if in_registry else ()
     for rule in rules:
         if rule.wrong:
-            log.warning("%s; this table is not followed", rule.wrong)
+            log.warning("%s; this table is ignored", rule.wrong)
     service = _find(config, wanted, rules, environment)
     return service._replace(site_hosts=site_hosts(config, rules, service.url))
 

@@ -29,7 +29,7 @@ def limit_s() -> float:
 def too_late(limit_s: float) -> None:
     """Say that `main` did not end in time; the next Epilog goes on where it was."""
     logs.set_up("syslog", name="epilog", job=os.environ.get("SLURM_JOB_ID", ""))
-    log.critical("not done in %s: a disk of this node may hang", format_duration(limit_s))
+    log.critical("not finished within %s: a disk of this node may hang", format_duration(limit_s))
 
 
 def main() -> int:

@@ -30,7 +30,7 @@ def slurm(config: Config) -> list[Finding]:
     try:
         settings = slurmconf.settings()
     except HpcimgError as error:
-        return [Finding("hooks", NOTE, "not looked for", error.brief)]
+        return [Finding("hooks", NOTE, "not checked", error.brief)]
     found = [_hook(name, settings.all(name)) for name in HOOKS]
     return [*found, *timers(settings, config.deadline_s), *pyxis(settings, config.state_path)]
 
@@ -61,14 +61,14 @@ def timers(settings: Settings, deadline_s: float) -> list[Finding]:
     start_s = settings.seconds("BatchStartTimeout") or 10.0
     if start_s < deadline_s:
         what = f"BatchStartTimeout is {start_s:.0f} s, and a job is held for up to {held}"
-        why = "srun fails, or the job is requeued, where a node stages for longer"
+        why = "srun fails, or the job is requeued, if staging on a node takes longer"
         found.append(_raise("BatchStartTimeout", what, why, deadline_s))
     else:
         found.append(Finding("timers", OK, f"BatchStartTimeout is {start_s:.0f} s"))
     message_s = settings.seconds("MessageTimeout") or 10.0
     if message_s > _MESSAGE_TIMEOUT_S:
         what = f"MessageTimeout is {message_s:.0f} s"
-        why = "slurmctld waits for dead nodes that long; BatchStartTimeout is enough"
+        why = "slurmctld waits that long for dead nodes; BatchStartTimeout is enough"
         found.append(Finding("timers", NOTE, what, why))
     else:
         found.append(Finding("timers", OK, f"MessageTimeout is {message_s:.0f} s"))
@@ -80,13 +80,13 @@ def _prolog_timeout(settings: Settings, deadline_s: float) -> Finding:
     name = "PrologTimeout" if settings.seconds("PrologTimeout") else "PrologEpilogTimeout"
     limit_s = settings.seconds(name)
     if limit_s is None:
-        why = "a hook that hangs, on a dead disk say, would hold its job for ever"
+        why = "a hook that hangs, for example on a dead disk, would hold its job forever"
         return Finding("timers", NOTE, "PrologEpilogTimeout is not set", why)
     if limit_s <= deadline_s:
         what = (
             f"{name} is {limit_s:.0f} s, and a job is held for up to {format_duration(deadline_s)}"
         )
-        why = "Slurm kills a Prolog that still stages, and drains the node"
+        why = "Slurm kills a Prolog that is still staging, and drains the node"
         return _raise(name, what, why, deadline_s)
     return Finding("timers", OK, f"{name} is {limit_s:.0f} s")
 
@@ -103,8 +103,8 @@ def _flags(text: str) -> Iterable[Finding]:
         do = "Set PrologFlags=Alloc in slurm.conf."
         yield Finding("timers", PROBLEM, what, why, do)
     for flag, why in (
-        ("nohold", "salloc and srun begin before the image is there"),
-        ("serial", "one job that stages holds up all others on its node"),
+        ("nohold", "salloc and srun start before the image is staged"),
+        ("serial", "a job that is staging blocks all others on its node"),
     ):
         if flag in flags:
             yield Finding("timers", NOTE, f"PrologFlags has {flag}", why)
@@ -123,7 +123,7 @@ def pyxis(settings: Settings, state: str, *, enroot: str = _ENROOT) -> list[Find
     version = settings.one("SLURM_VERSION")
     if _NO_TASK_PROLOG.match(version):
         what = f"Slurm {version} cannot start TaskProlog in containers of pyxis"
-        do = "Every task with --container-image fails: take 24.11.7, 25.05.2 or newer."
+        do = "Every task with --container-image fails: upgrade to 24.11.7, 25.05.2 or newer."
         return [Finding("pyxis", PROBLEM, what, do=do)]
     mounted = [
         words[0]

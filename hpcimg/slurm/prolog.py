@@ -56,7 +56,7 @@ def too_late(limit_s: float) -> None:
     logs.set_up("syslog", name="prolog", job=job)
     error = DeadlinePassed(
         "the images of this job were not ready in time",
-        why=f"hpcimg did not end in {format_duration(limit_s)}: a disk of this node may hang",
+        why=f"hpcimg did not finish within {format_duration(limit_s)}: a disk of this node may hang",
         do="Tell the administrators: this node needs attention.",
     )
     started = time.time() - limit_s
@@ -95,14 +95,14 @@ def _stage_all(
 ) -> None:
     deadline = time.monotonic() + conf.deadline_s
     wanted = comment.read(*(os.environ.get(name, "") for name in comment.VARIABLES))
+    for_pyxis = pyxis.take_out(wanted.images, os.environ.get(pyxis.VARIABLE, ""))
     images += [jobfiles.Image(name, text) for name, text in wanted.images[: comment.MAX_IMAGES]]
     if wanted.problem:
         raise BadReference(wanted.problem, do=wanted.remedy)
     if wanted.missed[0]:
         raise _missed(conf, *wanted.missed)
-    for_pyxis = pyxis.reference(os.environ.get(pyxis.VARIABLE, "")) if conf.pyxis else ""
-    if for_pyxis:
-        images.append(jobfiles.Image("", for_pyxis, format=pyxis.FORMAT))
+    if conf.pyxis:
+        images += [jobfiles.Image("", text, format=pyxis.FORMAT) for text in for_pyxis]
     if not images:
         return
     references = []
@@ -130,7 +130,7 @@ def _stage_all(
 
 
 def _missed(conf: Config, written: str, right: str) -> HpcimgError:
-    """Return why a word that is meant for us asks for no image."""
+    """Return why a word that is meant for us requests no image."""
     try:
         policy.parse(conf, comment.split_name(right)[1])
     except HpcimgError as error:

@@ -82,7 +82,7 @@ class Commands:
         """Return one field of the job, "" where Slurm knows no such job."""
         done = run(["squeue", "--noheader", "--states=all", f"--jobs={job}", f"--format={field}"])
         if done.returncode and "Invalid job id" not in done.stderr:
-            raise Unreachable("slurmctld cannot be asked", why=done.stderr.strip())
+            raise Unreachable("slurmctld cannot be reached", why=done.stderr.strip())
         return done.stdout
 
 
@@ -111,6 +111,6 @@ class PySlurm:
             said = json.loads(done.stdout)
             return "" if said is None else str(said)
         except (HpcimgError, ValueError, TypeError):
-            log.info("pyslurm does not answer: Slurm's commands are asked")
+            log.info("pyslurm does not answer: using Slurm's commands")
             self._answers = False
             return None

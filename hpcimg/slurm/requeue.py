@@ -66,7 +66,7 @@ def _requeue(job: str) -> str | None:
     done = query.run(["scontrol", "requeue", name], timeout_s=_TIMEOUT_S)
     if done.returncode == 0 or _ALREADY in done.stderr:
         return ""
-    return printable(" ".join(done.stderr.split())) or f"scontrol ended with {done.returncode}"
+    return printable(" ".join(done.stderr.split())) or f"scontrol exited with {done.returncode}"
 
 
 def _look_up(job: str) -> tuple[str, str]:

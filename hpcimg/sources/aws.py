@@ -95,5 +95,5 @@ def _read(text: str, origin: str) -> Keys | None:
     if not access or not secret:
         return None
     if not all(word.isascii() and word.isprintable() for word in (access, secret, token)):
-        raise ValueError("its keys have characters that keys do not have")
+        raise ValueError("its keys contain invalid characters")
     return Keys(access, secret, token, origin)

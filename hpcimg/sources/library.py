@@ -71,7 +71,7 @@ def _content(answer: dict[str, object], uri: str) -> tuple[str, int | None]:
     """Return sha256 and size of the image file."""
     data = answer.get("data")
     if not isinstance(data, dict):
-        raise NotFound(f"there is nothing at {uri}", why="the library knows no such image")
+        raise NotFound(f"there is nothing at {uri}", why="the library has no such image")
     match = _HASH.fullmatch(str(data.get("hash", "")))
     if not match:
         raise NotAnImage(f"{uri} cannot be checked", why="the library gives no sha256 for it")

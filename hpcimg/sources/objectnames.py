@@ -25,7 +25,7 @@ def decode(reference: Reference, written: str, *, before: str = "") -> str:
     right = quote(name, safe=_PLAIN)
     if right != written:
         raise BadReference(
-            f"{reference.uri} is not how that object is written",
-            why=f"%XX is for other characters; did you mean {reference.scheme}://{before}{right}",
+            f"{reference.uri} is not the canonical spelling of that object",
+            why=f"only other characters are written as %XX; did you mean {reference.scheme}://{before}{right}",
         )
     return name

@@ -41,7 +41,7 @@ _REGION_IN_BODY = re.compile(rb"<Region>\s*([a-z0-9-]{1,64})\s*</Region>")
 _SHA256 = re.compile(r"[A-Za-z0-9+/]{43}=")
 _BAD_KEYS = {
     "InvalidAccessKeyId": "the access key is not known there",
-    "SignatureDoesNotMatch": "the secret key is not the one of the access key",
+    "SignatureDoesNotMatch": "the secret key does not match the access key",
     "ExpiredToken": "the session token has expired",
     "InvalidToken": "the session token is not known there",
 }
@@ -154,7 +154,7 @@ class Target(NamedTuple):
                 f"{self.uri} may not be read {how}",
                 why=f"{why}, which can also mean that it is not there",
                 do="Check the spelling and who may read it; "
-                "your own keys belong into ~/.aws/credentials.",
+                "put your own keys into ~/.aws/credentials.",
             )
         if status < 400:
             return UserError(
@@ -180,7 +180,7 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
                 return download(session, wanted, sink, settings)
             except OtherRegion as other:
                 target = target._replace(place=place._replace(region=str(other)))
-    raise Unreachable(f"{reference.uri} could not be read", why="each region names another one")
+    raise Unreachable(f"{reference.uri} could not be read", why="each region refers to another one")
 
 
 def parse_key(reference: Reference) -> Key:

@@ -62,7 +62,7 @@ def main() -> NoReturn:
     except HpcimgError as error:
         parent.fail(error)
     except MemoryError:
-        why = f"to {doing} it takes more memory than this node allows for one image"
+        why = f"it takes more memory to {doing} than this node allows for one image"
         parent.fail(TooLarge(f"{order.uri} is too large", why=why))
     except OSError as error:
         parent.fail(_explain(error, order.uri, done, start.image_bytes))
@@ -118,7 +118,7 @@ class _Work:
         except Forbidden as error:
             if scheme.mounted or not order.settings.as_user or userfiles.home():
                 raise
-            why = f"{error.why}; this node has no account for your uid, so no home with a login"
+            why = f"{error.why}; this node has no account for your uid, so there is no home directory with a login"
             raise Forbidden(error.what, why=why.removeprefix("; "), do=error.do) from error
         return Unchanged() if unchanged else protocol.Done()
 
@@ -158,7 +158,7 @@ def _explain(error: OSError, uri: str, done: str, image_bytes: int) -> HpcimgErr
         return NoRoom(f"the disk of this node filled up while {uri} was {done}")
     if error.errno == errno.EFBIG:
         most = format_size(image_bytes)
-        return TooLarge(f"{uri} is too large", why=f"this node takes images up to {most}")
+        return TooLarge(f"{uri} is too large", why=f"this node accepts images up to {most}")
     return CacheUnusable(f"{uri} could not be written to the cache", why=error.strerror or "")
 
 

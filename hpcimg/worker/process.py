@@ -105,12 +105,12 @@ class Worker:
             self._process.wait(max(_TO_END_S, self.deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             self._left = True
-            log.error("process %d of %s cannot be ended", self._process.pid, self.uri)
+            log.error("process %d of %s cannot be killed", self._process.pid, self.uri)
             raise DeadlinePassed(
                 f"{self.uri} was not ready in time",
                 why=f"the process that was to {self._doing()} it waits for something that does "
                 "not answer, and cannot be ended",
-                do="Check the file system that the image or your home is on.",
+                do="Check the file system of the image and of your home directory.",
             ) from None
 
     def begin(self, files: Sequence[int]) -> None:
@@ -148,7 +148,7 @@ class Worker:
                 raise self._ended()
             self._heard += more
             if len(self._heard) > _LINE_MAX:
-                raise self._confused("its message has no end")
+                raise self._confused("its message is too long")
         line = bytes(self._heard[:end])
         del self._heard[: end + 1]
         try:
@@ -157,7 +157,7 @@ class Worker:
             raise self._confused(str(error)) from None
 
     def _confused(self, why: str) -> Bug:
-        return Bug(f"the {self._doing()} process of {self.uri} cannot be understood", why=why)
+        return Bug(f"the {self._doing()} process of {self.uri} sent an invalid message", why=why)
 
     def _doing(self) -> str:
         return type(self._order).__name__.lower()

@@ -38,7 +38,7 @@ def seal(descriptor: int, *, uri: str) -> None:
     while is_written(descriptor):
         if time.monotonic() > late:
             raise Interrupted(
-                f"{uri} is not kept",
+                f"{uri} was not kept",
                 why="a process that is none of hpcimg's has its file open, and could still "
                 "change what is in it",
             )

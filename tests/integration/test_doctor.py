@@ -106,7 +106,10 @@ def test_what_verifies_images(node: Node, open_directory: Path) -> None:
     ("version", "said"),
     [
         ("4.5", "ok      tools: {}\n"),
-        ("4.4", "note    tools: {} is 4.4, which reads no archives: images in layers are unpacked"),
+        (
+            "4.4",
+            "note    tools: {} is 4.4, which cannot read archives: images in layers are unpacked",
+        ),
         (
             "4.2",
             "note    tools: images cannot be converted on this node: {} is 4.2, which is too old",
@@ -315,7 +318,7 @@ def test_the_class_of_a_failure_is_in_its_event(node: Node, url: str) -> None:
 def test_a_download_that_was_cut_off(node: Node, url: str) -> None:
     node.prolog(1, f"container:{url}")
     (node.state / "inflight" / "x.json").write_text('{"process": "a-1-2"}')
-    assert "note    leftovers: 1 downloads were cut off" in node.hpcimg("doctor").stdout
+    assert "note    leftovers: 1 downloads were interrupted" in node.hpcimg("doctor").stdout
 
 
 # What Slurm says

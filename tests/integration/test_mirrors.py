@@ -74,6 +74,7 @@ def test_a_pull_through_mirror_goes_first(
     node.configure(conf(origin, mirror.host))
     staged(node, 1, f"container:oras://{origin.host}/{repository}:1", sif, how="fetched")
     assert read_from(mirror, repository) == ["manifests", "blobs"]
+    assert node.hpcimg_json("status")["via"] == {"mirror": len(sif)}
     let_pass(node, HOUR + 1)
     staged(node, 2, f"container:oras://{origin.host}/{repository}:1", sif, how="unchanged")
 
@@ -350,7 +351,7 @@ def test_a_layer_that_is_wrong_everywhere(
     [
         ("last byte", "is not what was announced: its sha256 is "),
         ("short", "is cut short: "),
-        ("long, no length", "does not end where it was announced to"),
+        ("long, no length", "is longer than announced"),
     ],
 )
 def test_a_file_that_is_wrong_everywhere(

@@ -57,6 +57,12 @@ def test_a_signed_address_stays_what_was_signed(web: WebServer, goal: str) -> No
     assert {request.query for request in web.requests(path="/goal%2d")} == {SIGNED[1:]}
 
 
+def test_blanks_around_an_address_do_not_belong_to_it(web: WebServer) -> None:
+    web.put("/goal", b"x")
+    web.handle("/from", lambda _: Answer(302, {"Location": f" {web.url('/goal')} \t"}))
+    assert get(web.url("/from")) == 200
+
+
 @pytest.mark.parametrize("place", ["//[", "http://h:x/", "http://a..b/", "ftp://h/"])
 def test_an_address_that_is_none_is_the_servers_fault(web: WebServer, place: str) -> None:
     web.handle("/from", lambda _: Answer(302, {"Location": place}))

@@ -90,7 +90,7 @@ def test_without_credentials(node: Node, store: ObjectStore, sif: bytes) -> None
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        (SITE._replace(secret="other"), "the secret key is not the one of the access key"),
+        (SITE._replace(secret="other"), "the secret key does not match the access key"),
         (SITE._replace(access="UNKNOWN"), "the access key is not known there"),
         (OUTSIDER, "403 AccessDenied, which can also mean that it is not there"),
     ],

@@ -76,7 +76,7 @@ def test_a_file_that_comes_in_one_go_keeps_to_the_sites_limit(tmp_path: Path) ->
     with arriving(cache) as arrival:
         assert arrival.offered(Offer("v1")) == ()
         os.write(arrival.descriptor, FILE)
-        with pytest.raises(TooLarge, match="this site takes images up to 1000 B"):
+        with pytest.raises(TooLarge, match="this site accepts images up to 1000 B"):
             arrival.finish(Fetched(len(FILE), sha256(FILE)), Server(IN_LAYERS))
     assert list(store.entries(cache.layout)) == []
 

@@ -156,6 +156,9 @@ def on_disk(top: Path) -> Iterator[tuple[str, str]]:
             id="aufs",
         ),
         pytest.param([[file("x.wh.y", b"1")]], {"x.wh.y": "1"}, id="no mark"),
+        pytest.param(
+            [[file(".wh.d/x", b"1")]], {".wh.d/": "755", ".wh.d/x": "1"}, id="no mark on the way"
+        ),
     ],
 )  # fmt: skip
 def test_layers(layers: list[list[Entry]], expected: Merged) -> None:
@@ -237,7 +240,7 @@ def test_what_comes_twice_in_a_layer_counts_as_it_came_last(
     ],
 )
 def test_a_hard_link_to_nothing_is_refused(layers: list[list[Entry]]) -> None:
-    with pytest.raises(NotAnImage, match=r"is a hard link to .*a, which is not there"):
+    with pytest.raises(NotAnImage, match=r"is a hard link to .*a, which does not exist"):
         merged(*layers)
 
 

@@ -53,7 +53,7 @@ def fake(directory_: Path, monkeypatch: pytest.MonkeyPatch, **scripts: str) -> N
     ("script", "why"),
     [
         ("echo mksquashfs version 4.2-git.1", "is 4.2, which is too old"),
-        ("echo hello", "does not say its version"),
+        ("echo hello", "does not report its version"),
     ],
 )
 def test_a_mksquashfs_that_is_too_old(
@@ -97,7 +97,7 @@ def test_no_mksquashfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ("yes error | head -c 9999999 >&2; exit 1", NodeError, "error error"),
         ("kill -9 $$", Interrupted, "was killed"),
-        ("kill -11 $$", NotAnImage, "it crashed, by signal 11"),
+        ("kill -11 $$", NotAnImage, "it crashed with signal 11"),
     ],
 )
 def test_mksquashfs_fails(

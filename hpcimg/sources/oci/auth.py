@@ -25,8 +25,10 @@ from hpcimg.sources.oci.credentials import Login
 _CLIENT = "hpcimg"
 # Statuses that may be another to who has another login.
 _HIDING = frozenset({401, 403, 404, 410, 429})
+# Of token servers: OAuth 2.0 (RFC 6749, section 5.2) has 400 for a login that is not taken.
+_TOKEN_REFUSED = frozenset({400, 401, 403})
 _SHORT_WAIT_S = 1.0  # where a registry is too busy, and does not say for how long
-_DO = "Check who may read it; `docker login`, `podman login` and others keep a login for you."
+_DO = "Check who may read it; store a login with `docker login`, `podman login` or the like."
 
 
 class RegistryAuthorization:
@@ -155,7 +157,7 @@ class RegistryAuthorization:
         if refused:
             raise Forbidden(
                 f"{self._uri} may not be read",
-                why=f"where its registry requires a login is refused: {refused}",
+                why=f"the token server of its registry is refused: {refused}",
             )
         query = {"scope": f"repository:{self._repository}:pull"}
         if "service" in asked:
@@ -170,11 +172,11 @@ class RegistryAuthorization:
             url = f"{realm}{'&' if '?' in realm else '?'}{urlencode(query)}"
             headers = {"Authorization": login.basic} if login else {}
         with request(self._session, url, self._settings, headers=headers, post=form) as answer:
-            if answer.status_code in (401, 403):
+            if answer.status_code in _TOKEN_REFUSED:
                 self._refuse(f"{shown(realm)} answered {answer.status_code}")
             if 300 <= answer.status_code < 400:
                 self._refuse(
-                    f"{shown(realm)} sends to another place, and a login does not go there"
+                    f"{shown(realm)} redirects to another place, and a login is not sent there"
                 )
             self.check(answer, shown(realm))
             fields = read_json(answer, shown(realm))

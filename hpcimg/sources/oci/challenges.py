@@ -62,7 +62,7 @@ def why_not(realm: str, registry: str, *, secret: bool, resolve: Resolve) -> str
     allowed = own_kinds.union(*(_ALSO.get(own_kind, set()) for own_kind in own_kinds))
     if kinds <= allowed:
         return ""
-    return f"it sends to a {min(kinds - allowed)} address, {host}, to log in"
+    return f"it is at a {min(kinds - allowed)} address, {host}"
 
 
 def _kinds(host: str, resolve: Resolve) -> set[str]:

@@ -59,7 +59,7 @@ def _image(files: ImageFiles, name: str) -> dict[str, Any]:
         if files.has("index.json"):
             raise files.broken("it is an OCI archive", do="Write oci-archive:PATH.")
         if files.has("repositories"):
-            raise files.broken("a Docker older than 1.10 wrote it")
+            raise files.broken("it was written by Docker before 1.10")
     listed = files.read_json("manifest.json")
     images = [image for image in (listed if isinstance(listed, list) else []) if _is_image(image)]
     tags = [tuple(map(str, image.get("RepoTags") or ())) for image in images]

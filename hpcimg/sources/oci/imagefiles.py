@@ -98,7 +98,7 @@ class ImageFiles(ExitStack):
             if sink.sha256() == blob.sha256:
                 return
         self.check_unwritten()
-        raise self.broken(f"{what} does not have the length and the digest that it should have")
+        raise self.broken(f"{what} has the wrong length or digest")
 
     def open(self, name: str) -> IO[bytes]:
         """Open a file for reading. Raises NotAnImage where there is none."""
@@ -118,7 +118,9 @@ class ImageFiles(ExitStack):
 
     def _list(self) -> dict[str, tarfile.TarInfo]:
         if os.pread(self._descriptor, len(_ZSTD), 0) == _ZSTD:
-            raise self.broken("the archive is packed with zstd", do="Unpack it with `zstd -d`.")
+            raise self.broken(
+                "the archive is compressed with zstd", do="Decompress it with `zstd -d`."
+            )
         file = os.fdopen(self._descriptor, "rb", closefd=False)
         self._tar = self.enter_context(self._guarded(tarfile.open, fileobj=file))
         found: dict[str, tarfile.TarInfo] = {}
@@ -160,7 +162,7 @@ def several(images: Sequence[tuple[str, ...]], uri: str) -> BadReference:
     return BadReference(
         f"{uri} holds several images",
         why=f"they are {_shown(images)}",
-        do="Write :NAME behind the path, or :@0, :@1 and so on.",
+        do="Append :NAME to the path, or :@0, :@1 and so on.",
     )
 
 

@@ -66,11 +66,11 @@ class _Search:
         if "manifests" not in manifest.content:
             return manifest if said or self._is_for_here(manifest) else None
         if depth == _DEPTH_MAX:
-            raise NotAnImage(f"{self._uri} holds no image", why="its indexes lead to ever more")
+            raise NotAnImage(f"{self._uri} holds no image", why="its indexes are nested too deeply")
         for entry in self._entries(manifest):
             self._read += 1
             if self._read > _READ_MAX:
-                why = f"of {_READ_MAX} entries of its index none is for this machine"
+                why = f"none of the first {_READ_MAX} entries of its index is for this machine"
                 raise NotAnImage(f"{self._uri} holds no image", why=why)
             inner = self._content.read_manifest(entry.digest)
             inner = inner._replace(texts=manifest.texts + inner.texts)

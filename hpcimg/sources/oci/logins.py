@@ -47,7 +47,7 @@ def in_text(text: str, host: str, repository: str) -> Login | None:
         raise ConfigError(
             f"[registry {host}] auth_file cannot be used",
             why=str(error),
-            do="Write it as docker's config.json.",
+            do="Write it in the format of docker's config.json.",
         ) from None
     return find(keyring, host, repository)
 
@@ -153,4 +153,4 @@ def _run(argv: list[str], text: bytes, environment: dict[str, str]) -> bytes:
                 output += more
         finally:
             process.kill()
-    raise ValueError("it prints too much, or nothing in time")
+    raise ValueError("its output is too long, or late")

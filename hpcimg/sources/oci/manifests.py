@@ -74,13 +74,15 @@ def parse(body: bytes, digest: str, uri: str) -> Manifest:
     if content.get("schemaVersion") == 1 or "fsLayers" in content:
         raise NotAnImage(
             f"{uri} is not an image",
-            why="its manifest is of the old form, schema 1",
+            why="its manifest has the obsolete schema 1",
             do="Push it again with a current tool.",
         )
     if lists and ("layers" in content or "config" in content):
         raise NotAnImage(f"{uri} is ambiguous", why="its manifest is an image and an index at once")
     if media_type in (_IMAGE_TYPES if lists else INDEX_TYPES):
-        raise NotAnImage(f"{uri} is ambiguous", why=f"its manifest is no {media_type}, as it says")
+        raise NotAnImage(
+            f"{uri} is ambiguous", why=f"its manifest is not a {media_type}, as it claims"
+        )
     if not isinstance(content.get("manifests" if lists else "layers"), list):
         raise NotAnImage(f"{uri} holds no image", why="its manifest names no layers")
     return Manifest(digest, content, (text_of(body),))
@@ -127,7 +129,7 @@ def why_missing(manifest: Manifest, blob: Blob) -> str:
             urls = layer.get("urls")
             if isinstance(urls, list) and urls:
                 place = shown(str(urls[0])[:200])
-                return f"; it is a foreign layer: {place} has it, which is not asked"
+                return f"; it is a foreign layer at {place}, which is not contacted"
     return ""
 
 
@@ -138,7 +140,7 @@ def _why_no_layer(layer: dict[str, Any], kind: str) -> str:
         return f"it holds {kind}: its layers are encrypted"
     if kind.startswith(_LAYER_TYPES) and isinstance(digest, str) and not is_digest(digest):
         algorithm = digest.partition(":")[0][:20]
-        return f"a layer has a digest by {algorithm}, and hpcimg takes sha256 alone"
+        return f"a layer has a {algorithm} digest, and hpcimg supports only sha256"
     return f"it holds {kind}"
 
 

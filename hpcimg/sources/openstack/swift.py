@@ -85,7 +85,7 @@ def parse_name(reference: Reference) -> tuple[str, str]:
     if "?" in raw:
         raise BadReference(
             f"swift://{raw.partition('?')[0]} has a query",
-            why="a signature in a comment could be used by all who see it",
+            why="anyone who sees a signature in a comment could use it",
             do="Write swift://CONTAINER/OBJECT, and %3F for a ? in a name.",
         )
     text = objectnames.decode(reference, raw)
