@@ -52,8 +52,8 @@ def _check_own_disk(layout: Layout) -> None:
         if found := filesystem.network(path):
             raise ConfigError(
                 f"{path} is on a network file system ({found})",
-                why="other nodes would evict what jobs of this one use, and locks and leases "
-                "are this node's alone",
+                why="other nodes would evict images that jobs on this one use, since leases "
+                "are local to a node",
                 do="Set a directory on a node-local disk in hpcimg.conf.",
             )
 

@@ -205,7 +205,7 @@ class _Source:
         for at, magic, name in _OTHERS:
             if head.startswith(magic, at):
                 raise self._layer.refused(
-                    f"it is compressed with {name}; supported are gzip, zstd and uncompressed layers"
+                    f"it is compressed with {name}; layers must be plain, gzip or zstd"
                 )
         if head.startswith(_GZIP):
             return _ahead(self._digested(self._gunzip()))

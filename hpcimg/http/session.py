@@ -145,8 +145,8 @@ def _explained(where: str) -> Iterator[None]:
         if isinstance(cause, ssl.SSLEOFError):  # as of a server that is just being restarted
             raise Unreachable(f"{where} could not be read", why=_reason(error)) from error
         do = (
-            "Its certificate must be signed by an authority in this node's CA bundle or, for a registry,"
-            f" in {certsd.DIRECTORIES[0]}/HOST/*.crt."
+            "Its certificate must be signed by an authority in this node's CA bundle or, for a"
+            f" registry, in {certsd.DIRECTORIES[0]}/HOST/*.crt."
         )
         if "ALERT" in str(cause) and "CERTIFICATE" in str(cause):
             do = (
@@ -154,7 +154,7 @@ def _explained(where: str) -> Iterator[None]:
                 f" into {certsd.DIRECTORIES[0]}/HOST/."
             )
         elif not isinstance(cause, ssl.SSLCertVerificationError):
-            do = "Check the address: the server there does not speak a TLS version that this node supports."
+            do = "Check the address: the server does not speak TLS, or no version known here."
         raise Forbidden(f"{where} cannot be trusted", why=_reason(error), do=do) from error
     except requests.exceptions.TooManyRedirects as error:
         raise NotFound(

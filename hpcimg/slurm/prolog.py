@@ -56,7 +56,7 @@ def too_late(limit_s: float) -> None:
     logs.set_up("syslog", name="prolog", job=job)
     error = DeadlinePassed(
         "the images of this job were not ready in time",
-        why=f"hpcimg did not finish within {format_duration(limit_s)}: a disk of this node may hang",
+        why=f"hpcimg took longer than {format_duration(limit_s)}: a disk of this node may hang",
         do="Tell the administrators: this node needs attention.",
     )
     started = time.time() - limit_s

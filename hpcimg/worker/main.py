@@ -118,7 +118,7 @@ class _Work:
         except Forbidden as error:
             if scheme.mounted or not order.settings.as_user or userfiles.home():
                 raise
-            why = f"{error.why}; this node has no account for your uid, so there is no home directory with a login"
+            why = f"{error.why}; your uid has no account on this node, so no home with a login"
             raise Forbidden(error.what, why=why.removeprefix("; "), do=error.do) from error
         return Unchanged() if unchanged else protocol.Done()
 

@@ -39,8 +39,7 @@ def seal(descriptor: int, *, uri: str) -> None:
         if time.monotonic() > late:
             raise Interrupted(
                 f"{uri} was not kept",
-                why="a process that is none of hpcimg's has its file open, and could still "
-                "change what is in it",
+                why="a process that is not hpcimg's has its file open and could still change it",
             )
         time.sleep(_LOOK_EVERY_S)
 

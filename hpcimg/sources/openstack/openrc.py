@@ -77,7 +77,7 @@ def parse(text: str, where: str, *, site: bool) -> Openrc:
         if not value.isprintable() or value != value.strip():
             raise openrc.mistake(
                 f"{where} cannot be used",
-                why=f"the value in line {number} begins or ends with a blank, or contains control characters",
+                why=f"the value in line {number} has blanks at its ends, or control characters",
             )
         key = match["key"].lower()
         if key in Openrc._fields and key not in ("where", "site"):
