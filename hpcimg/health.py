@@ -1,7 +1,7 @@
-"""Whether this node can stage images: checks that need no network and no Slurm.
+"""Whether this node can stage images: checks that need neither the network nor Slurm.
 
-Each returns findings and raises nothing; none changes anything but for a small
-file that is written and removed again.
+Each returns findings and raises nothing. They change nothing, except for a small file that is
+written and removed again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _NOBODY = 65534
 
 
 class Finding(NamedTuple):
-    """What one check found: OK, NOTE or PROBLEM, with the texts that an error has."""
+    """The result of one check: OK, NOTE or PROBLEM, with the texts of an error."""
 
     check: str
     result: str
@@ -53,7 +53,7 @@ class Finding(NamedTuple):
 
 
 def node() -> tuple[Config | None, list[Finding]]:
-    """Do all checks of this module; return the configuration where it can be read."""
+    """Run all checks of this module; return the configuration if it can be read."""
     try:
         conf = config.load()
     except HpcimgError as error:
@@ -66,12 +66,12 @@ def node() -> tuple[Config | None, list[Finding]]:
 
 
 def explained(check: str, error: HpcimgError) -> Finding:
-    """Return an error as the problem that a check found."""
+    """Return an error as a problem found by a check."""
     return Finding(check, PROBLEM, error.what, error.why, error.do)
 
 
 def directories(layout: Layout) -> list[Finding]:
-    """Check the cache and state directories: what they are, whose, that they can be written."""
+    """Check the cache and state directories: type, owner, mode, and that they are writable."""
     try:
         cache_directories.check(layout)
     except HpcimgError as error:
@@ -82,7 +82,7 @@ def directories(layout: Layout) -> list[Finding]:
 def faulty(layout: Layout) -> bool:
     """Tell whether one of the directories has a fault that is the node's own.
 
-    A full disk is none: any user can bring that about.
+    A full disk does not count: any user can cause that.
     """
     checks: list[Callable[[], object]] = [functools.partial(cache_directories.check, layout)]
     checks += [functools.partial(_write, *places) for _, *places in _both(layout)]
@@ -97,13 +97,13 @@ def faulty(layout: Layout) -> bool:
 
 
 def _both(layout: Layout) -> tuple[tuple[str, str, str], ...]:
-    """Return the two checks, each with its directory and the one in it for unfinished files."""
+    """Return the two checks, each with its directory and its subdirectory for unfinished files."""
     cache, state = (layout.cache, layout.tmp), (layout.state, layout.state_tmp)
     return ("cache", *cache), ("state", *state)
 
 
 def private(layout: Layout) -> list[Finding]:
-    """Check that files can be let one user read, and that users cannot keep what is evicted."""
+    """Check that single users can be given access to files, and cannot keep evicted ones."""
     found = []
     if os.path.isdir(layout.cache) and not acl.supported(layout.cache):
         what = f"the file system of {layout.cache} has no POSIX access control lists"
@@ -125,7 +125,7 @@ def private(layout: Layout) -> list[Finding]:
 def full(
     held_bytes: int, free_bytes: int, limits: policy.Limits, *, images: int, free_files: int | None
 ) -> list[str]:
-    """Return what is wrong with how much the cache holds and its disk has left."""
+    """Return which limits on cache size and free disk space are violated."""
     problems = []
     if limits.max_images and images > limits.max_images:
         problems.append(f"the cache holds {images} images and layers, more than its max_images")
@@ -148,7 +148,7 @@ def _written(check: str, root: str, tmp: str) -> Finding:
 
 
 def _write(root: str, tmp: str) -> str:
-    """Write a file as Prolog does, and read it again; say so. Raises CacheUnusable, NoRoom."""
+    """Write a file as Prolog does, read it back, and say so. Raises CacheUnusable, NoRoom."""
     if not os.path.isdir(root):
         return _to_be_made(root)
     path = processes.temp_path(tmp if os.path.isdir(tmp) else root, "health")
@@ -157,7 +157,7 @@ def _write(root: str, tmp: str) -> str:
         try:
             os.write(descriptor, _WRITTEN)
             os.fsync(descriptor)
-            # What was read without this came from memory, not from the disk.
+            # Otherwise the data would come from memory, not from the disk.
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             if os.pread(descriptor, len(_WRITTEN) + 1, 0) != _WRITTEN:
                 what = f"{root} does not return what was written to it"
@@ -182,7 +182,7 @@ def _to_be_made(path: str) -> str:
 
 
 def _seals(layout: Layout) -> list[Finding]:
-    """Look whether the kernel tells who writes to a file of the cache's."""
+    """Check that the kernel reports who has a file of the cache open for writing."""
     if not os.path.isdir(layout.tmp):
         return []
     path = processes.temp_path(layout.tmp, "health")
@@ -194,7 +194,7 @@ def _seals(layout: Layout) -> list[Finding]:
         finally:
             os.close(descriptor)
             os.unlink(path)
-    except OSError:  # of which the check before says more
+    except OSError:  # the previous check says more
         return []
     if known:
         return []
@@ -247,7 +247,7 @@ def _account(conf: Config) -> Finding:
 
 
 def _verifier(conf: Config) -> list[Finding]:
-    """Look, as the account that fetches, for what says whether an image is trusted."""
+    """Check, as the unprivileged account, that images can be verified."""
     if conf.verify == "none":
         return []
     try:

@@ -1,8 +1,7 @@
-"""What this node tells Prometheus: families of samples, and their text.
+"""This node's metrics for Prometheus: families of samples, and their text.
 
-The text is that of the Prometheus exposition format 0.0.4, without timestamps.
-No label grows with users, jobs or images. Counters count since the node's state
-was made, which is its boot.
+The text is in the Prometheus exposition format 0.0.4, without timestamps. The number of label values
+does not grow with users, jobs or images. Counters start when the node boots.
 """
 
 from __future__ import annotations
@@ -41,10 +40,10 @@ class Family(NamedTuple):
 
 
 def gather(config: Config, findings: Iterable[Finding], *, waiting: int) -> list[Family]:
-    """Return all that there is to tell of this node.
+    """Return all metrics of this node.
 
-    `findings` are those of `health.node`, `waiting` is the number of jobs that
-    wait for another's download.
+    `findings` are those of `health.node`, `waiting` is the number of jobs that wait for another
+    job's download.
     """
     seen = status.look(config)
     layout = Layout(config.cache_path, config.state_path)
@@ -145,7 +144,7 @@ def _lasts(layout: Layout, sums: Sums) -> list[Family]:
 
 
 def counters(sums: Sums) -> list[Family]:
-    """Return what only grows. Each result is there from the start: a rate needs two values."""
+    """Return the counters. Every result is present from the start: a rate needs two values."""
     happened = sums.family("events")
     stages = {result: happened.get(result, 0) for result in (*RESULTS, FAILED)}
     failures = sums.family("failures")
@@ -240,7 +239,7 @@ def _counter(name: str, about: str, samples: Iterable[Sample]) -> Family:
 
 
 def text(families: Iterable[Family]) -> str:
-    """Return the families as Prometheus reads them."""
+    """Return the families in the text format."""
     lines = []
     for family in families:
         lines.append(f"# HELP {family.name} {family.about}")

@@ -1,4 +1,4 @@
-"""Telling a running process from one that is gone, across pid reuse and reboots."""
+"""Telling whether a process is still running, across pid reuse and reboots."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import os
 
 
 def tag() -> str:
-    """Return a text that names this process: boot, pid and start time.
+    """Return a text that identifies this process: boot, pid and start time.
 
-    It holds no dot, so that `TAG.rest` can be taken apart by `alive`.
+    It contains no dot, so that `alive` can take `TAG.rest` apart.
     """
     return f"{boot_id()}-{os.getpid()}-{_start_time(os.getpid())}"
 
 
 def temp_path(directory: str, name: str) -> str:
-    """Return a path for this process' unfinished work, which `alive` tells from leftovers."""
+    """Return a path for unfinished work of this process, which `alive` can tell from leftovers."""
     return f"{directory}/{tag()}.{name}"
 
 
 def alive(name: str) -> bool:
-    """Tell whether the process whose tag begins the file name `name` still runs.
+    """Tell whether the process whose tag begins the file name `name` is still running.
 
-    A name without a tag belongs to nobody.
+    A name without a tag belongs to no process.
     """
     parts = name.partition(".")[0].split("-")
     if len(parts) != 3 or not parts[1].isdecimal():
@@ -33,16 +33,16 @@ def alive(name: str) -> bool:
 
 @functools.cache
 def boot_id() -> str:
-    """Return a short text that is another after each boot."""
+    """Return a short text that differs after each boot."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         return file.read(8)
 
 
 def _start_time(pid: int) -> str:
-    """Return the process's start in clock ticks since boot, "" where there is none or it ended."""
+    """Return the process's start in clock ticks since boot, "" if it does not exist or has ended."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-            # The command may hold blanks and brackets; the fields follow the last one.
+            # The command may contain blanks and brackets; the fields follow the last bracket.
             fields = file.read().rpartition(")")[2].split()
     except OSError:
         return ""

@@ -196,7 +196,7 @@ class _Source:
         self.expected = expected
         self._algorithm = expected.partition(":")[0]
         if expected and self._algorithm not in _DIGESTS:
-            raise layer.refused(f"its digest uses an unsupported algorithm: {expected[:80]}")
+            raise layer.refused(f"its digest is of an unsupported kind: {expected[:80]}")
         self._hash = hashlib.new(self._algorithm) if expected else None
 
     def chunks(self) -> Unpacked:

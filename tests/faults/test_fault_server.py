@@ -95,7 +95,7 @@ def alike(name: str, fault: Fault, end: End, **others: End) -> Row:
 SILENT, RESET = again("Read timed out"), again("Connection reset by peer")
 LATE = End(errors.DeadlinePassed, "was not ready in time")
 NO_JSON = End(errors.NotAnImage, "is not a JSON object")
-CUT_SHORT = End(errors.Damaged, "is cut short")
+CUT_SHORT = End(errors.Damaged, "is truncated")
 NO_IMAGE = End(errors.NotAnImage, "is not an image")
 # By its length so far, or by the limit that its process has: whichever is met first.
 TOO_LARGE = End(errors.TooLarge, "is too large")

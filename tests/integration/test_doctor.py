@@ -79,7 +79,7 @@ def test_a_cache_without_access_control_lists(node: Node, monkeypatch: pytest.Mo
     [found] = health.private(layout)
     assert found.result == health.PROBLEM
     assert found.what == f"the file system of {node.cache} has no POSIX access control lists"
-    with pytest.raises(CacheUnusable, match="only one user may read cannot be kept on this node"):
+    with pytest.raises(CacheUnusable, match="private images cannot be cached on this node"):
         store.check_private(layout, 0)
 
 

@@ -350,7 +350,7 @@ def test_a_layer_that_is_wrong_everywhere(
     ("kind", "words"),
     [
         ("last byte", "is not what was announced: its sha256 is "),
-        ("short", "is cut short: "),
+        ("short", "is truncated: "),
         ("long, no length", "is longer than announced"),
     ],
 )

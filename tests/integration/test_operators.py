@@ -246,7 +246,7 @@ def test_explain_a_job_that_fetched_one_that_failed_and_one_that_ended(
         fields = node.hpcimg_json("explain", "2")
         assert fields["state"] == "failed"
         assert "(NotFound): there is nothing at" in fields["explanation"][1]
-        assert "it is for the job's user to mend" in fields["explanation"][1]
+        assert "the job's user has to fix it" in fields["explanation"][1]
         node.epilog(2)
     node.epilog(1)
     assert node.hpcimg_json("explain", "1")["state"] == "ended"

@@ -234,7 +234,7 @@ def test_the_users_own_keys_that_do_not_serve(
     node.uid = user.pw_uid
     comment, path = f"container:s3://{PRIVATE}/own.sif", f"{user.pw_dir}/.aws/credentials"
     give_keys(user, SITE._replace(secret="hush").file)
-    refused(node, 1, comment, "Forbidden", "the secret key is not", f"Correct {path}")
+    refused(node, 1, comment, "Forbidden", "the secret key does not match", f"Correct {path}")
     give_keys(user, "aws_secret_access_key = hush\n")
     let_pass(node, 60)
     task = refused(node, 2, comment, "UserError", f"{path} cannot be used", "not an INI file")

@@ -281,7 +281,7 @@ def test_fewer_bytes_announced_than_the_image_has(
     node: Node, web: WebServer, comment: str, sif: bytes
 ) -> None:
     web.script(PATH, [WrongLength(-7)])
-    refused(node, 1, comment, "Damaged", "is cut short", f"{len(sif) - 7} arrived")
+    refused(node, 1, comment, "Damaged", "is truncated", f"{len(sif) - 7} arrived")
     assert node.record(1)["class"] == "transient"
     assert node.images() == []
 
@@ -290,8 +290,8 @@ def test_cut_off_where_nobody_can_tell_but_the_image_itself(
     start: Start, node: Node, web: WebServer, sif: bytes
 ) -> None:
     cases = [
-        (HALF, "Damaged", "is cut short"),
-        (100, "Damaged", "is cut short"),
+        (HALF, "Damaged", "is truncated"),
+        (100, "Damaged", "is truncated"),
         (20, "NotAnImage", "is not an image"),
         (0, "NotAnImage", "the file is empty"),
     ]

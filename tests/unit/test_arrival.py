@@ -181,7 +181,7 @@ def test_what_is_set_apart_behind_the_end_of_a_file_is_found_out(tmp_path: Path)
             pass_fds=[arrival.descriptor],
             check=True,
         )
-        with pytest.raises(Damaged, match="more room on the disk than it has bytes"):
+        with pytest.raises(Damaged, match="more room on the disk than its size"):
             arrival.progress("fetching", 0, 5 * made.MIB)
 
 

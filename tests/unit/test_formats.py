@@ -128,10 +128,10 @@ def test_squashfs_cut_short_anywhere(look: Look, squashfs: bytes) -> None:
         (b'<?xml version="1.0"?><Error/>', "it is a web page"),
         (b'{"errors": []}', "it is JSON text"),
         (b"\x1f\x8b\x08\0", "it is a gzip archive"),
-        (b"\x7fELF", "neither SIF's nor squashfs's mark"),
-        (LAUNCH_LINE, "neither SIF's nor squashfs's mark"),
-        (bytes(10_000), "neither SIF's nor squashfs's mark"),
-        (b"sqsh" + bytes(200), "neither SIF's nor squashfs's mark"),
+        (b"\x7fELF", "neither the SIF nor the squashfs magic number"),
+        (LAUNCH_LINE, "neither the SIF nor the squashfs magic number"),
+        (bytes(10_000), "neither the SIF nor the squashfs magic number"),
+        (b"sqsh" + bytes(200), "neither the SIF nor the squashfs magic number"),
     ],
 )
 def test_no_image_at_all(look: Look, data: bytes, why: str) -> None:
@@ -169,7 +169,7 @@ def test_sif_that_lies(look: Look, sif: bytes, offset: int, layout: str, value: 
     [(88, 4096), (96, 2**62), (96, 2**63 - 1), (TABLE + 17, 2**63 - 1), (TABLE + 25, 2**63 - 1)],
 )
 def test_sif_that_promises_too_much(look: Look, sif: bytes, offset: int, value: int) -> None:
-    with pytest.raises(Damaged, match="cut short"):
+    with pytest.raises(Damaged, match="truncated"):
         look(put(sif, offset, "<q", value))
 
 

@@ -191,7 +191,7 @@ def test_a_broken_file_is_named(text: str, words: str) -> None:
         ('prefix = 5\nlocation = "h"', "h", "prefix is not a string"),
         ('location = "h"\nblocked = "no"', "h", "blocked is neither true nor false"),
         ('prefix = "h"\nlocation = "https://h"', "h", "'https://h' is not HOST[:PORT]"),
-        ('location = "h"\nmirror = {}', "h", "registry.mirror is no array"),
+        ('location = "h"\nmirror = {}', "h", "registry.mirror is not an array"),
         ('location = "h"\n[[registry.mirror]]', "h", "the location '' is not"),
         (
             'location = "h"\n[[registry.mirror]]\nlocation = "m"\npull-from-mirror = "never"',
