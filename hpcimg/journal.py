@@ -32,7 +32,7 @@ def fields(message_id: str = "", **values: object) -> dict[str, object]:
 
 
 class JournalHandler(logging.Handler):
-    """Sends log lines to journald, each with the field `job`. Raises OSError if there is no journald.
+    """Sends log lines to journald, each with the field `job`. Raises OSError if there is none.
 
     A line that cannot be sent is lost: if the journal is gone, so is syslog behind it.
     """

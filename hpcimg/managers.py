@@ -1,7 +1,7 @@
 """The file names under which workflow managers look for an image before they pull it. Pure.
 
-Each derives a file name from the container as the workflow names it, in a directory set by an option
-or a variable of its own. If the file exists, none of them pulls.
+Each derives a file name from the container as the workflow names it, in a directory set by an
+option or a variable of its own. If the file exists, none of them pulls.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _OFFICIAL = "docker.io/library/"
 class Manager(NamedTuple):
     """How a manager names an image, and the variables that set its image directory.
 
-    `name_of` takes a container as it is written. APPTAINER_CACHEDIR must not be among the variables:
-    Apptainer uses it for its own cache as well.
+    `name_of` takes a container as it is written. APPTAINER_CACHEDIR must not be among the
+    variables: Apptainer uses it for its own cache as well.
     """
 
     name_of: Callable[[str], str]

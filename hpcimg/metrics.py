@@ -1,7 +1,7 @@
 """This node's metrics for Prometheus: families of samples, and their text.
 
-The text is in the Prometheus exposition format 0.0.4, without timestamps. The number of label values
-does not grow with users, jobs or images. Counters start when the node boots.
+The text is in the Prometheus exposition format 0.0.4, without timestamps. The number of label
+values does not grow with users, jobs or images. Counters start when the node boots.
 """
 
 from __future__ import annotations

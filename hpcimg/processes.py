@@ -39,7 +39,7 @@ def boot_id() -> str:
 
 
 def _start_time(pid: int) -> str:
-    """Return the process's start in clock ticks since boot, "" if it does not exist or has ended."""
+    """Return the process's start in clock ticks since boot, "" if it is not running."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
             # The command may contain blanks and brackets; the fields follow the last bracket.

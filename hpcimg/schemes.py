@@ -17,9 +17,9 @@ Begins = Literal["host", "service", "name", "path"]
 class Scheme(NamedTuple):
     """How references of one scheme are written, and how their images are fetched.
 
-    `module` is the source. `slashes` distinguishes `scheme://` from `scheme:`. `in_registry` means an
-    OCI registry, which may have mirrors. `as_user` means that the job's user may be able to read what
-    the unprivileged account cannot. `query` means that an address may have a query, which can
+    `module` is the source. `slashes` distinguishes `scheme://` from `scheme:`. `in_registry` means
+    an OCI registry, which may have mirrors. `as_user` means that the job's user may be able to read
+    what the unprivileged account cannot. `query` means that an address may have a query, which can
     contain a secret.
     """
 

@@ -89,8 +89,8 @@ def image_name(rest: str, *, hub: bool) -> str:
     """Return `HOST/REPOSITORY:TAG` or `HOST/REPOSITORY@DIGEST` for any way to write the name.
 
     That is Docker's `[HOST/]IMAGE`, where a host contains a dot or a port, and enroot's
-    `[USER@][HOST#]IMAGE`, whose user is not needed to find credentials. With `hub`, an image without
-    a host is on Docker Hub. A digest replaces a tag next to it, which then has no effect.
+    `[USER@][HOST#]IMAGE`, whose user is not needed to find credentials. With `hub`, an image
+    without a host is on Docker Hub. A digest replaces a tag next to it, which then has no effect.
     """
     if "?" in rest:
         raise ValueError("the name of an image has no ? in it")
