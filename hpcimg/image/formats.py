@@ -1,9 +1,8 @@
-"""Telling an image by its bytes: SIF and squashfs.
+"""Recognizing SIF and squashfs images by their bytes.
 
-SIF: github.com/apptainer/sif, pkg/sif (global header of 128 bytes, descriptors
-of 585 bytes, all little-endian). Squashfs: superblock of version 4.0 (Linux,
-Documentation/filesystems/squashfs.rst). The bytes are hostile: every number in
-them is bounded before it is used.
+SIF: github.com/apptainer/sif, pkg/sif (global header of 128 bytes, descriptors of 585 bytes, all
+little-endian). Squashfs: superblock of version 4.0 (Linux, Documentation/filesystems/squashfs.rst).
+The bytes are hostile: every number in them is checked before it is used.
 """
 
 from __future__ import annotations
@@ -33,18 +32,17 @@ _LAUNCH_LINE = 31  # the oldest Singularity images: a launch line, then squashfs
 
 
 class Image(NamedTuple):
-    """What an image file is. `architecture` is "" where the format does not say."""
+    """The format of an image file. `architecture` is "" if the format does not say."""
 
     extension: str
     architecture: str
 
 
 def identify(descriptor: int, what: str, *, machine: str = "") -> Image:
-    """Return what the open file is, after checking that all of it is there.
+    """Return the format of the open file, after checking that all of it is there.
 
-    `what` names it in errors; `machine` is the processor it has to be for,
-    by default this one, as uname says it. Raises NotAnImage, Damaged (cut
-    short), WrongArchitecture.
+    `what` names it in errors; `machine` is the required processor, as in uname, by default this
+    machine's. Raises NotAnImage, Damaged (truncated), WrongArchitecture.
     """
     size = os.fstat(descriptor).st_size
     head = os.pread(descriptor, SIF_HEADER.size, 0)

@@ -1,6 +1,6 @@
-"""Asking whether an image is one that the site trusts: its SIF signatures, or a program's word.
+"""Checking whether the site trusts an image: by its SIF signatures, or by a program.
 
-Runs in the process without rights. Nothing but the exit code of what it starts is believed.
+Runs in the unprivileged process. Only the exit code of the started program is trusted.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from hpcimg.errors import HpcimgError, MissingTool, NodeError, NotAllowed
 from hpcimg.image import formats
 
 _SIGNATURE = 0x4005
-_GROUP = 0x0FFFFFFF  # what is no flag in a descriptor's group
+_GROUP = 0x0FFFFFFF  # masks the flags in a descriptor's group
 _KEYRING_MAX = 64 << 20
-_PACKET = 0x80  # is set in the first byte of all that OpenPGP has: RFC 9580, section 4.2
+_PACKET = 0x80  # set in the first byte of any OpenPGP data: RFC 9580, section 4.2
 
 
 class Work(NamedTuple):
-    """One file to ask about.
+    """One file to check.
 
-    `how` is "sif" or a program's path. `keyring` is a file of OpenPGP public keys as
-    Apptainer keeps it, "" for its global one alone. `file` is open, to be read, and may be opened
-    again by /proc/self/fd. `source` is the manifest's digest of a converted image. `directory` is
-    an empty one; what is left in it is for the caller to remove.
+    `how` is "sif" or a program's path. `keyring` is a file of OpenPGP public keys in Apptainer's
+    format, "" for its global one alone. `file` is open for reading, and may be opened again by
+    /proc/self/fd. `source` is the manifest digest of a converted image. `directory` is empty; the
+    caller removes what is left in it.
     """
 
     uri: str
@@ -39,7 +39,7 @@ class Work(NamedTuple):
 
 
 def verify(work: Work) -> None:
-    """Return where the image is trusted. Raises NotAllowed where not, NodeError, MissingTool."""
+    """Return if the image is trusted. Raises NotAllowed if not, NodeError, MissingTool."""
     if work.how == "sif":
         _check_signatures(work)
     else:
@@ -48,7 +48,7 @@ def verify(work: Work) -> None:
 
 
 def check_ready(how: str, keyring: str) -> None:
-    """Look for what `verify` needs on this node, as who calls. Raises NodeError, MissingTool."""
+    """Check, as the caller, that `verify` can work on this node. Raises NodeError, MissingTool."""
     if how != "sif":
         if not os.path.isfile(how) or not os.access(how, os.X_OK, effective_ids=True):
             raise _broken(how, "the unprivileged account cannot run it")
@@ -67,14 +67,14 @@ def _check_signatures(work: Work) -> None:
         raise NotAllowed.unverified(work.uri, "it has parts that belong to no signed group")
     keys = f"{work.directory}/keys"
     os.mkdir(keys, 0o700)
-    if work.keyring:  # a copy: it has to belong to who verifies
+    if work.keyring:  # a copy: it must belong to the account that verifies
         content = _read_keyring(work.keyring)
         descriptor = os.open(f"{keys}/pgp-public", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(descriptor, "wb") as file:
             file.write(content)
     names = ("APPTAINER_KEYSDIR", "SINGULARITY_KEYSDIR", "SINGULARITY_SYPGPDIR")
     environment = programs.environment(HOME=work.directory, **dict.fromkeys(names, keys))
-    # Local: no key server is asked, which has keys of everybody.
+    # --local: do not ask key servers, which have anybody's keys.
     argv = [program, "--silent", "verify", "--local", f"/proc/self/fd/{work.file}"]
     _run(work, argv, environment)
 
@@ -91,7 +91,7 @@ def _find_runtime() -> str:
 
 
 def _read_keyring(path: str) -> bytes:
-    """Return the site's keyring. Raises NodeError where it cannot be read, or is none."""
+    """Return the site's keyring. Raises NodeError if it cannot be read, or is not one."""
     try:
         content = plainfile.read(path, most=_KEYRING_MAX)
     except (OSError, ValueError) as error:
@@ -143,12 +143,12 @@ def _broken(program: str, why: str) -> HpcimgError:
 
 
 def _has_unsigned_parts(file: int, head: bytes) -> bool:
-    """Tell whether there is something in no group: it is groups that are signed.
+    """Tell whether any part belongs to no group: signatures cover groups.
 
-    A runtime would use an overlay, or a root file system, that is in none. Apptainer 1.4 looks
-    for this, too; it is not left to the release at hand.
+    A runtime would use an overlay, or a root file system, without a group. Apptainer 1.4 checks for
+    this, too, but older releases do not.
     """
-    fields = formats.SIF_HEADER.unpack(head)  # `formats.identify` has looked at the numbers
+    fields = formats.SIF_HEADER.unpack(head)  # `formats.identify` has checked the numbers
     total, offset = fields[8], fields[9]
     raw = os.pread(file, total * formats.SIF_DESCRIPTOR.size, offset)
     return any(

@@ -1,7 +1,7 @@
-"""Whether the services that the site names can be reached from this node.
+"""Whether the configured services can be reached from this node.
 
-A connection is made and closed again: nothing is asked, and nothing that a
-server says is read. So root may do it.
+A connection is opened and closed again: nothing is sent, and nothing that a server says is read. So
+root may do it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PORTS = {"https": 443, "http": 80}
 
 
 def check(config: Config) -> list[Finding]:
-    """Connect to each host that the configuration names; one finding for each."""
+    """Connect to each host named in the configuration; return one finding for each."""
     wanted = _places(config)
     if not wanted:
         return [Finding("reach", OK, "the configuration names no server to check")]
@@ -30,7 +30,7 @@ def check(config: Config) -> list[Finding]:
 
 
 def _places(config: Config) -> list[str]:
-    """Return an address for each server: those of users' own references are not known here."""
+    """Return an address for each server, except those in users' references."""
     rules = registriesconf.read(config.registries_conf)
     urls = [url for url in (config.s3_url, config.swift_url) if url]
     urls += [mirror.url for mirror in config.mirrors.values()]

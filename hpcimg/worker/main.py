@@ -1,9 +1,8 @@
-"""The process that works without rights: it gives them up, then fetches, converts or verifies.
+"""The unprivileged process: drops its privileges, then fetches, converts or verifies.
 
-It is started by `hpcimg.worker.process` with a socket as its standard input, on which
-it gets one order and open files, and it is heard line by line on standard output:
-`hpcimg.worker.protocol` has the messages. Only code and its imports are read with the
-parent's rights.
+`hpcimg.worker.process` starts it with a socket as standard input, on which it gets one order and
+open files; it reports line by line on standard output, with the messages of
+`hpcimg.worker.protocol`. Only code and its imports are read with the parent's privileges.
 """
 
 from __future__ import annotations
@@ -37,18 +36,18 @@ from hpcimg.worker import namespaces, privileges, protocol
 
 _MESSAGE_MAX = 1 << 20
 _FILES_MAX = 253  # the kernel's limit for one message
-# Writable memory of each process. To fetch: parts that come side by side, threads' stacks.
+# Writable memory of each process. For a fetch: parts in transit, and the threads' stacks.
 _FETCH_BYTES = 1 << 30
-# To convert: what is remembered of ten million files, here and in mksquashfs, which has queues
-# and a thread with its stack for each processor besides.
+# For a conversion: the names of ten million files, here and in mksquashfs, which also has queues
+# and a thread with its stack for each processor.
 _CONVERT_BYTES = 8 << 30
 _PROCESSOR_BYTES = 64 << 20
 _SLACK_BYTES = 64 << 20
-_NICENESS = 10  # the node's other jobs go first
+_NICENESS = 10  # jobs on the node take precedence
 
 
 def main() -> NoReturn:
-    """Carry out one order and end."""
+    """Carry out one order and exit."""
     parent = _Parent()
     start, files = parent.hear()
     assert isinstance(start, protocol.Start)
@@ -75,7 +74,7 @@ def main() -> NoReturn:
 
 
 class _Work:
-    """One order, and what it takes to carry it out."""
+    """One order, and its execution."""
 
     def __init__(self, start: protocol.Start, files: list[int], parent: _Parent) -> None:
         self._start = start
@@ -83,7 +82,7 @@ class _Work:
         self._parent = parent
 
     def words(self) -> tuple[str, str]:
-        """Return what is done, and was, for messages."""
+        """Return the activity in two forms, for messages."""
         match self._start.order:
             case protocol.Fetch():
                 return "fetch", "fetched"
@@ -93,7 +92,7 @@ class _Work:
                 return "verify", "verified"
 
     def run(self) -> protocol.Report:
-        """Carry the order out; return the last report. Raises HpcimgError and whatever else."""
+        """Carry out the order; return the last report. Raises HpcimgError and anything else."""
         match self._start.order:
             case protocol.Fetch() as order:
                 return self._fetch(order)
@@ -107,7 +106,7 @@ class _Work:
         scheme = schemes.of(wanted.scheme)
         source = importlib.import_module(scheme.module)
         if not order.settings.as_user:
-            # Other workers have the same account, and start programs that can be looked into.
+            # Other workers have the same account, and start programs that can be inspected.
             namespaces.mount_own_proc()
         self._give_up_privileges(_FETCH_BYTES)
         sink = Sink(self._files[0], self._parent)
@@ -147,7 +146,7 @@ class _Work:
         return protocol.Done()
 
     def _give_up_privileges(self, memory_bytes: int) -> None:
-        # With some more, so that the parent can say first what is too large, and why.
+        # A little more, so that the parent can first report what is too large, and why.
         most = self._start.image_bytes + _SLACK_BYTES
         privileges.give_up(self._start.account, file_bytes=most, memory_bytes=memory_bytes)
         self._parent.end_without_it()
@@ -163,7 +162,7 @@ def _explain(error: OSError, uri: str, done: str, image_bytes: int) -> HpcimgErr
 
 
 class _Parent:
-    """Who started this process: gives orders and answers, hears reports.
+    """The process that started this one: gives orders and answers, receives reports.
 
     It is a `hpcimg.fetch.sink.Parent`, for several threads.
     """
@@ -171,10 +170,10 @@ class _Parent:
     def __init__(self) -> None:
         self._socket = socket.socket(fileno=os.dup(0))
         self._saying = threading.Lock()
-        self._asking = threading.Lock()  # answers do not say to whom
+        self._asking = threading.Lock()  # answers do not say which question they belong to
 
     def hear(self) -> tuple[protocol.Start | protocol.Answer, list[int]]:
-        """Return the next message, and the files that come with it."""
+        """Return the next message, and the files that came with it."""
         text, files = b"", []
         while not text.endswith(b"\n"):
             data, more, _, _ = socket.recv_fds(self._socket, _MESSAGE_MAX, _FILES_MAX)
@@ -185,10 +184,10 @@ class _Parent:
         return protocol.to_worker(text), files
 
     def end_without_it(self) -> None:
-        """End where the parent died before the kernel was asked to tell."""
+        """Exit if the parent died before the kernel was asked to signal that."""
         poll = select.poll()
         poll.register(self._socket, 0)
-        if poll.poll(0):  # it hung up
+        if poll.poll(0):  # it closed the connection
             os._exit(1)
 
     def say(self, report: protocol.Report) -> None:
@@ -198,7 +197,7 @@ class _Parent:
             sys.stdout.flush()
 
     def fail(self, error: HpcimgError, *, traceback: str = "") -> None:
-        """Say why the order was not carried out."""
+        """Report why the order was not carried out."""
         self.say(protocol.Failed(**error.to_dict(), traceback=traceback))
 
     def offer(self, offer: Offer) -> Mapping[int, int] | None:

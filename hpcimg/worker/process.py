@@ -1,4 +1,4 @@
-"""A process without rights that works for this one: started, spoken to, killed at the end."""
+"""One unprivileged process: starting it, talking to it, killing it."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ log = logging.getLogger(__name__)
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from hpcimg.worker.main import main; main()"
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _READ = 1 << 16
-_LINE_MAX = 16 << 20  # an offer holds the config and the manifests of an image
-_TO_END_S = 5.0  # after SIGKILL, where the deadline is nearer
-# What decides how the network is reached. Nothing else of our environment is the child's.
+_LINE_MAX = 16 << 20  # an offer contains the config and the manifests of an image
+_TO_END_S = 5.0  # after SIGKILL, if the deadline is nearer
+# Variables for reaching the network. The child gets nothing else of our environment.
 _PROXIES = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
 _CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _PASSED_ON = (*_PROXIES, *(name.upper() for name in _PROXIES), *_CERTIFICATES)
 
 
 class Sandbox(NamedTuple):
-    """What a worker is confined to.
+    """The limits of a worker.
 
-    It runs as `account` (None: as we do), until `deadline`, a time.monotonic() value;
-    an image may have `image_bytes` bytes.
+    It runs as `account` (None: the current one), until `deadline`, a time.monotonic() value; an
+    image may have up to `image_bytes` bytes.
     """
 
     account: Account | None
@@ -58,12 +58,12 @@ class Worker:
                 [sys.executable, "-I", "-c", _START, _ROOT],
                 stdin=theirs.fileno(),
                 stdout=subprocess.PIPE,
-                # Not ours: who reads that would wait for a process that cannot be ended.
+                # Not ours: its reader would wait for a process that cannot be killed.
                 stderr=subprocess.PIPE,
                 bufsize=0,
-                # Of its own, so that what it starts can be killed with it.
+                # A session of its own, so that everything it starts can be killed with it.
                 start_new_session=True,
-                # An account's .netrc is no place for what all jobs may fetch.
+                # The account's .netrc must not affect what all jobs can fetch.
                 env={**environment, "NETRC": "/dev/null", "LC_ALL": "C.UTF-8"},
             )
         assert self._process.stdout
@@ -84,17 +84,16 @@ class Worker:
 
     @property
     def deadline(self) -> float:
-        """Until when it may work, a time.monotonic() value."""
+        """When it has to be done, a time.monotonic() value."""
         return self._sandbox.deadline
 
     def end(self) -> None:
-        """Kill it and what it started, where they still run.
+        """Kill it and everything it started, if they are still running.
 
-        In a PID namespace all of that is gone when this returns. SIGKILL does not
-        reach a process that waits for a file system which does not answer, nor does one
-        go that another process traces. It is not waited for beyond the deadline, or
-        a few seconds where that is over: then it is left to whoever adopts it, and the
-        first call of this raises DeadlinePassed. What it can write to is not to be used.
+        In a PID namespace all of these are gone when this returns. SIGKILL does not end a process
+        that waits for a file system which does not answer, or one that another process traces. This
+        does not wait beyond the deadline, or a few seconds if that has passed: then the process is
+        abandoned, and the first call raises DeadlinePassed. Do not use files that it can write.
         """
         if self._process.returncode is not None or self._left:
             return
@@ -114,30 +113,30 @@ class Worker:
             ) from None
 
     def begin(self, files: Sequence[int]) -> None:
-        """Give it its order, with the open files that belong to it. Raises DeadlinePassed."""
+        """Send it its order, with the open files for it. Raises DeadlinePassed."""
         sandbox = self._sandbox
         self.tell(protocol.Start(sandbox.account, sandbox.image_bytes, self._order), files)
 
     def tell(self, message: protocol.Message, files: Sequence[int] = ()) -> None:
-        """Send it one message, with open files. Raises DeadlinePassed where it does not listen."""
+        """Send it one message, with open files. Raises DeadlinePassed if it does not read."""
         self._ours.settimeout(max(0.001, self.deadline - time.monotonic()))
         try:
             text = protocol.encode(message)
             sent = socket.send_fds(self._ours, [text], files)
             self._ours.sendall(text[sent:])
         except (BrokenPipeError, ConnectionResetError):
-            pass  # it ended; what it said last, or its exit code, tells why
+            pass  # it has ended; its last message, or its exit code, says why
         except TimeoutError:
             raise self._late() from None
 
     def hear(self) -> protocol.Report | None:
-        """Return the next thing it says, or None after a second of silence.
+        """Return its next message, or None after a second of silence.
 
-        Raises DeadlinePassed, Interrupted, and Bug where it is none of the protocol's.
+        Raises DeadlinePassed, Interrupted, and Bug for a message outside the protocol.
         """
         while True:
             left = self.deadline - time.monotonic()
-            if left <= 0:  # also for one who never ends to speak
+            if left <= 0:  # also for one that never stops sending
                 raise self._late()
             if (end := self._heard.find(b"\n")) >= 0:
                 break
@@ -169,7 +168,7 @@ class Worker:
         )
 
     def _ended(self) -> HpcimgError:
-        """Return what became of it, once it says no more."""
+        """Return how it ended, when it sends no more."""
         try:
             code = self._process.wait(max(0.0, self.deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
