@@ -2,14 +2,14 @@
 --
 --     JobSubmitPlugins=lua        in slurm.conf on the slurmctld host
 --
--- For sbatch only: srun and salloc do not send their environment. What is written in
--- --comment, or later by scontrol update, is checked for all of them. Put this file and
--- hpcimg.lua beside slurm.conf. It runs within slurmctld, under its locks.
+-- For sbatch only: srun and salloc do not send their environment. --comment, also when set
+-- later by scontrol update, is checked for all of them. Put this file and hpcimg.lua next
+-- to slurm.conf. It runs within slurmctld, under its locks.
 
-local CONSEQUENCE = "the job goes on, its container images were not checked or not asked for"
+local CONSEQUENCE = "the job goes on; its container images were neither checked nor added"
 
--- Loaded for the jobs that ask for images only, and anew for each of them: a change is in
--- force at once, and it takes less than a millisecond.
+-- Loaded only for jobs that request images, once for each of them: changes take
+-- effect at once, and it takes less than a millisecond.
 local function load_hpcimg()
     local here = debug.getinfo(1, "S").source:match("^@(.*)/[^/]*$")
     for _, directory in ipairs({ here or "/etc/slurm", "/etc/slurm", "/etc/hpcimg" }) do
@@ -23,14 +23,14 @@ local function load_hpcimg()
     error("hpcimg.lua is not in " .. (here or "/etc/slurm") .. " nor in /etc/hpcimg", 0)
 end
 
--- Whether there may be something of ours in it: few comments have any of these.
+-- Whether a text may concern hpcimg: few comments contain any of these.
 local function mentions_image(text)
     local small = text and text:lower()
     return small and (small:find("/", 1, true) or small:find("container", 1, true)
         or small:find("hpcimg", 1, true))
 end
 
--- Bring the comment of job_desc in order. references may be nil.
+-- Check the comment of job_desc and add references, which may be nil.
 local function check(job_desc, references)
     local comment, extra = job_desc.comment, job_desc.extra
     if not (references or mentions_image(comment) or mentions_image(extra)) then
@@ -48,7 +48,7 @@ local function check(job_desc, references)
 end
 
 local function submit(job_desc)
-    -- To look into the environment that srun and salloc do not send costs a line of log each.
+    -- Reading the environment of srun and salloc, which do not send it, would log a line each.
     local environment = job_desc.script and job_desc.environment
     return check(job_desc, environment and environment["HPCIMG_CONTAINER"])
 end
