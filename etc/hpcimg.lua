@@ -248,8 +248,8 @@ local function wrong_name(rest, hub)
         if slash == "" then
             local only = host:gsub("@sha256:.*", ""):gsub("^[^@]*@", ""):match("^[^:]*")
             if only:find(".", 1, true) or only == "localhost" then
-                return only .. " is a registry and names no image. In a script, sbatch takes #"
-                    .. " and what follows it for a remark: write / in its place"
+                return only .. " is a registry and names no image. In a script, sbatch treats #"
+                    .. " and everything after it as a comment: write / instead"
             end
         end
         if hub and (slash == "" or not (host:find("[.:%[]") or host == "localhost")) then

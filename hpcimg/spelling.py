@@ -136,8 +136,8 @@ def _check_bare(name: str) -> None:
     only = only.partition(":")[0]
     if "." in only or only == "localhost":
         raise ValueError(
-            f"{only} is a registry and names no image. In a script, sbatch takes # and what "
-            f"follows it for a remark: write / in its place"
+            f"{only} is a registry and names no image. In a script, sbatch treats # and "
+            f"everything after it as a comment: write / instead"
         )
 
 
