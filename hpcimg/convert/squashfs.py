@@ -1,7 +1,7 @@
-"""Packing a merged image into a squashfs file system, by mksquashfs.
+"""Packing a merged image into a squashfs file system with mksquashfs.
 
-That of squashfs-tools 4.5 or newer reads archives, and gets one through a pipe;
-`hpcimg.convert.oldsquashfs` is for those before.
+Since squashfs-tools 4.5 it can read archives, and gets one through a pipe; for older ones see
+`hpcimg.convert.oldsquashfs`.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from hpcimg.errors import (
 
 _OLDEST = (4, 3)
 _READS_TAR = (4, 5)
-# To find equal files, those before read back what they may not have written yet, and then end with
-# "uncompress failed". They also take several times as long where many files are of one size.
+# To find duplicates, older ones read back data that they may not have written yet, and then fail
+# with "uncompress failed". They are also several times slower if many files have the same size.
 _FINDS_DUPLICATES = (4, 6)
 _PIPE_BYTES = 1 << 20
 _MEMORY_MIB, _MEMORY_MIB_EACH = 512, 32
-_KILLED = (-signal.SIGKILL, -signal.SIGTERM)  # exit codes as subprocess has them
+_KILLED = (-signal.SIGKILL, -signal.SIGTERM)  # exit codes as in subprocess
 _WHY_KILLED = "it was killed, possibly for lack of memory"
 
 
 class Mksquashfs(NamedTuple):
-    """The program, and which one it is."""
+    """The program and its version."""
 
     path: str
     version: tuple[int, int]
 
     @property
     def reads_tar(self) -> bool:
-        """Tell whether it takes an archive rather than a directory."""
+        """Tell whether it can read an archive instead of a directory."""
         return self.version >= _READS_TAR
 
 
@@ -66,9 +66,9 @@ class Output(NamedTuple):
 
 
 def find_mksquashfs() -> Mksquashfs:
-    """Return the node's mksquashfs. Raises MissingTool where it has none, or a too old one.
+    """Return the node's mksquashfs. Raises MissingTool if there is none, or it is too old.
 
-    Raises Interrupted where it is killed before it says its version.
+    Raises Interrupted if it is killed before it reports its version.
     """
     path = programs.find("mksquashfs")
     if not path:
@@ -115,7 +115,7 @@ def pack(mksquashfs: Mksquashfs, output: Output, fill: Callable[[Receiver], None
             stream.end()
             whole = True
         except BrokenPipeError:
-            pass  # it ended; why is looked at below
+            pass  # it has ended; its exit code below says why
         process.stdin.close()
         code = process.wait()
         if code or not whole:
@@ -132,7 +132,7 @@ def started(
     cwd: str = "/",
     stdin: int = subprocess.DEVNULL,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run mksquashfs; it is gone at the end, and killed where that is an error."""
+    """Run mksquashfs; at the end it has ended, and after an error it was killed."""
     os.ftruncate(output, 0)
     processors = len(os.sched_getaffinity(0))
     duplicates = [] if mksquashfs.version >= _FINDS_DUPLICATES else ["-no-duplicates"]
@@ -183,9 +183,9 @@ def explain(code: int, said: str, uri: str) -> HpcimgError:
 
 
 def _memory_mib(processors: int) -> int:
-    """Return what mksquashfs may queue in memory: as much as keeps it busy, or its own default.
+    """Return how much mksquashfs may queue in memory: enough to keep it busy, or its own default.
 
-    The default, a quarter of the node's memory, is the jobs'.
+    The default, a quarter of the node's memory, belongs to the jobs.
     """
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
     return min(whole // 4, _MEMORY_MIB + processors * _MEMORY_MIB_EACH)

@@ -1,7 +1,7 @@
-"""What a manifest says: whether it is a SIF file or layers, and for which machine.
+"""Reading manifests: SIF file or layers, and for which machine.
 
-OCI Image Specification 1.1, Docker's image manifest version 2 schema 2. All of it
-was sent by somebody: nothing in it is taken to be of the type that it should be.
+OCI Image Specification 1.1, Docker's image manifest version 2 schema 2. Manifests are untrusted:
+nothing in them is assumed to have the right type.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hpcimg.fetch.contract import LAYERS_MAX, Blob, text_of
 from hpcimg.http.urls import shown
 from hpcimg.imagename import DIGEST
 
-# The second is a spelling that early clients wrote.
+# The second is a typo of early clients.
 _SIF_TYPES = (
     "application/vnd.sylabs.sif.layer.v1.sif",
     "appliciation/vnd.sylabs.sif.layer.tar",
@@ -31,7 +31,7 @@ MANIFEST_TYPES = (*INDEX_TYPES, *_IMAGE_TYPES)
 _LAYER_TYPES = (
     "application/vnd.oci.image.layer.",
     "application/vnd.docker.image.rootfs.",
-    "application/vnd.docker.container.image.rootfs.diff",  # of the first registries
+    "application/vnd.docker.container.image.rootfs.diff",  # used by the first registries
 )
 _TEXTS_MAX = 1 << 20  # of all manifests of an image together: they are passed between processes
 
@@ -39,7 +39,7 @@ _TEXTS_MAX = 1 << 20  # of all manifests of an image together: they are passed b
 class Manifest(NamedTuple):
     """A manifest with the digest of its bytes.
 
-    `texts` are those of the indexes that led to it and its own, as an Offer has them.
+    `texts` are those of the indexes that led to it and its own, as in an Offer.
     """
 
     digest: str
@@ -48,20 +48,20 @@ class Manifest(NamedTuple):
 
 
 def is_digest(value: object) -> bool:
-    """Tell whether this is a sha256 digest as manifests spell it."""
+    """Tell whether this is a sha256 digest as written in manifests."""
     return isinstance(value, str) and DIGEST.fullmatch(value) is not None
 
 
 def hex_of(digest: str) -> str:
-    """Return the digits of a digest."""
+    """Return the hexadecimal digits of a digest."""
     return digest.removeprefix("sha256:")
 
 
 def parse(body: bytes, digest: str, uri: str) -> Manifest:
-    """Read a manifest or an index. Raises NotAnImage.
+    """Parse a manifest or an index. Raises NotAnImage.
 
-    One that could be read as both is refused, whatever its media type says: of two
-    programs, each could take another image for the one that was checked (CVE-2021-41190).
+    One that could be read as both is refused, whatever its media type says: two programs could pick
+    different images, only one of which was checked (CVE-2021-41190).
     """
     try:
         content = jsontext.read_object(body)
@@ -89,7 +89,7 @@ def parse(body: bytes, digest: str, uri: str) -> Manifest:
 
 
 def sif_layer(manifest: Manifest) -> Blob | None:
-    """Return the SIF file that a manifest holds, if it holds one."""
+    """Return the SIF file in a manifest, if there is one."""
     layers = manifest.content.get("layers")
     for layer in layers if isinstance(layers, list) else []:
         if isinstance(layer, dict) and layer.get("mediaType") in _SIF_TYPES:
@@ -98,7 +98,7 @@ def sif_layer(manifest: Manifest) -> Blob | None:
 
 
 def layers(manifest: Manifest, uri: str) -> tuple[Blob, ...]:
-    """Return an image's layers, the lowest first. Raises NotAnImage."""
+    """Return an image's layers, lowest first. Raises NotAnImage."""
     listed = manifest.content.get("layers")
     if not isinstance(listed, list) or not listed:
         raise NotAnImage(f"{uri} is not an image", why="it has no layers")
@@ -120,9 +120,9 @@ def layers(manifest: Manifest, uri: str) -> tuple[Blob, ...]:
 
 
 def why_missing(manifest: Manifest, blob: Blob) -> str:
-    """Return why a layer may not be where the others are, "" for one that should be.
+    """Return why a layer may be missing from the registry, "" if it should be there.
 
-    Of foreign layers, such as those of Windows, registries need not have a copy.
+    Registries need not have copies of foreign layers, such as those of Windows.
     """
     for layer in manifest.content["layers"]:
         if isinstance(layer, dict) and layer.get("digest") == f"sha256:{blob.sha256}":
@@ -145,19 +145,19 @@ def _why_no_layer(layer: dict[str, Any], kind: str) -> str:
 
 
 def check_number(layers: int, uri: str) -> None:
-    """Raise NotAnImage where these are more layers than any tool makes."""
+    """Raise NotAnImage for more layers than any tool makes."""
     if layers > LAYERS_MAX:
         raise NotAnImage(f"{uri} has {layers} layers", why=f"{LAYERS_MAX} is the limit")
 
 
 def check_texts(manifest: Manifest, uri: str) -> None:
-    """Raise NotAnImage where the manifests are larger than any tool makes them."""
+    """Raise NotAnImage for manifests larger than any tool makes them."""
     if sum(map(len, manifest.texts)) > _TEXTS_MAX:
         raise NotAnImage(f"{uri} is not an image", why="its manifests are too large")
 
 
 def config_digest(manifest: Manifest, uri: str) -> str:
-    """Return where an image's config is. Raises NotAnImage."""
+    """Return the digest of an image's config. Raises NotAnImage."""
     config = manifest.content.get("config")
     digest = config.get("digest") if isinstance(config, dict) else None
     if not is_digest(digest):
