@@ -1,4 +1,4 @@
-"""hpcimg check: what would become of a reference, before a job is submitted."""
+"""hpcimg check: what would happen to a reference, before a job is submitted."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     conf = config.load()
     logs.set_up("stderr", name="check")
-    try:  # here, since the sources' libraries take longer to load than other commands to run
+    try:  # here, since the sources' libraries take longer to import than other commands to run
         from hpcimg import check
     except ModuleNotFoundError as error:
         raise MissingTool.of_package(error) from None

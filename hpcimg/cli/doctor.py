@@ -1,4 +1,4 @@
-"""hpcimg doctor: what is wrong with this node, and what to do about it."""
+"""hpcimg doctor: problems of this node, and what to do about them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _beyond_node(conf: Config) -> list[Finding]:
-    """Do the checks that take longer, or ask the network or Slurm."""
+    """Run the checks that take longer, or use the network or Slurm."""
     query.look_in(conf.slurm_bin)
     layout = Layout(conf.cache_path, conf.state_path)
     found = [_imported(), *_tools(), _leftovers(layout), _failures(layout)]
@@ -71,7 +71,7 @@ def _line(finding: Finding) -> str:
 
 
 def _imported() -> Finding:
-    """Import what fetches: a package that is installed may still be broken."""
+    """Import the modules that fetch: an installed package may still be broken."""
     for name in health.PACKAGES:
         try:
             importlib.import_module(name)
@@ -82,7 +82,7 @@ def _imported() -> Finding:
 
 
 def _tools() -> list[Finding]:
-    """Look for what converts images in layers; a site that has none may do without."""
+    """Look for the tools that convert images in layers; a site without such images needs none."""
     found = [_mksquashfs()]
     for names in (("zstd",), RUNTIMES):
         path = programs.find(*names)

@@ -29,7 +29,7 @@ _TURNS = {
     "node": "This node is at fault: `hpcimg doctor` says what to fix.",
     "bug": "This is a bug: the log on this node has the details.",
 }
-_SLACK_S = 1.0  # between what one job writes down and what another does
+_SLACK_S = 1.0  # between the records of different jobs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +94,7 @@ def _state(record: dict[str, Any] | None, own: Sequence[dict[str, Any]]) -> str:
 
 
 def _sentence(layout: Layout, event: dict[str, Any], happened: Sequence[dict[str, Any]]) -> str:
-    """Say what one event of the job's own meant for it."""
+    """Describe what one event of the job meant for it."""
     at = output.when(event["time"])
     took_s = float(event.get("took_s", 0.0))
     took, size = seconds(took_s), float(event.get("bytes", 0))
@@ -126,7 +126,7 @@ def _sentence(layout: Layout, event: dict[str, Any], happened: Sequence[dict[str
 
 
 def _waited_for(event: dict[str, Any], happened: Sequence[dict[str, Any]]) -> str:
-    """Name who fetched meanwhile what the job waited for."""
+    """Name who fetched the image that the job waited for."""
     began = event["time"] - float(event.get("took_s", 0.0)) - _SLACK_S
     for other in happened:
         same = other["event"] == "fetched" and other.get("key") == event.get("key")
@@ -142,7 +142,7 @@ def _now(
     record: dict[str, Any] | None,
     staging: Sequence[dict[str, Any]],
 ) -> list[str]:
-    """Say what a job that is held waits for."""
+    """Describe what a held job is waiting for."""
     own = [work for work in staging if work["job"] == job]
     if own:
         return [_progress(work, "its image is being fetched") for work in own]

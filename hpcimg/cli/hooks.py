@@ -1,4 +1,4 @@
-"""hpcimg hooks: Slurm's hooks for the installation that runs this, as one that pip made."""
+"""hpcimg hooks: Slurm's hooks for the installation that runs this, such as one made by pip."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HOOKS = {
     "Epilog": "epilog/hpcimg-epilog",
 }
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-# The lines in which a hook looks where it is; an installation of pip's is not beside it.
+# The lines with which a hook finds its tree; pip does not install one around it.
 _BEGIN, _END = "# The tree that this file stands in.", "start="
 
 
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def written(hook: str, python: str, task_prolog: str) -> str:
-    """Return a hook's text with fixed places for those that it looks for."""
+    """Return a hook's text with fixed paths in place of those that it searches for."""
     before, begins, rest = hook.partition(_BEGIN)
     _, ends, after = rest.partition(_END)
     if not begins:
@@ -68,7 +68,7 @@ def written(hook: str, python: str, task_prolog: str) -> str:
 
 
 def _read(hook: str) -> str:
-    """Return the text of a hook: in the package as pip installs it, else in its tree beside it."""
+    """Return the text of a hook: from the package as pip installs it, else from its tree."""
     shipped = f"{_PACKAGE}/share/{hook}"
     path = shipped if os.path.exists(shipped) else f"{os.path.dirname(_PACKAGE)}/{hook}"
     with open(path, encoding="utf-8") as file:
@@ -76,7 +76,7 @@ def _read(hook: str) -> str:
 
 
 def _check(path: str) -> None:
-    """Raise NodeError where somebody else could change what root will run."""
+    """Raise NodeError if somebody else could change what root will run."""
     part = path
     while True:
         seen = os.stat(part)

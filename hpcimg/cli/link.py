@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _link(link: str, target: str) -> None:
-    """Put a link in place by a rename; what is there and is no link stays."""
+    """Put a link in place by a rename; anything there that is not a link stays."""
     if os.path.lexists(link) and not os.path.islink(link):
         raise FileExistsError(0, "a file that is not a link has this name", link)
     temp = f"{link[:200]}.{os.getpid()}.new"

@@ -1,4 +1,4 @@
-"""hpcimg metrics: what Prometheus collects of this node."""
+"""hpcimg metrics: this node's metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _replace(path: str, text: str) -> None:
-    """Put the text into place by a rename: the collector reads all of it or the one before."""
+    """Write the text by a rename: the collector reads all of it or the previous one."""
     try:
-        # Its temporary name does not end in .prom.
+        # Its temporary name must not end in .prom.
         atomic.write_file(path, text, mode=0o644)
     except OSError as error:
         raise CacheUnusable(

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _who() -> str:
-    """Return the account of the person: root's own name says little."""
+    """Return the person's account: root's own name says little."""
     uid = os.environ.get("SUDO_UID", "")
     try:
         return pwd.getpwuid(int(uid) if uid.isdecimal() else os.getuid()).pw_name

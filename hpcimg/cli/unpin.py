@@ -1,4 +1,4 @@
-"""hpcimg unpin: let pinned images go when room is needed."""
+"""hpcimg unpin: make pinned images evictable again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""hpcimg verify: is every file still what was stored?"""
+"""hpcimg verify: check every file against what was stored."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if args.image:
         entries = [target.find(conf, layout, text) for text in args.image]
     else:
-        # With those whose files have another length: they are what is looked for.
+        # Including those whose files have another length: these are being searched for.
         records = (store.load_record(layout, key) for key in sorted(store.keys(layout)))
         entries = [entry for entry in records if entry]
     total = sum(entry.size_bytes for entry in entries)

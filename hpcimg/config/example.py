@@ -1,4 +1,4 @@
-"""The example of a configuration file: every key with its default, and what it is for."""
+"""The example configuration file: every key with its default and a description."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def text() -> str:
         if key.section != section:
             section = key.section
             lines.append(f"\n[{section}]\n")
-        # A value of the key stays what it is to be written, as in "drain: ...".
+        # Keep the case of a value that the description begins with, as in "drain: ...".
         word = key.about.partition(" ")[0]
         is_value = word.endswith(":") or word.rstrip(",;") == key.default
         about = key.about if is_value else key.about[:1].upper() + key.about[1:]

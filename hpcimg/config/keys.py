@@ -1,4 +1,4 @@
-"""The keys of the configuration: how each is read, its default, and what it is for."""
+"""The keys of the configuration: parser, default, and description."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from hpcimg.units import parse_duration, parse_percent, parse_size
 
 @dataclasses.dataclass(frozen=True)
 class Registry:
-    """What the site says about one registry or web host.
+    """The site's settings for one registry or web host.
 
-    `auth_file` holds the site's credentials for it, "" for none; `shared` says
-    whether an image fetched with them is for all, or for who asked for it.
-    `mirrors` are asked before it, each `HOST[:PORT][/PREFIX]`. None is what
-    was not said: there registries.conf has its say.
+    `auth_file` has the site's credentials for it, "" for none; `shared` says whether an image
+    fetched with them is shared, or private to the requester. `mirrors` are tried first, each
+    `HOST[:PORT][/PREFIX]`. None means not set: then registries.conf applies.
     """
 
     insecure: bool | None = None
@@ -30,14 +29,14 @@ class Registry:
 
 @dataclasses.dataclass(frozen=True)
 class Static:
-    """A static registry under a name of the site's: the address of its web pages."""
+    """A static registry under a scheme that the site defines: the address of its web pages."""
 
     url: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class WebMirror:
-    """What is asked before a web server: `url` stands in the place of the address `of`."""
+    """Tried before a web server: `url` replaces the beginning `of` of an address."""
 
     of: str = ""
     url: str = ""
@@ -45,7 +44,7 @@ class WebMirror:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """All values, ready to use. Times are in seconds."""
+    """All values, parsed. Times are in seconds."""
 
     cache_path: str
     max_size: Size
@@ -101,16 +100,16 @@ class Config:
     fingerprint: str
 
     def registry(self, host: str) -> Registry:
-        """Return what is said about a host (with its port, if the reference has one)."""
+        """Return the settings for a host (with its port, if the reference has one)."""
         return self.registries.get(host, Registry())
 
     def service_url(self, scheme: str) -> str:
-        """Return the service of references that may leave out their host, "" for other schemes."""
+        """Return the service for references that may omit their host, "" for other schemes."""
         return {"library": self.library_url, "shub": self.shub_url}.get(scheme, "")
 
 
 class Key(NamedTuple):
-    """One key of the configuration: how it is read, what it is when it is not set."""
+    """One key of the configuration: its parser, its default, its description."""
 
     section: str
     name: str
@@ -120,7 +119,7 @@ class Key(NamedTuple):
     about: str
 
 
-# A job can reach these by itself, so by default its Prolog may, too.
+# A job can connect to these itself, so by default its Prolog may, too.
 INSIDE = "127.0.0.0/8 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 100.64.0.0/10 ::1 fc00::/7"
 KEYS = (
     Key("cache", "path", "cache_path", conffiles.DEFAULT_CACHE, read.path,
@@ -232,5 +231,5 @@ NAMED: dict[str, tuple[type, dict[str, Callable[[str], Any]]]] = {
     "mirror": (WebMirror, {"of": read.url, "url": read.url}),
 }
 SECTIONS = (*dict.fromkeys(key.section for key in KEYS), "alias")
-# Read from the raw text on the way to a hit, or by the task prolog's shell.
+# Also read from the raw text on a cache hit, or by the task prolog's shell.
 READ_RAW = (("cache", "path"), ("state", "path"), ("stage", "registries_conf"), ("slurm", "pyxis"))

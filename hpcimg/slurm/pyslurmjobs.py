@@ -1,8 +1,8 @@
-"""What pyslurm says of one job, asked in a process of its own.
+"""Asking pyslurm about one job, in a process of its own.
 
-libslurm ends the process that imported it where it finds no slurm.conf, after
-trying for a minute: no `except` sees that. So this is run as a program, by
-`hpcimg.slurm.query`, which has a limit and Slurm's commands to go on with.
+If libslurm finds no slurm.conf, it ends the process that imported it, after trying for a minute: no
+`except` can catch that. So `hpcimg.slurm.query` runs this as a program, with a time limit and
+Slurm's commands as a fallback.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 
 
 def main() -> int:
-    """Print the state of the job in the last argument as JSON, null for one that is unknown."""
+    """Print the state of the job in the last argument as JSON, null if it is unknown."""
     import pyslurm
 
     try:

@@ -1,7 +1,7 @@
-"""Asking Slurm about a job, by pyslurm where it is installed, else by its commands.
+"""Asking Slurm about a job, with pyslurm if it is installed, else with Slurm's commands.
 
-Never on the way to a hit, and not in Prolog or Epilog unless the site says so:
-a thousand nodes asking slurmctld at once are a storm.
+Never on a cache hit, and not in Prolog or Epilog unless the site says so: a thousand nodes asking
+slurmctld at once are a storm.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ _ENDED = frozenset(
 
 
 class Slurm(Protocol):
-    """What hpcimg asks Slurm. It raises Unreachable where Slurm does not answer."""
+    """The queries that hpcimg needs. They raise Unreachable if Slurm does not answer."""
 
     def alive(self, job: str) -> bool:
         """Tell whether the job still has, or may get, an allocation."""
 
 
 def open_slurm() -> Slurm:
-    """Return pyslurm's view where pyslurm is installed, else that of Slurm's commands."""
+    """Return an implementation: pyslurm if it is installed, else Slurm's commands."""
     if importlib.util.find_spec("pyslurm") is None:
         return Commands()
     return PySlurm(Commands())
 
 
 def look_in(directory: str) -> None:
-    """Look for Slurm's commands there first, "" for nowhere but in PATH."""
+    """Search this directory first for Slurm's commands; "" means only PATH."""
     if directory:
         os.environ["PATH"] = f"{directory}:{os.environ.get('PATH', os.defpath)}"
 
 
 def run(argv: list[str], *, timeout_s: float = 0) -> subprocess.CompletedProcess[str]:
-    """Run one of Slurm's commands; its exit code is the caller's to judge.
+    """Run one of Slurm's commands; the caller checks its exit code.
 
-    Raises MissingTool where there is none, Unreachable where it takes too long.
+    Raises MissingTool if it does not exist, Unreachable if it takes too long.
     """
     try:
         return subprocess.run(
@@ -79,7 +79,7 @@ class Commands:
         return any(state not in _ENDED for state in self._ask(job, "%T").split())
 
     def _ask(self, job: str, field: str) -> str:
-        """Return one field of the job, "" where Slurm knows no such job."""
+        """Return one field of the job, "" if Slurm does not know the job."""
         done = run(["squeue", "--noheader", "--states=all", f"--jobs={job}", f"--format={field}"])
         if done.returncode and "Invalid job id" not in done.stderr:
             raise Unreachable("slurmctld cannot be reached", why=done.stderr.strip())
@@ -87,10 +87,10 @@ class Commands:
 
 
 class PySlurm:
-    """The pyslurm package (extra `slurm`), release 25.11 and its kin.
+    """The pyslurm package (extra `slurm`), release 25.11 and compatible ones.
 
-    It is asked in a process of its own. Where it does not answer, without a
-    slurm.conf or beside another release of Slurm, `otherwise` is asked from then on.
+    It runs in a process of its own. If it does not answer, for lack of a slurm.conf or with another
+    release of Slurm, `otherwise` is used from then on.
     """
 
     def __init__(self, otherwise: Slurm) -> None:
@@ -102,7 +102,7 @@ class PySlurm:
         return self._otherwise.alive(job) if found is None else found not in ("", *_ENDED)
 
     def _ask(self, job: str) -> str | None:
-        """Return the state that it tells, "" for a job that is unknown, None without an answer."""
+        """Return the state that it reports, "" for an unknown job, None without an answer."""
         if not self._answers:
             return None
         try:

@@ -1,9 +1,9 @@
-"""The long way of a hook, in a process that is waited for no longer than Slurm allows.
+"""A hook's slow path, in a child process that is waited for no longer than Slurm allows.
 
-A system call on a disk that hangs, or on a file system that does not answer, takes no signal:
-the process that is in it ends when the call does. Nothing in that process can
-see to the time then. This one makes no such calls, tells the job, and ends; Slurm, which
-would drain the node, hears in time that Prolog is done.
+A system call on a hanging disk, or on a file system that does not answer, cannot be interrupted:
+the process ends when the call does, and cannot watch the clock until then. This process makes no
+such calls, tells the job, and exits; so Slurm, which would drain the node, hears in time that
+Prolog is done.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from typing import NoReturn
 from hpcimg import programs
 
 log = logging.getLogger(__name__)
-_TO_END_S = 2.0  # after SIGKILL, for one that can be ended
+_TO_END_S = 2.0  # after SIGKILL, for a process that can be killed
 
 
 def main(hook: str) -> int:
-    """Run "prolog" or "epilog"; return what it returns, or 0 where its time was over."""
+    """Run "prolog" or "epilog"; return its exit code, or 0 if it took too long."""
     module = importlib.import_module(f"hpcimg.slurm.{hook}")
     limit_s: float = module.limit_s()
     code = within(limit_s, module.main)
@@ -37,12 +37,12 @@ def main(hook: str) -> int:
 
 
 def within(limit_s: float, work: Callable[[], int]) -> int | None:
-    """Return what `work` returns in a process of its own, None where it takes longer.
+    """Return what `work` returns in a process of its own, None if it takes longer.
 
-    Ends that process then, if it can be ended. One that is killed returns as a
-    shell has it, 128 and the signal. What it prints comes when it has ended.
+    In that case the process is killed, if possible. For a killed process return 128 plus the
+    signal, as a shell does. Its output appears when it has ended.
     """
-    # Not our standard error: a reader of that would wait for a process that cannot be ended.
+    # Not our standard error: its reader would wait for a process that cannot be killed.
     with programs.listen() as words, _told_of_children() as before:
         die_with_us = programs.die_with_parent()
         child = os.fork()
@@ -64,7 +64,7 @@ def within(limit_s: float, work: Callable[[], int]) -> int | None:
 
 @contextmanager
 def _told_of_children() -> Iterator[set[int]]:
-    """Let `_wait` hear when a child ends; give the signals that were blocked before."""
+    """Unblock `_wait` when a child ends; yield the signals that were blocked before."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     try:
         yield before
@@ -87,7 +87,7 @@ def _work(work: Callable[[], int], words: int) -> NoReturn:
 
 
 def _wait(child: int, limit_s: float) -> int | None:
-    """Return the child's exit status, None where it is not there in time."""
+    """Return the child's exit status, None if it does not end in time."""
     until = time.monotonic() + limit_s
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)

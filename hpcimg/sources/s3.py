@@ -68,7 +68,7 @@ class Place(NamedTuple):
         return self.region or (match and match[1]) or "us-east-1"
 
     def url(self, name: Key) -> str:
-        """Return an object's address: the bucket is part of the host at Amazon, else of the path."""
+        """Return an object's address: at Amazon the bucket is in the host, else in the path."""
         base = f"{self.service}/{quote(name.bucket, safe='')}"
         if match := _AMAZON.fullmatch(self.service):
             region = self.region or match[1]
