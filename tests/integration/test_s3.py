@@ -13,10 +13,10 @@ import pytest
 
 from tests.integration.checks import let_pass, refused, staged
 from tests.integration.conftest import MakeSif
-from tests.parts.cutter import Cutter
 from tests.parts.node import Node
 from tests.parts.objectstore import OUTSIDER, PRIVATE, PUBLIC, SITE, Identity, ObjectStore
 from tests.parts.private import check_private
+from tests.parts.relay import Cutter
 
 HOUR = 3600
 USER = "hpcimg-s3"
