@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from hpcimg import look
@@ -19,6 +19,7 @@ from hpcimg.cache.policy import Cache
 from hpcimg.config.keys import Config
 from hpcimg.errors import ANOTHER_LOGIN, NO_LOGIN, Forbidden, HpcimgError, NotAnImage
 from hpcimg.fetch.contract import Request
+from hpcimg.fronts import Asked, Opener, in_front_of
 from hpcimg.origin import Origin, origins
 from hpcimg.site import services
 
@@ -53,7 +54,12 @@ def stage(
 
     def bring(origin: Origin) -> tuple[Staged, Origin]:
         owned = request._replace(owner=origin.owner)
-        return ensure(cache, owned, origin, origin.memory(anew=anew)), origin
+        asked = Asked(config, cache, owned, origin)
+        with in_front_of(asked, _openers(config)) as (way, fronts):
+            staged = ensure(cache, owned, way, origin.memory(anew=anew))
+            for front in fronts:
+                front.finish(staged)
+        return staged, origin
 
     staged, origin = _first_allowed(
         origins(config, cache, wanted, service, deadline=request.deadline, uid=uid, gid=gid), bring
@@ -85,6 +91,14 @@ def stage(
             mounted=_mounted(origin, staged.validator),
         )
     return staged
+
+
+def _openers(config: Config) -> Sequence[Opener]:
+    """Return what this site has between its nodes and the origin, the nearest to that first.
+
+    What is not configured is not imported either.
+    """
+    return ()
 
 
 def _mounted(origin: Origin, validator: str) -> hot.Mounted | None:
