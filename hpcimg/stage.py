@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 from hpcimg import look
@@ -18,8 +21,8 @@ from hpcimg.cache.ensure import Staged, ensure
 from hpcimg.cache.policy import Cache
 from hpcimg.config.keys import Config
 from hpcimg.errors import ANOTHER_LOGIN, NO_LOGIN, Forbidden, HpcimgError, NotAnImage
-from hpcimg.fetch.contract import Request
-from hpcimg.fronts import Asked, Opener, in_front_of
+from hpcimg.fetch.contract import Request, Way
+from hpcimg.fronts import Asked, Front, Opener, in_front_of
 from hpcimg.origin import Origin, origins
 from hpcimg.site import services
 
@@ -98,7 +101,22 @@ def _openers(config: Config) -> Sequence[Opener]:
 
     What is not configured is not imported either.
     """
-    return ()
+    return () if config.peers == "no" else (_peers,)
+
+
+def _peers(asked: Asked, behind: Way) -> AbstractContextManager[Front] | None:
+    """Put the other nodes of the job in front, where there are enough of them."""
+    request, config = asked.request, asked.config
+    if len(request.nodes) < max(2, config.peers_min_nodes) or request.node not in request.nodes:
+        return None
+    if request.owner is not None or request.reference.mounted_file or os.geteuid() != 0:
+        return None
+    if config.peers == "auto" and importlib.util.find_spec("libtorrent") is None:
+        return None
+
+    from hpcimg.peers.swarm import Swarm
+
+    return Swarm(asked, behind)
 
 
 def _mounted(origin: Origin, validator: str) -> hot.Mounted | None:

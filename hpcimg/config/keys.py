@@ -68,6 +68,13 @@ class Config:
     max_user_share: Size
     verify: str
     keyring: str
+    peers: str
+    peers_min_nodes: int
+    peers_port: int
+    peers_networks: tuple[str, ...]
+    peers_linger_s: float
+    peers_rate: int
+    peers_munge_socket: str
     slurm_bin: str
     pyxis: bool
     log_to: str
@@ -184,6 +191,20 @@ KEYS = (
         "a file with the site's credentials, in the form of an openrc file"),
     Key("swift", "shared", "swift_shared", "no", read.boolean,
         "whether all may use what was fetched with the site's credentials"),
+    Key("peers", "use", "peers", "auto", read.one_of("auto", "yes", "no"),
+        "whether the nodes of a job share what they fetch; auto: where libtorrent is installed"),
+    Key("peers", "min_nodes", "peers_min_nodes", "4", read.count,
+        "how many nodes a job has at least for that"),
+    Key("peers", "port", "peers_port", "8478", read.port,
+        "the first of the 16 TCP ports that they use"),
+    Key("peers", "networks", "peers_networks", INSIDE, read.networks,
+        "the networks that peers may be in"),
+    Key("peers", "linger", "peers_linger_s", "60s", parse_duration,
+        "how long Prolog goes on sending to the others when its own image is there"),
+    Key("peers", "rate", "peers_rate", "0", parse_size,
+        "how much a node sends to its peers, in bytes per second; 0 is no limit"),
+    Key("peers", "munge_socket", "peers_munge_socket", "", read.optional(read.path),
+        "munged's socket if it is not the usual one"),
     Key("slurm", "bin", "slurm_bin", "", read.optional(read.path),
         "the directory of squeue and scontrol if it is not one of the system's"),
     Key("slurm", "pyxis", "pyxis", "no", read.boolean,

@@ -109,7 +109,8 @@ class Request(NamedTuple):
 
     `job` gets a lease on it ("" gets none). `owner` is the uid whose private image
     it is, None for one that all share. `deadline` is a time.monotonic() value for
-    everything together. `progress` hears how far it is.
+    everything together. `progress` hears how far it is. `nodes` are the names of all nodes
+    of the job, `node` that of this one among them; () and "" where that is not known.
     """
 
     reference: Reference
@@ -117,6 +118,8 @@ class Request(NamedTuple):
     job: str = ""
     owner: int | None = None
     progress: Progress = lambda *_: None
+    nodes: tuple[str, ...] = ()
+    node: str = ""
 
 
 class Listener(Protocol):

@@ -29,7 +29,7 @@ from hpcimg.errors import (
 from hpcimg.fetch.contract import Request
 from hpcimg.reference import told
 from hpcimg.site import policy
-from hpcimg.slurm import comment, jobfiles, pyxis, query, requeue
+from hpcimg.slurm import comment, hostlist, jobfiles, pyxis, query, requeue
 from hpcimg.units import format_duration, format_size
 
 log = logging.getLogger(__name__)
@@ -112,9 +112,17 @@ def _stage_all(
     # The directory comes first: the epilog looks for leases where there is one.
     jobfiles.prepare(cache.layout, job)
     jobfiles.write_asked(cache.layout, job, uid, images, started=started, process=processes.tag())
+    nodes = _nodes()
     for image, reference in zip(images, references, strict=True):
         began = time.time()
-        request = Request(reference, deadline, job, progress=_LoggedProgress(image.uri))
+        request = Request(
+            reference,
+            deadline,
+            job,
+            progress=_LoggedProgress(image.uri),
+            nodes=nodes,
+            node=os.environ.get("SLURMD_NODENAME", ""),
+        )
         staged = stage.stage(
             conf, cache, request, text=image.text, uid=uid, gid=_group(), image_format=image.format
         )
@@ -136,6 +144,16 @@ def _missed(conf: Config, written: str, right: str) -> HpcimgError:
     return BadReference(
         f"{told(written)!r} requests no image", why=f"did you mean {comment.MARK}{told(right)}"
     )
+
+
+def _nodes() -> tuple[str, ...]:
+    """Return the names of the job's nodes, none where Slurm does not say them."""
+    text = os.environ.get("SLURM_JOB_NODELIST") or os.environ.get("SLURM_NODELIST", "")
+    try:
+        return hostlist.expand(text)
+    except ValueError as error:
+        log.warning("the nodes of the job are not known: %s", error)
+        return ()
 
 
 def _group() -> int | None:
