@@ -142,15 +142,15 @@ class Swarm(ExitStack, Front):
         worker = self._worker
         assert worker
         whole: Whole | None = None
-        phase, done, total = "waiting", 0, None
+        phase, done, total, said = "waiting", 0, None, ""
         while True:
             match _heard(worker):
                 case protocol.Leading():
                     return None
                 case protocol.Awaiting(how, _):
-                    if how != phase:
+                    if how != said:
                         log.info("%s: %s", self._uri, how)
-                    phase, done, total = how, 0, None
+                    said = how
                 case protocol.Found():
                     whole, outcome = self._found(descriptor, listener, validator)
                     if outcome is not None:
@@ -214,7 +214,11 @@ class Swarm(ExitStack, Front):
         log.warning("%s is fetched without the other nodes of the job: %s", self._uri, error)
         path = self._asked.cache.layout.events
         events.record(
-            path, "alone", job=self._asked.request.job, error=type(error).__name__, uri=self._uri
+            path,
+            "peers_failed",
+            job=self._asked.request.job,
+            error=type(error).__name__,
+            uri=self._uri,
         )
         self._worker = self._signer = None
         self.close()

@@ -90,9 +90,15 @@ class LabNode(Node):
         """Return how many bytes have left the node's link."""
         return self._lab.sent(self.namespace)
 
-    def cut_off(self) -> None:
-        """Partition the node from the network, without a word to anybody."""
-        self._lab.ip("-n", self._lab.hub, "link", "set", self.name, "nomaster")
+    @contextmanager
+    def cut_off(self) -> Iterator[None]:
+        """Partition the node from the network for a while, without a word to anybody."""
+        link = ("-n", self._lab.hub, "link", "set", self.name)
+        self._lab.ip(*link, "nomaster")
+        try:
+            yield
+        finally:
+            self._lab.ip(*link, "master", "bridge0")
 
 
 class Lab:
@@ -140,7 +146,7 @@ class Lab:
             self._hosts.write_text("127.0.0.1 localhost\n")
             stack.callback(self._delete_namespaces)
             self._make_namespaces()
-            with self._inside(self._origin):
+            with self.inside(self._origin):
                 self.web = stack.enter_context(WebServer(address=self.address(_ORIGIN_HOST)))
             self.nodes = [LabNode(self, number) for number in range(1, self._count + 1)]
             # Processes before the network and the directory that they use.
@@ -206,6 +212,13 @@ class Lab:
         """Return how many bytes have left the origin's link."""
         return self.sent(self._origin)
 
+    def swarm_processes(self) -> list[int]:
+        """Return the processes that are in the namespaces of the nodes."""
+        found = []
+        for node in self.nodes:
+            found += map(int, self.ip("netns", "pids", node.namespace).split())
+        return found
+
     def address(self, number: int) -> str:
         """Return the address of a node by its number."""
         return f"{self._subnet}.{number}"
@@ -262,7 +275,7 @@ class Lab:
             process.communicate()
 
     @contextmanager
-    def _inside(self, namespace: str) -> Iterator[None]:
+    def inside(self, namespace: str) -> Iterator[None]:
         """Let sockets that this thread opens, and threads that it starts, be in a namespace."""
         with open("/proc/thread-self/ns/net") as ours, open(f"/run/netns/{namespace}") as theirs:
             _set_namespace(theirs.fileno())

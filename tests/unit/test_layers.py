@@ -26,6 +26,9 @@ FORBIDDEN = {
     # It runs with a user's rights or nobody's: the cache is not its business.
     "hpcimg.worker": ("hpcimg.cache", "hpcimg.stage", "hpcimg.site", "hpcimg.config", *TOP),
     "hpcimg.stage": TOP,
+    # What meets the network is not root, and what is root does not load it.
+    "hpcimg.peers.member": ("hpcimg.cache", "hpcimg.stage", "hpcimg.site", "hpcimg.config", *TOP),
+    "hpcimg.peers.swarm": ("hpcimg.peers.engine", "hpcimg.peers.asking", *TOP),
     "hpcimg.node": ("hpcimg.sources", "hpcimg.worker", "hpcimg.site", "hpcimg.stage", *TOP),
     "hpcimg.status": TOP,
     # It reads what strangers made: only bytes go in, one file comes out.
@@ -48,6 +51,7 @@ ONLY_IN = {
     "urllib3": ("hpcimg.http.session", "hpcimg.http.adapter"),
     "argparse": ("hpcimg.cli",),
     "botocore": ("hpcimg.sources.aws",),
+    "libtorrent": ("hpcimg.peers.engine",),
     "pyslurm": ("hpcimg.slurm.pyslurmjobs",),
 }
 
