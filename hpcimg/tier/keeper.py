@@ -140,7 +140,9 @@ class Keeper:
             if not self._has(new):
                 self._check_room(new.size_bytes)
                 self._put(new, path, file)
-            records.save(self._places, self._ref, new._asdict())
+            known = records.load(self._ref)
+            if known is None or known.resolved <= new.resolved:
+                records.save(self._places, self._ref, new._asdict())
             atomic.remove(self._failure)
         finally:
             self._lease.release()
