@@ -109,7 +109,9 @@ class Request(NamedTuple):
 
     `job` gets a lease on it ("" gets none). `owner` is the uid whose private image
     it is, None for one that all share. `deadline` is a time.monotonic() value for
-    everything together. `progress` hears how far it is.
+    everything together. `progress` hears how far it is. `together` names the job among those
+    of all clusters where it has several nodes, which are to run one image. `agreed` is the key
+    of that image, without its owner, and then no other will do. Both are "" for none.
     """
 
     reference: Reference
@@ -117,6 +119,8 @@ class Request(NamedTuple):
     job: str = ""
     owner: int | None = None
     progress: Progress = lambda *_: None
+    together: str = ""
+    agreed: str = ""
 
 
 class Listener(Protocol):

@@ -44,7 +44,7 @@ def bring(config: Config, cache: Cache, request: Request, *, text: str) -> str:
             )
         with closing(Tier(config, cache, request)) as tier:
             if tier.ask("look")["is"] != THERE:
-                tier.stock(staged)
+                tier.put("stock", staged)
     except Trouble as trouble:
         raise Unreachable(f"the site tier cannot be used for {uri}", why=str(trouble)) from None
     return staged.how

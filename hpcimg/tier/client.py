@@ -17,7 +17,7 @@ from hpcimg.cache.policy import Cache
 from hpcimg.config.keys import Config
 from hpcimg.errors import ConfigError
 from hpcimg.fetch.contract import Request
-from hpcimg.tier.child import Child
+from hpcimg.tier.child import Channel, Child
 from hpcimg.tier.keeper import Keeper, Rules
 from hpcimg.tier.places import Trouble
 from hpcimg.tier.records import Record
@@ -39,6 +39,7 @@ class Tier:
         self.uri = request.reference.uri
         # Nodes may make different formats of the same layers.
         name = f"{request.reference.address} {cache.image_format}"
+        self._job = f"{request.together}.{'all' if request.owner is None else request.owner}"
         self._id = hashlib.sha256(name.encode()).hexdigest()
         self._child: Child | None = None
 
@@ -51,7 +52,7 @@ class Tier:
             self._child.end()
 
     def ask(self, what: str, **question: Any) -> dict[str, Any]:
-        """Ask the process. Raises Trouble where it takes more than half of the time that is left."""
+        """Ask the process. Raises Trouble where it takes more than half of the time left."""
         now = time.monotonic()
         if self._child is None:
             config = self._config
@@ -61,31 +62,31 @@ class Tier:
             )  # fmt: skip
             account = _account(config.site_account, config.account)
 
-            def work(channel: Any) -> None:
-                Keeper(rules, self._id, channel).run()
+            def work(channel: Channel) -> None:
+                Keeper(rules, self._id, channel, job=self._job).run()
 
             self._child = Child(work, uid_gid=account)
         patience_s = self._config.connect_timeout_s
-        if what in ("copy", "stock"):
+        if what in ("copy", "stock", "agree"):
             patience_s = self._config.stall_timeout_s
         until = now + (self._request.deadline - now) * _PART
         return self._child.ask(do=what, patience_s=patience_s, until=until, **question)
 
-    def live(self) -> None:
-        """Let the process know that we still are at it."""
-        if self._child:
-            self._child.tell(do="live")
-
-    def stock(self, staged: Staged, **more: Any) -> dict[str, Any]:
-        """Put an image of this node's cache there. Raises Trouble."""
+    def put(self, what: str, staged: Staged, **more: Any) -> dict[str, Any]:
+        """Ask with an image of this node's cache. Raises Trouble."""
         try:
             file = os.open(staged.path, os.O_RDONLY | os.O_NOFOLLOW)
         except OSError as error:
             raise Trouble(f"{staged.path}: {error.strerror}") from None
         try:
-            return self.ask("stock", file=file, record=self.record(staged)._asdict(), **more)
+            return self.ask(what, file=file, record=self.record(staged)._asdict(), **more)
         finally:
             os.close(file)
+
+    def live(self) -> None:
+        """Let the process know that we still are at it."""
+        if self._child:
+            self._child.tell(do="live")
 
     def record(self, staged: Staged) -> Record:
         """Return what the tier is to know of an image of this node's cache."""

@@ -7,11 +7,12 @@ and nothing that a process without privileges could write to.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, suppress
 from typing import Any
 
@@ -44,15 +45,17 @@ _JITTER_MAX_S = 5.0  # of nodes that go to the origin all at once
 def open_front(asked: Asked, behind: Way) -> AbstractContextManager[TierFront] | None:
     """Return the site tier's way to what is asked for, in front of the way `behind`.
 
-    None where the tier has nothing to do with it: it has what all may read. Who is not root
-    has a cache and credentials of their own. What is mounted is on all nodes already, and is
-    looked at by each for each job.
+    None where the tier has nothing to do with it. What is mounted is on all nodes already, and
+    is looked at by each for each job. Who is not root has a cache and credentials of their own.
+    The tier has what all may read, but nodes of one job agree upon other images, too.
     """
-    origin = asked.origin
-    shared = os.geteuid() == 0 and origin.owner is None and not origin.as_user
-    if not shared or schemes.of(origin.wanted.scheme).mounted:
+    origin, request = asked.origin, asked.request
+    if os.geteuid() != 0 or schemes.of(origin.wanted.scheme).mounted:
         return None
-    return closing(TierFront(asked, behind))
+    shared = origin.owner is None and not origin.as_user
+    if not shared and not (request.together and not request.reference.pinned):
+        return None
+    return closing(TierFront(asked, behind, shared=shared))
 
 
 def copied(
@@ -70,7 +73,9 @@ def copied(
         listener.progress("fetching", int(said["bytes"]), size)
 
     try:
-        tier.ask("copy", heard=heard, file=descriptor, record=record._asdict())
+        found = tier.ask("copy", heard=heard, file=descriptor, record=record._asdict())
+        if found["is"] == "gone":  # it was evicted
+            return None
         fetched = digests.of_file(descriptor, uri=tier.uri, deadline=deadline)
         if fetched == Fetched(size, record.sha256):
             return fetched
@@ -86,13 +91,20 @@ def copied(
 class TierFront(Front):
     """The tier in front of another way, for one image."""
 
-    def __init__(self, asked: Asked, behind: Way) -> None:
+    def __init__(self, asked: Asked, behind: Way, *, shared: bool) -> None:
         super().__init__(behind)
         self._tier = Tier(asked.config, asked.cache, asked.request)
+        self._origin = asked.origin
         self._deadline = asked.request.deadline
+        self._shared = shared
         self._ours = False
+        self._agreed: Record | None = None
 
     def fetch(self, descriptor: int, listener: Listener, *, validator: str) -> Outcome:
+        if self._agreed:
+            return self._fetch_agreed(self._agreed, descriptor, listener)
+        if not self._shared:
+            return self.behind.fetch(descriptor, listener, validator=validator)
         found = self._find(listener)
         record = records.from_fields(found["record"]) if found.get("record") else None
         if found["is"] == "there" and record:
@@ -129,12 +141,42 @@ class TierFront(Front):
         """Put the image into the tier, where we were to bring it."""
         if self._ours and staged.how != "stale":
             try:
-                self._tier.stock(staged)
+                self._tier.put("stock", staged)
             except Trouble as trouble:
                 self._tier.passed_over(str(trouble), unfinished=True)
 
+    def agreed(self) -> str:
+        return self._settled(lambda: self._tier.ask("agreed"))
+
+    def settle(self, staged: Staged) -> str:
+        return self._settled(lambda: self._tier.put("agree", staged, shared=self._shared))
+
+    def _settled(self, ask: Callable[[], dict[str, Any]]) -> str:
+        if self._origin.wanted.pinned or self._tier.left_alone():
+            return ""
+        try:
+            found = ask()["record"]
+            self._agreed = records.from_fields(found) if found else None
+        except Trouble as trouble:
+            self._tier.passed_over(str(trouble), unfinished=True)
+        return self._agreed.key if self._agreed else ""
+
     def close(self) -> None:
+        """Give back what is held."""
         self._tier.close()
+
+    def _fetch_agreed(self, record: Record, descriptor: int, listener: Listener) -> Outcome:
+        """Bring the very image that the job's nodes have agreed upon, if it can be had."""
+        if self._shared:
+            outcome = copied(self._tier, record, descriptor, listener, deadline=self._deadline)
+            if outcome is not None:
+                return outcome
+        behind, wanted = self.behind, self._origin.wanted
+        if schemes.of(wanted.scheme).in_registry and record.validator.startswith("sha256:"):
+            name = wanted.rest.partition("@")[0]
+            pinned = wanted._replace(rest=f"{name}@{record.validator}")
+            behind = dataclasses.replace(self._origin, wanted=pinned)
+        return behind.fetch(descriptor, listener, validator="")
 
     def _find(self, listener: Listener) -> dict[str, Any]:
         """Ask where the image is to come from; "none" where the tier cannot be used."""

@@ -40,20 +40,25 @@ class Rules(NamedTuple):
 
 
 class Keeper:
-    """Answers the questions of one node about one reference, by its `ref_id`."""
+    """Answers the questions of one node about one reference, by its `ref_id`.
 
-    def __init__(self, rules: Rules, ref_id: str, channel: Channel) -> None:
+    `job` names the job that it is wanted for, among those of all clusters.
+    """
+
+    def __init__(self, rules: Rules, ref_id: str, channel: Channel, *, job: str) -> None:
         self._rules = rules
         self._places = Places(rules.path)
         self._id = ref_id
         self._ref = f"{self._places.refs}/{ref_id}.json"
         self._failure = f"{self._places.failures}/{ref_id}.json"
+        self._agreed = f"{self._places.jobs}/{job}.{ref_id}.json"
         self._channel = channel
         self._lease = Lease(f"{self._places.leases}/{ref_id}", rules.lease_s)
         self._heard = time.monotonic()
 
     def run(self) -> None:
         """Answer until nobody asks any more."""
+        prepared = False
         while True:
             asked = self._channel.hear(1.0)
             if asked is None:
@@ -67,6 +72,9 @@ class Keeper:
             if name == "live":
                 continue
             try:
+                if not prepared:
+                    places.prepare(self._places)
+                    prepared = True
                 answer = getattr(self, f"do_{name}")(file=file, **question)
                 self._channel.answer(answer)
             except Trouble as trouble:
@@ -82,7 +90,6 @@ class Keeper:
 
     def do_look(self, *, file: None) -> dict[str, Any]:
         """Look without waiting for anybody."""
-        places.prepare(self._places)
         record = self._load()
         fresh = record is not None and record.fresh(self._rules.ttl_s)
         return {"is": "there" if fresh else "missing", "record": record and record._asdict()}
@@ -93,7 +100,6 @@ class Keeper:
         `there`: from here. `ours`: we are to fetch it, and a record is of what may be out of
         date. `failed`: nobody is to ask for it. `busy`: another node does not get it done.
         """
-        places.prepare(self._places)
         began, delay = time.monotonic(), _LOOK_FIRST_S
         while True:
             record = self._load()
@@ -115,17 +121,20 @@ class Keeper:
             delay = min(delay * 1.5, _LOOK_MOST_S)
 
     def do_copy(self, *, record: dict[str, Any], file: int) -> dict[str, Any]:
-        """Copy an image into an empty file."""
+        """Copy an image into an empty file; say whether it was there."""
         wanted = records.from_fields(record)
         with self._reading(wanted):
-            image, seen = places.open_file(wanted.path(self._places))
+            try:
+                image, seen = places.open_file(wanted.path(self._places))
+            except FileNotFoundError:
+                return {"is": "gone"}
             try:
                 if seen.st_size != wanted.size_bytes:
                     raise Trouble(f"{wanted.path(self._places)} is cut short")
                 self._copy(image, file)
             finally:
                 os.close(image)
-        return {}
+        return {"is": "there"}
 
     def do_damaged(self, *, record: dict[str, Any], file: None) -> dict[str, Any]:
         """Remove an image that is not what its record says."""
@@ -135,11 +144,8 @@ class Keeper:
     def do_stock(self, *, record: dict[str, Any], file: int) -> dict[str, Any]:
         """Put an image here for all, and the reference that stands for it; give the lease back."""
         new = records.from_fields(record)
-        path = new.path(self._places)
         try:
-            if not self._has(new):
-                self._check_room(new.size_bytes)
-                self._put(new, path, file)
+            self._keep(new, file)
             known = records.load(self._ref)
             if known is None or known.resolved <= new.resolved:
                 records.save(self._places, self._ref, new._asdict())
@@ -147,6 +153,23 @@ class Keeper:
         finally:
             self._lease.release()
         return {}
+
+    def do_agreed(self, *, file: None) -> dict[str, Any]:
+        """Return what the nodes of the job have agreed upon, if they have."""
+        record = records.load(self._agreed)
+        return {"record": record and record._asdict()}
+
+    def do_agree(self, *, record: dict[str, Any], shared: bool, file: int) -> dict[str, Any]:
+        """Let the job's nodes run this image, unless they run another one; return which.
+
+        One that is `shared` is here before others can hear of it.
+        """
+        new = records.from_fields(record)
+        if records.load(self._agreed) is None:
+            if shared:
+                self._keep(new, file)
+            records.save_first(self._places, self._agreed, new._asdict())
+        return self.do_agreed(file=None)
 
     def do_fail(self, *, error: dict[str, Any], file: None) -> dict[str, Any]:
         """Write down why the image cannot be had; give the lease back."""
@@ -191,6 +214,11 @@ class Keeper:
         if wished_s is not None:
             error.retry_after_s = for_s - age_s
         return error
+
+    def _keep(self, new: Record, file: int) -> None:
+        if not self._has(new):
+            self._check_room(new.size_bytes)
+            self._put(new, new.path(self._places), file)
 
     def _check_room(self, size_bytes: int) -> None:
         seen = os.statvfs(self._places.images)
