@@ -53,7 +53,7 @@ class Keeper:
         self._failure = f"{self._places.failures}/{ref_id}.json"
         self._agreed = f"{self._places.jobs}/{job}.{ref_id}.json"
         self._channel = channel
-        self._lease = Lease(f"{self._places.leases}/{ref_id}", rules.lease_s)
+        self._held: Lease | None = None
         self._heard = time.monotonic()
 
     def run(self) -> None:
@@ -64,7 +64,7 @@ class Keeper:
             if asked is None:
                 # Its node is stopped, or hangs: others are to go on.
                 if time.monotonic() - self._heard > self._rules.lease_s:
-                    self._lease.release()
+                    self._give_back()
                 continue
             self._heard = time.monotonic()
             question, file = asked
@@ -82,11 +82,23 @@ class Keeper:
             except OSError as error:
                 at = error.filename or self._rules.path
                 self._channel.fail(f"{at}: {error.strerror}")
+            except HpcimgError as error:
+                self._channel.fail(error.brief)
             except (RuntimeError, ValueError) as error:  # of the lease's
                 self._channel.fail(str(error))
             finally:
                 if file is not None:
                     os.close(file)
+
+    @property
+    def _lease(self) -> Lease:
+        if self._held is None:
+            self._held = Lease(f"{self._places.leases}/{self._id}", self._rules.lease_s)
+        return self._held
+
+    def _give_back(self) -> None:
+        if self._held:
+            self._held.release()
 
     def do_look(self, *, file: None) -> dict[str, Any]:
         """Look without waiting for anybody."""
@@ -104,13 +116,13 @@ class Keeper:
         while True:
             record = self._load()
             if record and record.fresh(self._rules.ttl_s):
-                self._lease.release()
+                self._give_back()
                 with contextlib.suppress(OSError):  # mounted read-only: it is older, then
                     os.utime(record.path(self._places))
                 return {"is": "there", "record": record._asdict()}
             if error := self._remembered():
                 return {"is": "failed", "error": error.to_dict()}
-            if self._lease.held:
+            if self._held and self._held.held:
                 return {"is": "ours", "record": record and record._asdict()}
             if self._lease.take():
                 continue  # what was there may be out of date
@@ -151,7 +163,7 @@ class Keeper:
                 records.save(self._places, self._ref, new._asdict())
             atomic.remove(self._failure)
         finally:
-            self._lease.release()
+            self._give_back()
         return {}
 
     def do_agreed(self, *, file: None) -> dict[str, Any]:
@@ -178,12 +190,12 @@ class Keeper:
                 self._places, self._failure, {"time": time.time(), "error": error}, durable=False
             )
         finally:
-            self._lease.release()
+            self._give_back()
         return {}
 
     def do_release(self, *, file: None) -> dict[str, Any]:
         """Give the lease back."""
-        self._lease.release()
+        self._give_back()
         return {}
 
     def _load(self) -> Record | None:
