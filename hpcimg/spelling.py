@@ -109,9 +109,11 @@ def image_name(rest: str, *, hub: bool) -> str:
         name, slash, path = rest.partition("/")
         if not slash:
             _check_bare(name)
-        if hub and (not slash or not (set(".:[") & set(name) or name == "localhost")):
+        if hub and (not slash or not _is_host(name)):
             name, path = dockerhub.NAME, rest
     name = dockerhub.canonical(host(name, port=443))
+    if hub and not _is_host(name):
+        name += ":443"  # without it, the spelling would be that of a user of Docker Hub's
     path, at, digest = path.partition("@")
     repository, colon, tag = path.partition(":")
     _check_repository(repository)
@@ -122,6 +124,11 @@ def image_name(rest: str, *, hub: bool) -> str:
     if at and not _DIGEST.fullmatch(digest):
         raise ValueError("a digest is @sha256: and 64 digits of 0-9 and a-f")
     return f"{name}/{repository}@{digest}" if at else f"{name}/{repository}:{tag or 'latest'}"
+
+
+def _is_host(name: str) -> bool:
+    """Tell what Docker takes for a host, and not for the first part of an image's name."""
+    return bool(set(".:[") & set(name)) or name == "localhost"
 
 
 def _check_bare(name: str) -> None:

@@ -11,13 +11,15 @@ import importlib.util
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
 from hpcimg import look
 from hpcimg.cache import events, hot
 from hpcimg.cache.ensure import Staged, ensure
+from hpcimg.cache.failures import Memory
+from hpcimg.cache.paths import owned as owned_name
 from hpcimg.cache.policy import Cache
 from hpcimg.config.keys import Config
 from hpcimg.errors import ANOTHER_LOGIN, NO_LOGIN, Forbidden, HpcimgError, NotAnImage
@@ -59,10 +61,7 @@ def stage(
         owned = request._replace(owner=origin.owner)
         asked = Asked(config, cache, owned, origin)
         with in_front_of(asked, _openers(config)) as (way, fronts):
-            staged = ensure(cache, owned, way, origin.memory(anew=anew))
-            for front in fronts:
-                front.finish(staged)
-        return staged, origin
+            return _ensured(cache, owned, way, fronts, origin.memory(anew=anew)), origin
 
     staged, origin = _first_allowed(
         origins(config, cache, wanted, service, deadline=request.deadline, uid=uid, gid=gid), bring
@@ -82,7 +81,10 @@ def stage(
         key=staged.entry.key,
         bytes=staged.entry.size_bytes,
         scheme=wanted.scheme,
+        **({"via": staged.via} if staged.via else {}),
     )
+    if not staged.fresh_until:  # other jobs may get another image
+        return staged
     with contextlib.suppress(OSError):  # the next job then takes the long way
         hot.remember(
             cache.layout,
@@ -96,12 +98,39 @@ def stage(
     return staged
 
 
+def _ensured(
+    cache: Cache, request: Request, way: Way, fronts: Sequence[Front], memory: Memory
+) -> Staged:
+    """Bring the image by the way, and let all nodes of its job run the same one."""
+    agreed = _first(front.agreed() for front in fronts) if request.together else ""
+    staged = ensure(cache, request._replace(agreed=agreed), way, memory)
+    for front in fronts:
+        front.finish(staged)
+    if request.together and not agreed:
+        agreed = _first(front.settle(staged) for front in fronts)
+        ours = staged.entry.key.removeprefix(owned_name("", request.owner))
+        if agreed not in ("", ours):
+            return ensure(cache, request._replace(agreed=agreed), way, memory)
+    return staged
+
+
+def _first(words: Iterable[str]) -> str:
+    return next(filter(None, words), "")
+
+
 def _openers(config: Config) -> Sequence[Opener]:
     """Return what this site has between its nodes and the origin, the nearest to that first.
 
     What is not configured is not imported either.
     """
-    return () if config.peers == "no" else (_peers,)
+    found: list[Opener] = []
+    if config.site_path:
+        from hpcimg.tier.front import open_front
+
+        found.append(open_front)
+    if config.peers != "no":
+        found.append(_peers)
+    return found
 
 
 def _peers(asked: Asked, behind: Way) -> AbstractContextManager[Front] | None:

@@ -68,6 +68,12 @@ class Config:
     max_user_share: Size
     verify: str
     keyring: str
+    site_path: str
+    site_account: str
+    site_lease_s: float
+    site_wait_s: float
+    site_max_size: Size
+    site_max_age_s: float
     peers: str
     peers_min_nodes: int
     peers_port: int
@@ -191,6 +197,18 @@ KEYS = (
         "a file with the site's credentials, in the form of an openrc file"),
     Key("swift", "shared", "swift_shared", "no", read.boolean,
         "whether all may use what was fetched with the site's credentials"),
+    Key("site", "path", "site_path", "", read.optional(read.path),
+        "a directory that all nodes mount, where images are kept for all of them; default none"),
+    Key("site", "account", "site_account", "", str,
+        "who writes there, not the account that fetches; default root"),
+    Key("site", "lease", "site_lease_s", "60s", parse_duration,
+        "how long a node that fetches for all may be silent; the same on all nodes"),
+    Key("site", "wait", "site_wait_s", "2m", parse_duration,
+        "how long a node waits for another one that gets nowhere"),
+    Key("site", "max_size", "site_max_size", "80%", read.size,
+        "all images there together, 5T or a percentage of the file system"),
+    Key("site", "max_age", "site_max_age_s", "30d", parse_duration,
+        "an image there that no node has asked for in this time goes"),
     Key("peers", "use", "peers", "auto", read.one_of("auto", "yes", "no"),
         "whether the nodes of a job share what they fetch; auto: where libtorrent is installed"),
     Key("peers", "min_nodes", "peers_min_nodes", "4", read.count,
@@ -226,4 +244,7 @@ NAMED: dict[str, tuple[type, dict[str, Callable[[str], Any]]]] = {
 }
 SECTIONS = (*dict.fromkeys(key.section for key in KEYS), "alias")
 # Read from the raw text on the way to a hit, or by the task prolog's shell.
-READ_RAW = (("cache", "path"), ("state", "path"), ("stage", "registries_conf"), ("slurm", "pyxis"))
+READ_RAW = (
+    ("cache", "path"), ("state", "path"), ("stage", "registries_conf"), ("site", "path"),
+    ("slurm", "pyxis"),
+)  # fmt: skip

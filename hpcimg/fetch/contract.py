@@ -111,6 +111,9 @@ class Request(NamedTuple):
     it is, None for one that all share. `deadline` is a time.monotonic() value for
     everything together. `progress` hears how far it is. `nodes` are the names of all nodes
     of the job, `node` that of this one among them; () and "" where that is not known.
+    `together` names the job among those of all clusters where it has several nodes, which are
+    to run one image. `agreed` is the key of that image, without its owner, and then no other
+    will do. Both are "" for none.
     """
 
     reference: Reference
@@ -120,6 +123,8 @@ class Request(NamedTuple):
     progress: Progress = lambda *_: None
     nodes: tuple[str, ...] = ()
     node: str = ""
+    together: str = ""
+    agreed: str = ""
 
 
 class Listener(Protocol):

@@ -55,9 +55,12 @@ class Swarm(ExitStack, Front):
         self._worker: Worker | None = None
         self._signer: Signer | None = None
         self._by_cache: HpcimgError | None = None
+        self._over = False
 
     def fetch(self, descriptor: int, listener: Listener, *, validator: str) -> Outcome:
         leading = False
+        if self._over:
+            return self.behind.fetch(descriptor, listener, validator=validator)
         try:
             self._join()
             outcome = self._follow(descriptor, listener, validator)
@@ -88,6 +91,7 @@ class Swarm(ExitStack, Front):
     def finish(self, staged: Staged) -> None:
         """Send the image to the nodes that still need it, for as long as the site says."""
         worker, signer, entry = self._worker, self._signer, staged.entry
+        self._over = True
         if worker is None or signer is None or entry.owner is not None:
             return
         try:

@@ -29,7 +29,7 @@ from hpcimg.errors import (
 from hpcimg.fetch.contract import Request
 from hpcimg.reference import told
 from hpcimg.site import policy
-from hpcimg.slurm import comment, hostlist, jobfiles, pyxis, query, requeue
+from hpcimg.slurm import comment, hostlist, jobfiles, nodes, pyxis, query, requeue
 from hpcimg.units import format_duration, format_size
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,8 @@ def _stage_all(
     # The directory comes first: the epilog looks for leases where there is one.
     jobfiles.prepare(cache.layout, job)
     jobfiles.write_asked(cache.layout, job, uid, images, started=started, process=processes.tag())
-    nodes = _nodes()
+    together = nodes.together(dict(os.environ))
+    of_job = _nodes()
     for image, reference in zip(images, references, strict=True):
         began = time.time()
         request = Request(
@@ -120,8 +121,9 @@ def _stage_all(
             deadline,
             job,
             progress=_LoggedProgress(image.uri),
-            nodes=nodes,
+            nodes=of_job,
             node=os.environ.get("SLURMD_NODENAME", ""),
+            together=together,
         )
         staged = stage.stage(
             conf, cache, request, text=image.text, uid=uid, gid=_group(), image_format=image.format

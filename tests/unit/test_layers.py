@@ -26,6 +26,9 @@ FORBIDDEN = {
     # It runs with a user's rights or nobody's: the cache is not its business.
     "hpcimg.worker": ("hpcimg.cache", "hpcimg.stage", "hpcimg.site", "hpcimg.config", *TOP),
     "hpcimg.stage": TOP,
+    "hpcimg.fronts": ("hpcimg.stage", *TOP),
+    # In a process beside Prolog, on a file system that may not answer.
+    "hpcimg.tier.keeper": ("hpcimg.cache", "hpcimg.worker", "hpcimg.site", "hpcimg.stage", *TOP),
     # What meets the network is not root, and what is root does not load it.
     "hpcimg.peers.member": ("hpcimg.cache", "hpcimg.stage", "hpcimg.site", "hpcimg.config", *TOP),
     "hpcimg.peers.swarm": ("hpcimg.peers.engine", "hpcimg.peers.asking", *TOP),

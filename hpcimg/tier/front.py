@@ -1,0 +1,234 @@
+"""The way to an image by the site tier: it is fetched and converted once, and copied from there.
+
+A node that finds nothing there and is elected brings the image into its own cache, by all the
+checks that there are, and from there into the tier. So the tier holds what root has verified,
+and nothing that a process without privileges could write to.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing, suppress
+from typing import Any
+
+from hpcimg import digests, schemes
+from hpcimg.cache.ensure import Staged
+from hpcimg.errors import Forbidden, HpcimgError, NotFound, Unreachable, from_dict
+from hpcimg.fetch.contract import (
+    SITE,
+    Converting,
+    Declined,
+    Fetched,
+    Files,
+    Listener,
+    Offer,
+    Outcome,
+    Unchanged,
+    Way,
+    Whole,
+)
+from hpcimg.fronts import Asked, Front
+from hpcimg.tier import records
+from hpcimg.tier.client import Tier
+from hpcimg.tier.places import Trouble
+from hpcimg.tier.records import Record
+
+log = logging.getLogger(__name__)
+_JITTER_MAX_S = 5.0  # of nodes that go to the origin all at once
+
+
+def open_front(asked: Asked, behind: Way) -> AbstractContextManager[TierFront] | None:
+    """Return the site tier's way to what is asked for, in front of the way `behind`.
+
+    None where the tier has nothing to do with it. What is mounted is on all nodes already, and
+    is looked at by each for each job. Who is not root has a cache and credentials of their own.
+    The tier has what all may read, but nodes of one job agree upon other images, too.
+    """
+    origin, request = asked.origin, asked.request
+    if os.geteuid() != 0 or schemes.of(origin.wanted.scheme).mounted:
+        return None
+    shared = origin.owner is None and not origin.as_user
+    if not shared and not (request.together and not request.reference.pinned):
+        return None
+    return closing(TierFront(asked, behind, shared=shared))
+
+
+def copied(
+    tier: Tier, record: Record, descriptor: int, listener: Listener, *, deadline: float
+) -> Outcome | None:
+    """Copy an image from the tier; None where that did not work, and the file is empty."""
+    offer = Whole(
+        record.validator, record.key, record.sha256, record.size_bytes, record.source, SITE
+    )
+    if listener.offered(offer) is None:
+        return Declined()
+    size = record.size_bytes
+
+    def heard(said: dict[str, Any]) -> None:
+        listener.progress("fetching", int(said["bytes"]), size)
+
+    try:
+        found = tier.ask("copy", heard=heard, file=descriptor, record=record._asdict())
+        if found["is"] == "gone":  # it was evicted
+            return None
+        fetched = digests.of_file(descriptor, uri=tier.uri, deadline=deadline)
+        if fetched == Fetched(size, record.sha256):
+            return fetched
+        log.warning("the site tier has a damaged image of %s, which is removed", tier.uri)
+        tier.event("site_damaged")
+        tier.ask("damaged", record=record._asdict())
+    except Trouble as trouble:
+        tier.passed_over(str(trouble))
+    os.ftruncate(descriptor, 0)
+    return None
+
+
+class TierFront(Front):
+    """The tier in front of another way, for one image."""
+
+    def __init__(self, asked: Asked, behind: Way, *, shared: bool) -> None:
+        super().__init__(behind)
+        self._tier = Tier(asked.config, asked.cache, asked.request)
+        self._origin = asked.origin
+        self._deadline = asked.request.deadline
+        self._shared = shared
+        self._ours = False
+        self._agreed: Record | None = None
+
+    def fetch(self, descriptor: int, listener: Listener, *, validator: str) -> Outcome:
+        if self._agreed:
+            return self._fetch_agreed(self._agreed, descriptor, listener)
+        if not self._shared:
+            return self.behind.fetch(descriptor, listener, validator=validator)
+        found = self._find(listener)
+        record = records.from_fields(found["record"]) if found.get("record") else None
+        if found["is"] == "there" and record:
+            outcome = copied(self._tier, record, descriptor, listener, deadline=self._deadline)
+            if outcome is not None:
+                return outcome
+        elif found["is"] == "failed":
+            error = from_dict(found["error"])
+            error.do += " (Another node was told so.)"
+            raise error
+        elif found["is"] == "ours":
+            self._ours = True
+            return self._fetch(descriptor, listener, record, validator=validator)
+        elif found["is"] == "busy":
+            log.warning(
+                "%s: another node does not get it done; going to the origin", self._tier.uri
+            )
+            self._tier.event("site_busy")
+            time.sleep(random.uniform(0, _JITTER_MAX_S))
+        return self.behind.fetch(descriptor, listener, validator=validator)
+
+    def convert(
+        self, descriptor: int, *, image_config: str, layers: Sequence[int], progress: Converting
+    ) -> Fetched:
+        def told(done: int, total: int | None, beside: int) -> None:
+            self._tier.live()
+            progress(done, total, beside)
+
+        return self.behind.convert(
+            descriptor, image_config=image_config, layers=layers, progress=told
+        )
+
+    def finish(self, staged: Staged) -> None:
+        """Put the image into the tier, where we were to bring it."""
+        if self._ours and staged.how != "stale":
+            try:
+                self._tier.put("stock", staged)
+            except Trouble as trouble:
+                self._tier.passed_over(str(trouble), unfinished=True)
+
+    def agreed(self) -> str:
+        return self._settled(lambda: self._tier.ask("agreed"))
+
+    def settle(self, staged: Staged) -> str:
+        return self._settled(lambda: self._tier.put("agree", staged, shared=self._shared))
+
+    def _settled(self, ask: Callable[[], dict[str, Any]]) -> str:
+        if self._origin.wanted.pinned or self._tier.left_alone():
+            return ""
+        try:
+            found = ask()["record"]
+            self._agreed = records.from_fields(found) if found else None
+        except Trouble as trouble:
+            self._tier.passed_over(str(trouble), unfinished=True)
+        return self._agreed.key if self._agreed else ""
+
+    def close(self) -> None:
+        """Give back what is held."""
+        self._tier.close()
+
+    def _fetch_agreed(self, record: Record, descriptor: int, listener: Listener) -> Outcome:
+        """Bring the very image that the job's nodes have agreed upon, if it can be had."""
+        if self._shared:
+            outcome = copied(self._tier, record, descriptor, listener, deadline=self._deadline)
+            if outcome is not None:
+                return outcome
+        behind, wanted = self.behind, self._origin.wanted
+        if schemes.of(wanted.scheme).in_registry and record.validator.startswith("sha256:"):
+            name = wanted.rest.partition("@")[0]
+            pinned = wanted._replace(rest=f"{name}@{record.validator}")
+            behind = dataclasses.replace(self._origin, wanted=pinned)
+        return behind.fetch(descriptor, listener, validator="")
+
+    def _find(self, listener: Listener) -> dict[str, Any]:
+        """Ask where the image is to come from; "none" where the tier cannot be used."""
+        try:
+            if self._tier.left_alone():
+                return {"is": "none"}
+            return self._tier.ask("find", heard=lambda _: listener.progress("waiting", 0, None))
+        except Trouble as trouble:
+            self._tier.passed_over(str(trouble))
+            return {"is": "none"}
+
+    def _fetch(
+        self, descriptor: int, listener: Listener, record: Record | None, *, validator: str
+    ) -> Outcome:
+        """Fetch for all; `record` is what the tier has, and may be out of date."""
+        known = record.validator if record else validator
+        live = _Live(listener, self._tier)
+        try:
+            outcome = self.behind.fetch(descriptor, live, validator=known)
+        except HpcimgError as error:
+            if not record or not isinstance(error, Unreachable):
+                self._failed(error)
+                raise
+            log.warning("%s: taking what the site has: %s", self._tier.uri, error)
+            outcome = Unchanged()
+        if not isinstance(outcome, Unchanged) or not record or known == validator:
+            return outcome
+        outcome_here = copied(self._tier, record, descriptor, live, deadline=self._deadline)
+        if outcome_here is not None:
+            return outcome_here
+        return self.behind.fetch(descriptor, live, validator=validator)
+
+    def _failed(self, error: HpcimgError) -> None:
+        """Let the other nodes know what asking again does not change, or not yet."""
+        if isinstance(error, (NotFound, Forbidden)) or error.retry_after_s:
+            with suppress(Trouble):
+                self._tier.ask("fail", error=error.to_dict())
+
+
+class _Live:
+    """A listener that lets the tier know that we are still at it."""
+
+    def __init__(self, listener: Listener, tier: Tier) -> None:
+        self._listener = listener
+        self._tier = tier
+
+    def offered(self, offer: Offer | Whole) -> Files | None:
+        return self._listener.offered(offer)
+
+    def arrived(self, number: int, fetched: Fetched) -> None:
+        self._listener.arrived(number, fetched)
+
+    def progress(self, phase: str, done: int, total: int | None) -> None:
+        self._tier.live()
+        self._listener.progress(phase, done, total)
