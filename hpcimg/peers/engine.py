@@ -34,7 +34,9 @@ _SETTINGS = {
     # Members of one network, alike and honest; but a slow one is not to be asked for much ahead.
     "whole_pieces_threshold": 0,
     "auto_sequential": False,
-    "max_out_request_queue": 8,
+    # The second is what others may have asked of us at once, and they are told.
+    "max_out_request_queue": 4,
+    "max_allowed_in_request_queue": 4,
     "connections_limit": _CONNECTIONS,
     "connection_speed": 200,
     "smooth_connects": False,
@@ -106,35 +108,21 @@ class Engine:
     ) -> None:
         """Listen. Raises Unreachable where no port is free."""
         self._lt: Any = libtorrent
-        self._ports = ports
         self._networks = networks
         self._rate = rate
         self._link = f"{directory}/{_NAME}"
         self._directory = directory
         self._torrent: Any = None
-        self._session: Any = None
-        self.port = 0
-        self.listen()
-
-    def listen(self) -> None:
-        """Open the session; again at the same port, where it was open before."""
-        self.close()
-        for port in (self.port,) if self.port else self._ports:
+        for port in ports:
             where = f"0.0.0.0:{port},[::]:{port}"
-            session = self._lt.session({**_SETTINGS, "listen_interfaces": where})
-            if session.listen_port() == port:
-                self._session, self.port = session, port
+            self._session = self._lt.session({**_SETTINGS, "listen_interfaces": where})
+            if self._session.listen_port() == port:
                 self._session.set_ip_filter(self._filter())
+                self.port = port
                 return
-            del session
         raise Unreachable(
-            "no port is free for the swarm", why=f"{self._ports[0]} to {self._ports[-1]} are taken"
+            "no port is free for the swarm", why=f"{ports[0]} to {ports[-1]} are taken"
         )
-
-    def close(self) -> None:
-        """End the session: from here on it has no file open."""
-        self._torrent = None
-        self._session = None
 
     def share(
         self, torrent: Torrent, descriptor: int, *, whole: bool, index: int = 0, count: int = 1

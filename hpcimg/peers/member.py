@@ -23,7 +23,8 @@ from hpcimg.peers import order
 from hpcimg.peers.answering import Answers
 from hpcimg.peers.asking import Absent, Asker, Elsewhere, Found, Line, Lost
 from hpcimg.peers.desk import Desk
-from hpcimg.peers.engine import Engine, make_torrent
+from hpcimg.peers.engine import make_torrent
+from hpcimg.peers.transfer import Transfer
 from hpcimg.worker import protocol
 
 _GRACE_S = 3.0  # Prolog does not begin on all nodes at the same moment
@@ -73,7 +74,7 @@ class _Member:
 
     async def run(self) -> None:
         wanted = self._wanted
-        self._engine = Engine(
+        self._transfer = Transfer(
             order.swarm_ports(wanted.port),
             networks=wanted.networks,
             rate=wanted.rate,
@@ -87,7 +88,7 @@ class _Member:
             self._desk,
             port=port,
             networks=wanted.networks,
-            listens=self._engine.port,
+            listens=self._transfer.port,
             patience_s=wanted.patience_s,
         )
         self._answers = Answers(self._desk, nodes=wanted.nodes, networks=wanted.networks)
@@ -96,7 +97,7 @@ class _Member:
             await self._take_part()
         finally:
             await self._answers.end()
-            self._engine.close()
+            self._transfer.end()
 
     def _hear(self) -> None:
         message, files = self._parent.hear()
@@ -126,17 +127,17 @@ class _Member:
         self._parent.say(protocol.Leading())
         file, size = await self._published
         torrent = await asyncio.to_thread(make_torrent, file, size)
-        self._engine.share(torrent, file, whole=True)
-        self._answers.has(torrent, self._engine.port)
+        self._transfer.share(torrent, file, whole=True)
+        self._answers.has(torrent, self._transfer.port)
         await self._linger(None)
 
     async def _after(self, found: Found) -> None:
         """Be of use to the others, once the image is on this node."""
         file, _ = await self._published
-        self._engine.listen()
-        self._engine.share(found.torrent, file, whole=True)
+        self._transfer.begin_again()
+        self._transfer.share(found.torrent, file, whole=True)
         self._connect(found)
-        self._answers.has(found.torrent, self._engine.port)
+        self._answers.has(found.torrent, self._transfer.port)
         found.line.say("whole")
         await self._linger(found.line)
 
@@ -240,7 +241,7 @@ class _Member:
         """Fetch the image from the others; False where they get nowhere."""
         os.ftruncate(self._file, 0)
         size = found.torrent.size_bytes
-        self._engine.share(
+        self._transfer.share(
             found.torrent, self._file, whole=False, index=found.number, count=found.among
         )
         self._connect(found)
@@ -249,7 +250,7 @@ class _Member:
         last, moved, connected = -1, time.monotonic(), False
         try:
             while True:
-                done, whole = self._engine.received()
+                done, whole = self._transfer.received()
                 now = time.monotonic()
                 if done != last:
                     last, moved = done, now
@@ -261,29 +262,28 @@ class _Member:
                     self._reopen()
                     return False
                 if dry_s > _DRY_S and not connected:
-                    self._engine.connect(*found.leader)
+                    self._transfer.connect(*found.leader)
                     connected = True
                 await asyncio.sleep(_LOOK_EVERY_S)
         finally:
             listening.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await listening
-        self._engine.close()
+        self._transfer.end()
         os.close(self._file)
         self._file = -1
         self._parent.say(protocol.Done())
         return True
 
     def _reopen(self) -> None:
-        self._engine.close()
-        self._engine.listen()
+        self._transfer.begin_again()
         self._parent.say(protocol.Rewound(None))
 
     def _connect(self, found: Found) -> None:
         for address, port in found.members:
-            self._engine.connect(address, port)
+            self._transfer.connect(address, port)
         if 0 in order.neighbours(found.number, found.among):
-            self._engine.connect(*found.leader)
+            self._transfer.connect(*found.leader)
 
 
 async def _until_silent(line: Line, gone: Callable[[], None]) -> None:

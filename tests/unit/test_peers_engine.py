@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
@@ -15,10 +15,12 @@ import pytest
 pytest.importorskip("libtorrent", reason="not installed here: the Python package libtorrent")
 
 from hpcimg.errors import Unreachable
-from hpcimg.peers.engine import Engine, Torrent, make_torrent
+from hpcimg.peers.engine import Torrent, make_torrent
+from hpcimg.peers.transfer import Transfer
 from tests.parts.daemon import free_ports
 
 _SIZE = 600_000
+Start = Callable[..., Transfer]
 
 
 @pytest.fixture
@@ -35,13 +37,24 @@ def file_of(files: ExitStack, data: bytes = b"") -> IO[bytes]:
     return file
 
 
-def engine(tmp_path: Path, *networks: str) -> Engine:
-    """Return a session on a port of its own."""
-    directory = tempfile.mkdtemp(dir=tmp_path)
-    return Engine(free_ports(1), networks=networks or ("127.0.0.0/8",), rate=0, directory=directory)
+@pytest.fixture
+def transfer(files: ExitStack, tmp_path: Path) -> Start:
+    """Start one on a port of its own."""
+
+    def start(*networks: str) -> Transfer:
+        made = Transfer(
+            free_ports(1),
+            networks=networks or ("127.0.0.0/8",),
+            rate=0,
+            directory=tempfile.mkdtemp(dir=tmp_path),
+        )
+        files.callback(made.end)
+        return made
+
+    return start
 
 
-def fetched(member: Engine, *, timeout_s: float) -> bool:
+def fetched(member: Transfer, *, timeout_s: float) -> bool:
     """Wait until a member has all."""
     until = time.monotonic() + timeout_s
     while not member.received()[1]:
@@ -51,28 +64,28 @@ def fetched(member: Engine, *, timeout_s: float) -> bool:
     return True
 
 
-def test_an_image_goes_from_one_to_the_other(tmp_path: Path, files: ExitStack) -> None:
+def test_an_image_goes_from_one_to_the_other(transfer: Start, files: ExitStack) -> None:
     data = os.urandom(_SIZE + 7)
     source, copy = file_of(files, data), file_of(files)
     torrent = make_torrent(source.fileno(), len(data))
     assert torrent.fits()
-    one, other = engine(tmp_path), engine(tmp_path)
+    one, other = transfer(), transfer()
     one.share(torrent, source.fileno(), whole=True)
     other.share(torrent, copy.fileno(), whole=False, index=1, count=2)
     other.connect("127.0.0.1", one.port)
     assert fetched(other, timeout_s=20)
     port = other.port
-    other.close()
+    other.end()
     assert os.pread(copy.fileno(), len(data) + 1, 0) == data
-    other.listen()
+    other.begin_again()
     assert other.port == port
 
 
-def test_wrong_pieces_are_dropped(tmp_path: Path, files: ExitStack) -> None:
+def test_wrong_pieces_are_dropped(transfer: Start, files: ExitStack) -> None:
     data = os.urandom(_SIZE)
     source, rubbish, copy = file_of(files, data), file_of(files, os.urandom(_SIZE)), file_of(files)
     torrent = make_torrent(source.fileno(), _SIZE)
-    liar, honest, member = engine(tmp_path), engine(tmp_path), engine(tmp_path)
+    liar, honest, member = transfer(), transfer(), transfer()
     liar.share(torrent, rubbish.fileno(), whole=True)  # and it says that it has all
     member.share(torrent, copy.fileno(), whole=False)
     member.connect("127.0.0.1", liar.port)
@@ -81,14 +94,14 @@ def test_wrong_pieces_are_dropped(tmp_path: Path, files: ExitStack) -> None:
     honest.share(torrent, source.fileno(), whole=True)
     member.connect("127.0.0.1", honest.port)
     assert fetched(member, timeout_s=20)
-    member.close()
+    member.end()
     assert os.pread(copy.fileno(), _SIZE, 0) == data
 
 
-def test_who_does_not_know_the_salt_gets_nothing(tmp_path: Path, files: ExitStack) -> None:
+def test_who_does_not_know_the_salt_gets_nothing(transfer: Start, files: ExitStack) -> None:
     source, copy = file_of(files, os.urandom(_SIZE)), file_of(files)
     torrent = make_torrent(source.fileno(), _SIZE)
-    one, other = engine(tmp_path), engine(tmp_path)
+    one, other = transfer(), transfer()
     one.share(torrent, source.fileno(), whole=True)
     other.share(torrent._replace(salt=bytes(16)), copy.fileno(), whole=False)
     other.connect("127.0.0.1", one.port)
@@ -96,20 +109,20 @@ def test_who_does_not_know_the_salt_gets_nothing(tmp_path: Path, files: ExitStac
     assert other.received()[0] == 0
 
 
-def test_who_is_in_no_network_of_the_site_is_no_peer(tmp_path: Path, files: ExitStack) -> None:
+def test_who_is_in_no_network_of_the_site_is_no_peer(transfer: Start, files: ExitStack) -> None:
     source, copy = file_of(files, os.urandom(_SIZE)), file_of(files)
     torrent = make_torrent(source.fileno(), _SIZE)
-    one, other = engine(tmp_path, "10.0.0.0/8"), engine(tmp_path)
+    one, other = transfer("10.0.0.0/8"), transfer()
     one.share(torrent, source.fileno(), whole=True)
     other.share(torrent, copy.fileno(), whole=False)
     other.connect("127.0.0.1", one.port)
     assert not fetched(other, timeout_s=1)
 
 
-def test_ports_that_are_taken(tmp_path: Path) -> None:
-    one = engine(tmp_path)
+def test_ports_that_are_taken(transfer: Start, tmp_path: Path) -> None:
+    one = transfer()
     with pytest.raises(Unreachable, match="no port is free"):
-        Engine([one.port], networks=(), rate=0, directory=str(tmp_path))
+        Transfer([one.port], networks=(), rate=0, directory=str(tmp_path)).end()
 
 
 @pytest.mark.parametrize(
