@@ -32,6 +32,7 @@ from tests.parts.webserver import WebServer
 
 _MTU = 9000  # fewer packets, and headers of one per cent
 _ORIGIN_HOST = 250  # the last part of its address
+_HOST = 251  # of the host that the lab is on
 _CLONE_NEWNET = 0x40000000
 
 
@@ -233,6 +234,16 @@ class Lab:
         """Return how many bytes have left a namespace's link."""
         [link] = json.loads(self.ip("-n", namespace, "-s", "-j", "link", "show", "dev", "e0"))
         return int(link["stats64"]["tx"]["bytes"])
+
+    def join_host(self) -> str:
+        """Connect this host to the bridge, for as long as the lab is there; return its address."""
+        name = f"{self.name[-8:]}h"  # a link's name has 15 characters
+        self.ip("-n", self.hub, "link", "add", "host", "mtu", str(_MTU), "type", "veth",
+                "peer", "name", name, "mtu", str(_MTU), "netns", str(os.getpid()))  # fmt: skip
+        self.ip("-n", self.hub, "link", "set", "host", "master", "bridge0", "up")
+        self.ip("link", "set", name, "up")
+        self.ip("addr", "add", f"{self.address(_HOST)}/24", "dev", name)
+        return self.address(_HOST)
 
     def ip(self, *arguments: str) -> str:
         """Run ip(8); return what it printed."""
