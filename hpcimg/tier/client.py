@@ -29,6 +29,20 @@ _PART = 0.5  # of the time that is left, for the tier
 _RELEASE_S = 2.0
 
 
+def start(config: Config, ref_id: str = "", job: str = "") -> Child:
+    """Start the process that answers for one reference, with the rights for it. Raises Trouble."""
+    rules = Rules(
+        config.site_path, config.site_lease_s, config.site_wait_s, config.tag_ttl_s,
+        config.error_ttl_s, config.site_max_size, config.site_max_age_s,
+    )  # fmt: skip
+    account = _account(config.site_account, config.account) if os.geteuid() == 0 else None
+
+    def work(channel: Channel) -> None:
+        Keeper(rules, ref_id, channel, job=job).run()
+
+    return Child(work, uid_gid=account)
+
+
 class Tier:
     """The site tier for one image that is wanted. The process begins with the first question."""
 
@@ -55,19 +69,9 @@ class Tier:
         """Ask the process. Raises Trouble where it takes more than half of the time left."""
         now = time.monotonic()
         if self._child is None:
-            config = self._config
-            rules = Rules(
-                config.site_path, config.site_lease_s, config.site_wait_s, config.tag_ttl_s,
-                config.error_ttl_s,
-            )  # fmt: skip
-            account = _account(config.site_account, config.account)
-
-            def work(channel: Channel) -> None:
-                Keeper(rules, self._id, channel, job=self._job).run()
-
-            self._child = Child(work, uid_gid=account)
+            self._child = start(self._config, self._id, self._job)
         patience_s = self._config.connect_timeout_s
-        if what in ("copy", "stock", "agree"):
+        if what in ("copy", "stock", "agree", "trim"):
             patience_s = self._config.stall_timeout_s
         until = now + (self._request.deadline - now) * _PART
         return self._child.ask(do=what, patience_s=patience_s, until=until, **question)

@@ -142,6 +142,7 @@ class TierFront(Front):
         if self._ours and staged.how != "stale":
             try:
                 self._tier.put("stock", staged)
+                self._tier.ask("trim", dry_run=False, when_due=True)
             except Trouble as trouble:
                 self._tier.passed_over(str(trouble), unfinished=True)
 

@@ -16,9 +16,10 @@ import time
 from typing import Any, NamedTuple
 
 from hpcimg import atomic, processes
+from hpcimg.config.values import Size
 from hpcimg.errors import HpcimgError, from_dict
 from hpcimg.locks import Lease
-from hpcimg.tier import places, records
+from hpcimg.tier import evict, places, records
 from hpcimg.tier.child import Channel
 from hpcimg.tier.places import Places, Trouble
 from hpcimg.tier.records import Record
@@ -37,6 +38,8 @@ class Rules(NamedTuple):
     wait_s: float
     ttl_s: float
     error_ttl_s: float
+    max_size: Size
+    max_age_s: float
 
 
 class Keeper:
@@ -182,6 +185,16 @@ class Keeper:
                 self._keep(new, file)
             records.save_first(self._places, self._agreed, new._asdict())
         return self.do_agreed(file=None)
+
+    def do_trim(self, *, dry_run: bool, when_due: bool, file: None) -> dict[str, Any]:
+        """Let go what is too old or too much; with `when_due`, unless that was done lately."""
+        if when_due and not evict.due(self._places):
+            return {"busy": False, "images": [], "others": 0, "held_bytes": 0}
+        report = evict.trim(
+            self._places, max_size=self._rules.max_size, max_age_s=self._rules.max_age_s,
+            lease_s=self._rules.lease_s, dry_run=dry_run,
+        )  # fmt: skip
+        return report._asdict()
 
     def do_fail(self, *, error: dict[str, Any], file: None) -> dict[str, Any]:
         """Write down why the image cannot be had; give the lease back."""
