@@ -9,6 +9,7 @@ from hpcimg.errors import ConfigError, Unreachable
 from hpcimg.tier import evict
 from hpcimg.tier.client import start
 from hpcimg.tier.evict import Image
+from hpcimg.tier.keeper import Asker
 from hpcimg.tier.places import Trouble
 
 _TIME_S = 3600.0
@@ -19,7 +20,7 @@ def tidy(config: Config, *, dry_run: bool) -> evict.Report:
     if not config.site_path:
         raise ConfigError("there is no site tier", do="Set [site] path in hpcimg.conf.")
     try:
-        child = start(config)
+        child = start(config, "", "", Asker("", ""))
         try:
             found = child.ask(
                 do="trim", dry_run=dry_run, when_due=False,
