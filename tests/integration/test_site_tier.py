@@ -275,8 +275,8 @@ def test_an_image_is_brought_there_before_a_job_needs_it(
 
 def bring(node: Node, url: str) -> str:
     conf = load.load(str(node.conf))
-    request = Request(parse(url), time.monotonic() + 30)
-    return bringing.bring(conf, open_cache(conf), request, text=url)
+    request = Request(parse(url), time.monotonic() + 30, text=url)
+    return bringing.bring(conf, open_cache(conf), request)
 
 
 def age(path: Path, seconds: float) -> None:
