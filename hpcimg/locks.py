@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-from hpcimg.errors import DeadlinePassed, MissingTool, from_os_error
+from hpcimg.errors import CacheUnusable, DeadlinePassed, MissingTool, from_os_error
 
 # Takes a lock of the cache by its name, and gives whether it had to be waited for.
 Lock = Callable[[str], AbstractContextManager[bool]]
@@ -40,12 +40,12 @@ def held(
         from filelock import FileLock, Timeout
     except ModuleNotFoundError as error:
         raise MissingTool.of_package(error) from None
-    lock = FileLock(path, mode=0o600)
+    # The soft fallback would leave a marker behind when its holder is killed.
+    lock = FileLock(path, mode=0o600, fallback_to_soft=False)
     began = time.monotonic()
     waited = False
     interval = min(_TELL_EVERY_S, tell_every_s)
     try:
-        _require_flock(path)
         while True:
             left = deadline - time.monotonic()
             try:
@@ -60,6 +60,8 @@ def held(
                         f"{time.monotonic() - began:.0f} s",
                     ) from None
                 waiting(time.monotonic() - began)
+    except NotImplementedError as error:
+        raise CacheUnusable(f"{path} cannot be locked", why=str(error)) from error
     except OSError as error:
         raise from_os_error(error, path, cannot="be locked") from error
     try:
@@ -76,13 +78,8 @@ class Lease:
     """
 
     def __init__(self, path: str, duration_s: float) -> None:
-        try:
-            from filelock import SoftFileLease
-        except ImportError:
-            raise MissingTool(
-                "the Python package filelock on this node knows no leases",
-                do="Install filelock 3.30 or newer.",
-            ) from None
+        from filelock import SoftFileLease
+
         self._lease = SoftFileLease(path, lease_duration=duration_s, mode=0o600, timeout=0)
 
     def take(self) -> bool:
@@ -104,18 +101,6 @@ class Lease:
     def release(self) -> None:
         """Give it back, where it is held."""
         self._lease.release(force=True)
-
-
-def _require_flock(path: str) -> None:
-    """Raise OSError on a file system without flock, such as Lustre mounted with -o noflock.
-
-    There filelock falls back to a marker file, which would survive a holder that is killed.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)  # of a lock that it does not hold: changes nothing
-    finally:
-        os.close(descriptor)
 
 
 def remove_free(path: str) -> None:

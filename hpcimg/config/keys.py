@@ -36,6 +36,14 @@ class Static:
 
 
 @dataclasses.dataclass(frozen=True)
+class WebMirror:
+    """What is asked before a web server: `url` stands in the place of the address `of`."""
+
+    of: str = ""
+    url: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """All values, ready to use. Times are in seconds."""
 
@@ -95,6 +103,7 @@ class Config:
     swift_shared: bool
     registries: Mapping[str, Registry]
     statics: Mapping[str, Static]
+    mirrors: Mapping[str, WebMirror]
     aliases: Mapping[str, str]
     fingerprint: str
 
@@ -241,6 +250,7 @@ NAMED: dict[str, tuple[type, dict[str, Callable[[str], Any]]]] = {
         },
     ),
     "static": (Static, {"url": read.url}),
+    "mirror": (WebMirror, {"of": read.url, "url": read.url}),
 }
 SECTIONS = (*dict.fromkeys(key.section for key in KEYS), "alias")
 # Read from the raw text on the way to a hit, or by the task prolog's shell.

@@ -105,15 +105,15 @@ Converting = Callable[[int, int | None, int], None]
 
 
 class Request(NamedTuple):
-    """One image that is wanted on this node.
+    """One image that is requested on this node.
 
-    `job` gets a lease on it ("" gets none). `owner` is the uid whose private image
-    it is, None for one that all share. `deadline` is a time.monotonic() value for
-    everything together. `progress` hears how far it is. `nodes` are the names of all nodes
-    of the job, `node` that of this one among them; () and "" where that is not known.
-    `together` names the job among those of all clusters where it has several nodes, which are
-    to run one image. `agreed` is the key of that image, without its owner, and then no other
-    will do. Both are "" for none.
+    `job` gets a lease on it ("" gets none). `owner` is the uid that the image is private to,
+    None for a shared one. `deadline` is a time.monotonic() value for the whole request.
+    `progress` is called as the fetch advances. `text` is the reference as it was written.
+    `nodes` are the names of all nodes of the job, `node` that of this one among them; () and ""
+    where that is not known. `together` names the job among those of all clusters where it has
+    several nodes, which are to run one image. `agreed` is the key of that image, without its
+    owner, and then no other will do. Both are "" for none.
     """
 
     reference: Reference
@@ -121,6 +121,7 @@ class Request(NamedTuple):
     job: str = ""
     owner: int | None = None
     progress: Progress = lambda *_: None
+    text: str = ""
     nodes: tuple[str, ...] = ()
     node: str = ""
     together: str = ""

@@ -16,13 +16,12 @@ from hpcimg.tier.places import Trouble
 THERE = "there"
 
 
-def bring(config: Config, cache: Cache, request: Request, *, text: str) -> str:
+def bring(config: Config, cache: Cache, request: Request) -> str:
     """Bring an image that all may read into the site tier, by way of this node's cache.
 
     Return THERE where it was there already, else what came of staging it here, as
-    `hpcimg.cache.ensure.Staged.how` has it. `text` is the reference as it was written. Raises
-    HpcimgError: ConfigError where there is no tier, NotAllowed for what has no place in it,
-    Unreachable where it could not be used.
+    `hpcimg.cache.ensure.Staged.how` has it. Raises HpcimgError: ConfigError where there is no
+    tier, NotAllowed for what has no place in it, Unreachable where it could not be used.
     """
     uri = request.reference.uri
     if not config.site_path:
@@ -37,7 +36,7 @@ def bring(config: Config, cache: Cache, request: Request, *, text: str) -> str:
         with closing(Tier(config, cache, request)) as tier:
             if tier.ask("look")["is"] == THERE:
                 return THERE
-        staged = stage.stage(config, cache, request, text=text)
+        staged = stage.stage(config, cache, request)
         if staged.entry.private:
             raise NotAllowed(
                 f"{uri} has no place in the site tier", why="not all users may read it"

@@ -18,7 +18,7 @@ from hpcimg.config.keys import Config
 from hpcimg.errors import ConfigError
 from hpcimg.fetch.contract import Request
 from hpcimg.tier.child import Channel, Child
-from hpcimg.tier.keeper import Keeper, Rules
+from hpcimg.tier.keeper import Asker, Keeper, Rules
 from hpcimg.tier.places import Trouble
 from hpcimg.tier.records import Record
 from hpcimg.worker import accounts
@@ -27,12 +27,38 @@ log = logging.getLogger(__name__)
 _LEFT_ALONE_S = 60.0  # a tier that did not answer
 _PART = 0.5  # of the time that is left, for the tier
 _RELEASE_S = 2.0
+_TELL_EVERY_S = 1.0
+
+
+def start(config: Config, ref_id: str, job: str, asker: Asker) -> Child:
+    """Start the process that answers for one reference, with the rights for it. Raises Trouble."""
+    rules = Rules(
+        config.site_path, config.site_lease_s, config.site_wait_s, config.tag_ttl_s,
+        config.error_ttl_s, config.site_max_size, config.site_max_age_s,
+    )  # fmt: skip
+    account = _account(config.site_account, config.account) if os.geteuid() == 0 else None
+
+    def work(channel: Channel) -> None:
+        Keeper(rules, ref_id, channel, job=job, asker=asker).run()
+
+    return Child(work, uid_gid=account)
 
 
 class Tier:
-    """The site tier for one image that is wanted. The process begins with the first question."""
+    """The site tier for one image that is wanted. The process begins with the first question.
 
-    def __init__(self, config: Config, cache: Cache, request: Request) -> None:
+    What the server `host` answers is the same for all who ask it with a `login`, or without.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        cache: Cache,
+        request: Request,
+        *,
+        host: str = "",
+        login: bool = False,
+    ) -> None:
         self._config = config
         self._layout = cache.layout
         self._request = request
@@ -41,7 +67,11 @@ class Tier:
         name = f"{request.reference.address} {cache.image_format}"
         self._job = f"{request.together}.{'all' if request.owner is None else request.owner}"
         self._id = hashlib.sha256(name.encode()).hexdigest()
+        answers = "login" if login else "all"
+        of_host = hashlib.sha256(host.encode()).hexdigest()
+        self._asker = Asker(f"{self._id}-{answers}", f"host-{of_host}-{answers}")
         self._child: Child | None = None
+        self._told = 0.0
 
     def close(self) -> None:
         """End the process, and give back what it holds."""
@@ -53,23 +83,12 @@ class Tier:
 
     def ask(self, what: str, **question: Any) -> dict[str, Any]:
         """Ask the process. Raises Trouble where it takes more than half of the time left."""
-        now = time.monotonic()
         if self._child is None:
-            config = self._config
-            rules = Rules(
-                config.site_path, config.site_lease_s, config.site_wait_s, config.tag_ttl_s,
-                config.error_ttl_s,
-            )  # fmt: skip
-            account = _account(config.site_account, config.account)
-
-            def work(channel: Channel) -> None:
-                Keeper(rules, self._id, channel, job=self._job).run()
-
-            self._child = Child(work, uid_gid=account)
+            self._child = start(self._config, self._id, self._job, self._asker)
         patience_s = self._config.connect_timeout_s
-        if what in ("copy", "stock", "agree"):
+        if what in ("copy", "stock", "agree", "trim"):
             patience_s = self._config.stall_timeout_s
-        until = now + (self._request.deadline - now) * _PART
+        until = time.monotonic() + self.time_s()
         return self._child.ask(do=what, patience_s=patience_s, until=until, **question)
 
     def put(self, what: str, staged: Staged, **more: Any) -> dict[str, Any]:
@@ -83,10 +102,15 @@ class Tier:
         finally:
             os.close(file)
 
-    def live(self) -> None:
-        """Let the process know that we still are at it."""
-        if self._child:
-            self._child.tell(do="live")
+    def time_s(self) -> float:
+        """Return for how long something may take now."""
+        return max(0.0, self._request.deadline - time.monotonic()) * _PART
+
+    def live(self, at: str) -> None:
+        """Let the process know that we still are at it, and how far, at most once a second."""
+        if self._child and time.monotonic() > self._told + _TELL_EVERY_S:
+            self._told = time.monotonic()
+            self._child.tell(do="live", at=at)
 
     def record(self, staged: Staged) -> Record:
         """Return what the tier is to know of an image of this node's cache."""

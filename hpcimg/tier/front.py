@@ -93,8 +93,19 @@ class TierFront(Front):
 
     def __init__(self, asked: Asked, behind: Way, *, shared: bool) -> None:
         super().__init__(behind)
-        self._tier = Tier(asked.config, asked.cache, asked.request)
+        service = asked.origin.service
+        self._tier = Tier(
+            asked.config,
+            asked.cache,
+            asked.request,
+            host=service.url or asked.request.reference.host,
+            login=any(
+                at.shared and (at.auth_file or service.auth_text) for at in service.locations
+            ),
+        )
         self._origin = asked.origin
+        # An operator who asks, and who waits for a server, ask it again.
+        self._anew = not asked.request.job or asked.origin.wait_s > 0
         self._deadline = asked.request.deadline
         self._shared = shared
         self._ours = False
@@ -130,7 +141,7 @@ class TierFront(Front):
         self, descriptor: int, *, image_config: str, layers: Sequence[int], progress: Converting
     ) -> Fetched:
         def told(done: int, total: int | None, beside: int) -> None:
-            self._tier.live()
+            self._tier.live(f"converting {done}")
             progress(done, total, beside)
 
         return self.behind.convert(
@@ -142,6 +153,7 @@ class TierFront(Front):
         if self._ours and staged.how != "stale":
             try:
                 self._tier.put("stock", staged)
+                self._tier.ask("trim", dry_run=False, when_due=True)
             except Trouble as trouble:
                 self._tier.passed_over(str(trouble), unfinished=True)
 
@@ -183,7 +195,13 @@ class TierFront(Front):
         try:
             if self._tier.left_alone():
                 return {"is": "none"}
-            return self._tier.ask("find", heard=lambda _: listener.progress("waiting", 0, None))
+            time_s = self._tier.time_s()
+            return self._tier.ask(
+                "find",
+                heard=lambda _: listener.progress("waiting", 0, None),
+                anew=self._anew,
+                time_s=time_s,
+            )
         except Trouble as trouble:
             self._tier.passed_over(str(trouble))
             return {"is": "none"}
@@ -230,5 +248,5 @@ class _Live:
         self._listener.arrived(number, fetched)
 
     def progress(self, phase: str, done: int, total: int | None) -> None:
-        self._tier.live()
+        self._tier.live(f"{phase} {done}")
         self._listener.progress(phase, done, total)

@@ -18,6 +18,7 @@ from hpcimg.origin import origins
 from hpcimg.reference import parse
 from hpcimg.site import services
 from hpcimg.tier.client import Tier
+from hpcimg.worker.accounts import ROOT
 from tests.integration.checks import refused, staged
 from tests.integration.conftest import MakeSif
 from tests.parts.node import Node
@@ -98,7 +99,7 @@ def test_who_comes_second_with_another_image_gets_that_of_the_first(
         wanted = Request(parse(url), time.monotonic() + 30, "1", together="cluster.1.0")
         cache = open_cache(conf)
         service = services.find(conf, wanted.reference)
-        way, *_ = origins(conf, cache, wanted.reference, service, deadline=wanted.deadline, uid=0)
+        way, *_ = origins(conf, cache, wanted, service, user=ROOT)
         staged = ensure(cache, wanted, way)
         with closing(Tier(conf, cache, wanted)) as tier:
             agreed = tier.put("agree", staged, shared=True)["record"]

@@ -275,5 +275,58 @@ def test_an_image_is_brought_there_before_a_job_needs_it(
 
 def bring(node: Node, url: str) -> str:
     conf = load.load(str(node.conf))
-    request = Request(parse(url), time.monotonic() + 30)
-    return bringing.bring(conf, open_cache(conf), request, text=url)
+    request = Request(parse(url), time.monotonic() + 30, text=url)
+    return bringing.bring(conf, open_cache(conf), request)
+
+
+def age(path: Path, seconds: float) -> None:
+    seen = path.lstat().st_mtime - seconds
+    os.utime(path, (seen, seen))
+
+
+def test_what_leaves_the_tier(
+    cluster: Cluster, web: WebServer, url: str, sif: bytes, make_sif: MakeSif
+) -> None:
+    first, second, _ = cluster.nodes
+    other = web.put("/y.sif", make_sif())
+    for job, each in enumerate((url, other), start=1):
+        assert first.stage(job, f"container:{each}").code == 0
+    old = next(path for path in cluster.images() if path.read_bytes() == sif)
+    age(old, 40 * 86400)
+    for record in cluster.shared.glob("v*/refs/*"):
+        age(record, 3600)
+    mark = old.parent.parent / "readers" / f"{old.stem}~x"
+    mark.write_text("")
+    # A node is copying it.
+    assert second.hpcimg_json("gc", "--site")["evicted"] == []
+    mark.unlink()
+    assert second.hpcimg_json("gc", "--site", "--dry-run")["evicted"] == [old.name]
+    done = second.hpcimg("gc", "--site")
+    assert f"{old.name}: evicted" in done.stdout
+    assert len(cluster.images()) == len(cluster.records()) == 1
+    assert not old.exists()
+    # It is fetched again where it is wanted.
+    staged(second, 1, f"container:{url}", sif)
+    assert via(second) == ["origin"]
+
+
+def test_it_does_not_grow_beyond_its_size(
+    cluster: Cluster, web: WebServer, make_sif: MakeSif
+) -> None:
+    node = cluster.nodes[0]
+    cluster.configure(node, "max_size = 1M\n")
+    for job in range(1, 5):
+        url = web.put(f"/{job}.sif", make_sif(size_bytes=400_000))
+        assert node.stage(job, f"container:{url}").code == 0
+        for path in cluster.images():
+            age(path, 3600)
+        [trimmed] = cluster.shared.glob("v*/trimmed")
+        age(trimmed, 3600)
+    assert sum(path.stat().st_size for path in cluster.images()) <= 1 << 20
+    assert len(cluster.images()) == 2
+
+
+def test_where_there_is_no_tier_there_is_nothing_to_tidy_up(cluster: Cluster) -> None:
+    node = cluster.nodes[0]
+    node.configure("")
+    assert node.hpcimg("gc", "--site").returncode == 31
