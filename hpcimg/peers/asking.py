@@ -24,6 +24,7 @@ LINE_MAX = 8 << 20  # piece hashes of the largest image
 CONNECT_S = 2.0
 SILENCE_S = 8.0
 TELL_EVERY_S = 1.0
+_DIGESTED_PER_S = 200e6  # bytes: a leader that looks through the whole image says nothing new
 
 
 class Absent(NamedTuple):
@@ -143,7 +144,7 @@ class Asker:
             case _:
                 return Absent()
         line.say("port", str(self._listens))
-        moved, seen = time.monotonic(), ["electing"]
+        moved, seen, size = time.monotonic(), ["electing"], 0
         while True:
             words = await line.hear(SILENCE_S)
             if words[:1] == ["image"]:
@@ -156,12 +157,13 @@ class Asker:
                 case ["electing"]:
                     pass
                 case ["progress", phase, done] if done.isdecimal() and len(done) < 19:
-                    heard(phase[:20], int(done))
+                    size = int(done)
+                    heard(phase[:20], size)
                 case _:
                     return Lost()
             if words != seen:
                 moved, seen = time.monotonic(), words
-            if time.monotonic() - moved > self._patience_s:
+            if time.monotonic() - moved > self._patience_s + size / _DIGESTED_PER_S:
                 return Lost()
 
     async def _image(self, node: str, nonce: str, line: Line, words: Sequence[str]) -> Found | Lost:

@@ -127,10 +127,7 @@ class Notary:
 def _serve(munge: Munge, identity: Identity, root: int, worker: int) -> NoReturn:
     """Answer until either side is gone, or says what cannot be understood."""
     try:
-        keep = {root, worker}
-        for descriptor in map(int, os.listdir("/proc/self/fd")):
-            if descriptor not in keep and descriptor > 2:
-                _close(descriptor)
+        programs.close_all_but(root, worker)
         notary = Notary(munge, identity, lambda whole: _send(root, whole))
         heard: dict[int, bytes] = {root: b"", worker: b""}
         while True:
@@ -159,10 +156,3 @@ def _answered(notary: Notary, line: bytes) -> Any:
 
 def _send(descriptor: int, said: Any) -> None:
     os.write(descriptor, json.dumps(said).encode() + b"\n")
-
-
-def _close(descriptor: int) -> None:
-    try:
-        os.close(descriptor)
-    except OSError:
-        pass

@@ -36,6 +36,7 @@ _LEADERS = 3  # that are gone or get nowhere, before nobody is waited for any mo
 _AGAIN_S = 0.1
 _LOOK_EVERY_S = 0.2
 _DRY_S = 2.0  # without a byte, before the leader is connected to as well
+_LINGER_LOOK_S = 0.5
 _ORPHANED_S = 5.0  # without a byte, where the leader is gone
 
 
@@ -83,6 +84,8 @@ class _Member:
         await self._desk.open()
         self._published = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().add_reader(self._parent.fileno(), self._hear)
+        # What becomes of one connection is nobody's business; a traceback of it is read by none.
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
         port = order.question_port(wanted.port, wanted.job)
         self._asker = Asker(
             self._desk,
@@ -107,10 +110,14 @@ class _Member:
             case protocol.Published(size):
                 self._published.set_result((files[0], size))
             case protocol.Wanted() | Declined():
-                if self._file >= 0:
-                    os.close(self._file)
+                self._close_file()
                 self._file = files[0] if files else -1
                 self._told.put_nowait(message)
+
+    def _close_file(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = -1
 
     async def _take_part(self) -> None:
         while (found := await self._elect()) is not None:
@@ -124,8 +131,10 @@ class _Member:
 
     async def _lead(self) -> None:
         self._answers.leads("asking", 0)
+        self._close_file()  # of an attempt to follow: another process is to write it
         self._parent.say(protocol.Leading())
         file, size = await self._published
+        self._answers.leads("checking", size)
         torrent = await asyncio.to_thread(make_torrent, file, size)
         self._transfer.share(torrent, file, whole=True)
         self._answers.has(torrent, self._transfer.port)
@@ -147,26 +156,27 @@ class _Member:
         Who followed is told by its `leader` when all are served.
         """
         until = time.monotonic() + self._wanted.linger_s
-        served = asyncio.Event()
-
-        async def hear(line: Line) -> None:
-            while (words := await line.hear(3600.0)) and words != ["end"]:
-                pass
-            served.set()
-            self._answers.changed.set()
-
-        listening = asyncio.create_task(hear(leader)) if leader else None
-        if not leader:
-            served.set()
+        if leader:
+            await self._served_by(leader, until)
         while (now := time.monotonic()) < until:
-            all_came = self._answers.all_came or now > self._began + _GRACE_S
-            if served.is_set() and not self._answers.waiting and (leader or all_came):
+            late = not self._answers.all_came and now < self._began + _GRACE_S
+            if not self._answers.waiting and (leader or not late):
                 break
             self._answers.changed.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._answers.changed.wait(), 0.5)
-        if listening:
-            listening.cancel()
+                await asyncio.wait_for(self._answers.changed.wait(), _LINGER_LOOK_S)
+
+    async def _served_by(self, leader: Line, until: float) -> None:
+        """Wait until the leader says that all are served.
+
+        Where it is gone before, the others will soon ask this node.
+        """
+        while (left_s := until - time.monotonic()) > 0:
+            words = await leader.hear(left_s)
+            if not words:
+                await asyncio.sleep(max(0.0, min(2 * _ORPHANED_S, until - time.monotonic())))
+            if words in ([], ["end"]):
+                return
 
     async def _elect(self) -> Found | None:
         """Return another node's image, None where this node is to bring it. Raises Unreachable."""
@@ -270,8 +280,7 @@ class _Member:
             with contextlib.suppress(asyncio.CancelledError):
                 await listening
         self._transfer.end()
-        os.close(self._file)
-        self._file = -1
+        self._close_file()
         self._parent.say(protocol.Done())
         return True
 

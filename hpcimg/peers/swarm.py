@@ -150,6 +150,8 @@ class Swarm(ExitStack, Front):
         while True:
             match _heard(worker):
                 case protocol.Leading():
+                    if whole:  # the leader that had it is gone
+                        _empty(descriptor)
                     return None
                 case protocol.Awaiting(how, _):
                     if how != said:

@@ -82,7 +82,6 @@ class Transfer:
         self._pid = os.fork()
         if self._pid == 0:
             die_with_us()
-            self._ours.close()
             _run(theirs, ports, self._arguments)
         theirs.close()
         self._heard = b""
@@ -133,6 +132,7 @@ def _run(parent: socket.socket, ports: Sequence[int], arguments: dict[str, Any])
 
     try:
         signal.set_wakeup_fd(-1)
+        programs.close_all_but(parent.fileno())  # above all the file that another is to write
         engine = Engine(ports, **arguments)
         say("port", engine.port)
         _serve(parent, engine, say)

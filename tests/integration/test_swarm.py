@@ -7,6 +7,7 @@ real munge and libtorrent.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import socket
@@ -110,6 +111,33 @@ def test_a_leader_that_is_killed_half_way_is_followed_by_the_next(lab: Lab, url:
     check(lab, job, url, others)
     assert lab.origin_sent() - before <= 2.05 * _IMAGE
     assert content(lab, url) not in [path.read_bytes() for path in leader.images()]
+
+
+def test_a_leader_that_is_killed_while_it_sends_is_followed_by_the_next(lab: Lab, url: str) -> None:
+    job = 15
+    leader, *others = leaders(lab, job, url)
+    before = lab.origin_sent()
+    try:
+        slow = lab.settings.replace("[peers]", "[peers]\nrate = 300K")
+        for node in lab.nodes:
+            node.configure(slow)
+        prologs = lab.start(job, url)
+        wait_until(
+            lambda: any(arrives(node) for node in others), timeout_s=30, what="the first bytes"
+        )
+        os.killpg(prologs.pop(leader.name).pid, signal.SIGKILL)
+        lab.wait(prologs, began=time.monotonic())
+    finally:
+        for node in lab.nodes:
+            node.configure(lab.settings)
+    check(lab, job, url, others)
+    assert 1.9 * _IMAGE <= lab.origin_sent() - before <= 2.1 * _IMAGE
+
+
+def arrives(node: LabNode) -> bool:
+    """Tell whether a part of an image has come from other nodes."""
+    found = [json.loads(path.read_text()) for path in (node.state / "inflight").glob("*.json")]
+    return any(work["phase"] == "fetching" and work["bytes"] > 0 for work in found)
 
 
 def test_a_leader_that_is_cut_off_is_passed_over(lab: Lab, url: str) -> None:
