@@ -48,6 +48,11 @@ def test_the_second_node_gets_what_the_first_one_fetched(
     assert [via(node) for node in cluster.nodes] == [["origin"], ["site"], ["site"]]
     assert len(cluster.images()) == 1
     assert cluster.leftovers() == []
+    last = cluster.nodes[-1]
+    assert last.hpcimg_json("status")["via"] == {"site": len(sif)}
+    assert "from the site tier" in last.hpcimg("status").stdout
+    assert "from the site tier in" in last.hpcimg("explain", "1").stdout
+    assert f'fetched_via_bytes_total{{via="site"}} {len(sif)}' in last.hpcimg("metrics").stdout
 
 
 def test_nodes_that_come_at_once_wait_for_one_of_them(

@@ -32,7 +32,7 @@ _ACCEPT = ", ".join(manifests.MANIFEST_TYPES)
 
 
 class Endpoint:
-    """A repository at one place. Attributes: host, as it was configured.
+    """A repository at one place. Attributes: host, as it was configured; is_mirror.
 
     `mirror_of` is the host of the registry that it stands for, "" for none. One that is not
     the `last` to be asked is asked only once and not waited for long, and its blobs are
@@ -52,6 +52,7 @@ class Endpoint:
     ) -> None:
         """Describe it; `uri` is what the user wrote, for errors."""
         self.host, _, repository = place.name.partition("/")
+        self.is_mirror = bool(mirror_of)
         self._uri = uri
         base = settings._replace(insecure=place.insecure).address(dockerhub.address(self.host))
         certificates = _certificates(place, self.host, as_user=settings.as_user)

@@ -25,6 +25,10 @@ _AT_ONCE = 4
 class Content(indexes.Content, Protocol):
     """Something that manifests and blobs can be had from: a registry, or a layout on disk."""
 
+    @property
+    def via(self) -> str:
+        """Where it comes from, as an Offer has it."""
+
     def manifest(self, known: str = "") -> Manifest | None:
         """Return the image's manifest; None where it still is the one `known` names."""
 
@@ -69,13 +73,15 @@ def fetch_from(
     manifests.check_texts(manifest, uri)
     sif = manifests.sif_layer(manifest)
     if sif:
-        sink.offer(Offer(known_as, sif.size_bytes, sif.sha256, manifests=manifest.texts))
+        sink.offer(
+            Offer(known_as, sif.size_bytes, sif.sha256, manifests=manifest.texts, via=content.via)
+        )
         return content.download(sif, sink)
     layers = manifests.layers(manifest, uri)
     config = content.read_blob(manifests.config_digest(manifest, uri))
     manifests.parse_config(config, uri)
     sinks = sink.offer_layers(
-        Offer(known_as, config=config, layers=layers, manifests=manifest.texts)
+        Offer(known_as, config=config, layers=layers, manifests=manifest.texts, via=content.via)
     )
     # The largest first, so that none of them is left to come alone at the end.
     by_size = sorted(sinks, key=lambda number: layers[number].size_bytes, reverse=True)

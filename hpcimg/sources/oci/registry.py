@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from hpcimg.errors import BadReference, HpcimgError, NodeError, TransientError
-from hpcimg.fetch.contract import Blob, text_of
+from hpcimg.fetch.contract import MIRROR, ORIGIN, Blob, text_of
 from hpcimg.fetch.settings import Place, Settings
 from hpcimg.fetch.sink import Sink
 from hpcimg.http.redirects import Session
@@ -93,6 +93,11 @@ class Registry:
     def use_token(self, token: str) -> None:
         """Use a token for the registry itself that was had elsewhere."""
         self._endpoints[-1].authorization.use_token(token)
+
+    @property
+    def via(self) -> str:
+        """Who is asked for blobs now, as an Offer has it."""
+        return MIRROR if self._endpoints[self._at].is_mirror else ORIGIN
 
     def has_login(self) -> bool:
         """Tell whether there is a login for the registry or one of its mirrors."""
