@@ -37,6 +37,7 @@ def stage(
     gid: int | None = None,
     anew: bool = False,
     image_format: str = "",
+    for_all: bool = False,
 ) -> Staged:
     """Bring the requested image onto this node; return it when it is whole.
 
@@ -45,7 +46,7 @@ def stage(
     so; what only the user `uid` may read stays that user's. `gid` is the group of a user
     whom the node does not know, where Slurm vouches for it. With `anew`, cached
     failures are ignored. `image_format` is what the image has to be, "" for whatever the
-    site has chosen. Raises HpcimgError.
+    site has chosen. With `for_all`, only what all may use is brought. Raises HpcimgError.
     """
     began = time.monotonic()
     cache = cache.converting_to(image_format)
@@ -61,9 +62,10 @@ def stage(
                 front.finish(staged)
         return staged, origin
 
-    staged, origin = _first_allowed(
-        origins(config, cache, wanted, service, deadline=request.deadline, uid=uid, gid=gid), bring
-    )
+    ways = origins(config, cache, wanted, service, deadline=request.deadline, uid=uid, gid=gid)
+    if for_all:
+        ways = iter([dataclasses.replace(next(ways), login_next=False)])
+    staged, origin = _first_allowed(ways, bring)
     if image_format not in ("", staged.entry.extension):
         raise NotAnImage(
             f"{wanted.uri} is no {image_format} file",

@@ -23,6 +23,7 @@ from hpcimg.cli import (
     output,
     path,
     pin,
+    prefetch,
     rm,
     stage,
     status,
@@ -32,8 +33,9 @@ from hpcimg.cli import (
 from hpcimg.errors import Bug, HpcimgError
 
 _COMMANDS = {
-    "check": check, "stage": stage, "path": path, "status": status, "explain": explain,
-    "history": history, "ls": ls, "link": link, "pin": pin, "unpin": unpin, "rm": rm, "gc": gc,
+    "check": check, "stage": stage, "prefetch": prefetch, "path": path, "status": status,
+    "explain": explain, "history": history, "ls": ls, "link": link, "pin": pin, "unpin": unpin,
+    "rm": rm, "gc": gc,
     "verify": verify, "doctor": doctor, "metrics": metrics, "config": config,
     "completion": completion, "hooks": hooks,
 }  # fmt: skip

@@ -82,6 +82,9 @@ class Config:
     site_wait_s: float
     site_max_size: Size
     site_max_age_s: float
+    prefetch_within_s: float
+    prefetch_per_user: int
+    prefetch_images: int
     slurm_bin: str
     pyxis: bool
     log_to: str
@@ -211,6 +214,12 @@ KEYS = (
         "all images there together, 5T or a percentage of the file system"),
     Key("site", "max_age", "site_max_age_s", "30d", parse_duration,
         "an image there that no node has asked for in this time goes"),
+    Key("prefetch", "within", "prefetch_within_s", "1h", parse_duration,
+        "how far `hpcimg prefetch --queue` looks ahead, by Slurm's planned starts"),
+    Key("prefetch", "per_user", "prefetch_per_user", "4", read.count,
+        "how many images it brings for one user each time"),
+    Key("prefetch", "images", "prefetch_images", "20", read.count,
+        "how many images it brings each time"),
     Key("slurm", "bin", "slurm_bin", "", read.optional(read.path),
         "the directory of squeue and scontrol if it is not one of the system's"),
     Key("slurm", "pyxis", "pyxis", "no", read.boolean,

@@ -441,8 +441,8 @@ def test_every_json_field_is_described(world: World, docs_web: WebServer) -> Non
     node.prolog(1, f"container:{docs_web.url('/nothing.sif')}")
     node.prolog(2, f"container:{docs_web.url('/samtools.sif')}")
     calls = {
-        "check": [url, "x"], "stage": [url], "path": [url], "status": [], "ls": [],
-        "link": ["--as", "nextflow", str(node.directory / "links")],
+        "check": [url, "x"], "stage": [url], "prefetch": [url], "path": [url], "status": [],
+        "ls": [], "link": ["--as", "nextflow", str(node.directory / "links")],
         "gc": ["--dry-run"], "config": [], "doctor": [], "explain": ["1"], "history": [],
         "pin": [url], "unpin": [url], "verify": [], "metrics": [], "rm": [url],
         "completion": ["bash"], "hooks": [str(node.directory / "hooks")],
