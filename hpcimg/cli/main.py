@@ -13,6 +13,7 @@ from hpcimg.cli import (
     config,
     doctor,
     explain,
+    features,
     gc,
     history,
     hooks,
@@ -37,7 +38,7 @@ _COMMANDS = {
     "explain": explain, "history": history, "ls": ls, "link": link, "pin": pin, "unpin": unpin,
     "rm": rm, "gc": gc,
     "verify": verify, "doctor": doctor, "metrics": metrics, "config": config,
-    "completion": completion, "hooks": hooks,
+    "completion": completion, "hooks": hooks, "features": features,
 }  # fmt: skip
 _EPILOG = """\
 exit codes: 0 done, 1 a problem was found (status, verify, doctor), 2 wrong

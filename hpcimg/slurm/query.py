@@ -12,10 +12,11 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from hpcimg.errors import HpcimgError, MissingTool, Unreachable
+from hpcimg.slurm.features import Running
 from hpcimg.slurm.planned import Planned
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,31 @@ def run(
         raise Unreachable("slurmctld does not answer") from None
 
 
+def running() -> list[Running]:
+    """Return the running jobs, in no order. Asks once for all. Raises as `run`, and Unreachable."""
+    return [Running(*row) for row in _rows("--states=running", fields=("%N", "%k"))]
+
+
+def scontrol(*arguments: str) -> str:
+    """Return what scontrol prints. Raises as `run`, and Unreachable where it fails."""
+    done = run(["scontrol", *arguments])
+    if done.returncode:
+        raise Unreachable(f"scontrol {arguments[0]} failed", why=done.stderr.strip())
+    return done.stdout
+
+
+def _rows(which: str, *, fields: Sequence[str]) -> list[list[str]]:
+    """Return fields of jobs, in squeue's spelling; the last of them may hold anything."""
+    # No user can write a comment that looks like the line of another job.
+    mark = f"{os.urandom(16).hex()}:"
+    argv = ["squeue", "--noheader", which, f"--format={mark}{'|'.join(fields)}"]
+    done = run(argv, env={"SLURM_TIME_FORMAT": "%s"})
+    if done.returncode:
+        raise Unreachable("slurmctld cannot be asked", why=done.stderr.strip())
+    rows = done.stdout.split(mark)[1:]
+    return [row.removesuffix("\n").split("|", len(fields) - 1) for row in rows]
+
+
 class Commands:
     """Slurm's own squeue."""
 
@@ -88,18 +114,12 @@ class Commands:
         return any(state not in _ENDED for state in self._ask(job, "%T").split())
 
     def planned(self) -> list[Planned]:
-        # No user can write a comment that looks like the line of another job.
-        mark = f"{os.urandom(16).hex()}:"
-        argv = ["squeue", "--noheader", "--start", f"--format={mark}%S|%U|%Y|%k"]
-        done = run(argv, env={"SLURM_TIME_FORMAT": "%s"})
-        if done.returncode:
-            raise Unreachable("slurmctld cannot be asked", why=done.stderr.strip())
-        found = []
-        for line in done.stdout.split(mark)[1:]:
-            start, uid, nodes, comment = line.removesuffix("\n").split("|", 3)
-            if start.isdecimal():
-                found.append(Planned(float(start), int(uid), nodes, comment))
-        return found
+        found = _rows("--start", fields=("%S", "%U", "%Y", "%k"))
+        return [
+            Planned(float(start), int(uid), nodes, comment)
+            for start, uid, nodes, comment in found
+            if start.isdecimal()
+        ]
 
     def _ask(self, job: str, field: str) -> str:
         """Return one field of the job, "" where Slurm knows no such job."""
