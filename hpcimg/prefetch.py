@@ -19,7 +19,7 @@ class Brought(NamedTuple):
     used: float | None
 
 
-def bring(config: Config, cache: Cache, request: Request, *, text: str, anew: bool) -> Brought:
+def bring(config: Config, cache: Cache, request: Request, *, anew: bool) -> Brought:
     """Bring an image that all may use onto this node, and into the site tier where there is one.
 
     The arguments are those of `hpcimg.stage.stage`. What only a user may read is not brought.
@@ -27,7 +27,7 @@ def bring(config: Config, cache: Cache, request: Request, *, text: str, anew: bo
     """
     known = store.load_ref(cache.layout, store.ref_id(request.reference.address, None))
     unused = store.unused(cache.layout, known.key) if known else False
-    staged = stage.stage(config, cache, request, text=text, anew=anew, for_all=True)
+    staged = stage.stage(config, cache, request, anew=anew, for_all=True)
     idle = staged.how == "fetched" or (known and unused and known.key == staged.entry.key)
     return Brought(staged, store.last_used(cache.layout, staged.entry.key) if idle else None)
 

@@ -22,6 +22,7 @@ from hpcimg.fetch.contract import Request
 from hpcimg.fronts import Asked, Opener, in_front_of
 from hpcimg.origin import Origin, origins
 from hpcimg.site import services
+from hpcimg.worker.accounts import ROOT, User
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -32,21 +33,18 @@ def stage(
     cache: Cache,
     request: Request,
     *,
-    text: str,
-    uid: int = 0,
-    gid: int | None = None,
+    user: User = ROOT,
     anew: bool = False,
     image_format: str = "",
     for_all: bool = False,
 ) -> Staged:
     """Bring the requested image onto this node; return it when it is whole.
 
-    `text` is the reference as it was written. What the unprivileged account may
-    read is shared by all, with the site's credentials only where the site says
-    so; what only the user `uid` may read stays that user's. `gid` is the group of a user
-    whom the node does not know, where Slurm vouches for it. With `anew`, cached
-    failures are ignored. `image_format` is what the image has to be, "" for whatever the
-    site has chosen. With `for_all`, only what all may use is brought. Raises HpcimgError.
+    An image that the unprivileged account can read is shared by all users, one read with the
+    site's credentials only where the site says so; an image that only `user` can read stays
+    private to that user. With `anew`, cached failures are ignored. `image_format` is the format
+    that the job needs, "" for the site's default. With `for_all`, only an image that all users
+    share is staged. Raises HpcimgError.
     """
     began = time.monotonic()
     cache = cache.converting_to(image_format)
@@ -62,7 +60,7 @@ def stage(
                 front.finish(staged)
         return staged, origin
 
-    ways = origins(config, cache, wanted, service, deadline=request.deadline, uid=uid, gid=gid)
+    ways = origins(config, cache, request, service, user=user)
     if for_all:
         ways = iter([dataclasses.replace(next(ways), login_next=False)])
     staged, origin = _first_allowed(ways, bring)
@@ -86,7 +84,7 @@ def stage(
     with contextlib.suppress(OSError):  # the next job then takes the long way
         hot.remember(
             cache.layout,
-            hot.name_of(text, image_format),
+            hot.name_of(request.text, image_format),
             hot.Hit(staged.entry.key, staged.path, wanted.uri),
             owner=staged.entry.owner,
             fingerprint=config.fingerprint,

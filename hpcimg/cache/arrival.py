@@ -14,10 +14,9 @@ from hpcimg.cache.paths import fetching, owned
 from hpcimg.cache.policy import Cache, check_allowed
 from hpcimg.cache.room import Room
 from hpcimg.cache.store import Entry
-from hpcimg.errors import Damaged, NoRoom
+from hpcimg.errors import Damaged, NoRoom, NotAllowed
 from hpcimg.fetch.contract import Blob, Fetched, Files, Offer, Request, Way, Whole, bytes_of
 from hpcimg.image import formats
-from hpcimg.image.verify import refused
 from hpcimg.locks import Lock
 
 _SET_APART_BYTES = 64 << 20
@@ -67,7 +66,7 @@ class Arrival(ExitStack):
         """Make room for what is coming, or decline it: the cache has it."""
         in_layers = offer.source if isinstance(offer, Whole) else offer.layers
         if in_layers and self._cache.signed_only:
-            raise refused(self._uri, "an image in layers has no signature of SIF")
+            raise NotAllowed.unverified(self._uri, "an image in layers has no signature of SIF")
         # Nothing of an earlier offer counts any more: its key, its layers, its room.
         self._offered.close()
         self.offer, self.key, self._blobs = offer, "", None

@@ -88,5 +88,5 @@ def _bring(conf: Config, cache: Cache, text: str, deadline: float, *, anew: bool
     wanted = policy.parse(conf, text)
     with output.Meter() as meter:
         progress = meter.show if anew else lambda *_: None
-        request = Request(wanted, deadline, progress=progress)
-        return prefetch.bring(conf, cache, request, text=text, anew=anew)
+        request = Request(wanted, deadline, progress=progress, text=text)
+        return prefetch.bring(conf, cache, request, anew=anew)

@@ -105,11 +105,11 @@ Converting = Callable[[int, int | None, int], None]
 
 
 class Request(NamedTuple):
-    """One image that is wanted on this node.
+    """One image that is requested on this node.
 
-    `job` gets a lease on it ("" gets none). `owner` is the uid whose private image
-    it is, None for one that all share. `deadline` is a time.monotonic() value for
-    everything together. `progress` hears how far it is.
+    `job` gets a lease on it ("" gets none). `owner` is the uid that the image is private to,
+    None for a shared one. `deadline` is a time.monotonic() value for the whole request.
+    `progress` is called as the fetch advances. `text` is the reference as it was written.
     """
 
     reference: Reference
@@ -117,6 +117,7 @@ class Request(NamedTuple):
     job: str = ""
     owner: int | None = None
     progress: Progress = lambda *_: None
+    text: str = ""
 
 
 class Listener(Protocol):

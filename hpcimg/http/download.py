@@ -6,6 +6,8 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from types import MappingProxyType
+from typing import NamedTuple
 
 import requests
 
@@ -22,42 +24,56 @@ _CHUNK = 1 << 18  # a connection that breaks takes what has come of a chunk with
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 
 
+class Get(NamedTuple):
+    """What to get from a server, and how to read its answers.
+
+    `headers` may be a function, called for each attempt. `offer` makes the offer from the
+    headers of a response and its length; without it the offer was made before. `check` raises
+    the error that a response without the body stands for.
+    """
+
+    url: str
+    headers: Mapping[str, str] | Callable[[], Mapping[str, str]] = MappingProxyType({})
+    authorization: Authorization | None = None
+    offer: Callable[[requests.Response, int | None], Offer] | None = None
+    check: Callable[[requests.Response], None] = check_status
+
+
 def download(
     session: requests.Session,
-    url: str,
+    wanted: Get,
     sink: Sink,
     settings: Settings,
     *,
-    headers: Mapping[str, str] | Callable[[], Mapping[str, str]] | None = None,
-    authorization: Authorization | None = None,
-    offer: Callable[[requests.Response, int | None], Offer] | None = None,
-    check: Callable[[requests.Response], None] = check_status,
     size_bytes: int | None = None,
     stored_bytes: int | None = None,
 ) -> bool:
-    """Bring the body of a URL into the sink, from a mirror where the site has one that does.
+    """Download a body into the sink, from a mirror where the site has one that does.
 
-    A mirror gets no `headers` but conditions, no `authorization`, and what it sends has to be
-    what was offered, or an image. The other arguments, and what is returned, are as in
-    `download_from`.
+    A mirror gets no headers but conditions and no authorization, and what it sends has to be
+    what was offered, or an image. The rest is as in `download_from`.
     """
 
     def asked() -> Mapping[str, str]:
-        return mirrors.conditions(headers() if callable(headers) else headers or {})
+        given = wanted.headers
+        return mirrors.conditions(given() if callable(given) else given)
 
-    for mirror in mirrors.addresses(url, settings.mirrors):
+    for mirror in mirrors.addresses(wanted.url, settings.mirrors):
         with mirrors.passed_over(mirror, sink):
             unchanged = download_from(
-                session, mirror, sink, mirrors.for_files(settings), headers=asked, offer=offer,
-                check=_at_once, size_bytes=size_bytes, stored_bytes=stored_bytes,
-            )  # fmt: skip
+                session,
+                Get(mirror, asked, offer=wanted.offer, check=_at_once),
+                sink,
+                mirrors.for_files(settings),
+                size_bytes=size_bytes,
+                stored_bytes=stored_bytes,
+            )
             if not unchanged:
                 sink.check(shown(mirror))
             return unchanged
     return download_from(
-        session, url, sink, settings, headers=headers, authorization=authorization, offer=offer,
-        check=check, size_bytes=size_bytes, stored_bytes=stored_bytes,
-    )  # fmt: skip
+        session, wanted, sink, settings, size_bytes=size_bytes, stored_bytes=stored_bytes
+    )
 
 
 def _at_once(response: requests.Response) -> None:
@@ -71,34 +87,27 @@ def _at_once(response: requests.Response) -> None:
 
 def download_from(
     session: requests.Session,
-    url: str,
+    wanted: Get,
     sink: Sink,
     settings: Settings,
     *,
-    headers: Mapping[str, str] | Callable[[], Mapping[str, str]] | None = None,
-    authorization: Authorization | None = None,
-    offer: Callable[[requests.Response, int | None], Offer] | None = None,
-    check: Callable[[requests.Response], None] = check_status,
     size_bytes: int | None = None,
     stored_bytes: int | None = None,
 ) -> bool:
-    """Bring the body of this URL into the sink, in as many attempts as it takes.
+    """Download the body of this URL into the sink, in as many attempts as it takes.
 
-    An attempt goes on where the last one ended if the server can do that and
-    still has the same file; otherwise it begins again. `headers` may be a
-    function, asked anew for each attempt. `offer` makes the offer from a
-    response that begins and its length; without it one was made before.
-    `check` raises what a response means that is not the body. With `size_bytes`
-    a body of another length is Damaged, and no more than that is written. What
-    comes slowly over one connection comes over several, if the server can do that.
-    `stored_bytes` is how long the body is where it is kept: one that comes with a
-    Content-Encoding and another length was packed on the way, and is unpacked.
-    Returns True where the server answered 304 to a condition in `headers`.
+    An attempt resumes where the last one ended if the server can do that and still has the same
+    file; otherwise it starts over. A transfer that is slow over one connection continues over
+    several, if the server can do that. With `size_bytes`, a body of another length is Damaged,
+    and no more than that is written. `stored_bytes` is the length of the stored file: a body with
+    a Content-Encoding and another length was compressed in transit, and is decompressed.
+    Returns True where the server answered 304 to a condition in the headers.
     """
+    url, headers, authorization, offer, check = wanted
     same: dict[str, str] = {}
 
     def given() -> Mapping[str, str]:
-        return headers() if callable(headers) else headers or {}
+        return headers() if callable(headers) else headers
 
     def get(asked: Mapping[str, str]) -> AbstractContextManager[requests.Response]:
         return request(session, url, settings, headers=asked, authorization=authorization)

@@ -18,7 +18,7 @@ from hpcimg.fetch.settings import Place, Settings
 from hpcimg.fetch.sink import Sink
 from hpcimg.http import certsd, mirrors
 from hpcimg.http.certsd import Certificates
-from hpcimg.http.download import download_from
+from hpcimg.http.download import Get, download_from
 from hpcimg.http.redirects import Session
 from hpcimg.http.retry import attempts
 from hpcimg.http.session import JSON_MAX, read_small, request, unpacked, with_certificates
@@ -91,11 +91,9 @@ class Endpoint:
         url = f"{self._base}/blobs/sha256:{blob.sha256}{self._query}"
         unchanged = download_from(
             self._session,
-            url,
+            Get(url, authorization=self.authorization, check=self.authorization.check),
             sink,
             self._blob_settings,
-            authorization=self.authorization,
-            check=self.authorization.check,
             size_bytes=None if self._last else blob.size_bytes,
             stored_bytes=blob.size_bytes,
         )

@@ -8,16 +8,18 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Protocol
 
+from hpcimg import imagename
 from hpcimg.errors import NO_LOGIN, Forbidden, NotFound
 from hpcimg.fetch.contract import Blob, Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
 from hpcimg.http.retry import wait_first
 from hpcimg.http.session import open_session
+from hpcimg.image import ociconfig
 from hpcimg.reference import Reference
 from hpcimg.sources.oci import indexes, manifests
 from hpcimg.sources.oci.manifests import Manifest
-from hpcimg.sources.oci.registry import Registry, parse_name
+from hpcimg.sources.oci.registry import Registry
 
 _AT_ONCE = 4
 
@@ -38,7 +40,7 @@ class Content(indexes.Content, Protocol):
 
 def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Settings) -> bool:
     """Fetch an image from an OCI registry; see `hpcimg.sources`."""
-    name = parse_name(reference.rest)
+    name = imagename.parse(reference.rest)
     with open_session(settings) as session:
         registry = Registry(session, name, sink, settings, uri=reference.uri)
         if settings.login_needed:
@@ -79,7 +81,7 @@ def fetch_from(
         return content.download(sif, sink)
     layers = manifests.layers(manifest, uri)
     config = content.read_blob(manifests.config_digest(manifest, uri))
-    manifests.parse_config(config, uri)
+    ociconfig.parse(config, uri)
     sinks = sink.offer_layers(
         Offer(known_as, config=config, layers=layers, manifests=manifest.texts, via=content.via)
     )
