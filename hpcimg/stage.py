@@ -9,17 +9,19 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from hpcimg import look
 from hpcimg.cache import events, hot
 from hpcimg.cache.ensure import Staged, ensure
+from hpcimg.cache.failures import Memory
+from hpcimg.cache.paths import owned as owned_name
 from hpcimg.cache.policy import Cache
 from hpcimg.config.keys import Config
 from hpcimg.errors import ANOTHER_LOGIN, NO_LOGIN, Forbidden, HpcimgError, NotAnImage
-from hpcimg.fetch.contract import Request
-from hpcimg.fronts import Asked, Opener, in_front_of
+from hpcimg.fetch.contract import Request, Way
+from hpcimg.fronts import Asked, Front, Opener, in_front_of
 from hpcimg.origin import Origin, origins
 from hpcimg.site import services
 from hpcimg.worker.accounts import ROOT, User
@@ -55,10 +57,7 @@ def stage(
         owned = request._replace(owner=origin.owner)
         asked = Asked(config, cache, owned, origin)
         with in_front_of(asked, _openers(config)) as (way, fronts):
-            staged = ensure(cache, owned, way, origin.memory(anew=anew))
-            for front in fronts:
-                front.finish(staged)
-        return staged, origin
+            return _ensured(cache, owned, way, fronts, origin.memory(anew=anew)), origin
 
     ways = origins(config, cache, request, service, user=user)
     if for_all:
@@ -81,6 +80,8 @@ def stage(
         scheme=wanted.scheme,
         **({"via": staged.via} if staged.via else {}),
     )
+    if not staged.fresh_until:  # other jobs may get another image
+        return staged
     with contextlib.suppress(OSError):  # the next job then takes the long way
         hot.remember(
             cache.layout,
@@ -92,6 +93,26 @@ def stage(
             mounted=_mounted(origin, staged.validator),
         )
     return staged
+
+
+def _ensured(
+    cache: Cache, request: Request, way: Way, fronts: Sequence[Front], memory: Memory
+) -> Staged:
+    """Bring the image by the way, and let all nodes of its job run the same one."""
+    agreed = _first(front.agreed() for front in fronts) if request.together else ""
+    staged = ensure(cache, request._replace(agreed=agreed), way, memory)
+    for front in fronts:
+        front.finish(staged)
+    if request.together and not agreed:
+        agreed = _first(front.settle(staged) for front in fronts)
+        ours = staged.entry.key.removeprefix(owned_name("", request.owner))
+        if agreed not in ("", ours):
+            return ensure(cache, request._replace(agreed=agreed), way, memory)
+    return staged
+
+
+def _first(words: Iterable[str]) -> str:
+    return next(filter(None, words), "")
 
 
 def _openers(config: Config) -> Sequence[Opener]:

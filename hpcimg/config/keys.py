@@ -242,4 +242,7 @@ NAMED: dict[str, tuple[type, dict[str, Callable[[str], Any]]]] = {
 }
 SECTIONS = (*dict.fromkeys(key.section for key in KEYS), "alias")
 # Read from the raw text on the way to a hit, or by the task prolog's shell.
-READ_RAW = (("cache", "path"), ("state", "path"), ("stage", "registries_conf"), ("slurm", "pyxis"))
+READ_RAW = (
+    ("cache", "path"), ("state", "path"), ("stage", "registries_conf"), ("site", "path"),
+    ("slurm", "pyxis"),
+)  # fmt: skip

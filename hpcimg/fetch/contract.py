@@ -110,6 +110,9 @@ class Request(NamedTuple):
     `job` gets a lease on it ("" gets none). `owner` is the uid that the image is private to,
     None for a shared one. `deadline` is a time.monotonic() value for the whole request.
     `progress` is called as the fetch advances. `text` is the reference as it was written.
+    `together` names the job among those of all clusters where it has several nodes, which are to
+    run one image. `agreed` is the key of that image, without its owner, and then no other will
+    do. Both are "" for none.
     """
 
     reference: Reference
@@ -118,6 +121,8 @@ class Request(NamedTuple):
     owner: int | None = None
     progress: Progress = lambda *_: None
     text: str = ""
+    together: str = ""
+    agreed: str = ""
 
 
 class Listener(Protocol):

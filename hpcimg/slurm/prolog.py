@@ -29,7 +29,7 @@ from hpcimg.errors import (
 from hpcimg.fetch.contract import Request
 from hpcimg.reference import told
 from hpcimg.site import policy
-from hpcimg.slurm import comment, jobfiles, pyxis, query, requeue
+from hpcimg.slurm import comment, jobfiles, nodes, pyxis, query, requeue
 from hpcimg.units import format_duration, format_size
 from hpcimg.worker.accounts import User
 
@@ -113,10 +113,13 @@ def _stage_all(
     # The directory comes first: the epilog looks for leases where there is one.
     jobfiles.prepare(cache.layout, job)
     jobfiles.write_asked(cache.layout, job, uid, images, started=started, process=processes.tag())
+    together = nodes.together(dict(os.environ))
     for image, reference in zip(images, references, strict=True):
         began = time.time()
-        progress = _LoggedProgress(image.uri)
-        request = Request(reference, deadline, job, progress=progress, text=image.text)
+        request = Request(
+            reference, deadline, job, progress=_LoggedProgress(image.uri), text=image.text,
+            together=together,
+        )  # fmt: skip
         staged = stage.stage(
             conf, cache, request, user=User(uid, _group()), image_format=image.format
         )

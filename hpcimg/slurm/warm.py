@@ -45,7 +45,7 @@ def prolog(environ: dict[str, str]) -> int:
 
     from hpcimg.cache import events, hot
     from hpcimg.cache.paths import Layout
-    from hpcimg.slurm import jobfiles
+    from hpcimg.slurm import jobfiles, nodes
 
     started = time.time()
     until = time.monotonic() + _QUICK_S
@@ -60,6 +60,8 @@ def prolog(environ: dict[str, str]) -> int:
     images = [jobfiles.Image(name, text) for name, text in wanted.images] + for_pyxis
     if not images:
         return 0
+    if nodes.together(environ) and conffiles.raw_value(files, "site", "path"):
+        return LONG_WAY  # the job's nodes agree upon one image there
     layout = Layout(*conffiles.directories(files))
     fingerprint = conffiles.fingerprint(files)
     jobfiles.prepare(layout, job)
