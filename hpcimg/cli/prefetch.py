@@ -64,10 +64,13 @@ def run(args: argparse.Namespace) -> int:
                     took_s = time.monotonic() - began
                     history.record_failure(cache.layout, error, job="", uri=shown, took_s=took_s)
                 continue
-            entry, how = brought[-1].staged.entry, brought[-1].staged.how
-            results.append({"uri": shown, "key": entry.key, "how": how, "bytes": entry.size_bytes})
+            how, entry, _ = brought[-1]
+            size = entry.size_bytes if entry else None
+            key = entry.key if entry else None
+            results.append({"uri": shown, "key": key, "how": how, "bytes": size})
             took = format_duration(time.monotonic() - began)
-            log.info("%s: %s, %s in %s", shown, how, format_size(entry.size_bytes), took)
+            what = "" if size is None else f", {format_size(size)}"
+            log.info("%s: %s%s in %s", shown, how, what, took)
     finally:
         for each in brought:
             prefetch.leave(cache, each)

@@ -73,6 +73,12 @@ def test_into_the_site_tier(
     first, second = cluster.nodes
     assert first.hpcimg("prefetch", url).returncode == 0
     assert len(cluster.images()) == 1
+    [image] = first.hpcimg_json("prefetch", url)["images"]
+    assert image["how"] == "there"
+    # This node has it, and the tier has lost it.
+    cluster.images()[0].unlink()
+    assert first.hpcimg("prefetch", url).returncode == 0
+    assert len(cluster.images()) == 1
     staged(second, 1, f"container:{url}", sif, how="fetched")
     assert web.count() == 1
 
