@@ -13,6 +13,7 @@ from hpcimg.cli import (
     config,
     doctor,
     explain,
+    features,
     gc,
     history,
     hooks,
@@ -23,6 +24,7 @@ from hpcimg.cli import (
     output,
     path,
     pin,
+    prefetch,
     rm,
     stage,
     status,
@@ -32,10 +34,11 @@ from hpcimg.cli import (
 from hpcimg.errors import Bug, HpcimgError
 
 _COMMANDS = {
-    "check": check, "stage": stage, "path": path, "status": status, "explain": explain,
-    "history": history, "ls": ls, "link": link, "pin": pin, "unpin": unpin, "rm": rm, "gc": gc,
+    "check": check, "stage": stage, "prefetch": prefetch, "path": path, "status": status,
+    "explain": explain, "history": history, "ls": ls, "link": link, "pin": pin, "unpin": unpin,
+    "rm": rm, "gc": gc,
     "verify": verify, "doctor": doctor, "metrics": metrics, "config": config,
-    "completion": completion, "hooks": hooks,
+    "completion": completion, "hooks": hooks, "features": features,
 }  # fmt: skip
 _EPILOG = """\
 exit codes: 0 done, 1 a problem was found (status, verify, doctor), 2 wrong

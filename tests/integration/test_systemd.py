@@ -15,6 +15,8 @@ ETC = ROOT / "etc"
 SERVICES = sorted((ETC / "systemd").glob("*.service"))
 UNITS = sorted((ETC / "systemd").iterdir())
 _EXPOSURE_MAX = 3.0  # of 10, as systemd-analyze counts
+# It starts processes in namespaces of their own, which takes CAP_SYS_ADMIN.
+_EXPOSURE_OF = {"hpcimg-prefetch": 3.6}
 
 
 def needs(program: str) -> pytest.MarkDecorator:
@@ -50,7 +52,7 @@ def test_services_are_hardened(unit: Path) -> None:
     found = re.search(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
     if found is None:
         pytest.skip(f"this systemd-analyze has no offline check: {done.stderr.strip()}")
-    assert float(found[1]) <= _EXPOSURE_MAX
+    assert float(found[1]) <= _EXPOSURE_OF.get(unit.stem, _EXPOSURE_MAX)
 
 
 def test_each_service_has_a_timer() -> None:
