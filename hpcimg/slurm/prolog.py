@@ -30,6 +30,7 @@ from hpcimg.reference import told
 from hpcimg.site import policy
 from hpcimg.slurm import comment, jobfiles, pyxis, query, requeue
 from hpcimg.units import format_duration, format_size
+from hpcimg.worker.accounts import User
 
 log = logging.getLogger(__name__)
 _TELL_EVERY_S = 10.0
@@ -113,9 +114,10 @@ def _stage_all(
     jobfiles.write_asked(cache.layout, job, uid, images, started=started, process=processes.tag())
     for image, reference in zip(images, references, strict=True):
         began = time.time()
-        request = Request(reference, deadline, job, progress=_LoggedProgress(image.uri))
+        progress = _LoggedProgress(image.uri)
+        request = Request(reference, deadline, job, progress=progress, text=image.text)
         staged = stage.stage(
-            conf, cache, request, text=image.text, uid=uid, gid=_group(), image_format=image.format
+            conf, cache, request, user=User(uid, _group()), image_format=image.format
         )
         image.key, image.path, image.source = staged.entry.key, staged.path, staged.how
         told = journal.fields(
