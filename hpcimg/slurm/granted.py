@@ -16,6 +16,7 @@ from hpcimg.fetch.contract import Request
 from hpcimg.site import policy
 from hpcimg.slurm import jobfiles, jobs, pyxis
 from hpcimg.slurm.peer import Peer
+from hpcimg.worker.accounts import User
 
 log = logging.getLogger(__name__)
 IMAGES = 256  # that one job may have leased when it asks for another one
@@ -34,9 +35,9 @@ def answer(conf: Config, job: str, who: Peer, uri: str, *, for_pyxis: bool) -> d
         wanted = policy.parse(conf, uri)
         shown = wanted.uri
         cache = node.open_cache(conf)
-        request = Request(wanted, time.monotonic() + conf.deadline_s, job)
+        request = Request(wanted, time.monotonic() + conf.deadline_s, job, text=uri)
         image_format = pyxis.FORMAT if for_pyxis else ""
-        staged = _leased(conf, cache, request, who, text=uri, image_format=image_format)
+        staged = _leased(conf, cache, request, who, image_format)
         if for_pyxis:
             jobfiles.add_for_pyxis(cache.layout, job, who.uid, uri, staged.path)
     except Exception as error:
@@ -61,9 +62,7 @@ def answer(conf: Config, job: str, who: Peer, uri: str, *, for_pyxis: bool) -> d
     return {"path": staged.path, "key": entry.key, "bytes": entry.size_bytes, "how": staged.how}
 
 
-def _leased(
-    conf: Config, cache: Cache, request: Request, who: Peer, *, text: str, image_format: str
-) -> Staged:
+def _leased(conf: Config, cache: Cache, request: Request, who: Peer, image_format: str) -> Staged:
     """Stage the image for a job that is not over, so that Epilog comes after the lease."""
     layout, job = cache.layout, request.job
     record = jobs.record(layout, job)
@@ -82,9 +81,8 @@ def _leased(
             if admitted.made and not lease.count(layout, job):
                 jobfiles.release(layout, job)
             raise over
-        staged = stage.stage(
-            conf, cache, request, text=text, uid=who.uid, gid=who.gid, image_format=image_format
-        )
+        user = User(who.uid, who.gid)
+        staged = stage.stage(conf, cache, request, user=user, image_format=image_format)
         if jobfiles.is_open(layout, job, admitted.number):
             return staged
         lease.give_back(layout, staged.entry.key, job)
