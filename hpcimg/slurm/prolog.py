@@ -20,11 +20,10 @@ from hpcimg.config import load as config
 from hpcimg.config.keys import Config
 from hpcimg.errors import (
     BadReference,
-    Bug,
     CacheUnusable,
     DeadlinePassed,
     HpcimgError,
-    from_os_error,
+    foreseen,
 )
 from hpcimg.fetch.contract import Request
 from hpcimg.reference import told
@@ -194,9 +193,7 @@ def _uri_of_failed(images: list[jobfiles.Image]) -> str:
 
 def _unforeseen(error: Exception) -> HpcimgError:
     log.error("unforeseen", exc_info=error)
-    if isinstance(error, OSError):
-        return from_os_error(error)
-    return Bug("hpcimg failed on this node", why=f"{type(error).__name__}: {error}")
+    return foreseen(error)
 
 
 def _requeued(conf: Config | None, job: str, error: HpcimgError) -> str:

@@ -92,9 +92,7 @@ def epilog(environ: dict[str, str]) -> int:
     if not job.isdigit() or not os.path.isdir(layout.job(job)):
         return 0
 
-    from hpcimg.cache import lease
     from hpcimg.slurm import jobfiles
 
-    lease.drop(layout, job)
-    jobfiles.remove(layout, job)
+    jobfiles.release(layout, job)
     return LONG_WAY
