@@ -88,7 +88,9 @@ class Request(NamedTuple):
 
     `job` gets a lease on it ("" gets none). `owner` is the uid whose private image
     it is, None for one that all share. `deadline` is a time.monotonic() value for
-    everything together. `progress` hears how far it is.
+    everything together. `progress` hears how far it is. The job `came` at that
+    time.monotonic() value, if it has waited before. `goes_on` hears whenever it
+    is worth waiting for.
     """
 
     reference: Reference
@@ -96,6 +98,8 @@ class Request(NamedTuple):
     job: str = ""
     owner: int | None = None
     progress: Progress = lambda *_: None
+    came: float | None = None
+    goes_on: Callable[[], None] = lambda: None
 
 
 class Listener(Protocol):

@@ -8,6 +8,7 @@ would drain the node, hears in time that Prolog is done.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import os
@@ -20,16 +21,25 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from hpcimg import programs
+from hpcimg.cache.leader import Leader
 
 log = logging.getLogger(__name__)
 _TO_END_S = 2.0  # after SIGKILL, for one that can be ended
 
 
-def main(hook: str) -> int:
-    """Run "prolog" or "epilog"; return what it returns, or 0 where its time was over."""
+def main(hook: str, *, came: float | None = None, leader: Leader | None = None) -> int:
+    """Run "prolog" or "epilog"; return what it returns, or 0 where its time was over.
+
+    `came`, a time.monotonic() value, is when the hook began, where that was before, and
+    `leader` what others wait for.
+    """
     module = importlib.import_module(f"hpcimg.slurm.{hook}")
     limit_s: float = module.limit_s()
-    code = within(limit_s, module.main)
+    work, left_s = module.main, limit_s
+    if came is not None and hook == "prolog":
+        work = functools.partial(module.main, came=came, leader=leader)
+        left_s -= time.monotonic() - came
+    code = within(left_s, work)
     if code is None:
         module.too_late(limit_s)
         return 0
