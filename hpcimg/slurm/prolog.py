@@ -35,6 +35,7 @@ from hpcimg.reference import told
 from hpcimg.site import policy
 from hpcimg.slurm import comment, jobfiles, pyxis, query, requeue
 from hpcimg.units import format_duration, format_size
+from hpcimg.worker import starting
 
 log = logging.getLogger(__name__)
 _TELL_EVERY_S = 10.0
@@ -96,6 +97,7 @@ def main(*, came: float | None = None, leader: Leader | None = None) -> int:
             log.critical("Slurm is told to drain this node")
             return DRAIN
     finally:
+        starting.end_early()
         if leader:
             leader.done()
     return 0
