@@ -18,6 +18,7 @@ class Mark(Enum):
 
 
 MARK = b".wh."  # what has it not in its name is a file
+_META = b".wh..wh."
 _OPAQUE = b".wh..wh..opq"
 _FILE = Mark.NONE, b""
 _AUFS = Mark.AUFS, b""
@@ -28,7 +29,7 @@ def read(name: bytes) -> tuple[Mark, bytes]:
     if MARK not in name:
         return _FILE
     directory, slash, last = name.rpartition(b"/")
-    if directory.startswith(MARK) or b"/" + MARK in directory:
+    if directory.startswith(_META) or b"/" + _META in directory:
         return _AUFS
     if last == _OPAQUE:
         return Mark.OPAQUE, directory

@@ -29,10 +29,12 @@ _LEFT_OUT = (b"g", b"V")
 _BLOCK = 512
 _ZEROS = bytes(_BLOCK)
 _MAX_EXTENDED_BYTES = 1 << 20
-MAX_PATH_BYTES = 4096  # PATH_MAX: the kernel takes no longer ones
+MAX_PATH_BYTES = 4095  # PATH_MAX without the zero byte: the kernel takes no longer ones
 MAX_COMPONENT_BYTES = 255
 _MAX_TIME = (1 << 32) - 1  # squashfs has 32 bits
 _TIME = re.compile(rb"(-?)(\d{1,18})(?:\.\d*)?")
+# GNU's names go before those of pax, whatever comes first. No key of pax has a = in it.
+_GNU_NAMES = {b"L": b"=name", b"K": b"=link"}
 
 
 class Member(NamedTuple):
@@ -72,9 +74,9 @@ def members(reader: Reader) -> Iterator[Member]:
                 raise layer.refused(f"it has a member of an unknown kind, {kind!r}")
             reader.skip_to(reader.position + _padded(stored))
             continue
-        name = extended.get(b"path") or _name(block)
+        name = extended.get(b"=name") or extended.get(b"path") or _name(block)
         # Before POSIX, a slash at the end was what made a directory.
-        known = DIRECTORY if kind in b"\x000" and name.endswith(b"/") else _KINDS[kind]
+        known = DIRECTORY if kind == b"\0" and name.endswith(b"/") else _KINDS[kind]
         target, segments = b"", None
         if known == FILE:
             if extended.get(b"size"):
@@ -91,7 +93,11 @@ def members(reader: Reader) -> Iterator[Member]:
             # Only files have content, whatever the header of another says.
             size, stored, end = 0, 0, reader.position
             if known in (LINK, SYMLINK):
-                target = extended.get(b"linkpath") or block[157:257].partition(b"\0")[0]
+                target = (
+                    extended.get(b"=link")
+                    or extended.get(b"linkpath")
+                    or block[157:257].partition(b"\0")[0]
+                )
                 if not target:
                     raise layer.refused(f"the link {shown(name)} in it leads nowhere")
                 target = plain(target, layer) if known == LINK else _checked(target, layer)
@@ -181,10 +187,13 @@ def _number(field: bytes, layer: Layer) -> int:
             if field[0] == 0xFF
             else (int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big"))
         )
+    digits = field.strip(b" \0").partition(b"\0")[0].rstrip(b" ")
     try:
-        return int(field.partition(b"\0")[0].strip() or b"0", 8)
+        if not digits or digits.lstrip(b"-").isdigit():  # int() takes more, such as 0o7 and 7_7
+            return int(digits or b"0", 8)
     except ValueError:
-        raise layer.damaged("a number in a file's header is malformed") from None
+        pass
+    raise layer.damaged("a number in a file's header is malformed")
 
 
 def _seconds(block: bytes, extended: dict[bytes, bytes], layer: Layer) -> int:
@@ -233,11 +242,12 @@ def _extend(extended: dict[bytes, bytes], kind: bytes, size: int, reader: Reader
     end = reader.position + _padded(size)
     data = reader.read(size)
     reader.skip_to(end)
-    if kind == b"L":
-        extended[b"path"] = data.rstrip(b"\0")
-    elif kind == b"K":
-        extended[b"linkpath"] = data.rstrip(b"\0")
+    if kind in _GNU_NAMES:
+        extended[_GNU_NAMES[kind]] = data.partition(b"\0")[0]
     else:
+        # Of two headers for one member, the second counts alone.
+        for key in [key for key in extended if not key.startswith(b"=")]:
+            del extended[key]
         while data:
             length, _, _ = data.partition(b" ")
             if not length.isdigit() or len(length) > 7:

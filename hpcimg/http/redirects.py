@@ -41,7 +41,7 @@ class Session(requests.Session):
         if target is None:
             return None
         try:
-            return _goal(resp.url, target)
+            return _goal(resp.url, target.strip())
         except HpcimgError:
             resp.close()
             raise

@@ -7,7 +7,7 @@ import os
 import time
 
 from hpcimg import processes
-from hpcimg.cache import leader
+from hpcimg.cache import hot, leader
 from hpcimg.cache.paths import Layout
 from hpcimg.config import files as conffiles
 from hpcimg.slurm import jobfiles
@@ -40,15 +40,15 @@ class Asks:
 
 def wait(
     asks: Asks, image: jobfiles.Image, text: str, fingerprint: str, leaders: list[leader.Leader]
-) -> bool:
+) -> hot.Hit | None:
     """Wait for one of the job's images where another job brings it, or lead from here on.
 
-    `text` is its name among the hot records. Returns whether it may be there now. What is waited
-    for, or led, is put into `leaders`.
+    `text` is its name among the hot records. What is waited for, or led, is put into
+    `leaders`; with None the long way is to be taken.
     """
     place = leader.join(asks.layout.leaders, asks.uid, fingerprint, text)
     if place is None:
-        return False
+        return None
     leaders.append(place)
 
     def say(told: leader.Told) -> None:
@@ -60,7 +60,14 @@ def wait(
         waits = f"job {asks.job} waits for {told.uri}, which another job is fetching"
         _log(asks.files, asks.job, f"{waits} (job {told.job})")
 
-    return place.leads or place.wait(asks.came, say)
+    if not place.leads and not place.wait(asks.came, say):
+        return None
+    # Somebody may just have brought it.
+    hit = hot.lookup(asks.layout, text, job=asks.job, uid=asks.uid, fingerprint=fingerprint)
+    if hit:
+        place.done()
+        image.source = "waited"
+    return hit
 
 
 def _log(files: list[tuple[str, str]], job: str, text: str) -> None:

@@ -11,7 +11,7 @@ import sys
 import time
 
 from hpcimg.config import files as conffiles
-from hpcimg.slurm import comment, pyxis
+from hpcimg.slurm import comment
 
 TYPE_CHECKING = False  # that of typing takes longer to load than a hit takes
 if TYPE_CHECKING:
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 LONG_WAY = 10  # exit code: the hook goes on with the full program
 BROKEN = 11  # the full program was run, and did not end as it should
 _DRAIN = 43  # as `hpcimg.slurm.prolog` has it
+# Of hpcimg.slurm.pyxis, which most jobs do not need.
+_PYXIS_OPTION = "SPANK__SLURM_SPANK_OPTION_pyxis_container_image"
+_PYXIS_NAME = "PYXIS_CONTAINER_IMAGE"
 _QUICK_S = 1.0  # what takes longer, such as looks at a slow file system, is to have a deadline
 _AGAIN = (
     "import sys; sys.path.insert(0, sys.argv[1]); from hpcimg.slurm import watch; "
@@ -70,8 +73,8 @@ def prolog(environ: dict[str, str], leaders: "list[Leader] | None" = None) -> in
     wanted = comment.read(*(environ.get(name, "") for name in comment.VARIABLES))
     if wanted.problem or wanted.missed[0]:
         return LONG_WAY
-    for_pyxis = pyxis.reference(environ.get(pyxis.VARIABLE, ""))
-    if not wanted.images and not for_pyxis:
+    option = environ.get(_PYXIS_OPTION, "")
+    if not wanted.images and not option:
         return 0
     job, uid = environ["SLURM_JOB_ID"], int(environ["SLURM_JOB_UID"])
     if not job.isdigit():
@@ -85,9 +88,14 @@ def prolog(environ: dict[str, str], leaders: "list[Leader] | None" = None) -> in
     started = time.time()
     until = time.monotonic() + _QUICK_S
     files = conffiles.read_files(conffiles.main_file())
-    images = [jobfiles.Image(name, text) for name, text in wanted.images]
-    if for_pyxis and conffiles.raw_value(files, "slurm", "pyxis").lower() in conffiles.YES:
-        images.append(jobfiles.Image("", for_pyxis, format=pyxis.FORMAT))
+    for_pyxis: list[jobfiles.Image] = []
+    if option or any(name == _PYXIS_NAME for name, _ in wanted.images):
+        from hpcimg.slurm import pyxis
+
+        texts = pyxis.take_out(wanted.images, option)
+        if conffiles.raw_value(files, "slurm", "pyxis").lower() in conffiles.YES:
+            for_pyxis = [jobfiles.Image("", text, format=pyxis.FORMAT) for text in texts]
+    images = [jobfiles.Image(name, text) for name, text in wanted.images] + for_pyxis
     if not images:
         return 0
     layout = Layout(*conffiles.directories(files))
@@ -104,16 +112,12 @@ def prolog(environ: dict[str, str], leaders: "list[Leader] | None" = None) -> in
             from hpcimg.slurm import waiter
 
             asks = waiter.Asks(files, layout, job, uid, images, started)
-            if waiter.wait(asks, image, text, fingerprint, leaders):
-                hit = hot.lookup(layout, text, job=job, uid=uid, fingerprint=fingerprint)
-            image.source = "waited"
+            hit = waiter.wait(asks, image, text, fingerprint, leaders)
             until = time.monotonic() + _QUICK_S
         if hit is None:
             return LONG_WAY
         sizes[hit.key] = hit.size_bytes
         image.uri, image.key, image.path = hit.uri, hit.key, hit.path
-        if leaders:
-            leaders[-1].done()
     jobfiles.write_ready(layout, job, uid, images, started=started, links=wanted.links)
     took_s = round(time.time() - started, 4)
     for image in images:

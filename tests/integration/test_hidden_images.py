@@ -43,6 +43,7 @@ class Hiding:
         self.comment = f"container:oras://{self.host}/lab/x:1"
         self.anonymous = Answer(404)
         self.asks = False
+        self.no_token = 0  # what the token server answers them, 0 for a token
         self.refused = 0  # how many of the anonymous were
         self.refusals = 1 << 30
         digest = f"sha256:{hashlib.sha256(sif).hexdigest()}"
@@ -72,6 +73,8 @@ class Hiding:
         login = request.headers["Authorization"]
         if login not in (None, LOGIN):
             return Answer(401)
+        if self.no_token and not login:
+            return Answer(self.no_token)
         return Answer(200, {}, json.dumps({"token": "for-jo" if login else "for-all"}).encode())
 
 
@@ -113,6 +116,16 @@ def test_without_a_login_it_is_asked_once(users: NodeWithUsers, hiding: Hiding) 
     task = refused(users, 1, hiding.comment, "NotFound", "there is nothing at")
     assert "login" not in task.printed
     assert [request.path for request in hiding.web.requests()] == [MANIFEST_PATH]
+
+
+@pytest.mark.parametrize("status", [400, 401, 403])
+def test_a_token_server_that_gives_the_anonymous_nothing(
+    users: NodeWithUsers, hiding: Hiding, sif: bytes, status: int
+) -> None:
+    hiding.asks, hiding.no_token = True, status
+    refused(jobs_of(users, AL), 1, hiding.comment, "Forbidden", f"/token answered {status}")
+    users.keep("hpcimg-jo", ".docker/config.json", auth_file(hiding.host))
+    staged(jobs_of(users, JO), 2, hiding.comment, sif, how="fetched")
 
 
 @pytest.mark.parametrize("password", ["", "0ld"])

@@ -12,7 +12,7 @@ import pytest
 from hpcimg.errors import Damaged, Forbidden, Unreachable
 from hpcimg.fetch.contract import Blob
 from hpcimg.fetch.settings import Settings
-from hpcimg.http.download import download
+from hpcimg.http.download import Get, download
 from hpcimg.http.session import check_status, open_session, request
 from tests.parts.node import LOOPBACK
 from tests.parts.registryclient import Connect, Target, connected
@@ -55,6 +55,12 @@ def test_a_signed_address_stays_what_was_signed(web: WebServer, goal: str) -> No
     assert get(web.url("/from")) == 200
     assert get(web.url("/goal%2d" + SIGNED)) == 200
     assert {request.query for request in web.requests(path="/goal%2d")} == {SIGNED[1:]}
+
+
+def test_blanks_around_an_address_do_not_belong_to_it(web: WebServer) -> None:
+    web.put("/goal", b"x")
+    web.handle("/from", lambda _: Answer(302, {"Location": f" {web.url('/goal')} \t"}))
+    assert get(web.url("/from")) == 200
 
 
 @pytest.mark.parametrize("place", ["//[", "http://h:x/", "http://a..b/", "ftp://h/"])
@@ -100,7 +106,7 @@ def test_a_blob_that_is_packed_on_the_way_and_one_that_is_said_to_be(
     web.handle("/blob", lambda _: answer)
     given = settings()
     with open_session(given) as session:
-        download(session, web.url("/blob"), target.sink, given, stored_bytes=len(stored))
+        download(session, Get(web.url("/blob")), target.sink, given, stored_bytes=len(stored))
     assert target.content() == stored
 
 

@@ -275,6 +275,11 @@ def test_a_path_that_is_too_long_is_refused(name: str) -> None:
     assert "longer than" in refused(tar(file(name)))
 
 
+def test_a_target_that_is_too_long_is_refused() -> None:
+    assert read(tar(symlink("s", "t" * 4095)))
+    assert "longer than 4095" in refused(tar(symlink("s", "t" * 4096)))
+
+
 def test_a_link_to_nowhere_is_refused() -> None:
     assert "s in it leads nowhere" in refused(tar(symlink("s", "")), NotAnImage)
 
@@ -282,6 +287,45 @@ def test_a_link_to_nowhere_is_refused() -> None:
 def test_an_old_directory_is_a_file_with_a_slash() -> None:
     ((member, _),) = read(patched(tar(file("x/")), 156, b"\0"))
     assert (member.kind, member.name) == (DIRECTORY, b"x")
+
+
+def test_a_file_with_a_slash_in_a_newer_archive_is_a_file() -> None:
+    ((member, content),) = read(tar(file("x/", b"1")))
+    assert (member.kind, member.name, content) == (FILE, b"x", b"1")
+
+
+def extended(kind: bytes, data: bytes) -> bytes:
+    """Return what belongs to the member behind it."""
+    return patched(tar(file("././@LongLink", data))[:-1024], 156, kind)[:1024]
+
+
+@pytest.mark.parametrize(
+    ("headers", "name"),
+    [
+        # GNU's name goes before that of pax, and ends at a zero byte.
+        ([(b"L", b"gnu\0"), (b"x", b"12 path=pax\n")], b"gnu"),
+        ([(b"x", b"12 path=pax\n"), (b"L", b"gnu\0")], b"gnu"),
+        ([(b"L", b"gnu\0rest\0")], b"gnu"),
+        ([(b"L", b"\0")], b"a"),
+        # Of two of a kind, the second counts.
+        ([(b"L", b"one\0"), (b"L", b"two\0")], b"two"),
+        ([(b"x", b"12 path=one\n"), (b"x", b"12 path=two\n")], b"two"),
+        ([(b"x", b"12 path=one\n"), (b"x", b"20 mtime=1500000000\n")], b"a"),
+        ([(b"x", b"13 =name=pax\n")], b"a"),
+    ],
+)
+def test_several_headers_for_one_member(headers: list[tuple[bytes, bytes]], name: bytes) -> None:
+    """As Go reads them, and so umoci, podman and Docker."""
+    front = b"".join(extended(kind, data) for kind, data in headers)
+    assert names(front + tar(file("a"))) == [name]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [(b"\0\0\0\0\0\0\0\0\0\x003\0", 3), (b"3\x0077777777\0\0", 3), (b"         3 \0", 3)],
+)
+def test_numbers_with_something_around(text: bytes, size: int) -> None:
+    assert read(patched(tar(file("a", b"123")), 124, text))[0][1] == b"123"[:size]
 
 
 def test_times_and_sizes_as_binary_numbers() -> None:
@@ -302,6 +346,10 @@ def test_times_and_sizes_as_binary_numbers() -> None:
         (124, b"-0000000001\0", "negative"),
         (124, b"\x80" + b"\x7f" * 11, "middle of a file"),
         (124, b"0000000000x\0", "number"),
+        # Python would take these.
+        (124, b"0o1\0        ", "number"),
+        (124, b"000000000_1\0", "number"),
+        (124, b"         +1\0", "number"),
         (100, b"9999999\0", "number"),
     ],
 )

@@ -156,6 +156,9 @@ def on_disk(top: Path) -> Iterator[tuple[str, str]]:
             id="aufs",
         ),
         pytest.param([[file("x.wh.y", b"1")]], {"x.wh.y": "1"}, id="no mark"),
+        pytest.param(
+            [[file(".wh.d/x", b"1")]], {".wh.d/": "755", ".wh.d/x": "1"}, id="no mark on the way"
+        ),
     ],
 )  # fmt: skip
 def test_layers(layers: list[list[Entry]], expected: Merged) -> None:

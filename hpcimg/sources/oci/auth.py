@@ -25,6 +25,8 @@ from hpcimg.sources.oci.credentials import Login
 _CLIENT = "hpcimg"
 # Statuses that may be another to who has another login.
 _HIDING = frozenset({401, 403, 404, 410, 429})
+# Of token servers: OAuth 2.0 (RFC 6749, section 5.2) has 400 for a login that is not taken.
+_TOKEN_REFUSED = frozenset({400, 401, 403})
 _SHORT_WAIT_S = 1.0  # where a registry is too busy, and does not say for how long
 _DO = "Check who may read it; `docker login`, `podman login` and others keep a login for you."
 
@@ -170,7 +172,7 @@ class RegistryAuthorization:
             url = f"{realm}{'&' if '?' in realm else '?'}{urlencode(query)}"
             headers = {"Authorization": login.basic} if login else {}
         with request(self._session, url, self._settings, headers=headers, post=form) as answer:
-            if answer.status_code in (401, 403):
+            if answer.status_code in _TOKEN_REFUSED:
                 self._refuse(f"{shown(realm)} answered {answer.status_code}")
             if 300 <= answer.status_code < 400:
                 self._refuse(

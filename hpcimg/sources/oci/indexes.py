@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 from hpcimg.errors import NotAnImage, WrongArchitecture
+from hpcimg.image import ociconfig
 from hpcimg.image.architecture import Platform, go_name, platform_of, rank, runs_here
 from hpcimg.sources.oci import manifests
 from hpcimg.sources.oci.manifests import MANIFEST_TYPES, Manifest, is_digest
@@ -103,7 +104,7 @@ class _Search:
             return True  # it says so itself, and is looked at when it is there
         try:
             digest = manifests.config_digest(manifest, self._uri)
-            platform = manifests.platform_in(self._content.read_blob(digest), self._uri)
+            platform = ociconfig.platform_in(self._content.read_blob(digest), self._uri)
         except NotAnImage:
             return False  # a signature, or whatever else may be in an index
         self._meet(platform)
