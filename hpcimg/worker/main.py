@@ -8,6 +8,7 @@ parent's rights.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import os
@@ -51,6 +52,9 @@ _NICENESS = 10  # the node's other jobs go first
 def main() -> NoReturn:
     """Carry out one order and end."""
     parent = _Parent()
+    with contextlib.suppress(ImportError):  # it is tried again where it can be said
+        for scheme in sys.argv[2:]:
+            importlib.import_module(schemes.of(scheme).module)
     start, files = parent.hear()
     assert isinstance(start, protocol.Start)
     order = start.order
