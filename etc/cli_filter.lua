@@ -1,4 +1,5 @@
--- cli_filter.lua: images named in HPCIMG_CONTAINER go into the job's comment.
+-- cli_filter.lua: images named in HPCIMG_CONTAINER, and that of PYXIS_CONTAINER_IMAGE, go into the
+-- job's comment.
 --
 --     CliFilterPlugins=lua        in slurm.conf on the hosts where jobs are submitted
 --
@@ -28,10 +29,26 @@ local function mentions_image(text)
         or small:find("hpcimg", 1, true))
 end
 
+-- What pyxis reads from the environment, which Prolog does not see; nil where the option is
+-- given, which Prolog sees and which comes first, and for what enroot opens by itself.
+local function pyxis_image(options)
+    local image = os.getenv("PYXIS_CONTAINER_IMAGE")
+    if not image or image == "" or image:find("^[./]") then
+        return nil
+    end
+    local pyxis = (options["spank"] or {})["pyxis"] or {}
+    if (pyxis["container-image"] or "unset") ~= "unset" then
+        return nil
+    end
+    image = image:find("://", 1, true) and image or "docker://" .. image
+    return image:find("^docker://") and "PYXIS_CONTAINER_IMAGE=" .. image or nil
+end
+
 local function pre_submit(options)
     local comment, references = options["comment"], os.getenv("HPCIMG_CONTAINER")
     local extra = options["extra"] -- Slurm has it since 23.02
-    if not (references or mentions_image(comment) or mentions_image(extra)) then
+    local pyxis = pyxis_image(options)
+    if not (pyxis or references or mentions_image(comment) or mentions_image(extra)) then
         return slurm.SUCCESS
     end
     -- srun within a job starts a step of it: what was to be staged has been.
@@ -44,6 +61,8 @@ local function pre_submit(options)
         slurm.log_error("%s", problem)
         return slurm.ERROR
     end
+    -- What is wrong with it, enroot says.
+    merged = pyxis and load_hpcimg().merge(merged, pyxis, extra) or merged
     if merged ~= (comment or "") then
         options["comment"] = merged
     end

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from hpcimg import jsontext, origin, schemes
+from hpcimg import imagename, jsontext, origin, schemes
 from hpcimg.cache import policy as limits
 from hpcimg.config.keys import Config
 from hpcimg.convert import pick_format
@@ -36,7 +36,6 @@ from hpcimg.reference import Reference, told
 from hpcimg.site import policy, services
 from hpcimg.site.services import Credentials
 from hpcimg.sources import files
-from hpcimg.sources.oci.registry import parse_name
 from hpcimg.worker import accounts, privileges
 
 log = logging.getLogger(__name__)
@@ -98,7 +97,7 @@ def _prepare(config: Config, text: str, *, as_user: bool) -> _Question | Checked
 
     def settings(site: Credentials) -> Settings:
         return origin.settings(
-            config, wanted, service, deadline=0.0, tries=_TRIES, site=site,
+            config, wanted, service, tries=_TRIES, site=site,
             as_user=scheme.as_user and as_user,
         )  # fmt: skip
 
@@ -239,5 +238,5 @@ def _platforms(texts: Sequence[str]) -> Iterator[str]:
 def _pinned(wanted: Reference, digest: str) -> str:
     if not schemes.of(wanted.scheme).in_registry or not digest:
         return ""
-    name = parse_name(wanted.rest)
+    name = imagename.parse(wanted.rest)
     return f"{wanted.scheme}://{name.host}/{name.repository}@sha256:{digest}"

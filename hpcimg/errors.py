@@ -87,6 +87,15 @@ class NotAllowed(UserError):
     exit_code = 11
     default_do = "`hpcimg config` on a node shows what this site allows."
 
+    @classmethod
+    def unverified(cls, uri: str, why: str) -> NotAllowed:
+        """Explain an image that the site does not trust."""
+        return cls(
+            f"{uri} is not verified",
+            why=f"{why}, and this site takes no image that is not ([policy] verify)",
+            do="Use an image that is signed by somebody whom this site trusts.",
+        )
+
 
 class NotFound(UserError):
     """There is nothing at the place that the reference names."""

@@ -70,6 +70,39 @@ def held(
         lock.release()
 
 
+class Lease:
+    """A lock between nodes: a file that its holder renews. Some mounts lie about flock(2).
+
+    Who is silent for `duration_s`, which all have to agree on, loses it to the next who asks.
+    Each measures that silence by its own clock. Keep one object for all attempts.
+    """
+
+    def __init__(self, path: str, duration_s: float) -> None:
+        from filelock import SoftFileLease
+
+        self._lease = SoftFileLease(path, lease_duration=duration_s, mode=0o600, timeout=0)
+
+    def take(self) -> bool:
+        """Try once; return whether we hold it. Raises OSError, RuntimeError."""
+        from filelock import Timeout
+
+        if not self.held:
+            try:
+                self._lease.acquire(blocking=False)
+            except Timeout:
+                return False
+        return True
+
+    @property
+    def held(self) -> bool:
+        """Whether we hold it as far as we know."""
+        return self._lease.is_locked and self._lease.compromise is None
+
+    def release(self) -> None:
+        """Give it back, where it is held."""
+        self._lease.release(force=True)
+
+
 def remove_free(path: str) -> None:
     """Unlink a lock file that nobody holds; leave any other."""
     try:

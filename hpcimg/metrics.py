@@ -15,9 +15,11 @@ from hpcimg.cache import scrub
 from hpcimg.cache.paths import Layout
 from hpcimg.cache.sums import BUCKETS_S, FAILED, RESULTS, Sums
 from hpcimg.config.keys import Config
+from hpcimg.fetch.contract import VIA
 from hpcimg.health import PROBLEM, Finding
 
 PHASES = ("asking", "fetching", "converting", "checking", "waiting")
+SITE_REASONS = ("failed", "busy", "damaged")  # of events that begin with site_
 LIMITS = ("max_size", "high", "low", "min_free")
 
 
@@ -165,6 +167,19 @@ def counters(sums: Sums) -> list[Family]:
             "hpcimg_fetched_bytes_total",
             "Sizes of the images that were fetched, by the scheme of their references.",
             _by(sums, "fetched_bytes", "scheme"),
+        ),
+        _counter(
+            "hpcimg_fetched_via_bytes_total",
+            "Sizes of the images that were fetched, by where their bytes came from.",
+            (Sample({"via": via}, sums.family("fetched_via").get(via, 0)) for via in VIA),
+        ),
+        _counter(
+            "hpcimg_site_failures_total",
+            "Times that the site tier was passed over, and why.",
+            (
+                Sample({"reason": reason}, happened.get(f"site_{reason}", 0))
+                for reason in SITE_REASONS
+            ),
         ),
         _counter(
             "hpcimg_served_bytes_total",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterator, Sequence
 
@@ -11,12 +12,12 @@ from hpcimg.cache import store
 from hpcimg.cache.failures import Memory
 from hpcimg.cache.policy import Cache
 from hpcimg.config.keys import Config
-from hpcimg.fetch.contract import Converting, Fetched, Listener, Outcome
-from hpcimg.fetch.settings import Settings
+from hpcimg.fetch.contract import Converting, Fetched, Listener, Outcome, Request
+from hpcimg.fetch.settings import Mirror, Settings
 from hpcimg.reference import Reference
 from hpcimg.site.services import Credentials, Service
 from hpcimg.worker import accounts, monitor, protocol
-from hpcimg.worker.accounts import Account
+from hpcimg.worker.accounts import Account, User
 from hpcimg.worker.process import Sandbox
 
 _TRIES = 8
@@ -94,13 +95,15 @@ class Origin:
             self.config,
             self.wanted,
             self.service,
-            deadline=self.deadline,
             tries=_TRIES_WITH_A_CACHED_IMAGE if cached else _TRIES,
             site=self.site,
             as_user=self.as_user,
         )
         return said._replace(
-            login_needed=self.login_needed, login_next=self.login_next, wait_s=self.wait_s
+            deadline=self.deadline,
+            login_needed=self.login_needed,
+            login_next=self.login_next,
+            wait_s=self.wait_s,
         )
 
     def _sandbox(self, account: Account | None) -> Sandbox:
@@ -113,16 +116,15 @@ def settings(
     wanted: Reference,
     service: Service,
     *,
-    deadline: float,
     tries: int,
     site: Credentials,
     as_user: bool,
 ) -> Settings:
-    """Return what the site says about one fetch. Raises ConfigError."""
+    """Return the site's settings for one fetch, without a deadline. Raises ConfigError."""
     places = service.places(site)
     return Settings(
         tries=tries,
-        deadline=deadline,
+        deadline=math.inf,
         connect_timeout_s=config.connect_timeout_s,
         stall_timeout_s=config.stall_timeout_s,
         insecure=places[-1].insecure,
@@ -133,7 +135,15 @@ def settings(
         places=places if schemes.of(wanted.scheme).in_registry else (),
         networks=config.networks,
         site_hosts=service.site_hosts,
+        mirrors=_web_mirrors(config, wanted),
     )
+
+
+def _web_mirrors(config: Config, wanted: Reference) -> tuple[Mirror, ...]:
+    """Return the mirrors of web servers; what has a query, which may be a secret, gets none."""
+    if schemes.of(wanted.scheme).in_registry or "?" in wanted.rest:
+        return ()
+    return tuple(Mirror(mirror.of, mirror.url) for mirror in config.mirrors.values())
 
 
 def _uid(sandbox: Sandbox) -> int | None:
@@ -141,19 +151,10 @@ def _uid(sandbox: Sandbox) -> int | None:
 
 
 def origins(
-    config: Config,
-    cache: Cache,
-    wanted: Reference,
-    service: Service,
-    *,
-    deadline: float,
-    uid: int,
-    gid: int | None = None,
+    config: Config, cache: Cache, request: Request, service: Service, *, user: User
 ) -> Iterator[Origin]:
-    """Yield the ways for a job of `uid`, the one whose image the most may use first.
-
-    `gid` is the job's group, where Slurm says it.
-    """
+    """Yield the ways for a job of `user`: the one whose image can be shared most widely first."""
+    wanted, deadline, uid = request.reference, request.deadline, user.uid
     scheme = schemes.of(wanted.scheme)
     may_read_as_user = scheme.as_user
     if os.geteuid() != 0:  # all of the cache is one user's
@@ -172,5 +173,5 @@ def origins(
     if may_read_as_user and uid != 0:
         # It gets none of the site's: a process of the user's is the user's to look into.
         yield dataclasses.replace(
-            shared, account=accounts.of_user(uid, gid), owner=uid, site="none", as_user=True
+            shared, account=accounts.of_user(*user), owner=uid, site="none", as_user=True
         )

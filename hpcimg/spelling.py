@@ -12,12 +12,11 @@ import string
 from urllib.parse import unquote
 
 from hpcimg import dockerhub
+from hpcimg.imagename import DIGEST, TAG
 
 _HOST = frozenset(string.ascii_lowercase + string.digits + "-._")
 _ALNUM = frozenset(string.ascii_lowercase + string.digits)
 _REPOSITORY = _ALNUM | frozenset("._-")
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _ENCODED = re.compile(r"%([0-9A-Fa-f]{2})")
 _UNRESERVED = frozenset(string.ascii_letters + string.digits + "-._~")  # RFC 3986, 2.3
@@ -109,19 +108,26 @@ def image_name(rest: str, *, hub: bool) -> str:
         name, slash, path = rest.partition("/")
         if not slash:
             _check_bare(name)
-        if hub and (not slash or not (set(".:[") & set(name) or name == "localhost")):
+        if hub and (not slash or not _is_host(name)):
             name, path = dockerhub.NAME, rest
     name = dockerhub.canonical(host(name, port=443))
+    if hub and not _is_host(name):
+        name += ":443"  # without it, the spelling would be that of a user of Docker Hub's
     path, at, digest = path.partition("@")
     repository, colon, tag = path.partition(":")
     _check_repository(repository)
     if name == dockerhub.NAME and "/" not in repository:
         repository = f"library/{repository}"
-    if colon and not _TAG.fullmatch(tag):
+    if colon and not TAG.fullmatch(tag):
         raise ValueError(f"{tag} is not a tag" if tag else "the tag after the : is missing")
-    if at and not _DIGEST.fullmatch(digest):
+    if at and not DIGEST.fullmatch(digest):
         raise ValueError("a digest is @sha256: and 64 digits of 0-9 and a-f")
     return f"{name}/{repository}@{digest}" if at else f"{name}/{repository}:{tag or 'latest'}"
+
+
+def _is_host(name: str) -> bool:
+    """Tell what Docker takes for a host, and not for the first part of an image's name."""
+    return bool(set(".:[") & set(name)) or name == "localhost"
 
 
 def _check_bare(name: str) -> None:

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from hpcimg import look
@@ -19,8 +19,10 @@ from hpcimg.cache.policy import Cache
 from hpcimg.config.keys import Config
 from hpcimg.errors import ANOTHER_LOGIN, NO_LOGIN, Forbidden, HpcimgError, NotAnImage
 from hpcimg.fetch.contract import Request
+from hpcimg.fronts import Asked, Opener, in_front_of
 from hpcimg.origin import Origin, origins
 from hpcimg.site import services
+from hpcimg.worker.accounts import ROOT, User
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -31,20 +33,16 @@ def stage(
     cache: Cache,
     request: Request,
     *,
-    text: str,
-    uid: int = 0,
-    gid: int | None = None,
+    user: User = ROOT,
     anew: bool = False,
     image_format: str = "",
 ) -> Staged:
     """Bring the requested image onto this node; return it when it is whole.
 
-    `text` is the reference as it was written. What the unprivileged account may
-    read is shared by all, with the site's credentials only where the site says
-    so; what only the user `uid` may read stays that user's. `gid` is the group of a user
-    whom the node does not know, where Slurm vouches for it. With `anew`, cached
-    failures are ignored. `image_format` is what the image has to be, "" for whatever the
-    site has chosen. Raises HpcimgError.
+    An image that the unprivileged account can read is shared by all users, one read with the
+    site's credentials only where the site says so; an image that only `user` can read stays
+    private to that user. With `anew`, cached failures are ignored. `image_format` is the format
+    that the job needs, "" for the site's default. Raises HpcimgError.
     """
     began = time.monotonic()
     cache = cache.converting_to(image_format)
@@ -53,11 +51,14 @@ def stage(
 
     def bring(origin: Origin) -> tuple[Staged, Origin]:
         owned = request._replace(owner=origin.owner)
-        return ensure(cache, owned, origin, origin.memory(anew=anew)), origin
+        asked = Asked(config, cache, owned, origin)
+        with in_front_of(asked, _openers(config)) as (way, fronts):
+            staged = ensure(cache, owned, way, origin.memory(anew=anew))
+            for front in fronts:
+                front.finish(staged)
+        return staged, origin
 
-    staged, origin = _first_allowed(
-        origins(config, cache, wanted, service, deadline=request.deadline, uid=uid, gid=gid), bring
-    )
+    staged, origin = _first_allowed(origins(config, cache, request, service, user=user), bring)
     if image_format not in ("", staged.entry.extension):
         raise NotAnImage(
             f"{wanted.uri} is no {image_format} file",
@@ -73,11 +74,12 @@ def stage(
         key=staged.entry.key,
         bytes=staged.entry.size_bytes,
         scheme=wanted.scheme,
+        **({"via": staged.via} if staged.via else {}),
     )
     with contextlib.suppress(OSError):  # the next job then takes the long way
         hot.remember(
             cache.layout,
-            hot.name_of(text, image_format),
+            hot.name_of(request.text, image_format),
             hot.Hit(staged.entry.key, staged.path, wanted.uri),
             owner=staged.entry.owner,
             fingerprint=config.fingerprint,
@@ -85,6 +87,19 @@ def stage(
             mounted=_mounted(origin, staged.validator),
         )
     return staged
+
+
+def _openers(config: Config) -> Sequence[Opener]:
+    """Return what this site has between its nodes and the origin, the nearest to that first.
+
+    What is not configured is not imported either.
+    """
+    found: list[Opener] = []
+    if config.site_path:
+        from hpcimg.tier.front import open_front
+
+        found.append(open_front)
+    return found
 
 
 def _mounted(origin: Origin, validator: str) -> hot.Mounted | None:

@@ -125,6 +125,7 @@ def gather(config: Config) -> dict[str, Any]:
         "served_bytes": int(served),
         "fetched_bytes": int(fetched),
         "saved_bytes": int(served - fetched),
+        "via": {via: int(size) for via, size in seen.sums.family("fetched_via").items()},
         "verified": last._asdict() if last else None,
         "failures": seen.failures,
         "problems": seen.problems,

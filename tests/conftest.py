@@ -14,7 +14,9 @@ from tests.parts.node import Node
 from tests.parts.webserver import WebServer
 
 # What `make test` tries is the same each time; `make test-long` tries what nobody has tried.
-settings.register_profile("here", derandomize=not os.environ.get("HPCIMG_LONG"), database=None)
+settings.register_profile(
+    "here", derandomize=not os.environ.get("HPCIMG_LONG"), database=None, deadline=None
+)
 settings.load_profile("here")
 
 

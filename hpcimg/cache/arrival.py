@@ -14,10 +14,9 @@ from hpcimg.cache.paths import fetching, owned
 from hpcimg.cache.policy import Cache, check_allowed
 from hpcimg.cache.room import Room
 from hpcimg.cache.store import Entry
-from hpcimg.errors import Damaged, NoRoom
-from hpcimg.fetch.contract import Fetched, Files, Offer, Request, Way, bytes_of
+from hpcimg.errors import Damaged, NoRoom, NotAllowed
+from hpcimg.fetch.contract import Blob, Fetched, Files, Offer, Request, Way, Whole, bytes_of
 from hpcimg.image import formats
-from hpcimg.image.verify import refused
 from hpcimg.locks import Lock
 
 _SET_APART_BYTES = 64 << 20
@@ -55,7 +54,7 @@ class Arrival(ExitStack):
         self._free_before = 0  # bytes on the disk when the conversion began
         self._no_room: NoRoom | None = None
         self._room = Room(cache, inflight, request, lock=lock)
-        self.offer: Offer | None = None
+        self.offer: Offer | Whole | None = None
         self.key = ""  # of the image, once it is known and we fetch it
         self.locked = ""
         self._offered = self.enter_context(ExitStack())  # what is held for the offer
@@ -63,29 +62,37 @@ class Arrival(ExitStack):
         if self._owner is not None:
             store.check_private(self._layout, self.descriptor)
 
-    def offered(self, offer: Offer) -> Files | None:
+    def offered(self, offer: Offer | Whole) -> Files | None:
         """Make room for what is coming, or decline it: the cache has it."""
-        if offer.layers and self._cache.signed_only:
-            raise refused(self._uri, "an image in layers has no signature of SIF")
+        in_layers = offer.source if isinstance(offer, Whole) else offer.layers
+        if in_layers and self._cache.signed_only:
+            raise NotAllowed.unverified(self._uri, "an image in layers has no signature of SIF")
         # Nothing of an earlier offer counts any more: its key, its layers, its room.
         self._offered.close()
         self.offer, self.key, self._blobs = offer, "", None
         self.locked = ""
         self._inflight.update("asking")
-        size = offer.size_bytes or sum(layer.size_bytes for layer in offer.layers)
-        self._source = identity.check(offer, self._reference)
+        if isinstance(offer, Whole):
+            layers: tuple[Blob, ...] = ()
+            key = identity.check_whole(offer, self._cache.image_format, self._reference)
+            self._source = offer.source
+        else:
+            layers = offer.layers
+            self._source = identity.check(offer, self._reference)
+            key = identity.key_of(offer, self._cache.image_format)
+        size = offer.size_bytes or sum(layer.size_bytes for layer in layers)
         self._check_size(size)
-        if key := identity.key_of(offer, self._cache.image_format):
+        if key:
             self._lock_fetching(owned(key, self._owner))
             if self._trusted():
                 return None
-        if not offer.layers:
+        if not layers:
             self._room.look(size)
             return ()
         self._blobs = self._offered.enter_context(
             Blobs(
                 self._layout,
-                offer.layers,
+                layers,
                 uri=self._uri,
                 owner=self._owner,
                 lock=self._lock,
@@ -145,7 +152,7 @@ class Arrival(ExitStack):
     def convert(self, way: Way) -> Entry:
         """Make one file of the layers that were gathered, and publish it."""
         assert self._blobs
-        assert self.offer
+        assert isinstance(self.offer, Offer)
         if self._no_room:
             raise self._no_room
         layers = self._blobs.readable()
@@ -178,7 +185,8 @@ class Arrival(ExitStack):
                 why=f"its sha256 is {fetched.sha256}, expected {self.offer.sha256}",
             )
         self._check_fits(fetched.size_bytes)
-        return self._publish(fetched, way)
+        source = self.offer.source if isinstance(self.offer, Whole) else ""
+        return self._publish(fetched, way, source=source)
 
     def _publish(self, fetched: Fetched, way: Way, *, source: str = "") -> Entry:
         image = formats.identify(self.descriptor, self._uri)

@@ -53,7 +53,8 @@ class Staged(NamedTuple):
     """A finished image. `how` is hit, waited, fetched, unchanged or stale.
 
     `validator` is what the source said of it. Until `fresh_until`, a Unix time, the
-    reference stands for it, a mounted one as long as it looks the same.
+    reference stands for it, a mounted one as long as it looks the same. `via` is where its
+    bytes came from, as an Offer has it, "" where none had to come.
     """
 
     entry: Entry
@@ -61,6 +62,7 @@ class Staged(NamedTuple):
     how: str
     fresh_until: float
     validator: str
+    via: str = ""
 
 
 @explained()
@@ -172,7 +174,7 @@ class _Ensure:
             if staged is None:
                 # Only where locks do nothing, or somebody removed it by hand.
                 raise NoRoom(f"{uri} was evicted again at once")
-            return staged
+            return staged._replace(via=arrival.offer.via if how == "fetched" else "")
 
     def _resolved(
         self, key: str, validator: str, how: str, asked: float | None, *, locked: bool

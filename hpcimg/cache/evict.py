@@ -12,6 +12,7 @@ from hpcimg.cache.paths import Layout, owned
 from hpcimg.cache.plan import (
     NOTHING,
     Candidate,
+    Disk,
     Plan,
     plan_room,
     plan_share,
@@ -158,30 +159,21 @@ def _plans(
     if owner is not None and limits.user_share:
         yield _share_plan(layout, limits, incoming_bytes, owner, what=what)
     now = time.time()
-    works, free, files = inflight.under_way(layout), free_on_disk(layout), free_files(layout)
-    written = sum(work["written"] for work in works)
-    reserved = sum(work["coming"] for work in works)
+    works = inflight.under_way(layout)
+    disk = Disk(
+        free_on_disk(layout),
+        free_files(layout),
+        written_bytes=sum(work["written"] for work in works),
+        reserved_bytes=sum(work["coming"] for work in works),
+        fetches=len(works),
+    )
     wanted = wanted_for_room(
-        *index.held(layout),
-        free_bytes=free,
-        coming_bytes=reserved + incoming_bytes,
-        limits=limits,
-        written_bytes=written,
-        under_way=len(works),
-        free_files=files,
+        *index.held(layout), disk, incoming_bytes=incoming_bytes, limits=limits
     )
     if wanted == NOTHING:  # most of the time, and then no record has to be read
         return
     plan = plan_room(
-        candidates(layout, now),
-        free_bytes=free,
-        written_bytes=written,
-        reserved_bytes=reserved,
-        incoming_bytes=incoming_bytes,
-        limits=limits,
-        now=now,
-        under_way=len(works),
-        free_files=files,
+        candidates(layout, now), disk, incoming_bytes=incoming_bytes, limits=limits, now=now
     )
     needs = f"it needs {format_size(incoming_bytes)}, " if incoming_bytes else ""
     sizes = [format_size(plan.wanted_bytes)] if plan.wanted_bytes or not plan.wanted_files else []

@@ -34,11 +34,6 @@ def record_failure(
     events.record(layout.events, "failed", job=job, took_s=round(took_s, 3), **fields)
 
 
-def totals(layout: Layout) -> dict[str, int]:
-    """Return how often each event happened since the node's state was made."""
-    return {name: int(count) for name, count in sums(layout).family("events").items()}
-
-
 def sums(layout: Layout) -> Sums:
     """Return all that happened since the node's state was made, summed up."""
     for _ in range(_LOOKS):

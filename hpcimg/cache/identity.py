@@ -14,10 +14,11 @@ import re
 from typing import Any
 
 from hpcimg.errors import Damaged
-from hpcimg.fetch.contract import LAYERS_MAX, Offer, bytes_of
+from hpcimg.fetch.contract import LAYERS_MAX, MIRROR, ORIGIN, Offer, Whole, bytes_of
 from hpcimg.reference import Reference
 
 _DIGITS = re.compile(r"[0-9a-f]{64}")
+_MADE = re.compile(r"layers-sha256-[0-9a-f]{64}-([a-z]+)")
 _VALIDATOR_MAX = 16 << 10  # it is kept; an ETag is as long as a server's header may be
 _ALGORITHM = "sha256:"
 
@@ -49,7 +50,23 @@ def check(offer: Offer, reference: Reference) -> str:
         raise Damaged(f"{reference.uri} is not what was announced", why=str(error)) from None
 
 
+def check_whole(offer: Whole, image_format: str, reference: Reference) -> str:
+    """Return the key of another node's image, which is no other than what it could have here.
+
+    Raises Damaged.
+    """
+    made = _MADE.fullmatch(offer.key)
+    as_it_came = offer.key == f"sha256-{offer.sha256}"
+    if _DIGITS.fullmatch(offer.sha256) and (as_it_came or (made and made[1] == image_format)):
+        return offer.key
+    raise Damaged(
+        f"{reference.uri} is not what was announced", why="another node has it under a wrong name"
+    )
+
+
 def _check_form(offer: Offer) -> None:
+    if offer.via not in (ORIGIN, MIRROR):  # it is counted by it
+        raise ValueError("nobody knows where it comes from")
     digests = [layer.sha256 for layer in offer.layers]
     digests += [offer.sha256] if offer.sha256 else []
     if not all(map(_DIGITS.fullmatch, digests)):

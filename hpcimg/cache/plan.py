@@ -28,6 +28,20 @@ class Candidate(NamedTuple):
     pinned: bool = False
 
 
+class Disk(NamedTuple):
+    """The file system of the cache while `fetches` are under way.
+
+    They have written `written_bytes` so far, and will write `reserved_bytes` more. `free_files`
+    is the number of free inodes, None where they do not count.
+    """
+
+    free_bytes: int
+    free_files: int | None = None
+    written_bytes: int = 0
+    reserved_bytes: int = 0
+    fetches: int = 0
+
+
 class Wanted(NamedTuple):
     """What has to go: so many bytes, and so many images, however small."""
 
@@ -101,7 +115,7 @@ def plan_trim(
 def wanted_for_trim(
     used_bytes: int, images: int, *, free_bytes: int, limits: Limits, free_files: int | None
 ) -> Wanted:
-    """Return what has to go for `plan_trim`, where the cache holds so many bytes and images."""
+    """Return what `plan_trim` has to free in a cache of `used_bytes` in this many images."""
     wanted = used_bytes - limits.low if used_bytes > limits.high else 0
     files = _files_wanted(images, 0, free_files=free_files, limits=limits)
     return Wanted(max(wanted, limits.min_free - free_bytes, 0), files)
@@ -109,52 +123,35 @@ def wanted_for_trim(
 
 def plan_room(
     candidates: Iterable[Candidate],
+    disk: Disk,
     *,
-    free_bytes: int,
-    reserved_bytes: int,
     incoming_bytes: int,
     limits: Limits,
     now: float,
-    written_bytes: int = 0,
-    under_way: int = 0,
-    free_files: int | None = None,
 ) -> Plan:
     """Plan just enough room for an image that a job waits for.
 
-    `written_bytes` is what fetches under way have on the disk, `reserved_bytes`
-    what they will still write, `under_way` how many they are. `free_files` is the
-    number of inodes that are free, None where they do not count. Age protects no
-    image here: the job at hand is worth more than one that may come.
+    Age protects no image here: the job at hand is worth more than one that may come.
     """
     candidates = list(candidates)
     wanted = wanted_for_room(
         sum(c.size_bytes for c in candidates),
         len(candidates),
-        free_bytes=free_bytes,
-        coming_bytes=reserved_bytes + incoming_bytes,
+        disk,
+        incoming_bytes=incoming_bytes,
         limits=limits,
-        written_bytes=written_bytes,
-        under_way=under_way,
-        free_files=free_files,
     )
     return _plan(candidates, wanted, min_age_s=0.0, now=now)
 
 
 def wanted_for_room(
-    used_bytes: int,
-    images: int,
-    *,
-    free_bytes: int,
-    coming_bytes: int,
-    limits: Limits,
-    written_bytes: int,
-    under_way: int,
-    free_files: int | None,
+    used_bytes: int, images: int, disk: Disk, *, incoming_bytes: int, limits: Limits
 ) -> Wanted:
-    """Return what has to go for `plan_room`, where the cache holds so many bytes and images."""
-    over = used_bytes + written_bytes + coming_bytes - limits.max_size
-    files = _files_wanted(images, under_way, free_files=free_files, limits=limits)
-    return Wanted(max(over, limits.min_free + coming_bytes - free_bytes, 0), files)
+    """Return what `plan_room` has to free in a cache of `used_bytes` in this many images."""
+    coming = disk.reserved_bytes + incoming_bytes
+    over = used_bytes + disk.written_bytes + coming - limits.max_size
+    files = _files_wanted(images, disk.fetches, free_files=disk.free_files, limits=limits)
+    return Wanted(max(over, limits.min_free + coming - disk.free_bytes, 0), files)
 
 
 def _files_wanted(images: int, under_way: int, *, free_files: int | None, limits: Limits) -> int:

@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from hpcimg.fetch.contract import ORIGIN
+
 RESULTS = ("hit", "waited", "fetched", "unchanged", "stale")  # of an image that was handed out
 FAILED = "failed"
 # Upper bounds in seconds of the histogram of how long a job waited for its image.
@@ -29,6 +31,7 @@ class Sums:
     | `failures`      | class, error           | how often                                   |
     | `served_bytes`  | result                 | sizes of the images that jobs were handed   |
     | `fetched_bytes` | scheme                 | sizes of the images that were fetched       |
+    | `fetched_via`   | via                    | sizes of the images that were fetched       |
     | `evictions`     | reason                 | how often                                   |
     | `evicted_bytes` | reason                 | sizes of what went                          |
 
@@ -65,6 +68,7 @@ class Sums:
             self._add("failures", f"{_word(event, 'class')} {_word(event, 'error')}")
         elif name == "fetched":
             self._add("fetched_bytes", _word(event, "scheme"), size)
+            self._add("fetched_via", str(event.get("via") or ORIGIN), size)
             self._add("served_bytes", name, size)
         elif name in RESULTS and event.get("job"):
             self._add("served_bytes", name, size)

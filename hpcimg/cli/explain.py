@@ -14,6 +14,7 @@ from hpcimg.cli.history import seconds
 from hpcimg.config import files as conffiles
 from hpcimg.config import load as config
 from hpcimg.errors import BadReference, NotFound, printable
+from hpcimg.fetch.contract import MIRROR, PEERS, SITE
 from hpcimg.slurm import jobfiles, jobs
 from hpcimg.units import format_duration, format_size
 
@@ -71,6 +72,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+_FROM = {
+    MIRROR: " from a mirror", SITE: " from the site tier", PEERS: " from the job's other nodes",
+}  # fmt: skip
 _STATES = {
     jobfiles.STAGING: "it is held until its images are here",
     "interrupted": "its Prolog was interrupted before its images were here, so its tasks fail",
@@ -106,12 +110,15 @@ def _sentence(layout: Layout, event: dict[str, Any], happened: Sequence[dict[str
         rate = f"{format_size(size / max(took_s, 0.001))}/s"
         return (
             f"{at} {what}: it was not on this node, and {format_size(size)} were fetched"
-            f" in {took}, {rate}"
+            f"{_FROM.get(str(event.get('via')), '')} in {took}, {rate}"
         )
     texts = {
         "hit": f"it was on this node, which took {took}",
         "unchanged": f"its server was asked whether it has changed, which took {took}",
         "stale": f"its server did not answer for {took}, so the image that was here is used",
+        "site_failed": f"the site tier was passed over: {event.get('message', '')}",
+        "site_busy": "another node was fetching it for all, and did not get it done in time",
+        "site_damaged": "the site tier had it, but damaged",
         "requeue": "the job was put back into the queue",
     }
     text = texts.get(kind, kind)

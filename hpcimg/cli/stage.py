@@ -36,8 +36,8 @@ def run(args: argparse.Namespace) -> int:
         wanted = policy.parse(conf, uri)
         try:
             with output.Meter() as meter:
-                request = Request(wanted, began + conf.deadline_s, progress=meter.show)
-                staged = staging.stage(conf, cache, request, text=uri, anew=True)
+                request = Request(wanted, began + conf.deadline_s, progress=meter.show, text=uri)
+                staged = staging.stage(conf, cache, request, anew=True)
         except HpcimgError as error:
             took_s = time.monotonic() - began
             history.record_failure(cache.layout, error, job="", uri=wanted.uri, took_s=took_s)

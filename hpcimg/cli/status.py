@@ -16,6 +16,7 @@ from hpcimg.cli import output
 from hpcimg.config import load as config
 from hpcimg.config.keys import Config
 from hpcimg.errors import printable
+from hpcimg.fetch.contract import MIRROR, ORIGIN, PEERS, SITE
 from hpcimg.slurm import jobs
 from hpcimg.units import format_duration, format_size
 
@@ -29,6 +30,12 @@ _COUNTS = {
     "unchanged": "asked, unchanged", "stale": "served while the server was down",
     "failed": "failed", "requeue": "requeued", "evict": "evicted",
     "sweep": "sweep{s} of leftovers", "sweep_failed": "failed sweep{s}",
+    "site_failed": "passed over the site tier", "site_busy": "waited for the site tier in vain",
+    "site_damaged": "damaged in the site tier",
+}  # fmt: skip
+_VIA = {
+    ORIGIN: "from where the images are", MIRROR: "from mirrors", SITE: "from the site tier",
+    PEERS: "from other nodes",
 }  # fmt: skip
 _INTERVAL_MIN_S = 0.1
 
@@ -163,6 +170,9 @@ def _of_cache(seen: dict[str, Any]) -> list[str]:
             f" {format_size(seen['fetched_bytes'])} fetched:"
             f" {format_size(seen['saved_bytes'])} saved"
         )
+    if set(seen["via"]) - {ORIGIN}:
+        parts = [f"{format_size(size)} {_VIA[via]}" for via, size in sorted(seen["via"].items())]
+        told.append(f"fetched {', '.join(parts)}")
     if seen["verified"]:
         last = seen["verified"]
         ago = format_duration(time.time() - last["time"])

@@ -26,6 +26,12 @@ _NAMED = """
 #   [static pages]
 #   url = https://images.example.org/registry
 
+# Asked before a web server, an S3 endpoint, a library: `url` stands in the place of the
+# address `of` and all that begins with it.
+#   [mirror images]
+#   of = https://images.example.org
+#   url = http://cache.example.org:8080/images.example.org
+
 # container:samtools in a job stands for the address, container:bio/X for the one with /X.
 #   [alias]
 #   samtools = https://images.example.org/samtools.sif

@@ -36,6 +36,14 @@ class Static:
 
 
 @dataclasses.dataclass(frozen=True)
+class WebMirror:
+    """What is asked before a web server: `url` stands in the place of the address `of`."""
+
+    of: str = ""
+    url: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """All values, ready to use. Times are in seconds."""
 
@@ -68,6 +76,12 @@ class Config:
     max_user_share: Size
     verify: str
     keyring: str
+    site_path: str
+    site_account: str
+    site_lease_s: float
+    site_wait_s: float
+    site_max_size: Size
+    site_max_age_s: float
     slurm_bin: str
     pyxis: bool
     log_to: str
@@ -82,6 +96,7 @@ class Config:
     swift_shared: bool
     registries: Mapping[str, Registry]
     statics: Mapping[str, Static]
+    mirrors: Mapping[str, WebMirror]
     aliases: Mapping[str, str]
     fingerprint: str
 
@@ -184,6 +199,18 @@ KEYS = (
         "a file with the site's credentials, in the form of an openrc file"),
     Key("swift", "shared", "swift_shared", "no", read.boolean,
         "whether all may use what was fetched with the site's credentials"),
+    Key("site", "path", "site_path", "", read.optional(read.path),
+        "a directory that all nodes mount, where images are kept for all of them; default none"),
+    Key("site", "account", "site_account", "", str,
+        "who writes there, not the account that fetches; default root"),
+    Key("site", "lease", "site_lease_s", "60s", parse_duration,
+        "how long a node that fetches for all may be silent; the same on all nodes"),
+    Key("site", "wait", "site_wait_s", "2m", parse_duration,
+        "how long a node waits for another one that gets nowhere"),
+    Key("site", "max_size", "site_max_size", "80%", read.size,
+        "all images there together, 5T or a percentage of the file system"),
+    Key("site", "max_age", "site_max_age_s", "30d", parse_duration,
+        "an image there that no node has asked for in this time goes"),
     Key("slurm", "bin", "slurm_bin", "", read.optional(read.path),
         "the directory of squeue and scontrol if it is not one of the system's"),
     Key("slurm", "pyxis", "pyxis", "no", read.boolean,
@@ -202,6 +229,7 @@ NAMED: dict[str, tuple[type, dict[str, Callable[[str], Any]]]] = {
         },
     ),
     "static": (Static, {"url": read.url}),
+    "mirror": (WebMirror, {"of": read.url, "url": read.url}),
 }
 SECTIONS = (*dict.fromkeys(key.section for key in KEYS), "alias")
 # Read from the raw text on the way to a hit, or by the task prolog's shell.

@@ -45,9 +45,14 @@ def load(main: str | None = None) -> Config:
         **values,
         registries=found.named["registry"],
         statics=found.named["static"],
+        mirrors=found.named["mirror"],
         aliases=found.aliases,
         fingerprint=conffiles.fingerprint(files),
     )
+    for name, mirror in config.mirrors.items():
+        if not (mirror.of and mirror.url):
+            missing = "url" if mirror.of else "of"
+            raise ConfigError(f"[mirror {name}] has no {missing}", do="Write both: of, and url.")
     if not config.low_watermark <= config.high_watermark:
         raise ConfigError("[cache] low_watermark is above high_watermark")
     return config
@@ -94,7 +99,7 @@ def _parse(files: list[tuple[str, str]]) -> list[tuple[str, configparser.ConfigP
 
 class _Found(NamedTuple):
     settings: list[Setting]
-    named: dict[str, dict[str, Any]]  # what [registry HOST] and [static NAME] say, by kind and name
+    named: dict[str, dict[str, Any]]  # what [registry HOST] and its kin say, by kind and name
     aliases: dict[str, str]
 
 
@@ -153,7 +158,8 @@ def _read_named(before: Any, path: str, section: str, name: str, value: str) -> 
 def _unknown(path: str, section: str, name: str) -> ConfigError:
     kind, _, whose = section.partition(" ")
     if section not in SECTIONS and not (whose and kind in NAMED):
-        known = ", ".join(f"[{s}]" for s in SECTIONS) + ", [registry HOST], [static NAME]"
+        named = ("[registry HOST]", "[static NAME]", "[mirror NAME]")
+        known = ", ".join((*(f"[{s}]" for s in SECTIONS), *named))
         return ConfigError(f"{path}: unknown section [{section}]", do=f"Known: {known}.")
     keys = NAMED[kind][1] if whose else [key.name for key in KEYS if key.section == section]
     known = ", ".join(keys)

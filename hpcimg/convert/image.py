@@ -62,10 +62,9 @@ def convert(work: Work, tell: Tell) -> None:
             writer = Writer(receiver, work.uri, work.max_unpacked_bytes)
             way(writer, layers, additions, partial(progress.read, receiver))
 
-        pack(
-            mksquashfs, work.output, fill, compression=work.compression, uri=work.uri,
-            offset=sif.PARTITION_OFFSET if work.format == "sif" else 0,
-        )  # fmt: skip
+        offset = sif.PARTITION_OFFSET if work.format == "sif" else 0
+        output = squashfs.Output(work.output, offset, work.compression, work.uri)
+        pack(mksquashfs, output, fill)
 
     try:
         pack_by(merge.merge)

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 from hpcimg import programs
 from hpcimg.convert.receiver import Receiver
-from hpcimg.convert.squashfs import Mksquashfs, explain, options, started
+from hpcimg.convert.squashfs import Mksquashfs, Output, explain, options, started
 from hpcimg.convert.unpack import Directory
 
 _HAS_OFFSET = (4, 4)
@@ -26,56 +26,52 @@ _LOOK_EVERY_S = 1.0
 
 def pack(
     mksquashfs: Mksquashfs,
-    output: int,
+    output: Output,
     fill: Callable[[Receiver], None],
     *,
     directory: str,
-    compression: str,
-    offset: int,
-    uri: str,
     packed: Callable[[int], None],
 ) -> None:
-    """Write a squashfs at an offset of the open file `output` from what `fill` adds.
+    """Write the members that `fill` adds as a squashfs file system.
 
-    Works in `directory`, and leaves nothing there. `packed` is told how large the file
-    is while it grows. Raises HpcimgError, OSError, and what `fill` raises.
+    Works in `directory` and leaves nothing there. `packed` is called with the size of the file
+    in bytes while it grows. Raises HpcimgError, OSError, and what `fill` raises.
     """
     with TemporaryDirectory(dir=directory, ignore_cleanup_errors=True) as own:
         tree, pseudo = f"{own}/tree", f"{own}/pseudo"
         os.mkdir(tree)
-        with open(pseudo, "xb") as lines, closing(Directory(tree, lines, uri=uri)) as files:
+        with open(pseudo, "xb") as lines, closing(Directory(tree, lines, uri=output.uri)) as files:
             fill(files)
             files.end()
         ready = mksquashfs.version >= _HAS_OFFSET
-        argv = [".", f"/proc/self/fd/{output}", "-exit-on-error", "-pf", pseudo]
-        argv += ["-offset", str(offset)] if ready else []
-        argv += options(_known(mksquashfs, compression))
-        _run(mksquashfs, argv, output, tree, uri=uri, packed=packed)
-        if offset and not ready:
-            _move(output, offset)
+        argv = [".", f"/proc/self/fd/{output.file}", "-exit-on-error", "-pf", pseudo]
+        argv += ["-offset", str(output.offset)] if ready else []
+        argv += options(_known(mksquashfs, output.compression))
+        _run(mksquashfs, argv, output, tree, packed=packed)
+        if output.offset and not ready:
+            _move(output.file, output.offset)
 
 
 def _run(
     mksquashfs: Mksquashfs,
     argv: list[str],
-    output: int,
+    output: Output,
     tree: str,
     *,
-    uri: str,
     packed: Callable[[int], None],
 ) -> None:
     with (
         programs.listen() as words,
-        started(mksquashfs, argv, output, words=words, cwd=tree) as process,
+        started(mksquashfs, argv, output.file, words=words, cwd=tree) as process,
     ):
         while True:
             try:
                 code = process.wait(_LOOK_EVERY_S)
                 break
             except subprocess.TimeoutExpired:
-                packed(os.fstat(output).st_size)
+                packed(os.fstat(output.file).st_size)
         if code:
-            raise explain(code, programs.last_words(words), uri)
+            raise explain(code, programs.last_words(words), output.uri)
 
 
 def _known(mksquashfs: Mksquashfs, compression: str) -> str:

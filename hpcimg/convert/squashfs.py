@@ -52,6 +52,19 @@ class Mksquashfs(NamedTuple):
         return self.version >= _READS_TAR
 
 
+class Output(NamedTuple):
+    """Where and how a squashfs is written.
+
+    `file` is an open, empty file that this process may also open by /proc/self/fd; the file system
+    begins at `offset`. `compression` is as in `[stage] compression`, `uri` is for errors.
+    """
+
+    file: int
+    offset: int
+    compression: str
+    uri: str
+
+
 def find_mksquashfs() -> Mksquashfs:
     """Return the node's mksquashfs. Raises MissingTool where it has none, or a too old one.
 
@@ -81,25 +94,17 @@ def find_mksquashfs() -> Mksquashfs:
     return Mksquashfs(path, version)
 
 
-def pack(
-    mksquashfs: Mksquashfs,
-    output: int,
-    fill: Callable[[Receiver], None],
-    *,
-    compression: str,
-    offset: int,
-    uri: str,
-) -> None:
-    """Write a squashfs at an offset of the open file `output` from what `fill` adds.
+def pack(mksquashfs: Mksquashfs, output: Output, fill: Callable[[Receiver], None]) -> None:
+    """Write the members that `fill` adds as a squashfs file system.
 
     For a mksquashfs that reads archives. Raises HpcimgError, and what `fill` raises.
     """
     whole = False
-    argv = ["-", f"/proc/self/fd/{output}", "-tar", "-quiet", "-root-mode", "755"]
-    argv += ["-offset", str(offset), *options(compression)]
+    argv = ["-", f"/proc/self/fd/{output.file}", "-tar", "-quiet", "-root-mode", "755"]
+    argv += ["-offset", str(output.offset), *options(output.compression)]
     with (
         programs.listen() as words,
-        started(mksquashfs, argv, output, words=words, stdin=subprocess.PIPE) as process,
+        started(mksquashfs, argv, output.file, words=words, stdin=subprocess.PIPE) as process,
     ):
         assert process.stdin
         with contextlib.suppress(OSError):
@@ -114,7 +119,7 @@ def pack(
         process.stdin.close()
         code = process.wait()
         if code or not whole:
-            raise explain(code, programs.last_words(words), uri)
+            raise explain(code, programs.last_words(words), output.uri)
 
 
 @contextmanager

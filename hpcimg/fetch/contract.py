@@ -22,6 +22,10 @@ class Blob(NamedTuple):
     size_bytes: int
 
 
+# Where the bytes of an image came from, as events and metrics have it.
+ORIGIN, MIRROR, SITE, PEERS = VIA = ("origin", "mirror", "site", "peers")
+
+
 class Offer(NamedTuple):
     """What the source is about to send, said before the first byte of it.
 
@@ -32,7 +36,7 @@ class Offer(NamedTuple):
     its OCI image `config` and its `layers` from the lowest to the highest, at most
     LAYERS_MAX. `manifests` are the texts that lead to what is offered, from the one
     that the reference named: indexes, and at last the manifest of the image; () where
-    the source has none. All texts are those of `text_of`.
+    the source has none. All texts are those of `text_of`. `via` is ORIGIN or MIRROR.
     """
 
     validator: str
@@ -41,6 +45,23 @@ class Offer(NamedTuple):
     config: str = ""
     layers: tuple[Blob, ...] = ()
     manifests: tuple[str, ...] = ()
+    via: str = ORIGIN
+
+
+class Whole(NamedTuple):
+    """A finished image of another node's, about to be sent: what that node's cache knows of it.
+
+    `key` and `source` are as in a cache's entry, and believed; only `sha256` and `size_bytes`
+    are compared with what arrives. So who says this is root, or has it from root: no process
+    without privileges can.
+    """
+
+    validator: str
+    key: str
+    sha256: str
+    size_bytes: int
+    source: str
+    via: str
 
 
 def text_of(data: bytes) -> str:
@@ -84,11 +105,11 @@ Converting = Callable[[int, int | None, int], None]
 
 
 class Request(NamedTuple):
-    """One image that is wanted on this node.
+    """One image that is requested on this node.
 
-    `job` gets a lease on it ("" gets none). `owner` is the uid whose private image
-    it is, None for one that all share. `deadline` is a time.monotonic() value for
-    everything together. `progress` hears how far it is.
+    `job` gets a lease on it ("" gets none). `owner` is the uid that the image is private to,
+    None for a shared one. `deadline` is a time.monotonic() value for the whole request.
+    `progress` is called as the fetch advances. `text` is the reference as it was written.
     """
 
     reference: Reference
@@ -96,12 +117,13 @@ class Request(NamedTuple):
     job: str = ""
     owner: int | None = None
     progress: Progress = lambda *_: None
+    text: str = ""
 
 
 class Listener(Protocol):
     """Hears of one fetch. What it raises ends the fetch."""
 
-    def offered(self, offer: Offer) -> Files | None:
+    def offered(self, offer: Offer | Whole) -> Files | None:
         """Return where the layers go, () for one file, None to decline the offer.
 
         Called before the content, and again before another one where a transfer

@@ -23,6 +23,13 @@ class Place(NamedTuple):
     client: str = ""
 
 
+class Mirror(NamedTuple):
+    """An address in whose place there is another one: of all that begins with it and a slash."""
+
+    of: str
+    url: str
+
+
 class Settings(NamedTuple):
     """What the site says about one fetch. Times are in seconds.
 
@@ -40,7 +47,8 @@ class Settings(NamedTuple):
     another login is tried before this fetch waits for a registry that is too busy for who
     asks; `wait_s` is how long that one wished to be left alone. `networks` and
     `site_hosts` are what may be connected to besides public addresses: see
-    `hpcimg.http.addresses.Reach`.
+    `hpcimg.http.addresses.Reach`. `mirrors` are those of web servers, in the order in which
+    they are asked.
     """
 
     tries: int
@@ -58,6 +66,7 @@ class Settings(NamedTuple):
     wait_s: float = 0.0
     networks: tuple[str, ...] = ()
     site_hosts: tuple[str, ...] = ()
+    mirrors: tuple[Mirror, ...] = ()
 
     def address(self, host: str) -> str:
         """Return how the host of a reference is spoken to."""

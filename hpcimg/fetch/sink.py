@@ -13,7 +13,9 @@ import time
 from collections.abc import Mapping
 from typing import Protocol
 
+from hpcimg.errors import Damaged
 from hpcimg.fetch.contract import Offer
+from hpcimg.image import formats
 from hpcimg.writeback import Writeback
 
 _TELL_EVERY_S = 0.2
@@ -50,8 +52,8 @@ class Parent(Protocol):
 class Sink:
     """One image, or one layer, on its way into an open, empty file.
 
-    `position` is the number of bytes that are good so far. A sink may be used by
-    one thread while others use theirs.
+    `position` is the number of bytes that are good so far, `offered` what was offered last.
+    A sink may be used by one thread while others use theirs.
     """
 
     def __init__(
@@ -62,16 +64,16 @@ class Sink:
         self._layer = layer
         self._total = total
         self._told = 0.0
-        self._offered: Offer | None = None
+        self.offered: Offer | None = None
         # Layers are not flushed to the disk at the end, and often gone before the kernel does it.
         self._writeback = Writeback(descriptor) if layer is None else None
         self.position = 0
 
     def offer(self, offer: Offer) -> None:
         """Say what is coming. Raises DeclinedOffer where it is not wanted."""
-        if offer == self._offered:
+        if offer == self.offered:
             return
-        self._offered = offer
+        self.offered = offer
         self._total = offer.size_bytes
         if self._parent.offer(offer) is None:
             raise DeclinedOffer
@@ -108,6 +110,17 @@ class Sink:
         """Let the parent know how far it is."""
         self._told = time.monotonic()
         self._parent.moved(self._layer, self.position, self._total)
+
+    def check(self, what: str) -> None:
+        """Raise Damaged, NotAnImage and their kin where this is not what was offered.
+
+        For what may be had elsewhere: the parent looks at all that it gets.
+        """
+        known = self.offered.sha256 if self.offered else ""
+        if not known:
+            formats.identify(self._descriptor, what)
+        elif (found := self.sha256()) != known:
+            raise Damaged(f"{what} is not what was announced", why=f"its sha256 is {found}")
 
     def md5(self) -> str:
         """Return the digest of what was written as `md5:<base64>`, where a source has no other."""

@@ -6,14 +6,16 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from types import MappingProxyType
+from typing import NamedTuple
 
 import requests
 
-from hpcimg.errors import Damaged, Unreachable
+from hpcimg.errors import Damaged, TransientError, Unreachable
 from hpcimg.fetch.contract import Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
-from hpcimg.http import ranges
+from hpcimg.http import mirrors, ranges
 from hpcimg.http.retry import attempts
 from hpcimg.http.session import NUMBER, Authorization, check_status, request
 from hpcimg.http.urls import shown
@@ -22,36 +24,90 @@ _CHUNK = 1 << 18  # a connection that breaks takes what has come of a chunk with
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 
 
+class Get(NamedTuple):
+    """What to get from a server, and how to read its answers.
+
+    `headers` may be a function, called for each attempt. `offer` makes the offer from the
+    headers of a response and its length; without it the offer was made before. `check` raises
+    the error that a response without the body stands for.
+    """
+
+    url: str
+    headers: Mapping[str, str] | Callable[[], Mapping[str, str]] = MappingProxyType({})
+    authorization: Authorization | None = None
+    offer: Callable[[requests.Response, int | None], Offer] | None = None
+    check: Callable[[requests.Response], None] = check_status
+
+
 def download(
     session: requests.Session,
-    url: str,
+    wanted: Get,
     sink: Sink,
     settings: Settings,
     *,
-    headers: Mapping[str, str] | Callable[[], Mapping[str, str]] | None = None,
-    authorization: Authorization | None = None,
-    offer: Callable[[requests.Response, int | None], Offer] | None = None,
-    check: Callable[[requests.Response], None] = check_status,
     size_bytes: int | None = None,
     stored_bytes: int | None = None,
 ) -> bool:
-    """Bring the body of a URL into the sink, in as many attempts as it takes.
+    """Download a body into the sink, from a mirror where the site has one that does.
 
-    An attempt goes on where the last one ended if the server can do that and
-    still has the same file; otherwise it begins again. `headers` may be a
-    function, asked anew for each attempt. `offer` makes the offer from a
-    response that begins and its length; without it one was made before.
-    `check` raises what a response means that is not the body. With `size_bytes`
-    a body of another length is Damaged, and no more than that is written. What
-    comes slowly over one connection comes over several, if the server can do that.
-    `stored_bytes` is how long the body is where it is kept: one that comes with a
-    Content-Encoding and another length was packed on the way, and is unpacked.
-    Returns True where the server answered 304 to a condition in `headers`.
+    A mirror gets no headers but conditions and no authorization, and what it sends has to be
+    what was offered, or an image. The rest is as in `download_from`.
     """
+
+    def asked() -> Mapping[str, str]:
+        given = wanted.headers
+        return mirrors.conditions(given() if callable(given) else given)
+
+    for mirror in mirrors.addresses(wanted.url, settings.mirrors):
+        with mirrors.passed_over(mirror, sink):
+            unchanged = download_from(
+                session,
+                Get(mirror, asked, offer=wanted.offer, check=_at_once),
+                sink,
+                mirrors.for_files(settings),
+                size_bytes=size_bytes,
+                stored_bytes=stored_bytes,
+            )
+            if not unchanged:
+                sink.check(shown(mirror))
+            return unchanged
+    return download_from(
+        session, wanted, sink, settings, size_bytes=size_bytes, stored_bytes=stored_bytes
+    )
+
+
+def _at_once(response: requests.Response) -> None:
+    """Raise what a mirror's refusal means: it is not asked once more."""
+    try:
+        check_status(response)
+    except TransientError as error:
+        error.tried_again = False
+        raise
+
+
+def download_from(
+    session: requests.Session,
+    wanted: Get,
+    sink: Sink,
+    settings: Settings,
+    *,
+    size_bytes: int | None = None,
+    stored_bytes: int | None = None,
+) -> bool:
+    """Download the body of this URL into the sink, in as many attempts as it takes.
+
+    An attempt resumes where the last one ended if the server can do that and still has the same
+    file; otherwise it starts over. A transfer that is slow over one connection continues over
+    several, if the server can do that. With `size_bytes`, a body of another length is Damaged,
+    and no more than that is written. `stored_bytes` is the length of the stored file: a body with
+    a Content-Encoding and another length was compressed in transit, and is decompressed.
+    Returns True where the server answered 304 to a condition in the headers.
+    """
+    url, headers, authorization, offer, check = wanted
     same: dict[str, str] = {}
 
     def given() -> Mapping[str, str]:
-        return headers() if callable(headers) else headers or {}
+        return headers() if callable(headers) else headers
 
     def get(asked: Mapping[str, str]) -> AbstractContextManager[requests.Response]:
         return request(session, url, settings, headers=asked, authorization=authorization)

@@ -29,7 +29,7 @@ from hpcimg.errors import (
 )
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
-from hpcimg.http import certsd
+from hpcimg.http import certsd, mirrors
 from hpcimg.http.adapter import Adapter
 from hpcimg.http.certsd import Certificates
 from hpcimg.http.redirects import REDIRECTS_MAX, Session, SessionWithoutRedirects
@@ -228,8 +228,12 @@ def get_json(
 ) -> dict[str, Any]:
     """GET a JSON object of up to 4 MiB; `what` names in errors what it is about.
 
-    Raises NotAnImage where the answer is something else.
+    Mirrors are asked first. Raises NotAnImage where the answer is something else.
     """
+    for mirror in mirrors.addresses(url, settings.mirrors):
+        asked = request(session, mirror, mirrors.for_answers(settings))
+        with mirrors.passed_over(mirror, sink), asked as response:
+            return read_json(response, what)
     for attempt in attempts(sink, settings):
         with attempt, request(session, url, settings) as response:
             content = read_json(response, what)

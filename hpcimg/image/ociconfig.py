@@ -6,10 +6,11 @@ import json
 import re
 from typing import Any, NamedTuple
 
+from hpcimg import jsontext
 from hpcimg.errors import NotAnImage, WrongArchitecture
-from hpcimg.image.architecture import go_name, platform_of, runs_here
+from hpcimg.image.architecture import Platform, go_name, platform_of, runs_here
 
-_MAX_BYTES = 1 << 20  # it goes from process to process; real ones have some KiB
+_MAX_BYTES = 1 << 20  # it is passed between processes; real ones have a few KiB
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
@@ -34,19 +35,12 @@ class OciConfig(NamedTuple):
 
 
 def parse(text: str, uri: str) -> OciConfig:
-    """Read the text of an image's configuration. Raises NotAnImage, WrongArchitecture."""
+    """Read the configuration of an image for this machine. Raises NotAnImage, WrongArchitecture."""
+    whole = _object(text, uri)
     try:
-        if len(text.encode()) > _MAX_BYTES:
-            raise _Wrong("it is too large")
-        whole = json.loads(text)
         found = _read(whole, text)
-    except (ValueError, RecursionError) as error:
-        why = "it is not JSON" if isinstance(error, json.JSONDecodeError) else str(error)
-        raise NotAnImage(
-            f"the configuration of {uri} cannot be used",
-            why=why,
-            do="Build the image again, or use another one.",
-        ) from None
+    except _Wrong as error:
+        raise _unusable(uri, error) from None
     platform = platform_of(whole)
     if platform.system != "linux":
         raise NotAnImage(f"{uri} is an image for {platform.system}, not for Linux")
@@ -58,9 +52,31 @@ def parse(text: str, uri: str) -> OciConfig:
     return found
 
 
-def _read(whole: Any, text: str) -> OciConfig:
-    said = whole.get("config") if isinstance(whole, dict) else None
-    if not isinstance(whole, dict) or not isinstance(said, dict | None):
+def platform_in(text: str, uri: str) -> Platform:
+    """Return the platform that a configuration states. Raises NotAnImage."""
+    return platform_of(_object(text, uri))
+
+
+def _object(text: str, uri: str) -> dict[str, Any]:
+    try:
+        if len(text) > _MAX_BYTES:
+            raise _Wrong("it is too large")
+        return jsontext.read_object(text)
+    except ValueError as error:
+        raise _unusable(uri, error) from None
+
+
+def _unusable(uri: str, error: ValueError) -> NotAnImage:
+    return NotAnImage(
+        f"the configuration of {uri} cannot be used",
+        why=str(error),
+        do="Build the image again, or use another one.",
+    )
+
+
+def _read(whole: dict[str, Any], text: str) -> OciConfig:
+    said = whole.get("config")
+    if not isinstance(said, dict | None):
         raise _Wrong("it is not written as the OCI image specification says")
     for key in ("os", "architecture", "variant"):
         _text("" if whole.get(key) is None else whole[key], key)

@@ -58,22 +58,13 @@ def check_ready(how: str, keyring: str) -> None:
         _read_keyring(keyring)
 
 
-def refused(uri: str, why: str) -> NotAllowed:
-    """Return the error for an image that the site does not trust."""
-    return NotAllowed(
-        f"{uri} is not verified",
-        why=f"{why}, and this site takes no image that is not ([policy] verify)",
-        do="Use an image that is signed by somebody whom this site trusts.",
-    )
-
-
 def _check_signatures(work: Work) -> None:
     program = _find_runtime()
     head = os.pread(work.file, formats.SIF_HEADER.size, 0)
     if head[32:42] != formats.SIF_MAGIC:
-        raise refused(work.uri, "it is not a SIF file, so nobody can have signed it")
+        raise NotAllowed.unverified(work.uri, "it is not a SIF file, so nobody can have signed it")
     if _has_unsigned_parts(work.file, head):
-        raise refused(work.uri, "it has parts that belong to no signed group")
+        raise NotAllowed.unverified(work.uri, "it has parts that belong to no signed group")
     keys = f"{work.directory}/keys"
     os.mkdir(keys, 0o700)
     if work.keyring:  # a copy: it has to belong to who verifies
@@ -139,7 +130,7 @@ def _run(work: Work, argv: list[str], environment: dict[str, str]) -> None:
     if done.returncode in (-signal.SIGKILL, -signal.SIGTERM):
         raise _broken(argv[0], f"it was killed by signal {-done.returncode}")
     if done.returncode:
-        raise refused(
+        raise NotAllowed.unverified(
             work.uri,
             f"{os.path.basename(argv[0])} says: {said}"
             if said

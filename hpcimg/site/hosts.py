@@ -23,10 +23,15 @@ def _named(config: Config, rules: Iterable[Rule], urls: Iterable[str]) -> Iterat
     for rule in rules:
         for location in (rule.prefix, rule.location, *(m.location for m in rule.mirrors)):
             yield location.partition("/")[0]
-    for url in (*urls, *(static.url for static in config.statics.values())):
+    for url in (*urls, *_services(config)):
         yield _host(f"{url}/")
     # What users are pointed to, or allowed to name, and not with a pattern in the place of a host.
     yield from map(_host, (*config.aliases.values(), *config.allow))
+
+
+def _services(config: Config) -> Iterator[str]:
+    yield from (static.url for static in config.statics.values())
+    yield from (mirror.url for mirror in config.mirrors.values())
 
 
 def _host(url: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from hpcimg import dockerhub
+from hpcimg import dockerhub, imagename
 from hpcimg.config.keys import Registry
 from hpcimg.config.registriesconf import Match, Rule, find, is_location
 from hpcimg.errors import ConfigError, NotAllowed
@@ -33,7 +33,8 @@ def locate(
     blocked, ConfigError for what a table is about that cannot be followed.
     """
     rest = _canonical(rest)
-    host = rest.partition("/")[0]
+    wanted = imagename.split(rest)
+    name, host = wanted.place, wanted.host
     match = find(rules, rest)
     if match and match.rule.wrong:
         raise ConfigError(
@@ -41,7 +42,6 @@ def locate(
             why=match.rule.wrong,
             do="Tell the administrators. See containers-registries.conf(5).",
         )
-    name = _without_version(rest)
     version = rest[len(name) :]
     places = [
         _location(registries, f"{mirror}{name[len(host) :]}", mirror=True)
@@ -52,7 +52,7 @@ def locate(
         insecure = match.rule.insecure
         blocked_by = match.rule.prefix if match.rule.blocked else ""
         if registries.get(host, Registry()).mirrors is None:
-            places += _mirrors(registries, match, name, by_digest="@" in rest)
+            places += _mirrors(registries, match, name, by_digest=bool(wanted.digest))
         if match.rule.location:
             name = _moved(name, match, match.rule.location)
             if not is_location(name):
@@ -94,7 +94,7 @@ def _mirrors(
 def _location(
     registries: Mapping[str, Registry], name: str, *, insecure: bool = False, mirror: bool = False
 ) -> Location:
-    said = registries.get(dockerhub.canonical(name.partition("/")[0]), Registry())
+    said = registries.get(dockerhub.canonical(imagename.split(name).host), Registry())
     return Location(
         name,
         insecure if said.insecure is None else said.insecure,
@@ -107,7 +107,7 @@ def _location(
 def _moved(name: str, match: Match, location: str) -> str:
     """Return a name with a location in the place of what matched; it may be none any more."""
     # The part may have had a tag, of which the name has nothing.
-    rest = name[len(_without_version(match.part)) :]
+    rest = name[len(imagename.split(match.part).place) :]
     if match.rule.prefix.startswith("*") and rest.startswith(":") and {"/", ":"} & set(location):
         return location + rest[len(rest.partition("/")[0]) :]  # it takes no port behind it
     return location + rest
@@ -117,8 +117,3 @@ def _canonical(rest: str) -> str:
     """Return a reference's rest with the name that its host goes by."""
     host, slash, path = rest.partition("/")
     return f"{dockerhub.canonical(host)}{slash}{path}"
-
-
-def _without_version(name: str) -> str:
-    host, slash, path = name.partition("/")
-    return f"{host}{slash}{path.partition('@')[0].partition(':')[0]}"

@@ -33,6 +33,7 @@ def _places(config: Config) -> list[str]:
     """Return an address for each server: those of users' own references are not known here."""
     rules = registriesconf.read(config.registries_conf)
     urls = [url for url in (config.s3_url, config.swift_url) if url]
+    urls += [mirror.url for mirror in config.mirrors.values()]
     statics = [static.url for static in config.statics.values()]
     plain = [url for url in (*urls, *statics, *config.aliases.values()) if url.startswith("http:")]
     insecure = {urlsplit(url).netloc for url in plain}

@@ -85,9 +85,9 @@ def write_ready(
         lines.append("export HPCIMG_IMAGES=" + ":".join(image.path for image in ours))
     if links:
         lines += _link(f"{layout.job(job)}/links", uid, ours, links)
-    for image in images:
-        if image.format:
-            _write_file(f"{layout.job(job)}/pyxis", f"{image.text}\n{image.path}\n", uid)
+    if len(ours) < len(images):
+        pairs = [f"{image.text}\n{image.path}\n" for image in images if image.format]
+        _write_file(f"{layout.job(job)}/pyxis", "".join(pairs), uid)
     _write(layout, job, uid, lines, {"state": READY, **_common(images, started)})
 
 

@@ -31,6 +31,7 @@ from hpcimg.reference import told
 from hpcimg.site import policy
 from hpcimg.slurm import comment, jobfiles, pyxis, query, requeue
 from hpcimg.units import format_duration, format_size
+from hpcimg.worker.accounts import User
 
 log = logging.getLogger(__name__)
 _TELL_EVERY_S = 10.0
@@ -94,14 +95,14 @@ def _stage_all(
 ) -> None:
     deadline = time.monotonic() + conf.deadline_s
     wanted = comment.read(*(os.environ.get(name, "") for name in comment.VARIABLES))
+    for_pyxis = pyxis.take_out(wanted.images, os.environ.get(pyxis.VARIABLE, ""))
     images += [jobfiles.Image(name, text) for name, text in wanted.images[: comment.MAX_IMAGES]]
     if wanted.problem:
         raise BadReference(wanted.problem, do=wanted.remedy)
     if wanted.missed[0]:
         raise _missed(conf, *wanted.missed)
-    for_pyxis = pyxis.reference(os.environ.get(pyxis.VARIABLE, "")) if conf.pyxis else ""
-    if for_pyxis:
-        images.append(jobfiles.Image("", for_pyxis, format=pyxis.FORMAT))
+    if conf.pyxis:
+        images += [jobfiles.Image("", text, format=pyxis.FORMAT) for text in for_pyxis]
     if not images:
         return
     references = []
@@ -114,9 +115,10 @@ def _stage_all(
     jobfiles.write_asked(cache.layout, job, uid, images, started=started, process=processes.tag())
     for image, reference in zip(images, references, strict=True):
         began = time.time()
-        request = Request(reference, deadline, job, progress=_LoggedProgress(image.uri))
+        progress = _LoggedProgress(image.uri)
+        request = Request(reference, deadline, job, progress=progress, text=image.text)
         staged = stage.stage(
-            conf, cache, request, text=image.text, uid=uid, gid=_group(), image_format=image.format
+            conf, cache, request, user=User(uid, _group()), image_format=image.format
         )
         image.key, image.path, image.source = staged.entry.key, staged.path, staged.how
         told = journal.fields(

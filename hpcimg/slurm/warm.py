@@ -8,9 +8,12 @@ else is left to `hpcimg.slurm.prolog` and `hpcimg.slurm.epilog`, by way of
 import os
 
 from hpcimg.config import files as conffiles
-from hpcimg.slurm import comment, pyxis
+from hpcimg.slurm import comment
 
 LONG_WAY = 10  # exit code: the hook goes on with the full program
+# Of hpcimg.slurm.pyxis, which most jobs do not need.
+_PYXIS_OPTION = "SPANK__SLURM_SPANK_OPTION_pyxis_container_image"
+_PYXIS_NAME = "PYXIS_CONTAINER_IMAGE"
 _QUICK_S = 1.0  # what takes longer, such as looks at a slow file system, is to have a deadline
 
 
@@ -30,8 +33,8 @@ def prolog(environ: dict[str, str]) -> int:
     wanted = comment.read(*(environ.get(name, "") for name in comment.VARIABLES))
     if wanted.problem or wanted.missed[0]:
         return LONG_WAY
-    for_pyxis = pyxis.reference(environ.get(pyxis.VARIABLE, ""))
-    if not wanted.images and not for_pyxis:
+    option = environ.get(_PYXIS_OPTION, "")
+    if not wanted.images and not option:
         return 0
     job, uid = environ["SLURM_JOB_ID"], int(environ["SLURM_JOB_UID"])
     if not job.isdigit():
@@ -47,9 +50,14 @@ def prolog(environ: dict[str, str]) -> int:
     started = time.time()
     until = time.monotonic() + _QUICK_S
     files = conffiles.read_files(conffiles.main_file())
-    images = [jobfiles.Image(name, text) for name, text in wanted.images]
-    if for_pyxis and conffiles.raw_value(files, "slurm", "pyxis").lower() in conffiles.YES:
-        images.append(jobfiles.Image("", for_pyxis, format=pyxis.FORMAT))
+    for_pyxis: list[jobfiles.Image] = []
+    if option or any(name == _PYXIS_NAME for name, _ in wanted.images):
+        from hpcimg.slurm import pyxis
+
+        texts = pyxis.take_out(wanted.images, option)
+        if conffiles.raw_value(files, "slurm", "pyxis").lower() in conffiles.YES:
+            for_pyxis = [jobfiles.Image("", text, format=pyxis.FORMAT) for text in texts]
+    images = [jobfiles.Image(name, text) for name, text in wanted.images] + for_pyxis
     if not images:
         return 0
     layout = Layout(*conffiles.directories(files))

@@ -11,13 +11,14 @@ from hpcimg.fetch.contract import Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
 from hpcimg.http import urls
-from hpcimg.http.download import download
+from hpcimg.http.download import Get, download
 from hpcimg.http.redirects import Session
 from hpcimg.http.session import get_json, open_session
 from hpcimg.image.architecture import go_name
+from hpcimg.imagename import Name
 from hpcimg.reference import Reference
 from hpcimg.sources.oci import image as oci
-from hpcimg.sources.oci.registry import Name, Registry
+from hpcimg.sources.oci.registry import Registry
 
 _HASH = re.compile(r"(?:sha256[.:])?([0-9a-f]{64})")
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -47,7 +48,8 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
             oci.fetch_from(registry, sink, uri=reference.uri, known_as=digest)
             return False
         sink.offer(Offer(digest, size, digest))
-        return download(session, f"{place.service}/v1/imagefile/{image}", sink, settings)
+        wanted = Get(f"{place.service}/v1/imagefile/{image}")
+        return download(session, wanted, sink, settings)
 
 
 def parse_place(rest: str, settings: Settings) -> Place:
@@ -92,7 +94,7 @@ def _redirect(
     parts = urlsplit(urls.address(str(answer.get("url", ""))))
     if not parts.netloc or "@" in parts.netloc:
         return None
-    name = Name(parts.netloc, place.path, place.tag, "")
+    name = Name(parts.netloc, place.path, place.tag)
     # Another host, by the library's word: it hears of no login but the library's token.
     settings = settings._replace(insecure=parts.scheme == "http", credentials="", as_user=False)
     registry = Registry(session, name, sink, settings, uri=uri)

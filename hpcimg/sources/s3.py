@@ -23,7 +23,7 @@ from hpcimg.errors import (
 from hpcimg.fetch.contract import Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
-from hpcimg.http.download import download
+from hpcimg.http.download import Get, download
 from hpcimg.http.session import check_status, open_session, trust
 from hpcimg.reference import Reference
 from hpcimg.sources import aws, objectnames
@@ -175,15 +175,9 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
         for _ in range(2):
             trust(session, target.url)  # the service is the site's, bucket and region part of it
             try:
-                return download(
-                    session,
-                    target.url,
-                    sink,
-                    settings,
-                    headers=functools.partial(target.headers, validator),
-                    offer=_offer,
-                    check=target.check,
-                )
+                headers = functools.partial(target.headers, validator)
+                wanted = Get(target.url, headers, offer=_offer, check=target.check)
+                return download(session, wanted, sink, settings)
             except OtherRegion as other:
                 target = target._replace(place=place._replace(region=str(other)))
     raise Unreachable(f"{reference.uri} could not be read", why="each region names another one")

@@ -9,7 +9,7 @@ from hpcimg.fetch.contract import Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
 from hpcimg.http import urls
-from hpcimg.http.download import download
+from hpcimg.http.download import Get, download
 from hpcimg.http.redirects import no_address
 from hpcimg.http.session import get_json, open_session
 from hpcimg.reference import Reference
@@ -33,9 +33,8 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
         known = f"{version} {answer.get('commit')}" if version else "none"
         if version and known == validator:
             return True
-        return download(
-            session, image, sink, settings, offer=lambda _response, total: Offer(known, total)
-        )
+        wanted = Get(image, offer=lambda _, total: Offer(known, total))
+        return download(session, wanted, sink, settings)
 
 
 def api_url(rest: str, settings: Settings) -> str:

@@ -14,7 +14,7 @@ from hpcimg.fetch.contract import Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
 from hpcimg.http import urls
-from hpcimg.http.download import download
+from hpcimg.http.download import Get, download
 from hpcimg.http.redirects import no_address
 from hpcimg.http.session import get_json, open_session
 from hpcimg.reference import Reference
@@ -45,10 +45,9 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
         known = _SHA256.fullmatch(digest)
         download(
             session,
-            goal,
+            Get(goal, offer=lambda _, total: Offer(digest, total, known[1] if known else "")),
             sink,
             settings,
-            offer=lambda _response, total: Offer(digest, total, known[1] if known else ""),
         )
     if not known and sink.md5() != digest:
         raise Damaged(f"{reference.uri} is not what its manifest says", why=f"it is {sink.md5()}")

@@ -7,7 +7,7 @@ import requests
 from hpcimg.fetch.contract import Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
-from hpcimg.http.download import download
+from hpcimg.http.download import Get, download
 from hpcimg.http.session import open_session
 from hpcimg.reference import Reference
 
@@ -19,7 +19,7 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
     """Fetch a file from a web server; see `hpcimg.sources`."""
     asked = condition(validator)
     with open_session(settings) as session:
-        return download(session, reference.address, sink, settings, headers=asked, offer=offer)
+        return download(session, Get(reference.address, asked, offer=offer), sink, settings)
 
 
 def condition(validator: str) -> dict[str, str]:

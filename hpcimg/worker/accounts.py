@@ -21,6 +21,16 @@ class Account(NamedTuple):
     groups: tuple[int, ...]
 
 
+class User(NamedTuple):
+    """A job's user. `gid` is the group that Slurm vouches for, None where it says none."""
+
+    uid: int
+    gid: int | None = None
+
+
+ROOT = User(0)
+
+
 def unprivileged(name: str) -> Account | None:
     """Return the account that fetches what all may read; None where we are not root.
 

@@ -36,7 +36,7 @@ from tests.parts.webserver import WebServer
 
 DOCS = ROOT / "docs"
 MAN_1, MAN_5 = ROOT / "man/man1/hpcimg.1", ROOT / "man/man5/hpcimg.conf.5"
-CHECKED = {"console", "slurm", "sh", "ini", "slurm.conf", "fstab", "python", "text"}
+CHECKED = {"console", "slurm", "sh", "ini", "slurm.conf", "nginx", "fstab", "python", "text"}
 SIZES = {"samtools": 24 << 20, "bwa": 48 << 20}
 NODE_NAME = "node17"
 _MARK = "\x1e"
@@ -223,6 +223,12 @@ def test_slurm_conf_blocks_agree_with_the_example(block: Block) -> None:
     assert set(block.text.splitlines()) <= set(example)
 
 
+@pytest.mark.parametrize("block", all_blocks("nginx"))
+def test_nginx_blocks_are_of_the_mirror(block: Block) -> None:
+    mirror = (ROOT / "etc/nginx/hpcimg-mirror.conf").read_text()
+    assert block.text in mirror
+
+
 @pytest.mark.parametrize("block", all_blocks("python"))
 def test_python_blocks_compile(block: Block) -> None:
     ast.parse(block.text)
@@ -352,7 +358,7 @@ def test_every_key_is_in_the_man_page_with_its_default() -> None:
             keys.append((here, name, default))
     known = [(key.section, key.name, key.default) for key in KEYS]
     assert keys[: len(known)] == known
-    own = [name for kind in ("registry", "static") for name in NAMED[kind][1]]
+    own = [name for kind in ("registry", "static", "mirror") for name in NAMED[kind][1]]
     assert [name for _, name, _ in keys[len(known) :]] == own
     for name in own:
         assert f"| `{name}` |" in (DOCS / "reference-config.md").read_text()

@@ -18,6 +18,7 @@ from hpcimg.fetch.contract import Request
 from hpcimg.node import open_cache
 from hpcimg.reference import parse
 from hpcimg.worker import monitor, protocol
+from hpcimg.worker.accounts import User
 from hpcimg.worker.process import Sandbox
 from tests.integration.checks import let_pass, refused, staged
 from tests.integration.test_node_trouble import AS_ROOT
@@ -143,9 +144,9 @@ def test_what_the_node_and_each_user_may_not_read_is_remembered_apart(
     def ask(uid: int, host: str = "other.example") -> list[tuple[int, bool]]:
         asked.clear()
         text = f"docker://{host}/x:1"
-        request = Request(parse(text), time.monotonic() + 9)
+        request = Request(parse(text), time.monotonic() + 9, text=text)
         with pytest.raises(Forbidden):
-            stage.stage(loaded, cache, request, text=text, uid=uid)
+            stage.stage(loaded, cache, request, user=User(uid))
         return asked[:]
 
     assert ask(games) == [(ours, False), (games, True)]

@@ -74,6 +74,7 @@ def test_a_pull_through_mirror_goes_first(
     node.configure(conf(origin, mirror.host))
     staged(node, 1, f"container:oras://{origin.host}/{repository}:1", sif, how="fetched")
     assert read_from(mirror, repository) == ["manifests", "blobs"]
+    assert node.hpcimg_json("status")["via"] == {"mirror": len(sif)}
     let_pass(node, HOUR + 1)
     staged(node, 2, f"container:oras://{origin.host}/{repository}:1", sif, how="unchanged")
 

@@ -102,6 +102,25 @@ def test_what_container_image_names_is_staged_as_squashfs(
     assert node.leases() == set()
 
 
+def test_what_the_submit_filter_found_in_the_environment_is_staged_as_well(
+    node: PyxisNode, registry: Registry
+) -> None:
+    uri = f"docker://{registry.host}/lab/x:1"
+    comment = f"container:PYXIS_CONTAINER_IMAGE={uri} container:a={uri}"
+    task = node.stage(1, comment)
+    assert set(task.exports) == {"HPCIMG_IMAGE", "HPCIMG_IMAGE_a", "HPCIMG_IMAGES"}
+    assert task.image.suffix == ".sif"
+    path = node.get(1, uri).stdout
+    assert Path(path.strip()).suffix == ".squashfs"
+    node.image = f"{registry.host}#lab/x:1"
+    node.stage(2, comment)
+    assert node.get(2, f"docker://{node.image}").stdout == node.get(2, uri).stdout == path
+    node.image = ""
+    node.wanted("")
+    assert node.stage(3, f"container:PYXIS_CONTAINER_IMAGE={uri}").exports == {}
+    assert not (node.state / "jobs/3").exists()
+
+
 def test_one_image_in_two_formats_moves_its_layers_once(
     node: PyxisNode, registry: Registry
 ) -> None:

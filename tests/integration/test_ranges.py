@@ -14,7 +14,7 @@ from hpcimg.fetch.contract import Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
 from hpcimg.http import ranges
-from hpcimg.http.download import download
+from hpcimg.http.download import Get, download
 from hpcimg.http.session import open_session
 from tests.parts.parents import Parent
 from tests.parts.webanswer import Fault
@@ -47,7 +47,8 @@ class Download:
         with self._path.open("w+b", buffering=0) as file, open_session(settings) as session:
             sink = Sink(file.fileno(), self.parent)
             url = self._web.url(PATH)
-            download(session, url, sink, settings, offer=lambda _, total: Offer("v", total))
+            wanted = Get(url, offer=lambda _, total: Offer("v", total))
+            download(session, wanted, sink, settings)
             assert sink.position == len(self._path.read_bytes())
         return self._path.read_bytes()
 

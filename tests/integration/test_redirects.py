@@ -12,7 +12,7 @@ import pytest
 from hpcimg.errors import Damaged, Forbidden, Unreachable
 from hpcimg.fetch.contract import Blob
 from hpcimg.fetch.settings import Settings
-from hpcimg.http.download import download
+from hpcimg.http.download import Get, download
 from hpcimg.http.session import check_status, open_session, request
 from tests.parts.node import LOOPBACK
 from tests.parts.registryclient import Connect, Target, connected
@@ -106,7 +106,7 @@ def test_a_blob_that_is_packed_on_the_way_and_one_that_is_said_to_be(
     web.handle("/blob", lambda _: answer)
     given = settings()
     with open_session(given) as session:
-        download(session, web.url("/blob"), target.sink, given, stored_bytes=len(stored))
+        download(session, Get(web.url("/blob")), target.sink, given, stored_bytes=len(stored))
     assert target.content() == stored
 
 

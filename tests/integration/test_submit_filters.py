@@ -107,12 +107,25 @@ class Lua:
             for _ in comments
         ]
 
-    def cli(self, references: str | None = None, **options: str | None) -> tuple[int, str, str]:
-        """Call the cli_filter; return its status, the comment after it and the messages."""
-        env = {} if references is None else {"HPCIMG_CONTAINER": references}
+    def cli(
+        self,
+        references: str | None = None,
+        *,
+        pyxis: str | None = None,
+        option: str | None = None,
+        **options: str | None,
+    ) -> tuple[int, str, str]:
+        """Call the cli_filter; return its status, the comment after it and the messages.
+
+        `pyxis` is in the environment, `option` is what --container-image has where pyxis is.
+        """
+        named = {"HPCIMG_CONTAINER": references, "PYXIS_CONTAINER_IMAGE": pyxis}
+        env = {name: value for name, value in named.items() if value is not None}
         fields = ", ".join(f"{name} = {quoted(value)}" for name, value in options.items())
         code = self.load("cli_filter.lua")
         code += f"local options = {{ {fields} }}\n"
+        if option is not None:
+            code += f"options.spank = {{ pyxis = {{ ['container-image'] = {quoted(option)} }} }}\n"
         code += "answer(slurm_cli_pre_submit(options, 0)) answer(options.comment)\n"
         status, comment, said = self.run(code + "answer(table.concat(said, '|'))", env)
         return int(status), comment, said
@@ -391,6 +404,23 @@ def test_cli_filter_adds_the_environment_to_the_comment(lua: Lua) -> None:
     assert status == (0, "words container:x=docker://a", "")
     assert lua.cli("/a", type="salloc") == (0, "container:/a", "")
     assert lua.cli("/a", type="srun", jobid="unset") == (0, "container:/a", "")
+
+
+def test_cli_filter_adds_what_pyxis_reads_from_the_environment(lua: Lua) -> None:
+    word = "container:PYXIS_CONTAINER_IMAGE=docker://registry.example.org#lab/x:1"
+    image = "registry.example.org#lab/x:1"
+    assert lua.cli(pyxis=image, type="sbatch") == (0, word, "")
+    assert lua.cli("/a", pyxis=f"docker://{image}", type="srun", comment="w", option="unset") == (
+        0, f"w container:/a {word}", "",
+    )  # fmt: skip
+    assert lua.cli(pyxis=image, type="sbatch", comment=word) == (0, word, "")
+    assert lua.cli(pyxis=image, type="sbatch", comment='{"a":1}')[1] == (
+        '{"a":1,"container":"' + word.removeprefix("container:") + '"}'
+    )
+    # The option comes first, enroot opens files by itself, and says what is wrong with the rest.
+    assert lua.cli(pyxis=image, type="sbatch", comment="w", option="ubuntu") == (0, "w", "")
+    for other in ("", "/x.sqsh", "./x.sqsh", "dockerd://x", "Ubuntu", "a b"):
+        assert lua.cli(pyxis=other, type="sbatch", comment="w") == (0, "w", "")
 
 
 def test_cli_filter_refuses(lua: Lua) -> None:

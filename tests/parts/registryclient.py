@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from hpcimg import imagename
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
 from hpcimg.http.session import open_session
-from hpcimg.sources.oci.registry import Registry, parse_name
+from hpcimg.sources.oci.registry import Registry
 from tests.parts.node import LOOPBACK
 from tests.parts.parents import Parent
 from tests.parts.registry import PASSWORD, USER
@@ -60,7 +61,7 @@ def connected(target: Target) -> Iterator[Connect]:
             )
             uri = f"oras://{rest}"
             given = given._replace(**settings)
-            return Registry(session, parse_name(rest), target.sink, given, uri=uri)
+            return Registry(session, imagename.parse(rest), target.sink, given, uri=uri)
 
         yield connect
     os.close(target.descriptor)

@@ -27,6 +27,7 @@ from hpcimg.fetch.contract import (
     Offer,
     Outcome,
     Request,
+    Whole,
 )
 from hpcimg.locks import held
 from hpcimg.reference import parse
@@ -248,6 +249,39 @@ def test_what_a_conversion_unpacks_counts_and_makes_room(
 
         with pytest.raises(NoRoom, match="no room on this node"):
             arrival.convert(server)
+
+
+MADE_KEY = f"layers-sha256-{'a' * 64}-squashfs"
+MADE = Whole("v1", MADE_KEY, sha256(FILE), len(FILE), "sha256:m", "site")
+
+
+def test_another_nodes_image_is_kept_under_its_key(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path)
+    with arriving(cache) as arrival:
+        assert arrival.offered(MADE) == ()
+        os.write(arrival.descriptor, FILE)
+        arrival.finish(Fetched(len(FILE), sha256(FILE)), Server(IN_LAYERS))
+    [entry] = store.entries(cache.layout)
+    assert (entry.key, entry.source, entry.sha256) == (MADE.key, MADE.source, MADE.sha256)
+    with arriving(cache) as arrival:
+        assert arrival.offered(MADE) is None
+
+
+def test_another_nodes_image_is_not_what_that_node_recorded(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path)
+    with arriving(cache) as arrival:
+        arrival.offered(MADE)
+        with pytest.raises(Damaged):
+            arrival.finish(Fetched(len(FILE), sha256(b"other")), Server(IN_LAYERS))
+    assert list(store.entries(cache.layout)) == []
+
+
+@pytest.mark.parametrize(
+    "key", ["../../etc/x", f"sha256-{'b' * 64}", MADE.key.replace("squashfs", "sif"), ""]
+)
+def test_another_nodes_image_under_a_name_that_it_cannot_have(tmp_path: Path, key: str) -> None:
+    with arriving(make_cache(tmp_path)) as arrival, pytest.raises(Damaged, match="wrong name"):
+        arrival.offered(MADE._replace(key=key))
 
 
 def test_another_offer_takes_the_place_of_the_first(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcimg.cache.plan import Candidate, Plan, plan_room, plan_share, plan_trim
+from hpcimg.cache.plan import Candidate, Disk, Plan, plan_room, plan_share, plan_trim
 from hpcimg.cache.policy import Limits
 
 NOW = 1_000_000.0
@@ -33,9 +33,7 @@ def room(
 ) -> Plan:
     return plan_room(
         candidates,
-        free_bytes=free,
-        reserved_bytes=reserved,
-        written_bytes=written,
+        Disk(free, written_bytes=written, reserved_bytes=reserved),
         incoming_bytes=incoming,
         limits=LIMITS._replace(min_free=floor),
         now=NOW,
@@ -165,9 +163,7 @@ def plans(draw: st.DrawFn) -> tuple[list[Candidate], Limits, Plan]:
         return candidates, limits, plan_trim(candidates, free_bytes=free, limits=limits, now=NOW)
     plan = plan_room(
         candidates,
-        free_bytes=free,
-        reserved_bytes=draw(SIZES),
-        written_bytes=draw(SIZES),
+        Disk(free, reserved_bytes=draw(SIZES), written_bytes=draw(SIZES)),
         incoming_bytes=draw(SIZES),
         limits=limits,
         now=NOW,
@@ -239,8 +235,7 @@ def test_no_more_images_than_there_may_be(under_way: int, gone: str) -> None:
     limits = LIMITS._replace(max_images=3)
     plan = plan_room(
         [image("c", 0, age=1), image("b", 0, age=2), image("a", 0, age=3)],
-        free_bytes=PLENTY, reserved_bytes=0, incoming_bytes=0, limits=limits, now=NOW,
-        under_way=under_way,
+        Disk(PLENTY, fetches=under_way), incoming_bytes=0, limits=limits, now=NOW,
     )  # fmt: skip
     assert plan.wanted_files == len(gone)
     assert keys(plan.victims[: plan.wanted_files]) == gone
@@ -250,8 +245,8 @@ def test_no_more_images_than_there_may_be(under_way: int, gone: str) -> None:
 def test_inodes_that_stay_free(free: int | None, wanted: int) -> None:
     """An image has two, and one that comes takes four."""
     plan = plan_room(
-        [image("a", 0)], free_bytes=PLENTY, reserved_bytes=0, incoming_bytes=0,
-        limits=LIMITS._replace(min_free_files=100), now=NOW, under_way=1, free_files=free,
+        [image("a", 0)], Disk(PLENTY, free, fetches=1), incoming_bytes=0,
+        limits=LIMITS._replace(min_free_files=100), now=NOW,
     )  # fmt: skip
     assert plan.wanted_files == wanted
     assert plan.possible == (wanted < 2)

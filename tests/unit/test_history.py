@@ -25,7 +25,7 @@ def layout(tmp_path: Path) -> Layout:
 
 
 def test_nothing_yet(layout: Layout) -> None:
-    assert history.totals(layout) == {}
+    assert history.sums(layout).family("events") == {}
     assert list(history.recent(layout)) == []
     history.rotate(layout)
     assert os.listdir(layout.state) == ["tmp"]
@@ -35,7 +35,7 @@ def test_counts_and_fields(layout: Layout) -> None:
     for number in range(3):
         events.record(layout.events, "hit", job=str(number), key="k")
     events.record(layout.events, "failed", message="wörse \x1b\n\udcff", took_s=0.5)
-    assert history.totals(layout) == {"hit": 3, "failed": 1}
+    assert history.sums(layout).family("events") == {"hit": 3, "failed": 1}
     seen = list(history.recent(layout))
     assert [event.get("job") for event in seen] == ["0", "1", "2", None]
     assert seen[3]["message"] == "wörse \x1b\n\udcff"
@@ -47,7 +47,7 @@ def test_what_is_half_a_line_or_none_of_ours_is_left_aside(layout: Layout) -> No
     with open(layout.events, "a", encoding="utf-8") as file:
         file.write('{"event": "h\n[1]\n{"other": 1}\n\n"text"\n')
     events.record(layout.events, "hit")
-    assert history.totals(layout) == {"hit": 2}
+    assert history.sums(layout).family("events") == {"hit": 2}
 
 
 def test_a_node_that_cannot_write_goes_on(layout: Layout) -> None:
@@ -85,7 +85,7 @@ def test_long_files_give_way_and_the_counts_stay(
         events.record(layout.events, "hit", n=number)
         events.record(layout.events, "evict" if number % 2 else "fetched")
         history.rotate(layout)
-    assert history.totals(layout) == {"hit": 100, "evict": 50, "fetched": 50}
+    assert history.sums(layout).family("events") == {"hit": 100, "evict": 50, "fetched": 50}
     kept = sum(os.path.getsize(f"{layout.state}/{name}") for name in os.listdir(layout.state))
     assert kept < 10_000
     assert os.listdir(layout.state_tmp) == []
@@ -102,4 +102,4 @@ def test_a_short_file_is_left_alone(layout: Layout) -> None:
 def test_counters_that_cannot_be_read_begin_again(layout: Layout) -> None:
     Path(layout.state, "counters.json").write_text(json.dumps({"hit": 5})[:-1])
     events.record(layout.events, "hit")
-    assert history.totals(layout) == {"hit": 1}
+    assert history.sums(layout).family("events") == {"hit": 1}

@@ -10,6 +10,7 @@ import pytest
 
 from hpcimg.errors import NotAnImage, NotFound, WrongArchitecture
 from hpcimg.fetch.contract import Blob
+from hpcimg.image import ociconfig
 from hpcimg.image.architecture import go_name
 from hpcimg.sources.oci import manifests
 from hpcimg.sources.oci.indexes import for_this_machine
@@ -165,8 +166,8 @@ def test_json_is_utf_8(coding: str) -> None:
     text = json.dumps({"layers": [], "x": "ä"}, ensure_ascii=False)
     with pytest.raises(NotAnImage, match=r"its manifest cannot be read: it (is|begins)"):
         manifests.parse(text.encode(coding), "", "docker://x")
-    with pytest.raises(NotAnImage, match="its config cannot be read: it"):
-        manifests.parse_config(text.encode(coding).decode(errors="replace"), "docker://x")
+    with pytest.raises(NotAnImage, match=r"the configuration of .* cannot be used: it"):
+        ociconfig.platform_in(text.encode(coding).decode(errors="replace"), "docker://x")
 
 
 def layers_of(*layers: dict[str, object]) -> tuple[Blob, ...]:

@@ -26,6 +26,9 @@ FORBIDDEN = {
     # It runs with a user's rights or nobody's: the cache is not its business.
     "hpcimg.worker": ("hpcimg.cache", "hpcimg.stage", "hpcimg.site", "hpcimg.config", *TOP),
     "hpcimg.stage": TOP,
+    "hpcimg.fronts": ("hpcimg.stage", *TOP),
+    # In a process beside Prolog, on a file system that may not answer.
+    "hpcimg.tier.keeper": ("hpcimg.cache", "hpcimg.worker", "hpcimg.site", "hpcimg.stage", *TOP),
     "hpcimg.node": ("hpcimg.sources", "hpcimg.worker", "hpcimg.site", "hpcimg.stage", *TOP),
     "hpcimg.status": TOP,
     # It reads what strangers made: only bytes go in, one file comes out.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -154,7 +155,7 @@ def test_a_lock_whose_file_went_while_it_was_waited_for_is_none(path: str) -> No
     flock, opened = fcntl.flock, []
 
     def late(descriptor: int, operation: int) -> None:
-        if not opened:
+        if operation & fcntl.LOCK_EX and not opened:
             opened.append(os.fstat(descriptor).st_ino)
             locks.remove_free(path)
         flock(descriptor, operation)
@@ -199,4 +200,13 @@ def test_is_let_go_when_the_work_fails(path: str) -> None:
 def test_what_cannot_be_locked(path: str) -> None:
     os.mkdir(path)
     with pytest.raises(CacheUnusable, match=r"image\.lock cannot be locked"):
+        held(path, deadline=soon(), waiting=never).__enter__()
+
+
+def test_a_file_system_without_flock(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(CacheUnusable, match="cannot be locked"):
         held(path, deadline=soon(), waiting=never).__enter__()

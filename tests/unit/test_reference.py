@@ -95,6 +95,10 @@ def test_a_misspelled_scheme_says_the_nearest(text: str, meant: str) -> None:
         ("/data//x///y.sif", "file:///data/x/y.sif"),
         ("oci:/data//x/:docker.io//y:1", "oci:/data/x:docker.io//y:1"),
         ("docker://GHCR.io.:443/a/b", "docker://ghcr.io/a/b:latest"),
+        ("docker://registry:443/a", "docker://registry:443/a:latest"),
+        ("docker://registry:/a", "docker://registry:443/a:latest"),
+        ("docker://registry#a", "docker://registry:443/a:latest"),
+        ("oras://registry:443/a", "oras://registry/a:latest"),
         ("docker://ghcr.io:80/a", "docker://ghcr.io:80/a:latest"),
         (
             "docker://registry-1.docker.io/library/ubuntu",
@@ -146,7 +150,7 @@ def test_long_hostile_texts_take_no_time() -> None:
         ("docker://localhost:5000/a/b", "docker://localhost:5000/a/b:latest"),
         ("docker://nvcr.io#nvidia/pytorch:24.01", "docker://nvcr.io/nvidia/pytorch:24.01"),
         ("docker://user@nvcr.io#nvidia/pytorch", "docker://nvcr.io/nvidia/pytorch:latest"),
-        ("docker://myhost#image:1", "docker://myhost/image:1"),
+        ("docker://myhost#image:1", "docker://myhost:443/image:1"),
     ],
 )
 def test_aliases_and_canonical_spelling(text: str, uri: str) -> None:

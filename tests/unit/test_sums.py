@@ -98,7 +98,7 @@ def test_a_rotation_that_was_cut_off_counts_nothing_twice(
     # A file is known by its first line, which two files of one moment would share.
     events.record(layout.events, "sweep", files=1)
     record_all(layout)
-    wanted = history.totals(layout)
+    wanted = history.sums(layout).family("events")
 
     def killed(*_: object) -> None:
         raise OSError
@@ -109,11 +109,11 @@ def test_a_rotation_that_was_cut_off_counts_nothing_twice(
         with pytest.raises(OSError):  # noqa: PT011
             history.rotate(layout)
     assert os.path.exists(f"{layout.state}/counters.json")
-    assert history.totals(layout) == wanted
+    assert history.sums(layout).family("events") == wanted
     history.rotate(layout)
-    assert history.totals(layout) == wanted
+    assert history.sums(layout).family("events") == wanted
     history.rotate(layout)  # nothing new, and no file to begin
-    assert history.totals(layout) == wanted
+    assert history.sums(layout).family("events") == wanted
 
 
 def test_a_rotation_while_somebody_reads_loses_nothing(
@@ -124,7 +124,7 @@ def test_a_rotation_while_somebody_reads_loses_nothing(
     # A file is known by its first line, which two files of one moment would share.
     events.record(layout.events, "sweep", files=1)
     record_all(layout)
-    wanted = history.totals(layout)
+    wanted = history.sums(layout).family("events")
     read, left = history._read, [1]
 
     def read_slowly(path: str) -> Any:
@@ -134,4 +134,4 @@ def test_a_rotation_while_somebody_reads_loses_nothing(
             history.rotate(layout)
 
     monkeypatch.setattr(history, "_read", read_slowly)
-    assert history.totals(layout) == wanted
+    assert history.sums(layout).family("events") == wanted

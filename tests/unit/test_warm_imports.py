@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from hpcimg.slurm import pyxis
+from hpcimg.slurm import warm as warm_way
 from tests.parts import images
 from tests.parts.node import EPILOG, PROLOG, ROOT, Node
 from tests.parts.webserver import WebServer
@@ -31,8 +33,7 @@ OURS = {
     "hpcimg.plainjson",
     "hpcimg.cache", "hpcimg.cache.events", "hpcimg.cache.hot", "hpcimg.cache.lease",
     "hpcimg.cache.paths",
-    "hpcimg.slurm", "hpcimg.slurm.comment", "hpcimg.slurm.jobfiles", "hpcimg.slurm.pyxis",
-    "hpcimg.slurm.warm",
+    "hpcimg.slurm", "hpcimg.slurm.comment", "hpcimg.slurm.jobfiles", "hpcimg.slurm.warm",
 }  # fmt: skip
 # As the hooks start it, with an eye on what it loads and on what it does.
 PROGRAM = """
@@ -142,6 +143,17 @@ def subprocess_modules(name: str) -> list[str]:
         [sys.executable, "-I", "-S", "-c", program], text=True, capture_output=True, check=True
     )
     return done.stdout.split()
+
+
+def test_only_a_job_with_pyxis_loads_what_knows_it(node: Node, warm: str) -> None:
+    for word in ("PYXIS_CONTAINER_IMAGE=docker://x", "PYXIS_CONTAINER_IMAGE=/x.sqsh"):
+        seen = run(node, "prolog", 2, f"{warm} container:{word}")
+        assert seen["code"] == 0
+        assert set(seen["loaded"]) <= STANDARD | OURS | {"hpcimg.slurm.pyxis"}
+        # No image of the job's own, and of nobody's where the site does not say so.
+        assert node.task(2).exports == node.task(1).exports
+    spelled = (warm_way._PYXIS_OPTION, warm_way._PYXIS_NAME)
+    assert spelled == (pyxis.VARIABLE, pyxis.NAME)
 
 
 def test_what_is_nearly_ours_is_left_to_the_long_way(node: Node) -> None:

@@ -13,6 +13,7 @@ from hpcimg.errors import BadReference
 from hpcimg.fetch.contract import Blob, Offer, text_of
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
+from hpcimg.image import ociconfig
 from hpcimg.reference import Reference, parse
 from hpcimg.sources.oci import manifests
 from hpcimg.sources.oci.imagefiles import ImageFiles, choose, several
@@ -34,19 +35,19 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
 
 def _fetch(files: ImageFiles, name: str, sink: Sink) -> None:
     image = _image(files, name)
-    data = files.read(str(image.get("Config")))
-    config = manifests.parse_config(text_of(data), files.uri)
+    config = ociconfig.parse(text_of(files.read(str(image.get("Config")))), files.uri)
     names = image.get("Layers")
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
         raise files.broken("its manifest names no layers")
     manifests.check_number(len(names), files.uri)
-    _check_config(files, config, len(names))
+    if len(config.diff_ids) != len(names) or not all(map(is_digest, config.diff_ids)):
+        raise files.broken("its config does not state the digests of its layers")
     layers = tuple(
         # What a file is called, and the digest of what comes out of it, tell nothing of it.
         Blob(files.sha256(layer), files.size(layer))
         for layer in names
     )
-    offer = Offer(files.look, config=text_of(data), layers=layers)
+    offer = Offer(files.look, config=config.text, layers=layers)
     for number, layer_sink in sink.offer_layers(offer).items():
         what = f"layer {number + 1} of {len(names)}"
         files.copy(names[number], layers[number], layer_sink, what=what)
@@ -87,10 +88,3 @@ def _in_full(name: str) -> str:
         return parse(f"docker://{name}").rest if name else ""
     except BadReference:
         return name
-
-
-def _check_config(files: ImageFiles, config: dict[str, Any], layers: int) -> None:
-    rootfs = config.get("rootfs")
-    plain = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
-    if not isinstance(plain, list) or len(plain) != layers or not all(map(is_digest, plain)):
-        raise files.broken("its config does not say the digests of its layers")

@@ -16,9 +16,9 @@ from hpcimg.errors import ConfigError, Damaged, NotAnImage
 from hpcimg.fetch.contract import Blob
 from hpcimg.fetch.settings import Place, Settings
 from hpcimg.fetch.sink import Sink
-from hpcimg.http import certsd
+from hpcimg.http import certsd, mirrors
 from hpcimg.http.certsd import Certificates
-from hpcimg.http.download import download
+from hpcimg.http.download import Get, download_from
 from hpcimg.http.redirects import Session
 from hpcimg.http.retry import attempts
 from hpcimg.http.session import JSON_MAX, read_small, request, unpacked, with_certificates
@@ -29,14 +29,10 @@ from hpcimg.sources.oci.credentials import Login
 from hpcimg.sources.oci.manifests import Manifest, is_digest
 
 _ACCEPT = ", ".join(manifests.MANIFEST_TYPES)
-# A mirror that is down costs seconds, since there is somebody else to ask.
-_MIRROR_CONNECT_S = 3.0
-_MIRROR_ANSWER_S = 10.0
-_MIRROR_BLOB_TRIES = 2  # a cut connection goes on there
 
 
 class Endpoint:
-    """A repository at one place. Attributes: host, as it was configured.
+    """A repository at one place. Attributes: host, as it was configured; is_mirror.
 
     `mirror_of` is the host of the registry that it stands for, "" for none. One that is not
     the `last` to be asked is asked only once and not waited for long, and its blobs are
@@ -56,6 +52,7 @@ class Endpoint:
     ) -> None:
         """Describe it; `uri` is what the user wrote, for errors."""
         self.host, _, repository = place.name.partition("/")
+        self.is_mirror = bool(mirror_of)
         self._uri = uri
         base = settings._replace(insecure=place.insecure).address(dockerhub.address(self.host))
         certificates = _certificates(place, self.host, as_user=settings.as_user)
@@ -66,11 +63,8 @@ class Endpoint:
         self._last = last
         self._settings = self._blob_settings = settings._replace(insecure=place.insecure)
         if not last:
-            connect_s = min(settings.connect_timeout_s, _MIRROR_CONNECT_S)
-            quick = self._settings._replace(connect_timeout_s=connect_s)
-            self._blob_settings = quick._replace(tries=_MIRROR_BLOB_TRIES)
-            answer_s = min(settings.stall_timeout_s, _MIRROR_ANSWER_S)
-            self._settings = quick._replace(tries=1, stall_timeout_s=answer_s)
+            self._blob_settings = mirrors.for_files(self._blob_settings)
+            self._settings = mirrors.for_answers(self._settings)
         self._base = f"{base}/v2/{repository}"
         # As containerd does it: one mirror may stand for several registries.
         self._query = f"?{urlencode({'ns': mirror_of})}" if mirror_of else ""
@@ -95,13 +89,11 @@ class Endpoint:
         Raises Damaged where a mirror has another one.
         """
         url = f"{self._base}/blobs/sha256:{blob.sha256}{self._query}"
-        unchanged = download(
+        unchanged = download_from(
             self._session,
-            url,
+            Get(url, authorization=self.authorization, check=self.authorization.check),
             sink,
             self._blob_settings,
-            authorization=self.authorization,
-            check=self.authorization.check,
             size_bytes=None if self._last else blob.size_bytes,
             stored_bytes=blob.size_bytes,
         )

@@ -8,22 +8,28 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Protocol
 
+from hpcimg import imagename
 from hpcimg.errors import NO_LOGIN, Forbidden, NotFound
 from hpcimg.fetch.contract import Blob, Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
 from hpcimg.http.retry import wait_first
 from hpcimg.http.session import open_session
+from hpcimg.image import ociconfig
 from hpcimg.reference import Reference
 from hpcimg.sources.oci import indexes, manifests
 from hpcimg.sources.oci.manifests import Manifest
-from hpcimg.sources.oci.registry import Registry, parse_name
+from hpcimg.sources.oci.registry import Registry
 
 _AT_ONCE = 4
 
 
 class Content(indexes.Content, Protocol):
     """Something that manifests and blobs can be had from: a registry, or a layout on disk."""
+
+    @property
+    def via(self) -> str:
+        """Where it comes from, as an Offer has it."""
 
     def manifest(self, known: str = "") -> Manifest | None:
         """Return the image's manifest; None where it still is the one `known` names."""
@@ -34,7 +40,7 @@ class Content(indexes.Content, Protocol):
 
 def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Settings) -> bool:
     """Fetch an image from an OCI registry; see `hpcimg.sources`."""
-    name = parse_name(reference.rest)
+    name = imagename.parse(reference.rest)
     with open_session(settings) as session:
         registry = Registry(session, name, sink, settings, uri=reference.uri)
         if settings.login_needed:
@@ -69,13 +75,15 @@ def fetch_from(
     manifests.check_texts(manifest, uri)
     sif = manifests.sif_layer(manifest)
     if sif:
-        sink.offer(Offer(known_as, sif.size_bytes, sif.sha256, manifests=manifest.texts))
+        sink.offer(
+            Offer(known_as, sif.size_bytes, sif.sha256, manifests=manifest.texts, via=content.via)
+        )
         return content.download(sif, sink)
     layers = manifests.layers(manifest, uri)
     config = content.read_blob(manifests.config_digest(manifest, uri))
-    manifests.parse_config(config, uri)
+    ociconfig.parse(config, uri)
     sinks = sink.offer_layers(
-        Offer(known_as, config=config, layers=layers, manifests=manifest.texts)
+        Offer(known_as, config=config, layers=layers, manifests=manifest.texts, via=content.via)
     )
     # The largest first, so that none of them is left to come alone at the end.
     by_size = sorted(sinks, key=lambda number: layers[number].size_bytes, reverse=True)

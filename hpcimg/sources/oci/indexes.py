@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 from hpcimg.errors import NotAnImage, NotFound, WrongArchitecture
+from hpcimg.image import ociconfig
 from hpcimg.image.architecture import Platform, go_name, platform_of, rank, runs_here
 from hpcimg.sources.oci import manifests
 from hpcimg.sources.oci.manifests import MANIFEST_TYPES, Manifest, is_digest
@@ -114,7 +115,7 @@ class _Search:
             return False  # its config need not say what it is for, and then means this machine
         try:
             digest = manifests.config_digest(manifest, self._uri)
-            platform = manifests.platform_in(self._content.read_blob(digest), self._uri)
+            platform = ociconfig.platform_in(self._content.read_blob(digest), self._uri)
         except NotAnImage:
             return False  # a signature, or whatever else may be in an index
         self._meet(platform)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from hpcimg.fetch.contract import Blob, bytes_of, text_of
+from hpcimg.fetch.contract import ORIGIN, Blob, bytes_of, text_of
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
 from hpcimg.image.architecture import platform_of
@@ -36,6 +36,8 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
 
 class _Layout:
     """An OCI image layout, as `hpcimg.sources.oci.image.Content` has it."""
+
+    via = ORIGIN
 
     def __init__(self, files: ImageFiles, name: str) -> None:
         self._files = files

@@ -6,14 +6,13 @@ was sent by somebody: nothing in it is taken to be of the type that it should be
 
 from __future__ import annotations
 
-import re
 from typing import Any, NamedTuple
 
 from hpcimg import jsontext
-from hpcimg.errors import NotAnImage, WrongArchitecture
+from hpcimg.errors import NotAnImage
 from hpcimg.fetch.contract import LAYERS_MAX, Blob, text_of
 from hpcimg.http.urls import shown
-from hpcimg.image.architecture import Platform, go_name, platform_of, runs_here
+from hpcimg.imagename import DIGEST
 
 # The second is a spelling that early clients wrote.
 _SIF_TYPES = (
@@ -35,9 +34,7 @@ _LAYER_TYPES = (
     "application/vnd.docker.container.image.rootfs.diff",  # of the first registries
 )
 _TITLE = "org.opencontainers.image.title"  # what `oras push` calls a file
-_CONFIG_MAX = 1 << 20  # it goes from process to process; real ones have some KiB
-_TEXTS_MAX = 1 << 20  # likewise, all manifests of an image together
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_TEXTS_MAX = 1 << 20  # of all manifests of an image together: they are passed between processes
 
 
 class Manifest(NamedTuple):
@@ -53,7 +50,7 @@ class Manifest(NamedTuple):
 
 def is_digest(value: object) -> bool:
     """Tell whether this is a sha256 digest as manifests spell it."""
-    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
+    return isinstance(value, str) and DIGEST.fullmatch(value) is not None
 
 
 def hex_of(digest: str) -> str:
@@ -180,37 +177,6 @@ def config_digest(manifest: Manifest, uri: str) -> str:
     if not is_digest(digest):
         raise NotAnImage(f"{uri} is not an image", why="its manifest names no config")
     return str(digest)
-
-
-def parse_config(config: str, uri: str) -> dict[str, Any]:
-    """Read an image's config, and see that it is for this machine.
-
-    Raises NotAnImage, WrongArchitecture.
-    """
-    content = _read_config(config, uri)
-    found = platform_of(content)
-    if not runs_here(found):
-        raise WrongArchitecture(
-            f"{uri} has no image for this machine",
-            why=f"it is for {found}, this machine is {go_name()}",
-        )
-    return content
-
-
-def platform_in(config: str, uri: str) -> Platform:
-    """Return what an image is for by its config. Raises NotAnImage."""
-    return platform_of(_read_config(config, uri))
-
-
-def _read_config(config: str, uri: str) -> dict[str, Any]:
-    if len(config) > _CONFIG_MAX:
-        raise NotAnImage(f"{uri} is not an image", why="its config is too large")
-    try:
-        return jsontext.read_object(config)
-    except ValueError as error:
-        raise NotAnImage(
-            f"{uri} is not an image", why=f"its config cannot be read: {error}"
-        ) from None
 
 
 def _blob(layer: dict[str, Any]) -> Blob | None:

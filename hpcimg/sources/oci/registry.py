@@ -1,55 +1,20 @@
-"""An OCI registry with its mirrors: the name of an image, and the reading of it."""
+"""One repository of an OCI registry, read from its mirrors or from the registry itself."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
-from hpcimg.errors import BadReference, HpcimgError, NodeError, TransientError
-from hpcimg.fetch.contract import Blob, text_of
+from hpcimg.errors import HpcimgError, NodeError, TransientError
+from hpcimg.fetch.contract import MIRROR, ORIGIN, Blob, text_of
 from hpcimg.fetch.settings import Place, Settings
 from hpcimg.fetch.sink import Sink
 from hpcimg.http.redirects import Session
+from hpcimg.imagename import Name
 from hpcimg.sources.oci.endpoint import Endpoint
-from hpcimg.sources.oci.manifests import Manifest, is_digest
+from hpcimg.sources.oci.manifests import Manifest
 
-_COMPONENT = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
-_REPOSITORY = re.compile(f"{_COMPONENT}(?:/{_COMPONENT})*")
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _Result = TypeVar("_Result")
-
-
-class Name(NamedTuple):
-    """Where an image is: a registry, a repository in it, a tag, and a digest where one is given."""
-
-    host: str
-    repository: str
-    tag: str
-    digest: str
-
-    @property
-    def version(self) -> str:
-        """What to ask for: the digest goes before the tag."""
-        return self.digest or self.tag
-
-
-def parse_name(text: str) -> Name:
-    """Read `host[:port]/repository[:tag][@sha256:...]`. Raises BadReference."""
-    host, _, rest = text.partition("/")
-    rest, at, digest = rest.partition("@")
-    repository, _, tag = rest.partition(":")
-    if not _REPOSITORY.fullmatch(repository):
-        raise BadReference(
-            f"{text!r} names no repository", why="write HOST/REPOSITORY:TAG, in lower case"
-        )
-    if tag and not _TAG.fullmatch(tag):
-        raise BadReference(f"{tag!r} in {text!r} is not a tag")
-    if at and not is_digest(digest):
-        raise BadReference(
-            f"{digest!r} in {text!r} is not a digest", why="write @sha256: and 64 digits"
-        )
-    return Name(host, repository, tag or "latest", digest)
 
 
 class Registry:
@@ -93,6 +58,11 @@ class Registry:
     def use_token(self, token: str) -> None:
         """Use a token for the registry itself that was had elsewhere."""
         self._endpoints[-1].authorization.use_token(token)
+
+    @property
+    def via(self) -> str:
+        """Who is asked for blobs now, as an Offer has it."""
+        return MIRROR if self._endpoints[self._at].is_mirror else ORIGIN
 
     def has_login(self) -> bool:
         """Tell whether there is a login for the registry or one of its mirrors."""

@@ -22,7 +22,7 @@ from hpcimg.errors import BadReference, Damaged, Forbidden, NotFound, Unreachabl
 from hpcimg.fetch.contract import Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
-from hpcimg.http.download import download
+from hpcimg.http.download import Get, download
 from hpcimg.http.session import check_status, open_session, trust
 from hpcimg.reference import Reference
 from hpcimg.sources import objectnames, web
@@ -66,10 +66,8 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
         if access.key:
             left = max(0.0, settings.deadline - time.monotonic())
             url += sign(url, access.key, expires=int(time.time() + left + _GRACE_S))
-        unchanged = download(
-            session, url, sink, settings,
-            headers=web.condition(validator), authorization=access.login, offer=offer, check=check,
-        )  # fmt: skip
+        wanted = Get(url, web.condition(validator), access.login, offer, check)
+        unchanged = download(session, wanted, sink, settings)
     if not unchanged and md5 and sink.md5() != md5:
         raise Damaged(
             f"{reference.uri} is not what was stored",

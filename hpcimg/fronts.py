@@ -1,0 +1,72 @@
+"""What a site may have put between a node and the origin of an image: a tier, other nodes.
+
+Each is a `hpcimg.fetch.contract.Way` in front of another one. The nearest to the node is
+asked first, and what it does not have it gets from the way behind it, the origin at last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+
+from hpcimg.cache.ensure import Staged
+from hpcimg.cache.policy import Cache
+from hpcimg.config.keys import Config
+from hpcimg.fetch.contract import Converting, Fetched, Listener, Outcome, Request, Way
+from hpcimg.origin import Origin
+
+
+class Front:
+    """A `hpcimg.fetch.contract.Way` that goes the way behind it for all that it does not do.
+
+    Its own failures fail nobody: it logs them, and goes on to what is behind it.
+    """
+
+    def __init__(self, behind: Way) -> None:
+        self.behind = behind
+
+    def fetch(self, descriptor: int, listener: Listener, *, validator: str) -> Outcome:
+        return self.behind.fetch(descriptor, listener, validator=validator)
+
+    def convert(
+        self, descriptor: int, *, image_config: str, layers: Sequence[int], progress: Converting
+    ) -> Fetched:
+        return self.behind.convert(
+            descriptor, image_config=image_config, layers=layers, progress=progress
+        )
+
+    def verify(self, descriptor: int, *, source: str) -> None:
+        self.behind.verify(descriptor, source=source)
+
+    def finish(self, staged: Staged) -> None:
+        """Hear that the image is on this node. Not called where it could not be had."""
+
+
+class Asked:
+    """What is asked for, as who opens a front has to know it."""
+
+    def __init__(self, config: Config, cache: Cache, request: Request, origin: Origin) -> None:
+        self.config = config
+        self.cache = cache
+        self.request = request
+        self.origin = origin
+
+
+# Gives a front before the way behind it; None where it has nothing to do with what is asked.
+Opener = Callable[[Asked, Way], "AbstractContextManager[Front] | None"]
+
+
+@contextmanager
+def in_front_of(asked: Asked, openers: Sequence[Opener]) -> Iterator[tuple[Way, Sequence[Front]]]:
+    """Give the way to go, and the fronts on it, the nearest to the node first.
+
+    `openers` are in the order from the origin to the node.
+    """
+    way: Way = asked.origin
+    fronts: list[Front] = []
+    with ExitStack() as stack:
+        for opener in openers:
+            if opened := opener(asked, way):
+                way = front = stack.enter_context(opened)
+                fronts.insert(0, front)
+        yield way, fronts

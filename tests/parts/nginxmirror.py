@@ -1,0 +1,97 @@
+"""The mirror of etc/nginx, run by a real nginx in front of the tests' own servers."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+from tests.parts.daemon import PATH, Daemon, free_ports, missing_commands
+from tests.parts.node import ROOT
+
+CONF = ROOT / "etc/nginx/hpcimg-mirror.conf"
+_START_TIMEOUT_S = 30
+_MAIN = """\
+daemon off;
+pid {directory}/pid;
+error_log stderr warn;
+worker_processes 1;
+{user}
+events {{ worker_connections 1024; }}
+http {{
+    access_log {directory}/access;
+    include {directory}/mirror.conf;
+}}
+"""
+
+
+class NginxMirror:
+    """nginx with the configuration that sites get, on a port of its own of 127.0.0.1.
+
+    A context manager. Attributes: host ("127.0.0.1:PORT") and url.
+    """
+
+    def __init__(
+        self,
+        *,
+        registries: Mapping[str, str] | None = None,
+        servers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Choose the port; nothing runs yet. `registries` and `servers` are its two tables."""
+        self._tables = {"hpcimg_registry": registries or {}, "hpcimg_server": servers or {}}
+        self.port, self._inner = free_ports(2)
+        self.host = f"127.0.0.1:{self.port}"
+        self.url = f"http://{self.host}"
+
+    @staticmethod
+    def missing() -> str:
+        """Return a sentence that says what this host lacks for it, or an empty string."""
+        return missing_commands("nginx")
+
+    def __enter__(self) -> Self:
+        """Start with nothing cached."""
+        self.directory = Path(tempfile.mkdtemp(prefix="nginx-"))
+        self.directory.chmod(0o755)
+        (self.directory / "mirror.conf").write_text(self._conf())
+        main = self.directory / "nginx.conf"
+        user = "user www-data;" if self.directory.owner() == "root" else ""
+        main.write_text(_MAIN.format(directory=self.directory, user=user))
+        nginx = shutil.which("nginx", path=PATH) or "nginx"
+        argv = [nginx, "-c", str(main), "-p", str(self.directory), "-e", "stderr"]
+        self._daemon = Daemon(argv, output=self.directory / "log")
+        try:
+            self._daemon.start()
+            self._daemon.wait_for(self.port, timeout_s=_START_TIMEOUT_S, what="nginx")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop, and remove what was cached."""
+        self._daemon.stop()
+        shutil.rmtree(self.directory)
+
+    def log(self) -> str:
+        """Return what nginx complained of."""
+        return (self.directory / "log").read_text(errors="replace")
+
+    def _conf(self) -> str:
+        """Return the configuration with this host's port, places and tables in it."""
+        text = CONF.read_text()
+        for name, table in self._tables.items():
+            before, after = re.split(rf"(?<= \${name} {{\n)[^}}]*", text)
+            rows = [f"    {key}  {value};\n" for key, value in table.items()]
+            text = "".join([before, *rows, after])
+        for before, after in {
+            "listen 8080;": f"listen {self.host};",
+            "listen 127.0.0.1:8081;": f"listen 127.0.0.1:{self._inner};",
+            "server 127.0.0.1:8081;": f"server 127.0.0.1:{self._inner};",
+            "/var/cache/nginx/hpcimg": f"{self.directory}/cache",
+        }.items():
+            assert text.count(before) == 1, before
+            text = text.replace(before, after)
+        return text
