@@ -103,6 +103,8 @@ def sif_layer(manifest: Manifest) -> Blob | None:
 
 def is_artifact(manifest: Manifest) -> bool:
     """Tell whether a manifest holds what no image has, such as a signature or a list of parts."""
+    if "manifests" in manifest.content or sif_layer(manifest):
+        return False
     return not all(
         isinstance(layer, dict) and str(layer.get("mediaType", "")).startswith(_LAYER_TYPES)
         for layer in manifest.content["layers"]
