@@ -210,7 +210,7 @@ def test_a_place_where_no_cache_can_be_made(node: Node) -> None:
     with mounted(above, "ro"):
         [line] = problems(node)
     why = f"{above} cannot be written"
-    assert line == f"PROBLEM cache: {above}/cache cannot be made: {why}. Make it writable."
+    assert line == f"PROBLEM cache: {above}/cache cannot be created: {why}. Make it writable."
 
 
 @AS_ROOT
@@ -485,7 +485,7 @@ def test_servers_that_the_site_names(node: Node, web: WebServer) -> None:
         node.configure(f"[registry {host}]\ninsecure = yes\nmirrors = {gone}/proxy\n")
         said = node.hpcimg("doctor").stdout
     assert f"ok      reach: {host} can be reached\n" in said
-    assert f"PROBLEM reach: {gone} cannot be reached: Connection refused. Look at" in said
+    assert f"PROBLEM reach: {gone} cannot be reached: Connection refused. Check" in said
     assert web.count() == 0
     assert node.hpcimg("doctor", "--node").returncode == 0
 

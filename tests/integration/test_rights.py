@@ -62,7 +62,7 @@ def test_who_has_no_home_here_hears_of_it(node: Node, web: WebServer) -> None:
     web.script("/v2/lab/x/manifests/1", [Status(401)] * 9)
     words = (
         "may not be read",
-        "this node has no account for your uid, so there is no home directory with a login",
+        "your uid has no account on this node, so no home with a login",
     )
     refused(node, 1, f"container:docker://{host}/lab/x:1", "Forbidden", *words)
 
