@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import IO, Any
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+RUNTIMES = ("apptainer", "singularity")  # those that run SIF files and verify them
 _PR_SET_PDEATHSIG = 1
 _MOST_SAID = 600
 

@@ -11,7 +11,7 @@ from hpcimg.cache import history, inflight, trash
 from hpcimg.cache.paths import Layout
 from hpcimg.cli import nagios, output
 from hpcimg.config.keys import Config
-from hpcimg.convert import RUNTIMES, squashfs
+from hpcimg.convert import squashfs
 from hpcimg.errors import HpcimgError, printable
 from hpcimg.health import NOTE, OK, PROBLEM, Finding
 from hpcimg.site import reach
@@ -84,7 +84,7 @@ def _imported() -> Finding:
 def _tools() -> list[Finding]:
     """Look for the tools that convert images in layers; a site without such images needs none."""
     found = [_mksquashfs()]
-    for names in (("zstd",), RUNTIMES):
+    for names in (("zstd",), programs.RUNTIMES):
         path = programs.find(*names)
         what = path or f"there is no {' or '.join(names)}"
         found.append(Finding("tools", OK if path else NOTE, what))

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from hpcimg import programs
 
-RUNTIMES = ("apptainer", "singularity")
-
 
 def pick_format(wanted: str) -> str:
     """Return the format, "sif" or "squashfs", that `[stage] format` selects on this node."""
     if wanted != "auto":
         return wanted
-    return "sif" if programs.find(*RUNTIMES) else "squashfs"
+    return "sif" if programs.find(*programs.RUNTIMES) else "squashfs"

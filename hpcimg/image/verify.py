@@ -11,7 +11,6 @@ import subprocess
 from typing import NamedTuple
 
 from hpcimg import plainfile, programs
-from hpcimg.convert import RUNTIMES
 from hpcimg.errors import HpcimgError, MissingTool, NodeError, NotAllowed
 from hpcimg.image import formats
 
@@ -80,7 +79,7 @@ def _check_signatures(work: Work) -> None:
 
 
 def _find_runtime() -> str:
-    program = programs.find(*RUNTIMES)
+    program = programs.find(*programs.RUNTIMES)
     if not program:
         raise MissingTool(
             "signatures cannot be verified on this node",

@@ -18,7 +18,6 @@ from hpcimg.cache import filesystem, store
 from hpcimg.cache.paths import Layout
 from hpcimg.cli.main import main
 from hpcimg.config import load as config
-from hpcimg.convert import RUNTIMES
 from hpcimg.errors import CacheUnusable
 from hpcimg.health import Finding
 from hpcimg.slurm import health as slurm_health
@@ -97,7 +96,7 @@ def test_what_verifies_images(node: Node, open_directory: Path) -> None:
     assert f"ok      verify: images can be verified by {program}" in node.hpcimg("doctor").stdout
     node.configure("[policy]\nverify = sif\nkeyring = /no/such/keyring\n")
     [said] = problems(node)
-    why = "keyring cannot be read" if programs.find(*RUNTIMES) else "neither Apptainer nor"
+    why = "keyring cannot be read" if programs.find(*programs.RUNTIMES) else "neither Apptainer nor"
     assert said.startswith("PROBLEM verify: ")
     assert why in said
 
