@@ -169,12 +169,12 @@ def counters(sums: Sums) -> list[Family]:
         ),
         _counter(
             "hpcimg_fetched_via_bytes_total",
-            "Sizes of the images that were fetched, by where their bytes came from.",
+            "Bytes fetched, by where they came from.",
             (Sample({"via": via}, sums.family("fetched_via").get(via, 0)) for via in VIA),
         ),
         _counter(
             "hpcimg_site_failures_total",
-            "Times that the site tier was passed over, and why.",
+            "Times that the site tier was bypassed, by reason.",
             (
                 Sample({"reason": reason}, happened.get(f"site_{reason}", 0))
                 for reason in SITE_REASONS

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dry-run", action="store_true", help="list what would go, and change nothing"
     )
     parser.add_argument(
-        "--site", action="store_true", help="tidy up the site tier, for all nodes, and no cache"
+        "--site", action="store_true", help="clean up the site tier for all nodes, and no cache"
     )
 
 
@@ -90,7 +90,7 @@ def _tidy_site(conf: Config, args: argparse.Namespace) -> int:
         })  # fmt: skip
         return 0
     if report.busy:
-        print("another node is at it")
+        print("another node is doing it")
         return 0
     would = "would be " if args.dry_run else ""
     for image in report.images:

@@ -72,8 +72,8 @@ def _ask(args: argparse.Namespace, socket: str) -> int:
         found = ask.ask(socket, "stage", uri)
         if found is None:
             raise NodeError(
-                "this node stages nothing for users",
-                why=f"nobody answers at {socket}",
+                "this node does not stage images for users",
+                why=f"nothing answers at {socket}",
                 do="Name the image in the job's comment, or ask the administrators to enable "
                 "hpcimg.socket.",
             )
