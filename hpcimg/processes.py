@@ -1,6 +1,6 @@
-"""Telling a running process from one that is gone, across pid reuse and reboots.
+"""Telling whether a process is still running, across pid reuse and reboots.
 
-Imports only os: a job that waits is known by it.
+Imports only os: a waiting job uses it.
 """
 
 import os
@@ -34,7 +34,7 @@ def alive(name: str) -> bool:
 
 
 def boot_id() -> str:
-    """Return a short text that is another after each boot."""
+    """Return a short text that differs after each boot."""
     global _boot_id
     if not _boot_id:
         with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
@@ -46,7 +46,7 @@ def _start_time(pid: int) -> str:
     """Return the process's start in clock ticks since boot, "" if it is not running."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            # The command may hold blanks and brackets; the fields follow the last one.
+            # The command may contain blanks and brackets; the fields follow the last bracket.
             fields = file.read().rpartition(")")[2].split()
     except OSError:
         return ""

@@ -148,7 +148,7 @@ def _listdir(directory: str) -> list[str]:
 
 
 def _entry(key: str, mark: list[int], row: Any) -> Entry | None:
-    """Make an entry of a row that still counts. There may be tens of thousands."""
+    """Make an entry from a row that is still valid. There may be tens of thousands."""
     if not isinstance(row, list) or len(row) != len(_FIELDS) + 2 or row[:2] != mark:
         return None
     fields = dict(zip(_FIELDS, row[2:], strict=True))
@@ -162,7 +162,7 @@ def _entry(key: str, mark: list[int], row: Any) -> Entry | None:
     ):
         return None
     fields["uris"] = tuple(uris)
-    entry = object.__new__(Entry)  # its own way, field by field, takes three times as long
+    entry = object.__new__(Entry)  # its own constructor takes three times as long
     entry.__dict__.update(fields)
     return entry
 

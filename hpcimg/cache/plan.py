@@ -17,7 +17,7 @@ _FILES_COMING = 4  # also a reference and an unfinished file
 class Candidate(NamedTuple):
     """A candidate for eviction. `jobs` hold leases on it; it is private to `owner`.
 
-    A pinned one never goes, an `unused` one, which no job has used yet, goes first.
+    A pinned one is never evicted; an `unused` one, which no job has used yet, goes first.
     """
 
     key: str

@@ -41,7 +41,7 @@ class Slurm(Protocol):
         """Tell whether the job still has, or may get, an allocation."""
 
     def planned(self) -> list[Planned]:
-        """Return the pending jobs whose start is planned, in no order. Asks once for all."""
+        """Return the pending jobs with a planned start, in no particular order. A single query."""
 
 
 def open_slurm() -> Slurm:
@@ -60,10 +60,10 @@ def look_in(directory: str) -> None:
 def run(
     argv: list[str], *, timeout_s: float = 0, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run one of Slurm's commands; its exit code is the caller's to judge.
+    """Run one of Slurm's commands; the caller checks its exit code.
 
-    `env` is what its environment has besides ours. Raises MissingTool where there is none,
-    Unreachable where it takes too long.
+    `env` is added to our environment. Raises MissingTool if it does not exist, Unreachable if it
+    takes too long.
     """
     try:
         return subprocess.run(
@@ -83,12 +83,12 @@ def run(
 
 
 def running() -> list[Running]:
-    """Return the running jobs, in no order. Asks once for all. Raises as `run`, and Unreachable."""
+    """Return the running jobs, in no particular order. A single query. Raises as `run`."""
     return [Running(*row) for row in _rows("--states=running", fields=("%N", "%k"))]
 
 
 def scontrol(*arguments: str) -> str:
-    """Return what scontrol prints. Raises as `run`, and Unreachable where it fails."""
+    """Return scontrol's output. Raises as `run`, and Unreachable if it fails."""
     done = run(["scontrol", *arguments])
     if done.returncode:
         raise Unreachable(f"scontrol {arguments[0]} failed", why=done.stderr.strip())
@@ -96,8 +96,8 @@ def scontrol(*arguments: str) -> str:
 
 
 def _rows(which: str, *, fields: Sequence[str]) -> list[list[str]]:
-    """Return fields of jobs, in squeue's spelling; the last of them may hold anything."""
-    # No user can write a comment that looks like the line of another job.
+    """Return fields of jobs, in squeue's spelling; only the last may contain anything."""
+    # So that no user can write a comment that looks like another job's line.
     mark = f"{os.urandom(16).hex()}:"
     argv = ["squeue", "--noheader", which, f"--format={mark}{'|'.join(fields)}"]
     done = run(argv, env={"SLURM_TIME_FORMAT": "%s"})
@@ -153,7 +153,7 @@ class PySlurm:
         return [Planned(*fields) for fields in found]
 
     def _ask(self, *question: str) -> Any:
-        """Return what it tells, None without an answer."""
+        """Return its answer, None if there is none."""
         if not self._answers:
             return None
         try:

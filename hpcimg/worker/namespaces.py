@@ -55,7 +55,7 @@ def mount_own_proc() -> None:
         return
     libc = ctypes.CDLL(None, use_errno=True)
     flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
-    # What the node mounts later appears here too, and nothing the other way.
+    # Later mounts of the node appear here too, but not the other way round.
     if libc.unshare(_CLONE_NEWNS) == 0 and not libc.mount(
         b"none", b"/", None, _MS_REC | _MS_SLAVE, None
     ):

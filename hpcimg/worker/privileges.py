@@ -18,20 +18,20 @@ _PR_SET_NO_NEW_PRIVS = 38
 _KEYCTL = {"x86_64": 250, "aarch64": 219, "ppc64le": 271, "riscv64": 219, "s390x": 280}
 _JOIN_SESSION_KEYRING = 1
 MOST_FILES = 1024
-_NO_KEYRINGS = (errno.ENOSYS, errno.EPERM)  # of the kernel's; of a container, for all in it
-_FIRST_TO_GO = "1000"  # of the kernel's -1000 to 1000
+_NO_KEYRINGS = (errno.ENOSYS, errno.EPERM)  # in the kernel; in a container, for all its processes
+_FIRST_TO_GO = "1000"  # on the kernel's scale from -1000 to 1000
 
 
 def give_up(
     account: Account | None, *, file_bytes: int, memory_bytes: int, open_files: int = MOST_FILES
 ) -> None:
-    """Become the account (None: stay who we are), within limits; end when the parent does.
+    """Become the account (None: stay the same), with limits; end when the parent does.
 
-    `file_bytes` is how large a file may get, which the kernel tells a write with
-    EFBIG; `memory_bytes` how much writable memory each process may have, `open_files` how many
-    open files. When the node runs out of memory, this process goes first. No other process of
-    the account can look into it, and the keys of the session that it was started in are not its
-    own. Raises OSError where one of this cannot be had.
+    `file_bytes` is the maximum file size, beyond which the kernel fails a write with EFBIG;
+    `memory_bytes` is the maximum of writable memory per process, `open_files` of open files. When
+    the node runs out of memory, this process is killed first. Other processes of the account cannot
+    inspect it, and it has no access to the session keyring that it was started in. Raises OSError
+    if any of this fails.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     _leave_keyring(libc)

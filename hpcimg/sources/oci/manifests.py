@@ -33,7 +33,7 @@ _LAYER_TYPES = (
     "application/vnd.docker.image.rootfs.",
     "application/vnd.docker.container.image.rootfs.diff",  # used by the first registries
 )
-_TITLE = "org.opencontainers.image.title"  # what `oras push` calls a file
+_TITLE = "org.opencontainers.image.title"  # where `oras push` puts a file's name
 _TEXTS_MAX = 1 << 20  # of all manifests of an image together: they are passed between processes
 
 
@@ -90,9 +90,9 @@ def parse(body: bytes, digest: str, uri: str) -> Manifest:
 
 
 def sif_layer(manifest: Manifest) -> Blob | None:
-    """Return the SIF file that a manifest holds, if it holds one.
+    """Return the SIF file in a manifest, if there is one.
 
-    It is told by its type, and where only one file was pushed without one, by its name.
+    It is recognized by its type or, if a single file was pushed without one, by its name.
     """
     layers = [layer for layer in manifest.content["layers"] if isinstance(layer, dict)]
     for layer in layers:
@@ -104,7 +104,7 @@ def sif_layer(manifest: Manifest) -> Blob | None:
 
 
 def is_artifact(manifest: Manifest) -> bool:
-    """Tell whether a manifest holds what no image has, such as a signature or a list of parts."""
+    """Tell whether a manifest contains something other than an image, such as a signature."""
     if "manifests" in manifest.content or sif_layer(manifest):
         return False
     return not all(
