@@ -1,23 +1,23 @@
--- burst_buffer.lua: a job's images are in the site tier before the job is started.
+-- burst_buffer.lua: bring a job's images into the site tier before the job starts.
 --
 --     BurstBufferType=burst_buffer/lua   in slurm.conf, with this file beside it
 --
--- Slurm calls slurm_bb_data_in while a job is pending, and starts the job when it is done. What
--- is fetched is what stands behind #BB_LUA in the job's script, where job_submit.lua puts the
--- images of the comment (STAGE_IN there), so that users write nothing new. It runs as SlurmUser on
--- the host of slurmctld, which has to mount the site tier. See docs/how-images-travel.md.
+-- Slurm calls slurm_bb_data_in while a job is pending and starts the job when it returns. It
+-- fetches the images in the script's #BB_LUA lines, which job_submit.lua (with STAGE_IN) writes
+-- from the comment, so that users change nothing. It runs as SlurmUser on the slurmctld host,
+-- which must mount the site tier. See docs/how-images-travel.md.
 
--- What brings images, as who may write in the site tier. In /etc/sudoers.d/hpcimg:
+-- The command that fetches, as a user who may write to the site tier. In /etc/sudoers.d/hpcimg:
 --     slurm ALL=(root) NOPASSWD: /usr/bin/hpcimg prefetch *
 local COMMAND = "sudo -n /usr/bin/hpcimg prefetch"
--- Whether a job whose image cannot be had is held, with the reason in squeue. Otherwise it starts,
--- and ends with the sentence that Prolog has for it, in its own output.
+-- Whether to hold a job whose image cannot be fetched, with the reason in squeue. Otherwise the job
+-- starts and fails with Prolog's message in its output.
 local HOLD = false
 
 local MAX_IMAGES = 32
 local MAX_URI = 1024
 local MARK = "container:"
--- What a reference may have, which is nothing that ends a quoted word of the shell.
+-- A reference with any other character is ignored. None of these ends a quoted word in the shell.
 local FORBIDDEN = "[^A-Za-z0-9%-._~:/?#%[%]@!&()*+,;=%%]"
 
 -- The references in the script's directives. Users can write these lines themselves.
@@ -41,7 +41,7 @@ local function references(path)
     return found
 end
 
--- Bring them. Returns the exit code, and the last thing that was said.
+-- Fetch the images. Returns the exit code and the last line of output.
 local function prefetch(uris)
     local words = {}
     for _, uri in ipairs(uris) do
@@ -65,7 +65,7 @@ local function data_in(job, script)
     end
     local code, said = prefetch(uris)
     slurm.log_info("hpcimg: job %s: prefetch of %d ended with %d: %s", job, #uris, code, said)
-    -- 10 to 19: it cannot be had. Anything else may be otherwise when the job starts.
+    -- 10 to 19: the image cannot be fetched. Other failures may have gone away when the job starts.
     if HOLD and code >= 10 and code < 20 then
         return slurm.ERROR, said
     end
@@ -82,7 +82,7 @@ function slurm_bb_data_in(job, script, ...)
     return slurm.SUCCESS
 end
 
--- Slurm wants all of these to be there.
+-- Slurm requires all of these functions.
 
 function slurm_bb_job_process(_script)
     return slurm.SUCCESS
@@ -101,7 +101,7 @@ function slurm_bb_setup(_job, _uid, _gid, _pool, _size, _script)
 end
 
 function slurm_bb_test_data_in(_job, _script)
-    return slurm.SUCCESS, "" -- done, and not under way
+    return slurm.SUCCESS, "" -- finished, not in progress
 end
 
 function slurm_bb_real_size(_job)

@@ -129,10 +129,10 @@ def test_squashfs_cut_short_anywhere(look: Look, squashfs: bytes) -> None:
         (b'{"errors": []}', "it is JSON text"),
         (b"\x1f\x8b\x08\0", "it is a gzip archive"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "`git lfs pull`"),
-        (b"\x7fELF", "neither SIF's nor squashfs's mark"),
-        (LAUNCH_LINE, "neither SIF's nor squashfs's mark"),
-        (bytes(10_000), "neither SIF's nor squashfs's mark"),
-        (b"sqsh" + bytes(200), "neither SIF's nor squashfs's mark"),
+        (b"\x7fELF", "neither the SIF nor the squashfs magic number"),
+        (LAUNCH_LINE, "neither the SIF nor the squashfs magic number"),
+        (bytes(10_000), "neither the SIF nor the squashfs magic number"),
+        (b"sqsh" + bytes(200), "neither the SIF nor the squashfs magic number"),
     ],
 )
 def test_no_image_at_all(look: Look, data: bytes, why: str) -> None:
