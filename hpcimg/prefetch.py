@@ -1,4 +1,4 @@
-"""Bringing an image here before there is a job for it: the first to go while none has used it."""
+"""Fetch an image before a job needs it. Until a job uses it, it is the first to be evicted."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from hpcimg.fetch.contract import Request
 
 
 class Brought(NamedTuple):
-    """What came of bringing an image: `how` is as in `hpcimg.cache.ensure.Staged`, or "there".
+    """The result: `how` is as in `hpcimg.cache.ensure.Staged`, or "there".
 
-    `entry` is the image in this node's cache, None where it is in the site tier alone. `used`
-    is its last use as this has left it, None where jobs have used it.
+    `entry` is the image in this node's cache, None if it is only in the site tier. `used` is the
+    last use that was recorded for it, None if jobs have used it.
     """
 
     how: str
@@ -26,10 +26,10 @@ class Brought(NamedTuple):
 
 
 def bring(config: Config, cache: Cache, request: Request, *, anew: bool) -> Brought:
-    """Bring an image that all users share into the site tier, or without one onto this node.
+    """Fetch a shared image into the site tier, or without a tier into this node's cache.
 
-    It comes into the tier by way of this node. With `anew`, cached failures are ignored on a node
-    without a tier. What only a user may read is not brought. Raises HpcimgError.
+    It gets into the tier through this node's cache. `anew` ignores cached failures, on a node
+    without a tier. Private images are not fetched. Raises HpcimgError.
     """
     layout = cache.layout
     ref_id = store.ref_id(request.reference.address, None)
@@ -53,7 +53,7 @@ def bring(config: Config, cache: Cache, request: Request, *, anew: bool) -> Brou
 
 
 def leave(cache: Cache, brought: Brought) -> None:
-    """Mark an image that no job has used as such, once no other has to be brought beside it."""
+    """Mark an image as unused by jobs, after all the images of this run have been fetched."""
     entry = brought.entry
     if entry and brought.used == store.last_used(cache.layout, entry.key):
         store.mark_unused(cache.layout, entry)

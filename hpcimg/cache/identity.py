@@ -50,7 +50,7 @@ def check(offer: Offer, reference: Reference) -> str:
 
 
 def check_whole(offer: Whole, image_format: str, reference: Reference) -> str:
-    """Return the key of another node's image, which is no other than what it could have here.
+    """Return the key of an image from another node, as it would be if fetched here.
 
     Raises Damaged.
     """
@@ -64,7 +64,7 @@ def check_whole(offer: Whole, image_format: str, reference: Reference) -> str:
 
 
 def _check_form(offer: Offer) -> None:
-    if offer.via not in (ORIGIN, MIRROR):  # it is counted by it
+    if offer.via not in (ORIGIN, MIRROR):  # it is a label in statistics
         raise ValueError("nobody knows where it comes from")
     digests = [layer.sha256 for layer in offer.layers]
     digests += [offer.sha256] if offer.sha256 else []

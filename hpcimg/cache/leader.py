@@ -1,14 +1,14 @@
-"""Who brings an image, and who waits for it in the smallest process that can.
+"""Elect the job that fetches an image, and let the user's other jobs wait with little memory.
 
-The first job of a user that asks for something which is not there leads: it holds an
-flock(2) on a file in `leaders/` until the image is there or could not be had, and
-the kernel frees it when it dies. The user's other jobs that name the same sleep in
-that call. Another user's jobs do not: what is fetched may turn out to be private.
+The first of a user's jobs that needs an image which is not cached becomes the leader. It holds
+an flock(2) on a file in `leaders/` until the image is cached or has failed; the kernel releases
+the lock if it dies. The user's other jobs for the same reference sleep in flock(2). Other users'
+jobs do not wait here, because the fetched image may turn out to be private.
 
-Nothing rests on this: who is not served by it goes the long way, where the cache's locks see
-to it that work is done once.
+This is only an optimization: a job that cannot use it takes the ordinary path, where the cache's
+locks ensure that work is done once.
 
-Imports only fcntl, os, time and _thread: a job that waits has little else loaded.
+Imports only fcntl, os, time and _thread, so that a waiting job stays small.
 """
 
 import _thread
@@ -16,22 +16,22 @@ import fcntl
 import os
 import time
 
-TYPE_CHECKING = False  # that of typing takes longer than all that is imported here
+TYPE_CHECKING = False  # importing typing takes longer than everything that is imported here
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _NAME_MAX = 250  # file systems allow 255
-_TELLS_S = 30.0  # so long after its start at the latest, who leads has said what it does
+_TELLS_S = 30.0  # a leader writes what it does at most this long after its start
 _LOOK_S = 0.5
-# Who leads may itself wait for another one, and looks at that four times within its patience;
-# what it hears of its own progress may be a second old.
+# The leader may itself wait for another process, which it checks four times within its patience.
+# The progress that it sees may be one second old.
 _PATIENCE, _LATE_S = 1.25, 1.0
 
 
 class Told:
-    """What one that leads says of itself: its job and URI, and what a waiter has to know.
+    """What a leader writes about itself for the waiting jobs: job, URI and limits.
 
-    `patience_s` and `deadline_s` are as in the configuration that both have.
+    `patience_s` and `deadline_s` come from the configuration, which both share.
     """
 
     __slots__ = ("deadline_s", "job", "patience_s", "uri")
@@ -44,14 +44,14 @@ class Told:
 
 
 class Leader:
-    """One open file in `leaders/`: this process `leads`, or another one does."""
+    """An open file in `leaders/`. `leads` tells whether this process leads or another one does."""
 
     __slots__ = ("_file", "_path", "abandoned", "leads", "name")
 
     def __init__(self, path: str, name: str) -> None:
-        """Lead, or find out that another process does. Raises OSError."""
+        """Become the leader, or find out that another process is. Raises OSError."""
         self.name = name
-        self.abandoned = False  # a thread of ours still sleeps in flock(2)
+        self.abandoned = False  # a thread of this process still sleeps in flock(2)
         self._path = path
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         self.leads = False
@@ -66,40 +66,40 @@ class Leader:
 
     def _begin(self) -> None:
         self.leads = True
-        os.ftruncate(self._file, 0)  # what one that was killed had said
+        os.ftruncate(self._file, 0)  # left by a leader that was killed
         self.goes_on()
 
     def tell(self, told: Told) -> None:
-        """Say to those who wait what this process does."""
+        """Tell the waiting jobs what this process does."""
         text = f"{told.job}\n{told.patience_s!r}\n{told.deadline_s!r}\n{told.uri}\n"
         os.pwrite(self._file, text.encode("utf-8", "replace"), 0)
         self.goes_on()
 
     def goes_on(self) -> None:
-        """Say that it is worth waiting for: kept as the file's time, by time.monotonic()."""
+        """Report progress, as the file's mtime, by time.monotonic()."""
         now = time.monotonic()
         if self.leads:
             os.utime(self._file, (now, now))
 
     def done(self) -> None:
-        """Wake those who wait; once is enough. The image is there, or it could not be had."""
+        """Wake the waiting jobs: the image is cached or has failed. May be called again."""
         if self.leads:
             self.leads = False
             try:
                 os.unlink(self._path)
             except FileNotFoundError:
                 pass
-            # Another process of this hook may have the file open, too.
+            # Another process of this hook may have the file open as well.
             fcntl.flock(self._file, fcntl.LOCK_UN)
             os.close(self._file)
 
     def wait(self, came: float, say: "Callable[[Told], None]") -> bool:
-        """Sleep until who leads is done or dead; return False where it is not worth it.
+        """Sleep until the leader is done or dead. Returns False to give up.
 
-        `came` is when the job did, a time.monotonic() value, and `say` hears once what is
-        waited for. Who leads has to go on within the patience, and to be done by the
-        deadline. Afterwards this process leads where the other one died, and the
-        file is closed where it did not, or where this gives up.
+        `came` is when this job started, by time.monotonic(). `say` is called once, with the
+        leader's data. The leader must make progress within its patience and finish before the
+        deadline. If the leader died, this process leads afterwards; otherwise the file is
+        closed.
         """
         woken = _thread.allocate_lock()
         woken.acquire()
@@ -113,8 +113,8 @@ class Leader:
                 pass
             woken.release()
 
-        # A thread, since flock(2) knows no time; signals would take a module that costs as
-        # much as half of this process.
+        # A thread, because flock(2) has no timeout. The signal module would cost half as much
+        # memory again as this process.
         _thread.start_new_thread(sleep, ())
         self.abandoned = True
         told = None
@@ -137,7 +137,7 @@ class Leader:
         if held and os.fstat(self._file).st_nlink:
             self._begin()
             return True
-        # Where the thread still sleeps, the kernel frees what it gets at once.
+        # If the thread still sleeps, the kernel releases the lock as soon as the thread gets it.
         os.close(self._file)
         return bool(held)
 
@@ -150,9 +150,9 @@ class Leader:
 
 
 def join(directory: str, uid: int, fingerprint: str, name: str) -> Leader | None:
-    """Lead for a name as the hot records have it, or join those who wait; None for neither.
+    """Lead, or join the waiting jobs, for a name as in the hot records. None if neither works.
 
-    `fingerprint` is of the configuration: under another one, an image may be another.
+    `fingerprint` is the configuration's, since another configuration may select another image.
     """
     file = f"{uid} {fingerprint} {name}".replace("%", "%25").replace("/", "%2F")
     if len(os.fsencode(file)) > _NAME_MAX:
@@ -161,7 +161,7 @@ def join(directory: str, uid: int, fingerprint: str, name: str) -> Leader | None
     try:
         try:
             return Leader(path, name)
-        except FileNotFoundError:  # the first since the node booted
+        except FileNotFoundError:  # the first one since boot
             os.makedirs(directory, mode=0o700, exist_ok=True)
             return Leader(path, name)
     except OSError:

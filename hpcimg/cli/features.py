@@ -1,4 +1,4 @@
-"""hpcimg features: tell Slurm which nodes have had which images."""
+"""hpcimg features: set node features for the images that nodes have had."""
 
 from __future__ import annotations
 

@@ -15,12 +15,12 @@ from hpcimg.http.urls import origin
 CONNECT_S = 3.0
 ANSWER_S = 10.0
 FILE_TRIES = 2  # an interrupted transfer is resumed once
-# Query parameters of the sources that are no secret; any other may be a signature.
+# Query parameters that sources use and that are not secret. Any other may be a signature.
 _PLAIN = frozenset({"arch", "versionId"})
 
 
 def addresses(url: str, mirrors: Iterable[Mirror]) -> list[str]:
-    """Return the addresses of this content on mirrors, in order."""
+    """Return the addresses of the same content on mirrors, in order."""
     return [found for mirror in mirrors if (found := _at(url, mirror))]
 
 
@@ -43,7 +43,7 @@ def _query(text: str) -> list[tuple[str, str]]:
 
 @contextmanager
 def passed_over(address: str, sink: Sink) -> Iterator[None]:
-    """On a mirror's error, report it and start over with the next place."""
+    """On a mirror's error, log it and restart with the next place."""
     try:
         yield
     except NodeError:
@@ -55,17 +55,17 @@ def passed_over(address: str, sink: Sink) -> Iterator[None]:
 
 
 def conditions(headers: Mapping[str, str]) -> dict[str, str]:
-    """Return the headers that a mirror may get: conditions, no login, no signature."""
+    """Return the headers that may be sent to a mirror: conditions, but no login or signature."""
     return {name: value for name, value in headers.items() if name.startswith("If-")}
 
 
 def for_answers(settings: Settings) -> Settings:
-    """Return the settings for a mirror that has to give a short answer."""
+    """Return the settings for requests to a mirror with a short response."""
     answer_s = min(settings.stall_timeout_s, ANSWER_S)
     return for_files(settings)._replace(tries=1, stall_timeout_s=answer_s)
 
 
 def for_files(settings: Settings) -> Settings:
-    """Return the settings for a mirror that has to send a file."""
+    """Return the settings for downloading a file from a mirror."""
     connect_s = min(settings.connect_timeout_s, CONNECT_S)
     return settings._replace(connect_timeout_s=connect_s, tries=FILE_TRIES)

@@ -1,8 +1,8 @@
-"""Node features that say which images a node has had: what is to be set where. Pure.
+"""Compute the node features that name the images a node has had. No side effects.
 
-They come from the jobs that run and their comments, so no node has to report anything. That a
-node has evicted an image is not seen: the features are for a preference, never for a constraint.
-`etc/job_submit.lua` makes the same names; a test compares the two.
+They are derived from running jobs and their comments, so nodes report nothing. Evictions are not
+seen: the features serve as a preference, never as a constraint. `etc/job_submit.lua` computes the
+same names; a test compares the two.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from typing import NamedTuple
 from hpcimg.slurm import comment, hostlist
 
 PREFIX = "hpcimg_"
-IMAGES_MAX = 64  # of the cluster: Slurm keeps a bitmap of all nodes for each feature
+IMAGES_MAX = 64  # in the cluster: Slurm keeps a bitmap of all nodes per feature
 _PER_NODE_MAX = 8
 _FORGOTTEN_S = 86400.0
-# Numbers that a double of Lua 5.1 holds exactly.
+# Numbers that a double in Lua 5.1 represents exactly.
 _PRIME = 4294967291
 _FACTORS = (31, 131)
-Seen = dict[str, dict[str, float]]  # node → feature → when a job had the image there
+Seen = dict[str, dict[str, float]]  # node → feature → when a job last used the image there
 
 
 class Running(NamedTuple):
-    """A running job: its nodes as Slurm lists them, and its comment."""
+    """A running job: its nodes, as a Slurm host list, and its comment."""
 
     nodes: str
     comment: str
 
 
 class Node(NamedTuple):
-    """A node's features as Slurm has them."""
+    """A node and its features in Slurm."""
 
     name: str
     available: tuple[str, ...]
@@ -38,7 +38,7 @@ class Node(NamedTuple):
 
 
 class Update(NamedTuple):
-    """Features that are to be set on some nodes at once."""
+    """Features to set on several nodes at once."""
 
     nodes: tuple[str, ...]
     available: tuple[str, ...]
@@ -46,7 +46,7 @@ class Update(NamedTuple):
 
 
 def name_of(image: str) -> str:
-    """Return the feature of an image, by its reference as a job writes it."""
+    """Return the feature for an image reference, as written in a job's comment."""
     parts = []
     for factor in _FACTORS:
         number = 0
@@ -57,7 +57,7 @@ def name_of(image: str) -> str:
 
 
 def look(seen: Seen, jobs: Iterable[Running], *, now: float) -> Seen:
-    """Return what was seen, with what runs now, without what is too old or too much."""
+    """Return `seen` with the running jobs added, and with old or excess features removed."""
     found: Seen = {node: dict(features) for node, features in seen.items()}
     for job in jobs:
         wanted = comment.read(job.comment)
@@ -83,9 +83,9 @@ def _kept(features: Mapping[str, float], kept: set[str], now: float) -> dict[str
 
 
 def updates(nodes: Iterable[Node], seen: Mapping[str, Iterable[str]]) -> list[Update]:
-    """Return what to set so that nodes have these features and all that are not ours.
+    """Return the updates that give nodes these features and keep the features of others.
 
-    Nodes that are to have the same are in one update; one that has it already is in none.
+    Nodes with the same result share one update. Nodes that need no change have none.
     """
     alike: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
     for node in nodes:
@@ -101,7 +101,7 @@ def _others(features: Sequence[str]) -> tuple[str, ...]:
 
 
 def nodes_in(text: str) -> list[Node]:
-    """Read what `scontrol --oneliner show node` prints."""
+    """Parse the output of `scontrol --oneliner show node`."""
     found = []
     for line in text.splitlines():
         fields = dict(word.partition("=")[::2] for word in line.split() if "=" in word)

@@ -1,13 +1,13 @@
-"""The helper behind a socket: stages what a job asks for when Prolog is long over.
+"""The helper behind a socket: stages images for running jobs, long after Prolog.
 
-systemd starts one for each connection, as root, with the connection as standard input. Anybody
-can connect, so: who asks is settled first, by the kernel; no user has more than a few of them
-at work; and the request is one short line that has to be there in time. What is staged is what
-Prolog would stage: by the same policy, through the same locks, with that user's rights, and
-with a lease of the job, which Epilog releases.
+systemd starts one process per connection, as root, with the connection as standard input. Anybody
+can connect. So the kernel first identifies the caller, a user has only a few requests at a time,
+and the request is one short line that must arrive in time. Images are staged as by Prolog: under
+the same policy, with the same locks and the user's rights, and with a lease for the job, which
+Epilog releases.
 
-The request is a verb, a blank and a reference: `stage URI`, or `pyxis URI` for the importer.
-The answer is one JSON object, as `hpcimg.slurm.ask` reads it.
+The request is a verb, a space and a reference: `stage URI`, or `pyxis URI` for the importer.
+The answer is one JSON object, which `hpcimg.slurm.ask` reads.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from hpcimg.errors import (
 from hpcimg.slurm import peer
 from hpcimg.slurm.peer import Peer
 
-TURNS = 4  # requests of one user that are worked at, or read, at one time
-LINE_MAX = 2048  # bytes; a reference has 1024 characters at most
+TURNS = 4  # concurrent requests of one user, including those being read
+LINE_MAX = 2048  # bytes; a reference has at most 1024 characters
 _TO_ASK_S = 5.0
-_AFTER_S = 50.0  # after the deadline, as for Prolog
+_AFTER_S = 50.0  # after the deadline, as in Prolog
 VERBS = ("stage", "pyxis")
 
 
 def main() -> int:
-    """Answer the one request on standard input; return 0 unless it is no unix socket."""
+    """Answer one request on standard input. Returns 2 if that is not a unix socket, else 0."""
     if not stat.S_ISSOCK(os.fstat(0).st_mode):
         print("hpcimg-helper is started by hpcimg.socket", file=sys.stderr)
         return 2
@@ -65,7 +65,7 @@ def main() -> int:
 
 
 def _serve(connection: socket.socket) -> dict[str, object]:
-    """Return the answer, nothing where it was given already."""
+    """Return the answer, empty if it has already been sent."""
     layout = Layout(*conffiles.directories(conffiles.read_files(conffiles.main_file())))
     with peer.connected_to(connection) as who:
         if who.uid == 0:
@@ -79,9 +79,9 @@ def _serve(connection: socket.socket) -> dict[str, object]:
 
 @contextmanager
 def _turn(layout: Layout, uid: int) -> Iterator[bool]:
-    """Hold one of a user's turns; give whether there was one.
+    """Hold one of a user's slots; yield False if none is free.
 
-    It is free again when this process has ended, and all that it started with the lock.
+    The slot is freed when this process and the children that inherited the lock have ended.
     """
     os.makedirs(layout.turns, mode=0o700, exist_ok=True)
     for number in range(TURNS):
@@ -101,7 +101,7 @@ def _turn(layout: Layout, uid: int) -> Iterator[bool]:
 
 
 def _read_request(connection: socket.socket) -> tuple[str, str]:
-    """Return verb and reference. Raises BadReference, and DeadlinePassed after some seconds."""
+    """Return verb and reference. Raises BadReference, or DeadlinePassed if it does not arrive."""
     until = time.monotonic() + _TO_ASK_S
     heard = b""
     while b"\n" not in heard:
@@ -126,7 +126,7 @@ def _read_request(connection: socket.socket) -> tuple[str, str]:
 
 
 def _in_time(connection: socket.socket, who: Peer, verb: str, uri: str) -> dict[str, object]:
-    """Have it staged in a process that is not waited for for ever; return an answer of our own."""
+    """Stage the image in a child process with a time limit. Its answer is sent from there."""
     from hpcimg.config import load as config
     from hpcimg.slurm import query, watch
 
@@ -154,7 +154,7 @@ def _in_time(connection: socket.socket, who: Peer, verb: str, uri: str) -> dict[
 
 
 def _tell(connection: socket.socket, answer: dict[str, object]) -> None:
-    """Send the answer; who has gone away, or does not listen, has it not."""
+    """Send the answer. Errors are ignored: the client may have gone away."""
     connection.settimeout(_TO_ASK_S)
     with contextlib.suppress(OSError):
         connection.sendall(json.dumps(answer).encode() + b"\n")

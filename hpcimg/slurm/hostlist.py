@@ -1,4 +1,4 @@
-"""Slurm's compressed lists of nodes, such as `n[1-3,07-09],gpu1`, written out."""
+"""Expand Slurm's host lists, such as `n[1-3,07-09],gpu1`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import re
 _NODES_MAX = 65_536
 _TEXT_MAX = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,253}")
-# What stands between commas that are in no brackets.
+# The parts between commas outside of brackets.
 _PART = re.compile(r"(?:[^,\[\]]|\[[^\[\]]*\])+")
 _RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
 
 
 def expand(text: str) -> tuple[str, ...]:
-    """Return the names of the nodes in a list, each once. Raises ValueError for what is none."""
+    """Return the names in a host list, without duplicates. Raises ValueError if it is malformed."""
     if len(text) > _TEXT_MAX:
         raise ValueError("the list of nodes is too long")
     names: dict[str, None] = {}

@@ -1,16 +1,16 @@
-"""Whether a job has several nodes, as Prolog hears of it.
+"""Whether a job has several nodes, from Prolog's environment.
 
-Imports nothing: the way to a warm hit uses it.
+Imports nothing, because warm hits use it.
 """
 
 _NAME = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
 
 
 def together(environ: dict[str, str]) -> str:
-    """Return a name of a job of several nodes that no other job of the site has; "" for one node.
+    """Return a name, unique at the site, for a job of several nodes; "" for a job of one node.
 
-    It is part of a file name. What a job that was requeued gets is open again, where Slurm
-    says how often it was.
+    It is used in file names. If Slurm provides the restart count, a requeued job gets another
+    name and may get another image.
     """
     nodes = environ.get("SLURM_JOB_NODELIST") or environ.get("SLURM_NODELIST", "")
     if "," not in nodes and "[" not in nodes:

@@ -1,4 +1,4 @@
-"""Which images the jobs that are to start soon will ask for. Pure."""
+"""Select the images of jobs that will start soon. No side effects."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hpcimg.slurm import comment, hostlist
 
 
 class Planned(NamedTuple):
-    """A pending job, and when (a Unix time) and where Slurm plans to start it."""
+    """A pending job, with its planned start (a Unix time) and nodes."""
 
     start: float
     uid: int
@@ -18,7 +18,7 @@ class Planned(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """How much is looked ahead: seconds, images of one user, images in all."""
+    """Limits: seconds to look ahead, images per user, images in total."""
 
     within_s: float
     per_user: int
@@ -26,10 +26,10 @@ class Limits(NamedTuple):
 
 
 def choose(jobs: Iterable[Planned], limits: Limits, *, now: float, node: str = "") -> list[str]:
-    """Return the references to bring, those that are wanted first at the beginning.
+    """Return the references to fetch, the soonest first.
 
-    With `node`, of jobs that are planned there alone. Comments are their users' to write: one
-    that Prolog would refuse asks for nothing here.
+    With `node`, only those of jobs that are planned on that node. Comments are written by users:
+    those that Prolog would refuse are skipped.
     """
     found: list[str] = []
     of_user: dict[int, int] = {}

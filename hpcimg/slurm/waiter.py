@@ -1,6 +1,6 @@
-"""A Prolog that waits for what another one brings: a hit as soon as it is there.
+"""A Prolog that waits for an image that another Prolog is fetching.
 
-It keeps little in memory and sleeps in the kernel, since a large node may have hundreds.
+It uses little memory and sleeps in the kernel, since a large node may have hundreds of them.
 """
 
 import os
@@ -16,7 +16,7 @@ _SYSLOG = "/dev/log"
 
 
 class Asks:
-    """What a job asks for now, and where."""
+    """A job's request and its environment: configuration files, layout, images and start time."""
 
     __slots__ = ("came", "files", "images", "job", "layout", "started", "uid")
 
@@ -41,10 +41,10 @@ class Asks:
 def wait(
     asks: Asks, image: jobfiles.Image, text: str, fingerprint: str, leaders: list[leader.Leader]
 ) -> hot.Hit | None:
-    """Wait for one of the job's images where another job brings it, or lead from here on.
+    """Wait for one of the job's images while another job fetches it, or become the leader.
 
-    `text` is its name among the hot records. What is waited for, or led, is put into
-    `leaders`; with None the long way is to be taken.
+    `text` is its name in the hot records. The file that is waited for, or led, is appended to
+    `leaders`. Returns None if the caller must take the ordinary path.
     """
     place = leader.join(asks.layout.leaders, asks.uid, fingerprint, text)
     if place is None:
@@ -62,7 +62,7 @@ def wait(
 
     if not place.leads and not place.wait(asks.came, say):
         return None
-    # Somebody may just have brought it.
+    # Another process may have finished it just now.
     hit = hot.lookup(asks.layout, text, job=asks.job, uid=asks.uid, fingerprint=fingerprint)
     if hit:
         place.done()
@@ -71,7 +71,7 @@ def wait(
 
 
 def _log(files: list[tuple[str, str]], job: str, text: str) -> None:
-    """Log a line as `hpcimg.logs` does, without what takes its time there."""
+    """Write a log line in the format of `hpcimg.logs`, without importing logging."""
     to = conffiles.raw_value(files, "log", "to") or "syslog"
     if to == "syslog" and os.path.exists(_SYSLOG):
         import syslog

@@ -1,4 +1,4 @@
-"""Bringing an image into the site tier before a job needs it."""
+"""Fetch an image into the site tier before a job needs it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ THERE = "there"
 
 
 def bring(config: Config, cache: Cache, request: Request) -> str:
-    """Bring an image that all may read into the site tier, by way of this node's cache.
+    """Fetch a shared image into the site tier, through this node's cache.
 
-    Return THERE where it was there already, else what came of staging it here, as
-    `hpcimg.cache.ensure.Staged.how` has it. Raises HpcimgError: ConfigError where there is no
-    tier, NotAllowed for what has no place in it, Unreachable where it could not be used.
+    Returns THERE if it was there already, else how it was staged here, as in
+    `hpcimg.cache.ensure.Staged.how`. Raises HpcimgError: ConfigError if there is no tier,
+    NotAllowed for an image that must not be put there, Unreachable if the tier cannot be used.
     """
     uri = request.reference.uri
     if not config.site_path:

@@ -1,7 +1,7 @@
-"""A process that looks at the site's file system, since nothing can interrupt who waits for one.
+"""A child process for the site's file system, because blocked calls cannot be interrupted.
 
-It is asked one thing at a time, and left behind where it stays silent: it ends with the call that
-it is in. It has no file open but those that it is handed.
+It answers one question at a time. If it does not answer it is abandoned, and ends when its current
+call returns. It has only those files open that were passed to it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ Fields = dict[str, Any]
 
 
 class Channel:
-    """The child's end. `hear` gives what is asked, and a file where one came with it."""
+    """The child's end. `hear` returns the question, and a file descriptor if one was sent."""
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
 
     def hear(self, timeout_s: float) -> tuple[Fields, int | None] | None:
-        """Return the next question, None where there is none in this time."""
+        """Return the next question, None if none arrives in time."""
         if not select.select([self._end], [], [], timeout_s)[0]:
             return None
         data, files, _, _ = socket.recv_fds(self._end, _MESSAGE_MAX, 1)
@@ -40,7 +40,7 @@ class Channel:
         return json.loads(data), (files[0] if files else None)
 
     def say(self, **fields: Any) -> None:
-        """Say that the work goes on, and how far it is."""
+        """Report progress."""
         self._send({"said": fields})
 
     def answer(self, fields: Fields) -> None:
@@ -57,7 +57,7 @@ class Channel:
 
 
 class Child:
-    """A process with the rights of an account (None: ours) in which `work` runs until it ends."""
+    """A process that runs `work` with an account's rights (None: with those of this process)."""
 
     def __init__(self, work: Callable[[Channel], None], *, uid_gid: tuple[int, int] | None) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -68,7 +68,7 @@ class Child:
                 _keep_only(theirs.fileno())
                 if uid_gid:
                     _become(*uid_gid)
-                end_with_us()  # after the uid has changed: the kernel forgets it then
+                end_with_us()  # after setuid, which resets it in the kernel
                 work(Channel(theirs))
             finally:
                 os._exit(0)
@@ -77,7 +77,7 @@ class Child:
         self.gone = False
 
     def tell(self, **question: Any) -> None:
-        """Say something that has no answer; where it does not listen, that is lost."""
+        """Send a message that has no answer. It is lost if the child does not listen."""
         if not self.gone:
             with contextlib.suppress(OSError):
                 self._end.send(json.dumps(question).encode(), socket.MSG_DONTWAIT)
@@ -91,10 +91,10 @@ class Child:
         file: int | None = None,
         **question: Any,
     ) -> Fields:
-        """Return the answer; `heard` is told what is said before.
+        """Return the answer. `heard` is called with the progress reports before it.
 
-        Raises Trouble where the child reports it, says nothing for `patience_s`, or is not done
-        by `until`, a time.monotonic() value. In the last two cases it is ended.
+        Raises Trouble if the child reports it, sends nothing for `patience_s`, or has not
+        answered at `until`, a time.monotonic() value. In the last two cases it is killed.
         """
         if self.gone:
             raise Trouble("it was abandoned before")
@@ -110,7 +110,7 @@ class Child:
         except OSError as error:
             self.end()
             raise Trouble(f"the process that checks it has ended: {error.strerror}") from None
-        except BaseException:  # it may still write to the file
+        except BaseException:  # the child may still write to the file
             self.end()
             raise
         if "trouble" in fields:
@@ -135,7 +135,7 @@ class Child:
             yield json.loads(data)
 
     def end(self) -> None:
-        """Kill it, and leave it behind where it does not end."""
+        """Kill the child. Abandon it if it does not end."""
         if self.gone:
             return
         self.gone = True
@@ -149,7 +149,7 @@ class Child:
 
 
 def _keep_only(end: int) -> None:
-    # Locks of ours are in other files, and stay while any process has them open.
+    # An inherited file would keep the parent's flock(2) locks: close everything else.
     silence = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(silence, descriptor)

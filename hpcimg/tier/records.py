@@ -1,7 +1,7 @@
-"""What the site tier knows: which image a reference stands for, and why one could not be had.
+"""The site tier's records: the image that a reference stands for, or why it could not be fetched.
 
-Each record is a small file that appears whole or not at all. What another release has
-put into one besides is passed over, and what cannot be understood is not there.
+Each record is a small file that is replaced atomically. Unknown fields, written by another release,
+are ignored. A record that cannot be parsed counts as missing.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _MAX = 1 << 20
 
 
 class Record(NamedTuple):
-    """An image of the tier, and the reference that it was fetched for.
+    """An image in the tier, with the reference that it was fetched for.
 
-    The fields are those of a cache's entry and reference; `resolved` is a Unix time.
+    The fields are those of a cache entry and a reference; `resolved` is a Unix time.
     """
 
     uri: str
@@ -39,7 +39,7 @@ class Record(NamedTuple):
     pinned: bool = False
 
     def fresh(self, ttl_s: float) -> bool:
-        """Tell whether the reference is still to be believed; not where it is of the future."""
+        """Tell whether the reference is still valid. One from the future is not."""
         return self.pinned or 0 <= time.time() - self.resolved < ttl_s
 
     def path(self, at: Places) -> str:
@@ -47,7 +47,7 @@ class Record(NamedTuple):
 
 
 def from_fields(fields: Any) -> Record:
-    """Make a record of what came as JSON. Raises ValueError."""
+    """Make a record from parsed JSON. Raises ValueError."""
     try:
         record = Record(**{name: fields[name] for name in Record._fields})
     except (KeyError, TypeError):
@@ -58,14 +58,14 @@ def from_fields(fields: Any) -> Record:
         raise ValueError("it has something other than a text")
     if not all(isinstance(number, (int, float)) and number >= 0 for number in numbers):
         raise ValueError("it has something other than a number")
-    # They become names of files.
+    # These become file names.
     if not _SHA256.fullmatch(record.sha256) or not _EXTENSION.fullmatch(record.extension):
         raise ValueError("it has a malformed name")
     return record
 
 
 def load(path: str) -> Record | None:
-    """Return a record, None where there is none. Raises OSError for a broken disk, Trouble."""
+    """Return a record, None if there is none. Raises OSError for I/O errors, Trouble."""
     fields = read(path)
     if fields is None:
         return None
@@ -76,7 +76,7 @@ def load(path: str) -> Record | None:
 
 
 def read(path: str) -> dict[str, Any] | None:
-    """Return the fields of a small file; None where it is missing or cannot be understood."""
+    """Return the fields of a small file, None if it is missing or cannot be parsed."""
     try:
         descriptor, seen = places.open_file(path)
     except FileNotFoundError:
@@ -92,15 +92,15 @@ def read(path: str) -> dict[str, Any] | None:
 
 
 def save(at: Places, path: str, fields: dict[str, Any], *, durable: bool = True) -> None:
-    """Put a record at its path, over any that is there. Raises OSError."""
+    """Write a record, replacing any at that path. Raises OSError."""
     atomic.write_file(
         path, json.dumps(fields) + "\n", temp=temp_path(at), mode=0o600, durable=durable
     )
 
 
 def save_first(at: Places, path: str, fields: dict[str, Any]) -> None:
-    """Put a record at its path unless there is one. Raises OSError."""
-    # In the same directory, which some file systems ask for.
+    """Write a record unless there is one at that path. Raises OSError."""
+    # In the same directory: some file systems can link only within one.
     temp = f"{path}.{processes.tag()}"
     atomic.write_file(temp, json.dumps(fields) + "\n", temp=temp_path(at), mode=0o600)
     try:
@@ -111,5 +111,5 @@ def save_first(at: Places, path: str, fields: dict[str, Any]) -> None:
 
 
 def temp_path(at: Places) -> str:
-    """Return a new path for unfinished work: of no other node, and of no other process."""
+    """Return a new path for unfinished work, unique among nodes and processes."""
     return f"{at.tmp}/{processes.tag()}.{os.urandom(8).hex()}"

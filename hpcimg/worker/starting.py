@@ -1,8 +1,8 @@
-"""Starting a worker's process; early, where it is known that one will be needed.
+"""Start a worker process, early if it is known that one will be needed.
 
-A process takes longer to load what it needs than to fetch a small image. One that is started
-early loads that while the one who needs it still loads its own. It has all rights until it
-gets its order, and nobody but who started it can give it one.
+Loading Python modules takes a worker longer than fetching a small image. A worker that is started
+early loads them while its parent still loads its own. It has root's rights until it gets its
+order, which only its parent can send.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _PROGRAM = (
     "import sys; sys.path.insert(0, sys.argv[1]); from hpcimg.worker.main import main; main()"
 )
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-# What decides how the network is reached. Nothing else of our environment is the child's.
+# Environment variables that decide how to reach the network. No others are passed on.
 _PROXIES = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
 _CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _PASSED_ON = (*_PROXIES, *(name.upper() for name in _PROXIES), *_CERTIFICATES)
 
 
 class Started(NamedTuple):
-    """A process that waits for its order, and the socket on which it gets it."""
+    """A process that waits for its order, with the socket to send it."""
 
     process: subprocess.Popen[bytes]
     socket: socket.socket
@@ -36,7 +36,7 @@ _early: list[Started] = []
 
 
 def early(scheme: str) -> None:
-    """Start the process that the next worker is to have, for images of a scheme."""
+    """Start the process for the next worker, for images of a URI scheme."""
     _early.append(_start(scheme))
 
 
@@ -46,7 +46,7 @@ def take() -> Started:
 
 
 def end_early() -> None:
-    """End a process that was started early and that nobody took."""
+    """End a process that was started early and not used."""
     while _early:
         process, ours = _early.pop()
         ours.close()
@@ -62,12 +62,12 @@ def _start(*words: str) -> Started:
             [sys.executable, "-I", "-c", _PROGRAM, _ROOT, *words],
             stdin=theirs.fileno(),
             stdout=subprocess.PIPE,
-            # Not ours: who reads that would wait for a process that cannot be ended.
+            # Not inherited: its reader would wait for a process that cannot be killed.
             stderr=subprocess.PIPE,
             bufsize=0,
-            # Of its own, so that what it starts can be killed with it.
+            # A session of its own, so that its children can be killed with it.
             start_new_session=True,
-            # An account's .netrc is no place for what all jobs may fetch.
+            # An account's .netrc must not be used for images that are shared.
             env={**environment, "NETRC": "/dev/null", "LC_ALL": "C.UTF-8"},
         )
     return Started(process, ours)
