@@ -1,9 +1,9 @@
-"""The one process of a swarm that is root: it makes and reads munge's credentials.
+"""The only process of a swarm that is root: it creates and decodes munge credentials.
 
-It never meets the network. A worker, which does, hands it what it was sent, and asks it for
-what it is to send; every credential begins with words of ours, which no other program takes
-for its own, and says for which job, image and nodes it is. What another node's root says of an
-image comes to this node's root by it, past the worker.
+It has no network connections. The worker, which has, passes it what it received, and requests
+credentials to send. Every credential begins with a fixed text, so that no other program accepts
+it, and names the job, the image and the nodes. What another node's root says about an image
+reaches this node's root through this process, bypassing the worker.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from hpcimg.errors import HpcimgError, Unreachable
 from hpcimg.fetch.contract import Whole
 from hpcimg.peers.libmunge import Munge
 
-# With the version of what peers say to each other: another release's nodes are no peers.
+# Includes the protocol version: nodes with another version are not peers.
 _MARK = b"hpcimg-peers 1\n"
 _LINE_MAX = 64 << 10
 _ANSWER_S = 5.0
-# A question; the answer that somebody is there; what the image is.
+# A question; the answer of a live node; the description of the image.
 ASK, HELLO, IMAGE = KINDS = ("ask", "hello", "image")
 
 
 class Identity(NamedTuple):
-    """What all credentials of one member are about, and who may be spoken to."""
+    """What all credentials of one member name, and the nodes that it may talk to."""
 
     job: str
     wanted: str
@@ -39,13 +39,13 @@ class Identity(NamedTuple):
 
 
 class Signer:
-    """The process, as who started it has it. A context manager.
+    """The process, as seen by its parent. A context manager.
 
-    `worker` is the socket by which the worker asks; close it once the worker has it.
+    `worker` is the worker's socket; close it in the parent once the worker has it.
     """
 
     def __init__(self, identity: Identity, munge_socket: str) -> None:
-        """Start it. Raises HpcimgError where there is no munge."""
+        """Start the process. Raises HpcimgError if there is no munge."""
         munge = Munge(munge_socket)
         self._ours, theirs = socket.socketpair()
         self.worker, asks = socket.socketpair()
@@ -70,11 +70,11 @@ class Signer:
         self.worker.close()
 
     def publish(self, whole: Whole) -> None:
-        """Let other nodes be told what the image is that this node has."""
+        """Let other nodes know the image that this node has."""
         self._ours.sendall(json.dumps(whole).encode() + b"\n")
 
     def told(self) -> Whole:
-        """Return what another node's root said the image is. Raises Unreachable."""
+        """Return the image as described by another node's root. Raises Unreachable."""
         try:
             return Whole(*json.loads(self._said.readline(_LINE_MAX)))
         except (OSError, ValueError, TypeError) as error:
@@ -82,7 +82,7 @@ class Signer:
 
 
 class Notary:
-    """What the process does for the worker, with `tell` for its own side's root."""
+    """Answers the worker's requests; `tell` sends to this node's root."""
 
     def __init__(self, munge: Munge, identity: Identity, tell: Callable[[Whole], None]) -> None:
         self._munge = munge
@@ -91,7 +91,7 @@ class Notary:
         self.whole: Whole | None = None
 
     def answer(self, request: Any) -> list[str] | None:
-        """Return what a request asks for, None where that is refused. Raises HpcimgError."""
+        """Return the answer to a request, None if it is refused. Raises HpcimgError."""
         match request:
             case ["sign", str(kind), str(to), str(nonce), str(word)]:
                 return self._sign(kind, to, nonce, word)
@@ -125,7 +125,7 @@ class Notary:
 
 
 def _serve(munge: Munge, identity: Identity, root: int, worker: int) -> NoReturn:
-    """Answer until either side is gone, or says what cannot be understood."""
+    """Answer until either side is gone or sends something malformed."""
     try:
         programs.close_all_but(root, worker)
         notary = Notary(munge, identity, lambda whole: _send(root, whole))

@@ -1,4 +1,4 @@
-"""How a worker asks the process that signs for it."""
+"""The worker's connection to the process that signs for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Desk:
         self._asking = asyncio.Lock()
 
     async def open(self) -> None:
-        """Get ready; within the loop that asks."""
+        """Connect; call it in the event loop that will be used."""
         self._socket.setblocking(False)
         self._reader, self._writer = await asyncio.open_connection(
             sock=self._socket, limit=_LINE_MAX
@@ -33,9 +33,9 @@ class Desk:
         return answer[0]
 
     async def read(self, kind: str, credential: str) -> tuple[str, str, str] | None:
-        """Return node, nonce and word of a credential that was made for this node by root.
+        """Return node, nonce and word of a credential that root made for this node.
 
-        None where it is none. Raises Unreachable.
+        None if it is not valid. Raises Unreachable.
         """
         answer = await self._ask(["read", kind, credential])
         return (answer[0], answer[1], answer[2]) if answer else None

@@ -1,7 +1,7 @@
-"""The swarm itself: libtorrent, which is loaded here and nowhere else.
+"""The swarm: the only module that loads libtorrent.
 
-A torrent is made of an image's pieces and a salt that only members are told. There is no
-tracker, no DHT, no discovery: members connect to whom they are told to.
+A torrent is made of an image's pieces and a salt that only members know. There is no tracker, no
+DHT and no discovery: members connect only to the addresses that they are given.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _SETTINGS = {
     "enable_outgoing_utp": False,
     "announce_to_all_trackers": False,
     "alert_mask": 0,
-    "max_retry_port_bind": 0,  # ports are ours to choose
-    # Members of one network, alike and honest; but a slow one is not to be asked for much ahead.
+    "max_retry_port_bind": 0,  # we choose the ports
+    # Members trust each other and have similar links, but do not queue much at a slow one.
     "whole_pieces_threshold": 0,
     "auto_sequential": False,
-    # The second is what others may have asked of us at once, and they are told.
+    # The second limits what others may request from this member at once; they are told.
     "max_out_request_queue": 4,
     "max_allowed_in_request_queue": 4,
     "connections_limit": _CONNECTIONS,
@@ -50,7 +50,7 @@ _SETTINGS = {
 
 
 class Torrent(NamedTuple):
-    """An image as a swarm has it: `pieces` are the SHA-1 digests of its pieces."""
+    """An image as a torrent: `pieces` are the SHA-1 digests of its pieces."""
 
     size_bytes: int
     piece_length: int
@@ -58,13 +58,13 @@ class Torrent(NamedTuple):
     salt: bytes
 
     def fits(self) -> bool:
-        """Tell whether there is a digest for each piece."""
+        """Tell whether there is one digest for each piece."""
         length = self.piece_length
         count = -(-self.size_bytes // length) if length >= 1024 else -1
         return self.size_bytes > 0 and len(self.pieces) == 20 * count
 
     def info(self) -> dict[bytes, bytes | int]:
-        """Return what a torrent file says."""
+        """Return the info dictionary of the torrent file."""
         return {
             b"length": self.size_bytes,
             b"name": _NAME.encode(),
@@ -75,12 +75,12 @@ class Torrent(NamedTuple):
         }
 
     def name(self) -> str:
-        """Return the digest that names it, in hexadecimal: it covers all the others."""
+        """Return the info hash in hexadecimal, which covers all the piece digests."""
         return hashlib.sha256(_bencoded(self.info())).hexdigest()
 
 
 def make_torrent(descriptor: int, size_bytes: int) -> Torrent:
-    """Read an image and return it as a swarm has it. Raises OSError."""
+    """Read an image and return it as a torrent. Raises OSError."""
     length, pieces, position = order.piece_length(size_bytes), bytearray(), 0
     while position < size_bytes:
         data = os.pread(descriptor, min(length, size_bytes - position), position)
@@ -97,16 +97,16 @@ def make_torrent(descriptor: int, size_bytes: int) -> Torrent:
 
 
 class Engine:
-    """One session of libtorrent with at most one torrent. `port` is where it listens.
+    """One libtorrent session with at most one torrent. `port` is where it listens.
 
-    Who is in none of the `networks` is no peer; `rate` is what it sends in a second, in bytes,
-    0 without limit. `directory` is empty, and ours.
+    Peers outside of `networks` are rejected. `rate` limits sending, in bytes per second, 0 for no
+    limit. `directory` must be empty and private.
     """
 
     def __init__(
         self, ports: Sequence[int], *, networks: Sequence[str], rate: int, directory: str
     ) -> None:
-        """Listen. Raises Unreachable where no port is free."""
+        """Listen. Raises Unreachable if no port is free."""
         self._lt: Any = libtorrent
         self._networks = networks
         self._rate = rate
@@ -127,9 +127,9 @@ class Engine:
     def share(
         self, torrent: Torrent, descriptor: int, *, whole: bool, index: int = 0, count: int = 1
     ) -> None:
-        """Send an image from, or fetch it into, an open file.
+        """Send an image from an open file, or fetch it into one.
 
-        The pieces that are this member's by its `index` among `count` are fetched first.
+        This member's pieces, by its `index` among `count`, are fetched first.
         """
         info = self._lt.torrent_info(self._lt.bencode({b"info": torrent.info()}))
         if os.path.lexists(self._link):
@@ -156,7 +156,7 @@ class Engine:
             self._torrent.connect_peer((address, port))
 
     def received(self) -> tuple[int, bool]:
-        """Return how many bytes there are, and whether that is all. Raises Bug, OSError."""
+        """Return the number of bytes received, and whether that is all. Raises Bug, OSError."""
         status = self._torrent.status()
         if status.errc.value():
             if status.errc.category().name() in ("system", "generic"):
@@ -173,7 +173,7 @@ class Engine:
 
 
 def _bencoded(value: Any) -> bytes:
-    """Return a value as a torrent file has it (BEP 3)."""
+    """Return a value in bencoding (BEP 3)."""
     if isinstance(value, int):
         return b"i%de" % value
     if isinstance(value, bytes):

@@ -1,4 +1,4 @@
-"""Munge's credentials, by its own library: who made one is known by the uid that munged saw."""
+"""Munge credentials through libmunge. munged vouches for the uid of their author."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _ROOT = 0
 
 
 class Munge:
-    """Makes credentials that only root can read, and reads those that root made."""
+    """Creates credentials that only root can decode, and decodes those that root created."""
 
     def __init__(self, socket: str) -> None:
-        """`socket` is munged's, "" for the usual one. Raises MissingTool."""
+        """`socket` is munged's, "" for the default one. Raises MissingTool."""
         try:
             self._lib = ctypes.CDLL(_LIBRARY)
         except OSError as error:
@@ -42,9 +42,9 @@ class Munge:
             self._libc.free(made)
 
     def decode(self, credential: str) -> bytes | None:
-        """Return what root put into a credential; None where it is none of root's, or not new.
+        """Return the payload of a credential, None if it is not root's, or expired or replayed.
 
-        munged lets a credential be read once.
+        munged decodes each credential only once.
         """
         payload, length = ctypes.c_void_p(), ctypes.c_int()
         uid, gid = ctypes.c_uint(), ctypes.c_uint()

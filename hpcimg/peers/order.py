@@ -1,22 +1,22 @@
-"""Who leads, who is whose neighbour, which pieces are whose: decided alike on each node."""
+"""Leaders, neighbours and pieces of members, computed alike on each node."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 
-# Ports of one range: the first half for questions, the second for the swarm.
+# Ports of one range: the first half for requests, the second for the swarm.
 _HALF = 8
-_NEIGHBOURS = 6  # on either side; all of them are peers for up to 12
-_LATE = 5  # neighbours of one who comes when the swarm is there already
-_PIECES = 1000  # an image has at least as many, where it is large enough
+_NEIGHBOURS = 6  # in each direction; with up to 12 others, all are neighbours
+_LATE = 5  # neighbours of a member that joins a running swarm
+_PIECES = 1000  # the least number of pieces of an image, if it is large enough
 _PIECE_MIN, _PIECE_MAX = 16 << 10, 16 << 20
 
 
 def of_leaders(job: str, wanted: str, nodes: Sequence[str]) -> list[str]:
-    """Return the nodes in the order in which they would lead (rendezvous hashing).
+    """Return the nodes in the order in which they lead (rendezvous hashing).
 
-    Another one for each job and image, so that it is not always the same node's link.
+    The order differs between jobs and images, so that the load is spread over the nodes' links.
     """
 
     def weight(node: str) -> bytes:
@@ -26,25 +26,25 @@ def of_leaders(job: str, wanted: str, nodes: Sequence[str]) -> list[str]:
 
 
 def question_port(first: int, job: str) -> int:
-    """Return the port that the nodes of a job ask each other at.
+    """Return the port for requests between the nodes of a job.
 
-    Two jobs that begin on one node at the same moment seldom have the same.
+    Two jobs that start on one node at the same time rarely get the same port.
     """
     return first + int(job) % _HALF
 
 
 def swarm_ports(first: int) -> range:
-    """Return the ports of which a node's swarm takes the first that is free."""
+    """Return the candidates for the swarm's port on a node, which takes the first free one."""
     return range(first + _HALF, first + 2 * _HALF)
 
 
 def neighbours(index: int, count: int) -> list[int]:
-    """Return the members that a member connects to: all have about the same, 12 at the most.
+    """Return the members that a member connects to, so that each has at most about 12 neighbours.
 
-    The members stand in a ring, and distances are powers of one number, so that no two are
-    far from each other. Of two neighbours the one that came later connects.
+    The members form a ring, and the distances to neighbours are powers of one number, so that
+    paths between members are short. Of two neighbours, the one that joined later connects.
     """
-    if index >= count:  # it came when the others were told about each other
+    if index >= count:  # it joined after the others were told about each other
         step = max(1, count // _LATE)
         return [0, *range(1 + index % step, count, step)][: _LATE + 1]
     ring: set[int] = set()
@@ -57,7 +57,7 @@ def neighbours(index: int, count: int) -> list[int]:
 
 
 def piece_length(size_bytes: int) -> int:
-    """Return how long the pieces of an image are, a power of two."""
+    """Return the piece length for an image, a power of two."""
     length = _PIECE_MIN
     while length < _PIECE_MAX and size_bytes // (2 * length) >= _PIECES:
         length *= 2

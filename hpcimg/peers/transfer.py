@@ -1,6 +1,6 @@
-"""libtorrent in a process of its own, which can be killed: then nobody has a file open.
+"""libtorrent in a process of its own, so that it can be killed and leaves no file open.
 
-To end a session of libtorrent in good order can take as long as its peers like.
+Ending a libtorrent session properly can take as long as its peers want.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _BEGIN_S = 10.0
 
 
 class Transfer:
-    """One part of a swarm. `port` is where it listens."""
+    """One member's part in a swarm. `port` is where it listens."""
 
     def __init__(
         self, ports: Sequence[int], *, networks: Sequence[str], rate: int, directory: str
     ) -> None:
-        """Listen. Raises Unreachable where no port is free.
+        """Listen. Raises Unreachable if no port is free.
 
-        `networks` and `rate` are as in `hpcimg.peers.engine.Engine`; `directory` is ours.
+        `networks` and `rate` are as in `hpcimg.peers.engine.Engine`; `directory` must be private.
         """
         self._arguments = {"networks": networks, "rate": rate, "directory": directory}
         self._pid = 0
@@ -43,9 +43,9 @@ class Transfer:
     def share(
         self, torrent: Torrent, descriptor: int, *, whole: bool, index: int = 0, count: int = 1
     ) -> None:
-        """Send an image from, or fetch it into, an open file.
+        """Send an image from an open file, or fetch it into one.
 
-        The pieces that are this member's by its `index` among `count` are fetched first.
+        This member's pieces, by its `index` among `count`, are fetched first.
         """
         fields = [torrent.size_bytes, torrent.piece_length]
         binary = [torrent.pieces.hex(), torrent.salt.hex()]
@@ -56,13 +56,13 @@ class Transfer:
         self._tell(["connect", address, port])
 
     def received(self) -> tuple[int, bool]:
-        """Return how many bytes there are, and whether that is all. Raises HpcimgError, OSError."""
+        """Return the bytes received, and whether that is all. Raises HpcimgError, OSError."""
         while select.select([self._ours], [], [], 0)[0]:
             self._read()
         return self._received
 
     def end(self) -> None:
-        """Kill it: from here on it has no file open, and nobody's port."""
+        """Kill the process: afterwards it has no file open and no port."""
         if self._pid:
             os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)
@@ -70,7 +70,7 @@ class Transfer:
             self._ours.close()
 
     def begin_again(self) -> None:
-        """Start anew, at the same port. Raises Unreachable."""
+        """Start again, on the same port. Raises Unreachable."""
         port = self.port
         self.end()
         self._begin([port])
@@ -96,12 +96,12 @@ class Transfer:
 
     def _tell(self, message: list[Any], files: Sequence[int] = ()) -> None:
         text = json.dumps(message).encode()
-        with contextlib.suppress(OSError):  # it ended, which is heard
+        with contextlib.suppress(OSError):  # if it has ended, _read reports that
             socket.send_fds(self._ours, [_LENGTH.pack(len(text))], files)
             self._ours.sendall(text)
 
     def _read(self) -> None:
-        """Take what it has said. Raises HpcimgError, OSError."""
+        """Read the process's messages. Raises HpcimgError, OSError."""
         try:
             data = self._ours.recv(_READ)
         except OSError:
@@ -125,14 +125,14 @@ class Transfer:
 
 
 def _run(parent: socket.socket, ports: Sequence[int], arguments: dict[str, Any]) -> NoReturn:
-    """Do what the parent says until it is gone."""
+    """Follow the parent's orders until it is gone."""
 
     def say(*words: object) -> None:
         parent.sendall(json.dumps(words).encode() + b"\n")
 
     try:
         signal.set_wakeup_fd(-1)
-        programs.close_all_but(parent.fileno())  # above all the file that another is to write
+        programs.close_all_but(parent.fileno())  # above all, files that others will write
         engine = Engine(ports, **arguments)
         say("port", engine.port)
         _serve(parent, engine, say)
