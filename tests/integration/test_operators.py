@@ -320,7 +320,8 @@ class Terminal:
                   "COLUMNS": str(columns), "LINES": "24", "LC_ALL": "C.UTF-8"}  # fmt: skip
         program = "import sys; from hpcimg.cli.main import main; sys.exit(main())"
         self.process = subprocess.Popen(
-            [sys.executable, "-c", program, *arguments],
+            # A shell has what it runs in the background ignore SIGINT.
+            ["env", "--default-signal=INT", sys.executable, "-c", program, *arguments],
             env={"PATH": os.environ["PATH"], **fields, **environment},
             stdin=slave,
             stdout=slave,
