@@ -6,9 +6,9 @@
 -- For sbatch, srun and salloc. Put this file and hpcimg.lua beside slurm.conf, or
 -- hpcimg.lua in /etc/hpcimg where Slurm hands out its own files only ("configless").
 
-local CONSEQUENCE = "the job goes on, its container images were not checked or not asked for"
+local CONSEQUENCE = "the job goes on; its container images were neither checked nor added"
 
--- Loaded for the jobs that ask for images only: without hpcimg.lua the others work on.
+-- Loaded only for jobs that request images: the others work even without hpcimg.lua.
 local function load_hpcimg()
     local here = debug.getinfo(1, "S").source:match("^@(.*)/[^/]*$")
     for _, directory in ipairs({ here or "/etc/slurm", "/etc/slurm", "/etc/hpcimg" }) do
@@ -22,7 +22,7 @@ local function load_hpcimg()
     error("hpcimg.lua is not in " .. (here or "/etc/slurm") .. " nor in /etc/hpcimg", 0)
 end
 
--- Whether there may be something of ours in it: few comments have any of these.
+-- Whether a text may concern hpcimg: few comments contain any of these.
 local function mentions_image(text)
     local small = text and text:lower()
     return small and (small:find("/", 1, true) or small:find("container", 1, true)

@@ -1,20 +1,20 @@
--- hpcimg.lua: what a job may write to ask for container images.
+-- hpcimg.lua: the syntax in which jobs request container images.
 --
 -- cli_filter.lua and job_submit.lua, in the same directory as this file, load it for
--- each job that asks for an image. It holds no state and calls nothing of Slurm's,
--- and it finds the same mistakes as hpcimg does on the node, only earlier.
--- A site that has such a script of its own calls merge() from there.
+-- each job that requests an image. It keeps no state, calls no Slurm functions, and
+-- detects the same mistakes as hpcimg does on the node, only earlier. A site with
+-- such a script of its own calls merge() from it.
 --
 -- For Lua 5.1 to 5.4: Slurm embeds whichever it was built with.
 
 -- The aliases in hpcimg.conf: submit hosts do not read that file, and without this
--- list every bare word is taken for a forgotten "docker://".
+-- list every bare word is treated as a forgotten "docker://".
 local ALIASES = {
     -- "samtools",      -- [alias] samtools = docker://biocontainers/samtools:1.19
     -- "bio/*",         -- [alias] bio/* = docker://biocontainers/*
 }
 
--- The [static NAME] sections in hpcimg.conf: schemes of the site's own.
+-- The [static NAME] sections in hpcimg.conf: schemes that the site defines.
 local STATIC = {
     -- "pages",
 }
@@ -22,8 +22,8 @@ local STATIC = {
 local MAX_IMAGES = 32
 local MAX_NAME = 64
 local MAX_URI = 1024
--- Slurm's own limit. Past it, Slurm speaks of a "Pathname of a file, directory or other
--- parameter too long", which tells nobody that the images are meant.
+-- Slurm's own limit. Beyond it, Slurm reports "Pathname of a file, directory or other
+-- parameter too long", which does not tell users that the images are the cause.
 local MAX_COMMENT = 1024
 local MAX_SHOWN = 200
 local MAX_MESSAGE = 1000
@@ -32,7 +32,7 @@ local KEY = "container"
 local MARK = KEY .. ":"
 local OURS = "hpcimg"
 local LINKS = OURS .. ":links="
--- What an image is linked for, where the job asks for that.
+-- Workflow managers that links can be requested for.
 local MANAGERS = { "cwltool", "miniwdl", "nextflow", "snakemake" }
 local SCHEMES = { "https", "http", "file", "oras", "docker", "library", "shub", "s3", "swift" }
 for _, name in ipairs(STATIC) do
@@ -40,9 +40,9 @@ for _, name in ipairs(STATIC) do
 end
 local PATH_SCHEMES = { "oci", "oci-archive", "docker-archive" }
 local REGISTRY_SCHEMES = { "docker", "oras" }
--- Schemes of container images and of nothing else.
+-- Schemes used only for container images.
 local IMAGE_SCHEMES = { "docker://", "oras://", "library://", "shub://" }
--- Of files that a bare name is meant for, not a forgotten docker://.
+-- A bare name with one of these is meant as a file, not as a forgotten docker://.
 local ENDINGS = { ".sif", ".simg", ".img", ".sqsh", ".sqfs", ".squashfs" }
 
 -- Spelled out, since %a, %w and %s follow the locale of the process.
@@ -54,7 +54,7 @@ local ALMOST_NAMED = "^([A-Za-z0-9_.-]+)=(.*)$"
 local QUOTE = "^[\"'`\\]"
 local QUOTE_OR_OPEN = "^[\"'`\\%(%[{<]"
 local CLOSING = { [")"] = "(", ["]"] = "[", ["}"] = "{", [">"] = "<" }
--- What would need quoting in a shell, in JSON or in a task prolog's line.
+-- Characters that would need quoting in a shell, in JSON or in a line of the task prolog.
 local FORBIDDEN = "[^A-Za-z0-9%-._~:/?#%[%]@!&()*+,;=%%]"
 
 local M = {}
@@ -78,7 +78,7 @@ local function starts_with(text, beginning)
     return text:sub(1, #beginning) == beginning
 end
 
--- Without what is at its ends and fits a pattern for one character.
+-- A text without the characters at its ends that match a pattern.
 local function stripped(text, pattern)
     local from, to = 1, #text
     while from <= to and text:find(pattern, from) do
@@ -100,7 +100,7 @@ local function printable(text)
     end))
 end
 
--- A user's text as it may go to a terminal and a log.
+-- A user's text, made safe for a terminal and a log.
 local function shown(text)
     return "'" .. printable(cut(text, MAX_SHOWN)) .. "'"
 end
@@ -131,8 +131,8 @@ local function is_alias(text)
     return false
 end
 
--- Whether user:password@ stands before the host. A digest (ubuntu:22.04@sha256:...) is
--- none, nor is Enroot's user without a password (docker://user@registry#image).
+-- Whether user:password@ precedes the host. A digest (ubuntu:22.04@sha256:...) is not one,
+-- nor is enroot's user without a password (docker://user@registry#image).
 local function has_password(address)
     local user = address:gsub("@sha%d+:.*", ""):match("^([^/]*)@")
     return user ~= nil and user:find(":", 1, true) ~= nil
@@ -141,7 +141,7 @@ end
 local PASSWORD = "an address with user:password@ in it is refused: comments are public, and so is"
     .. " a password in one; leave it out, and change it, since others may have read it"
 
--- Whether a path has . or .. in it, %2e%2e and ..;x included.
+-- Whether a path contains . or .., including %2e%2e and ..;x.
 local function has_dots(path)
     for _ = 0, 3 do
         for part in path:gmatch("[^/\\]+") do
@@ -191,7 +191,7 @@ local function wrong_host(host)
         return port .. " is not a port"
     end
     local last = name:gsub("%.$", ""):match("[^.]*$")
-    -- 127.1 and 2130706433 are addresses to some programs.
+    -- Some programs treat 127.1 and 2130706433 as addresses.
     if last:find("^[0-9]+$") or last:find("^0[xX]%x*$") then
         local count = 0
         for part in (name .. "."):gmatch("([^.]*)%.") do
@@ -248,8 +248,8 @@ local function wrong_name(rest, hub)
         if slash == "" then
             local only = host:gsub("@sha256:.*", ""):gsub("^[^@]*@", ""):match("^[^:]*")
             if only:find(".", 1, true) or only == "localhost" then
-                return only .. " is a registry and names no image. In a script, sbatch takes #"
-                    .. " and what follows it for a remark: write / in its place"
+                return only .. " is a registry and names no image. In a script, sbatch treats #"
+                    .. " and everything after it as a comment: write / instead"
             end
         end
         if hub and (slash == "" or not (host:find("[.:%[]") or host == "localhost")) then
@@ -404,9 +404,9 @@ local function check_image(text)
     return nil, check_uri(text)
 end
 
--- Words, as hpcimg/slurm/comment.py reads them; tests/comment_cases.py is for both.
+-- Words, read as in hpcimg/slurm/comment.py; tests/comment_cases.py tests both.
 
--- A text without quotes and brackets around it.
+-- A text without surrounding quotes and brackets.
 local function unquoted(text)
     text = text:gsub(QUOTE_OR_OPEN .. "+", "")
     local extra = {}
@@ -427,7 +427,7 @@ local function unquoted(text)
     return text:sub(1, to)
 end
 
--- Name, or nil, and reference of what follows the mark.
+-- The name, or nil, and the reference in what follows the mark.
 local function split_name(text)
     local name, rest = text:match(NAMED)
     if name then
@@ -441,20 +441,20 @@ local function image_of(text)
     return name and name .. "=" .. reference or reference
 end
 
--- The place behind the : or = at `at`, which quotes may precede, or nil.
+-- The position after the : or = at `at`, possibly preceded by quotes, or nil.
 local function colon(text, at)
     local _, last = text:find(QUOTE .. "*[:=]", at)
     return last and last + 1
 end
 
--- What follows the mark, or nil where the piece does not begin with one.
+-- What follows the mark, or nil if the piece does not begin with one.
 local function after_mark(piece)
     local body = piece:gsub(QUOTE_OR_OPEN .. "+", "")
     local at = lower(body:sub(1, #KEY)) == KEY and colon(body, #KEY + 1)
     return at and unquoted(body:sub(at))
 end
 
--- Whether this can be nothing but a reference: a URI, a path, a file, NAME:TAG.
+-- Whether this can only be a reference: a URI, a path, a file, NAME:TAG.
 local function is_image(text)
     local _, reference = split_name(text)
     if reference:sub(1, 1) == "/" then
@@ -470,7 +470,7 @@ local function is_image(text)
     return head ~= nil and head:find("^[A-Za-z]") ~= nil and rest:find("^[A-Za-z0-9]") ~= nil
 end
 
--- Cut a word where a comma, | or & is before the mark, and add the pieces to a list.
+-- Split a word where a comma, | or & precedes the mark, and add the pieces to a list.
 local function add_pieces(pieces, word)
     local small, begin = lower(word), 1
     local at, last = small:find(KEY, 1, true)
@@ -496,9 +496,9 @@ local function is_key(name)
         or name:find(KEY, 1, true)
 end
 
--- Whether a word begins with the key, or has one letter wrong or two in a wrong place.
+-- Whether a word begins with the key, or has one wrong letter or two in the wrong place.
 local function is_like_key(word)
-    -- contained is a word of its own.
+    -- "contained" is an ordinary word.
     if starts_with(word, KEY) or #word > #KEY + 1 or not word:find("[rs]$") then
         return starts_with(word, KEY)
     end
@@ -514,7 +514,7 @@ local function is_like_key(word)
     return #missing <= 1 and more <= 1
 end
 
--- The reference in a word that is meant for us and asks for nothing, or nil.
+-- The reference in a near miss, or nil.
 local function nearly(piece)
     local small, at = lower(piece), nil
     for _, scheme in ipairs(IMAGE_SCHEMES) do
@@ -553,7 +553,7 @@ local function look_at_other(piece, wanted)
     end
 end
 
--- Read a word that asks for links; return whether it is one.
+-- Read a word that requests links; return whether it is one.
 local function read_links(piece, wanted)
     local body = unquoted(piece)
     local key, listed = lower(body):match("^([^=]*)=?(.*)$")
@@ -613,12 +613,13 @@ local function read_words(text, wanted)
     end
 end
 
--- JSON (RFC 8259): a small reader, for comments that are an object. Each value is a string,
--- a list, an object (a list of pairs, with `is_object`) or one of the two below.
+-- JSON (RFC 8259), for comments that are an object, without a recursive parser: the text is
+-- split into tokens of one letter each, and is JSON if these reduce to one value, from the
+-- inside out.
 
-local NULL, OTHER = {}, {}
-local read_value
 local ESCAPES = { b = "\b", f = "\f", n = "\n", r = "\r", t = "\t" }
+local ESCAPE = "\\(.)([0-9A-Fa-f]?[0-9A-Fa-f]?[0-9A-Fa-f]?[0-9A-Fa-f]?)"
+local WORDS = { ["true"] = "v", ["false"] = "v", null = "n" }
 
 local function utf8_char(code)
     if code < 0x80 then
@@ -631,127 +632,97 @@ local function utf8_char(code)
     )
 end
 
-local function skip(text, at)
-    return (text:find("[^ \t\r\n]", at)) or #text + 1
+local function unescaped(text)
+    return (text:gsub(ESCAPE, function(letter, hex)
+        return letter == "u" and utf8_char(tonumber(hex, 16)) or (ESCAPES[letter] or letter) .. hex
+    end))
 end
 
--- Each of these returns a value and the place behind it, or nil.
-local function read_string(text, at)
-    local parts = {}
-    at = text:sub(at, at) == '"' and at + 1
-    while at do
-        local plain, last = text:match('^([^"\\\1-\31]*)()', at)
-        table.insert(parts, plain)
-        local sign, escape = text:sub(last, last), text:sub(last + 1, last + 1)
-        if sign == '"' then
-            return table.concat(parts), last + 1
-        elseif sign ~= "\\" then
+local function is_number(word)
+    local whole, rest = word:match("^%-?([0-9]+)(.*)$")
+    rest = rest and rest:gsub("^%.[0-9]+", ""):gsub("^[eE][+-]?[0-9]+", "")
+    return rest == "" and (whole == "0" or whole:sub(1, 1) ~= "0")
+end
+
+-- The tokens of a text, or nil: signs, s for a string, n for null, v for any other value. Each
+-- has its kind, where it begins and the position after it.
+local function tokens(text)
+    -- Once escapes are masked, a string ends at the next quote, and a backslash is an error.
+    local plain = text:gsub(ESCAPE, function(letter, hex)
+        local valid = letter:find('["\\/bfnrt]') or (letter == "u" and #hex == 4)
+        return valid and "__" .. hex or nil
+    end)
+    local list, at = {}, plain:find("[^ \t\r\n]") or #plain + 1
+    while at <= #plain do
+        local kind, to = plain:match("^([%[%]{},:])()", at)
+        if not kind then
+            kind, to = "s", plain:match('^"[^"\\\1-\31]*"()', at)
+        end
+        if not to then
+            local word
+            word, to = plain:match("^([A-Za-z0-9+.-]+)()", at)
+            kind = word and (WORDS[word] or (is_number(word) and "v"))
+        end
+        if not kind then
             return nil
-        elseif escape == "u" then
-            local hex = text:match("^%x%x%x%x", last + 2)
-            if not hex then
-                return nil
+        end
+        table.insert(list, { kind = kind, from = at, to = to })
+        at = plain:find("[^ \t\r\n]", to) or #plain + 1
+    end
+    return list
+end
+
+-- What a list or object reduces to, nil if it is not well formed.
+local function reduced(open, inner, close)
+    local item = open == "{" and close == "}" and ",s:[snv]" or open .. close == "[]" and ",[snv]"
+    return item and (inner == "" or ("," .. inner):gsub(item, "") == "") and "v" or nil
+end
+
+-- The members of the list or object that begins with the token `number`: each with its key,
+-- and its first and last token; `text` is the value of a string.
+local function members(text, list, number)
+    local found, depth = {}, 0
+    repeat
+        local token, following = list[number], list[number + 1]
+        local closes = token.kind:find("[%]}]")
+        depth = depth - (closes and 1 or 0)
+        if depth == 1 and token.kind:find("[snv%[{]") then
+            local said = token.kind == "s" and unescaped(text:sub(token.from + 1, token.to - 2))
+            if following.kind == ":" then
+                table.insert(found, { key = said })
+            else
+                if #found == 0 or found[#found].first then
+                    table.insert(found, {})
+                end
+                local item = found[#found]
+                item.text, item.first, item.last = said or nil, number, number
             end
-            table.insert(parts, utf8_char(tonumber(hex, 16)))
-            at = last + 6
-        elseif escape:find('^["\\/]') or ESCAPES[escape] then
-            table.insert(parts, ESCAPES[escape] or escape)
-            at = last + 2
-        else
-            return nil
+        elseif depth == 1 and closes then
+            found[#found].last = number
         end
-    end
-    return nil
+        depth = depth + (token.kind:find("[%[{]") and 1 or 0)
+        number = number + 1
+    until depth == 0
+    return found
 end
 
-local function read_list(text, at)
-    local list = {}
-    at = skip(text, at + 1)
-    if text:sub(at, at) == "]" then
-        return list, at + 1
-    end
-    while true do
-        local value
-        value, at = read_value(text, at)
-        if value == nil then
-            return nil
-        end
-        table.insert(list, value)
-        at = skip(text, at)
-        local sign = text:sub(at, at)
-        at = skip(text, at + 1)
-        if sign == "]" then
-            return list, at
-        elseif sign ~= "," then
-            return nil
-        end
-    end
-end
-
-local function read_object(text, at)
-    local object = { is_object = true }
-    at = skip(text, at + 1)
-    if text:sub(at, at) == "}" then
-        object.close = at
-        return object, at + 1
-    end
-    while true do
-        local pair = {}
-        pair.key, at = read_string(text, at)
-        at = pair.key and skip(text, at)
-        if not at or text:sub(at, at) ~= ":" then
-            return nil
-        end
-        pair.from = skip(text, at + 1)
-        pair.value, pair.to = read_value(text, pair.from)
-        if pair.value == nil then
-            return nil
-        end
-        table.insert(object, pair)
-        at = skip(text, pair.to)
-        local sign = text:sub(at, at)
-        if sign == "}" then
-            object.close = at
-            return object, at + 1
-        elseif sign ~= "," then
-            return nil
-        end
-        at = skip(text, at + 1)
-    end
-end
-
-function read_value(text, at)
-    local sign = text:sub(at, at)
-    if sign == '"' then
-        return read_string(text, at)
-    elseif sign == "[" then
-        return read_list(text, at)
-    elseif sign == "{" then
-        return read_object(text, at)
-    end
-    local word = text:match("^[a-z]+", at)
-    if word == "null" then
-        return NULL, at + 4
-    elseif word == "true" or word == "false" then
-        return OTHER, at + #word
-    end
-    local last = select(2, text:find("^%-?[1-9][0-9]*", at)) or select(2, text:find("^%-?0", at))
-    if not last then
-        return nil
-    end
-    last = select(2, text:find("^%.[0-9]+", last + 1)) or last
-    last = select(2, text:find("^[eE][+-]?[0-9]+", last + 1)) or last
-    return OTHER, last + 1
-end
-
--- The object that a whole comment is, or nil.
+-- The members of the object that a whole comment is, and its tokens; or nil.
 local function whole_object(text)
-    local at = skip(text, 1)
-    if text:sub(at, at) ~= "{" or select(2, text:gsub("[{%[]", "")) > MAX_NESTED then
+    if not text:find("^[ \t\r\n]*{") or select(2, text:gsub("[{%[]", "")) > MAX_NESTED then
         return nil
     end
-    local object, last = read_object(text, at)
-    return object and skip(text, last) > #text and object or nil
+    local list = tokens(text)
+    local shape, before = "", nil
+    for _, token in ipairs(list or {}) do
+        shape = shape .. token.kind
+    end
+    repeat
+        before, shape = shape, shape:gsub("([%[{])([^%[%]{}]*)([%]}])", reduced)
+    until shape == before
+    if shape ~= "v" then
+        return nil
+    end
+    return members(text, list, 1), list
 end
 
 local function without_mark(text)
@@ -759,16 +730,15 @@ local function without_mark(text)
     return starts_with(text, MARK) and text:sub(#MARK + 1) or text
 end
 
--- Add what the value of the key asks for to a list; nothing but texts can.
-local function add_value(value, wanted)
-    local pairs_of = type(value) == "table" and value.is_object
-    local list = (pairs_of or type(value) == "table") and value or { value }
-    if value == OTHER then
-        list = { OTHER }
+-- Add the images that the value of the key requests to a list; only texts do.
+local function add_value(comment, tokens_of, pair, wanted)
+    local kind, list = tokens_of[pair.first].kind, { pair }
+    if kind == "[" or kind == "{" then
+        list = members(comment, tokens_of, pair.first)
     end
-    for _, each in ipairs(list) do
-        local name, text = pairs_of and each.key or "", pairs_of and each.value or each
-        if type(text) ~= "string" then
+    for _, each in ipairs(kind == "n" and {} or list) do
+        local name, text = kind == "{" and each.key or "", each.text
+        if not text then
             wanted.problem = "the value of container in the JSON object is neither text, nor a"
                 .. " list or an object of texts"
         elseif name ~= "" then
@@ -789,31 +759,32 @@ local function is_our_pair(pair)
     return lower(pair.key) == KEY
 end
 
--- What a text of the job asks for: images as NAME=REFERENCE or REFERENCE, `missed` for the
--- first word that is meant for us and asks for nothing, `problem` for what is wrong, `links`
--- for the workflow managers that it wants links for.
+-- What a text of the job requests: images as NAME=REFERENCE or REFERENCE, `missed` for the
+-- first near miss, `problem` for an error, `links` for the workflow managers that it
+-- requests links for.
 function M.read(text)
     local wanted = { links = {} }
-    -- The quotes of word processors are quotes.
+    -- Word processors insert typographic quotes.
     text = (text or ""):gsub("\226\128[\152\153\156\157]", '"')
     local has_key = lower(text):find(KEY, 1, true)
     if not has_key and not text:find("/", 1, true) and not lower(text):find(OURS, 1, true) then
         return wanted
     end
-    local object = has_key and whole_object(text)
+    local object, list
+    if has_key then
+        object, list = whole_object(text)
+    end
     if not object then
         read_words(text, wanted)
         return wanted
     end
     for _, pair in ipairs(object) do
         if is_our_pair(pair) then
-            add_value(pair.value, wanted)
-        elseif type(pair.value) == "string" then
-            if is_like_key(lower(pair.key)) then
-                look_at_other(pair.key .. ":" .. pair.value, wanted)
-            else
-                read_words(pair.value, wanted)
-            end
+            add_value(text, list, pair, wanted)
+        elseif pair.text and is_like_key(lower(pair.key)) then
+            look_at_other(pair.key .. ":" .. pair.text, wanted)
+        elseif pair.text then
+            read_words(pair.text, wanted)
         end
     end
     return wanted
@@ -826,27 +797,28 @@ local function quoted(list)
     return #list == 1 and text or "[" .. text .. "]"
 end
 
--- The comment with more images in it; what else is in it stays as it is.
+-- The comment with more images in it, and otherwise unchanged.
 local function with_images(comment, added)
-    local object = whole_object(comment)
+    local object, list = whole_object(comment)
     if object then
         local ours
         for _, pair in ipairs(object) do
             ours = is_our_pair(pair) and pair or ours
         end
         if not ours then
-            local comma = object[1] and "," or ""
-            return comment:sub(1, object.close - 1) .. comma .. '"' .. KEY .. '":' .. quoted(added)
-                .. comment:sub(object.close)
+            local comma, close = object[1] and "," or "", list[#list].from
+            return comment:sub(1, close - 1) .. comma .. '"' .. KEY .. '":' .. quoted(added)
+                .. comment:sub(close)
         end
         local all = {}
-        add_value(ours.value, all)
+        add_value(comment, list, ours, all)
         for _, each in ipairs(added) do
             table.insert(all, each)
         end
-        return comment:sub(1, ours.from - 1) .. quoted(all) .. comment:sub(ours.to)
+        return comment:sub(1, list[ours.first].from - 1) .. quoted(all)
+            .. comment:sub(list[ours.last].to)
     end
-    -- A site that splits comments at ";" must find its own last word as it was.
+    -- A site that splits comments at ";" must find its own last word unchanged.
     local separator = comment:find(";", 1, true) and not comment:find(SPACE) and ";" or " "
     local between = comment ~= "" and comment:sub(-1):find(TOKEN) and separator or ""
     return comment .. between .. MARK .. table.concat(added, separator .. MARK)
@@ -856,17 +828,17 @@ local function refused(where, problem)
     return nil, cut(printable("hpcimg: in " .. where .. ": " .. problem), MAX_MESSAGE)
 end
 
---- Add references to a job's comment and check every image that it then asks for.
+--- Add references to a job's comment and check every image that it then requests.
 --
--- comment, references and extra (what --extra has) may be nil; references are separated by
--- white space or ";". What else is in the comment stays as it is, and an image that the job
--- already asks for is not added again. Time is linear in the lengths.
+-- comment, references and extra (the value of --extra) may be nil; references are separated
+-- by white space or ";". The rest of the comment is unchanged, and an image that the job
+-- already requests is not added again. The time is linear in the lengths.
 -- Returns the comment, or nil and a sentence for the user.
 function M.merge(comment, references, extra)
     comment = comment or ""
     local seen, names, count = {}, {}, 0
 
-    -- Returns whether the image is a new one, or nil and what is wrong with it.
+    -- Returns whether the image is new, or nil and what is wrong with it.
     local function ask(text)
         if seen[text] then
             return false
@@ -898,7 +870,7 @@ function M.merge(comment, references, extra)
         local missed = wanted.missed
         if missed and not problem then
             problem = select(2, check_image(missed.right))
-                or shown(missed.written) .. " asks for no image; did you mean " .. MARK
+                or shown(missed.written) .. " requests no image; did you mean " .. MARK
                     .. cut(missed.right, MAX_SHOWN)
         end
         if problem then

@@ -2,9 +2,9 @@
 --
 --     JobSubmitPlugins=lua        in slurm.conf on the slurmctld host
 --
--- For sbatch only: srun and salloc do not send their environment. What is written in
--- --comment, or later by scontrol update, is checked for all of them. Put this file and
--- hpcimg.lua beside slurm.conf. It runs within slurmctld, under its locks.
+-- For sbatch only: srun and salloc do not send their environment. --comment, also when set
+-- later by scontrol update, is checked for all of them. Put this file and hpcimg.lua next
+-- to slurm.conf. It runs within slurmctld, under its locks.
 
 -- Bring a batch job's images while it is pending, by burst_buffer.lua. Root's jobs may not have that,
 -- and a job that asks for a burst buffer of its own keeps it.
@@ -17,8 +17,8 @@ local PREFER = false
 
 local CONSEQUENCE = "the job goes on, its container images were not checked or not asked for"
 
--- Loaded for the jobs that ask for images only, and anew for each of them: a change is in
--- force at once, and it takes less than a millisecond.
+-- Loaded only for jobs that request images, once for each of them: changes take
+-- effect at once, and it takes less than a millisecond.
 local function load_hpcimg()
     local here = debug.getinfo(1, "S").source:match("^@(.*)/[^/]*$")
     for _, directory in ipairs({ here or "/etc/slurm", "/etc/slurm", "/etc/hpcimg" }) do
@@ -32,7 +32,7 @@ local function load_hpcimg()
     error("hpcimg.lua is not in " .. (here or "/etc/slurm") .. " nor in /etc/hpcimg", 0)
 end
 
--- Whether there may be something of ours in it: few comments have any of these.
+-- Whether a text may concern hpcimg: few comments contain any of these.
 local function mentions_image(text)
     local small = text and text:lower()
     return small and (small:find("/", 1, true) or small:find("container", 1, true)
@@ -103,7 +103,7 @@ local function check(job_desc, references, on_submit)
 end
 
 local function submit(job_desc)
-    -- To look into the environment that srun and salloc do not send costs a line of log each.
+    -- Reading the environment of srun and salloc, which do not send it, would log a line each.
     local environment = job_desc.script and job_desc.environment
     return check(job_desc, environment and environment["HPCIMG_CONTAINER"], true)
 end

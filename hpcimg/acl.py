@@ -1,10 +1,9 @@
-"""POSIX access control lists: one user more who may read a file or directory, and nothing else.
+"""POSIX access control lists that let one more user read a file or directory, and nothing else.
 
-The file stays its owner's: who could only be given a file to let him read it could
-also change it. acl(5); the layout of the attribute is that of the kernel's
-include/uapi/linux/posix_acl_xattr.h.
+The owner stays the same: if the file were given to the user, that user could also change it. See
+acl(5); the layout of the attribute is that of include/uapi/linux/posix_acl_xattr.h in the kernel.
 
-Imports only os and errno: the way to a warm hit writes the job's files with this.
+Imports only os and errno: on a cache hit, the job's files are written with it.
 """
 
 import errno
@@ -14,20 +13,20 @@ _NAME = "system.posix_acl_access"
 _VERSION = 2
 _READ, _WRITE, _EXECUTE = 4, 2, 1
 _USER_OBJ, _USER, _GROUP_OBJ, _MASK, _OTHER = 0x01, 0x02, 0x04, 0x10, 0x20
-_NOBODY = 0xFFFFFFFF  # the entry is of no particular user
+_NOBODY = 0xFFFFFFFF  # the entry is not for a particular user
 
 
 def let_read(descriptor: int, uid: int) -> None:
-    """Let the file's owner and the user `uid` read it, and nobody else at all.
+    """Let the file's owner and the user `uid` read it, and nobody else.
 
-    ls(1) shows mode 0440 and a `+`. To be called last: a later chmod changes what the
-    user may. Raises OSError, EOPNOTSUPP where the file system has no such lists.
+    ls(1) shows mode 0440 and a `+`. Call it last: a later chmod changes the user's permissions.
+    Raises OSError, with EOPNOTSUPP if the file system has no access control lists.
     """
     _set(descriptor, uid, owner=_READ, user=_READ)
 
 
 def let_enter(path: str, uid: int) -> None:
-    """Let the user `uid` list and enter a directory, which stays its owner's. Raises likewise."""
+    """Let the user `uid` list and enter a directory, which keeps its owner. Raises likewise."""
     _set(path, uid, owner=_READ | _WRITE | _EXECUTE, user=_READ | _EXECUTE)
 
 
@@ -47,7 +46,7 @@ def _set(file: int | str, uid: int, *, owner: int, user: int) -> None:
 
 
 def supported(path: str | int) -> bool:
-    """Tell whether the file system that a file is on has access control lists."""
+    """Tell whether the file system of a file supports access control lists."""
     try:
         os.getxattr(path, _NAME)
     except OSError as error:

@@ -1,6 +1,6 @@
-"""Files that appear whole or not at all.
+"""Files that appear complete or not at all.
 
-Imports only os and errno: the way to a warm hit writes the job's files with this.
+Imports only os and errno: on a cache hit, the job's files are written with it.
 """
 
 import errno
@@ -18,16 +18,15 @@ def write_file(
     reader: int | None = None,
     durable: bool = False,
 ) -> None:
-    """Put `text` at `path` by a rename from `temp`, a new file on the same file system.
+    """Write `text` to `path` by renaming `temp`, a new file on the same file system.
 
-    Whoever opens `path` reads the old text or the new one, never a part. The
-    mode is set whatever the umask is. `reader` is a uid that may read the file besides
-    us, and not change it. With `durable`, file and directory are flushed to the disk.
-    Raises OSError; nothing is left behind then.
+    Whoever opens `path` reads the old text or the new one, never a part. `mode` is set regardless
+    of the umask. `reader` is a uid that may read the file in addition, but not change it. With
+    `durable`, file and directory are flushed to disk. Raises OSError, and leaves nothing behind.
     """
     temp = temp or f"{path}.{os.getpid()}.new"
-    # O_NOFOLLOW and no O_EXCL: a leftover of a killed process with our pid is
-    # reused, a planted link is not followed.
+    # O_NOFOLLOW without O_EXCL: a leftover of a killed process with our pid is reused, a planted
+    # link is not followed.
     descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     try:
         try:
@@ -50,7 +49,7 @@ def write_file(
 
 
 def _let_read(descriptor: int, uid: int) -> None:
-    """Let a user read the file: this one alone, or with the user's group where that cannot be."""
+    """Let only this user read the file, or the user's group where there are no ACLs."""
     try:
         acl.let_read(descriptor, uid)
     except OSError as error:
@@ -67,7 +66,7 @@ def _let_read(descriptor: int, uid: int) -> None:
 
 
 def sync_directory(path: str) -> None:
-    """Flush a directory's entries to the disk: a rename is not durable before."""
+    """Flush a directory's entries to disk: before that, a rename is not durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

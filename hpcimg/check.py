@@ -1,7 +1,7 @@
-"""What would become of a reference, found out without fetching it and without a cache.
+"""What would happen to a reference in a job, without fetching it and without a cache.
 
-A source is asked in this process, as whoever runs it, and told that what it offers is not
-wanted: so the answer is what a fetch would begin with, by the code that fetches.
+The source runs in this process, as the calling user, and is told that its offer is declined: so the
+answer comes from the same code as the beginning of a fetch.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ _NO_PLATFORM = "unknown"
 
 
 class Checked(NamedTuple):
-    """What would become of one reference: `error` is why it would fail, None where it would not.
+    """The result for one reference; `error` says why it would fail, None if it would not.
 
-    `uri` is its full form. `digest` is that of what the reference names, "" where the source
-    has none, and `pinned` a reference to that for ever. `size_bytes` are what would be
-    fetched, None where nobody says. `processors` are those that there are images for.
-    `format` is what a job would get, "" where only the content tells. `notes` are sentences.
+    `uri` is the canonical form. `digest` is that of what the reference names, "" if the source has
+    none; `pinned` is a reference with that digest. `size_bytes` is the download size, None if
+    unknown. `processors` are those that images exist for. `format` is what a job would get, "" if
+    only the content can tell. `notes` are sentences.
     """
 
     uri: str
@@ -65,7 +65,7 @@ class Checked(NamedTuple):
 
 
 class _Question(NamedTuple):
-    """What is asked; the settings have no deadline yet."""
+    """One reference to ask about; the settings have no deadline yet."""
 
     wanted: Reference
     settings: Settings
@@ -73,9 +73,9 @@ class _Question(NamedTuple):
 
 
 def check(config: Config, texts: Sequence[str]) -> list[Checked]:
-    """Ask about references as they were written. Raises ConfigError.
+    """Check references as they were written. Raises ConfigError.
 
-    Root becomes the unprivileged account for good before the first server is asked.
+    Root becomes the unprivileged account for good before the first server is contacted.
     """
     account = accounts.unprivileged(config.account)
     asked = [_prepare(config, text, as_user=account is None) for text in texts]
@@ -84,7 +84,7 @@ def check(config: Config, texts: Sequence[str]) -> list[Checked]:
 
 
 def _prepare(config: Config, text: str, *, as_user: bool) -> _Question | Checked:
-    """Read what a node's configuration says of a reference."""
+    """Apply a node's configuration to a reference."""
     try:
         wanted = policy.parse(config, text)
         service = services.find(config, wanted)
@@ -106,8 +106,8 @@ def _prepare(config: Config, text: str, *, as_user: bool) -> _Question | Checked
     except ConfigError as error:
         if not as_user:
             raise
-        # As a rule they are root's alone.
-        note = f"A node may use the site's login, which is not to be had here: {error.brief}."
+        # They are usually readable by root alone.
+        note = f"A node may use the site's login, which is not available here: {error.brief}."
         return _Question(wanted, settings("none"), (note,))
 
 
@@ -116,7 +116,7 @@ def _ask(config: Config, question: _Question) -> Checked:
     deadline = time.monotonic() + min(_LIMIT_S, config.deadline_s)
     question = question._replace(settings=question.settings._replace(deadline=deadline))
     if config.verify != "none":
-        notes += ("Whether the site trusts it is looked at when it has come ([policy] verify).",)
+        notes += ("Whether the site trusts it is checked after it was fetched ([policy] verify).",)
     try:
         offer = _offer_with_login(question)
         _check_size(config, offer, wanted.uri)
@@ -130,7 +130,9 @@ def _ask(config: Config, question: _Question) -> Checked:
         unread = Unreachable(f"{wanted.uri} could not be read", why=why)
         return Checked(wanted.uri, unread, notes=notes)
     if not image_format:
-        notes += ("Whether it is an image, and for which processor, is seen when it has come.",)
+        notes += (
+            "Whether it is an image, and for which processor, is known only after it was fetched.",
+        )
     digest = offer.sha256
     if offer.manifests:  # the first is what the reference names
         digest = hashlib.sha256(bytes_of(offer.manifests[0])).hexdigest()
@@ -148,7 +150,7 @@ def _ask(config: Config, question: _Question) -> Checked:
 
 
 def _offer_with_login(question: _Question) -> Offer:
-    """Return what the source offers; where a login may change a refusal, ask once more with it."""
+    """Return what the source offers; retry once with a login if that may help."""
     try:
         return _offer(question.wanted, question.settings)
     except HpcimgError as error:
@@ -174,7 +176,7 @@ def _offer(wanted: Reference, settings: Settings) -> Offer:
 
 
 class _Listener:
-    """A `hpcimg.fetch.sink.Parent` that takes note of an offer and wants nothing of it."""
+    """A `hpcimg.fetch.sink.Parent` that records the offer and declines it."""
 
     offered: Offer | None = None
 
@@ -201,9 +203,9 @@ def _check_size(config: Config, offer: Offer, uri: str) -> None:
 
 
 def _kind(config: Config, offer: Offer, wanted: Reference) -> tuple[str, tuple[str, ...]]:
-    """Return the format that a job would get, and the processors that there are images for.
+    """Return the format that a job would get, and the processors that images exist for.
 
-    Raises HpcimgError where what can be seen of it is no image for this machine.
+    Raises HpcimgError if the offer shows that it is not an image for this machine.
     """
     if offer.layers:
         ociconfig.parse(offer.config, wanted.uri)
@@ -220,11 +222,11 @@ def _kind(config: Config, offer: Offer, wanted: Reference) -> tuple[str, tuple[s
 
 
 def _platforms(texts: Sequence[str]) -> Iterator[str]:
-    """Yield the platforms that indexes and an image's configuration name."""
+    """Yield the platforms named in indexes and in an image's configuration."""
     for text in texts:
         try:
             content = jsontext.read_object(bytes_of(text))
-        except ValueError:  # what matters was read before, by those who fetch
+        except ValueError:  # the source has already read what matters
             continue
         listed = content.get("manifests", [{"platform": content}])
         for entry in listed if isinstance(listed, list) else []:

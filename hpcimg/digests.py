@@ -1,4 +1,4 @@
-"""Digesting what is in an open file, for no longer than there is time."""
+"""Computing the digest of an open file, within a deadline."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CHUNK = 1 << 20
 
 
 def of_file(descriptor: int, *, uri: str, deadline: float) -> Fetched:
-    """Return how many bytes are in the file of the image `uri`, and their sha256.
+    """Return the size and sha256 of the open file of the image `uri`.
 
     `deadline` is a time.monotonic() value. Raises DeadlinePassed.
     """
@@ -24,6 +24,6 @@ def of_file(descriptor: int, *, uri: str, deadline: float) -> Fetched:
         if time.monotonic() > deadline:
             raise DeadlinePassed(
                 f"{uri} was not ready in time",
-                why="the deadline for staging passed before all was checked",
+                why="the deadline for staging passed before everything was checked",
             )
     return Fetched(position, digest.hexdigest())

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 NAME = "docker.io"
 ADDRESS = "registry-1.docker.io"
-# The last is its token server, under which enroot's users keep their login.
+# The last is its token server, under which enroot users store their login.
 _NAMES = frozenset({NAME, ADDRESS, "index.docker.io", "auth.docker.io"})
 
 
 def canonical(host: str) -> str:
-    """Return the name that configuration and credentials know a host by."""
+    """Return the name of a host in the configuration and in credentials files."""
     host = host.lower().removesuffix(":443").removesuffix(".")
     return NAME if host in _NAMES else host
 
 
 def address(host: str) -> str:
-    """Return the host to speak to."""
+    """Return the host to connect to."""
     return ADDRESS if canonical(host) == NAME else host

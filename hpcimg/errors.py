@@ -1,13 +1,12 @@
-"""What can go wrong, whose fault it is, and the exit code that says so.
+"""What can go wrong, whose fault it is, and the exit codes.
 
-Every error carries three texts: `what` happened and to what, `why`, and what
-to `do`. `str()` makes the one sentence that logs, terminals and job outputs
-show. Exit codes come in ranges, one per class of failure:
+Every error carries three texts: `what` happened and to what, `why`, and what to `do`. `str()` joins
+them into the message for logs, terminals and job outputs. Exit codes come in ranges, one per class:
 
-| exit code | class     | what follows                                        |
+| exit code | class     | consequence                                         |
 |-----------|-----------|-----------------------------------------------------|
-| 10 - 19   | user      | the job fails with the sentence, the node stays     |
-| 20 - 29   | transient | the job fails, a later try may succeed              |
+| 10 - 19   | user      | the job fails with the message, the node stays      |
+| 20 - 29   | transient | the job fails, a later attempt may succeed          |
 | 30 - 39   | node      | the job fails, an administrator has to look at it   |
 | 70        | bug       | the job fails, the traceback is in the log          |
 """
@@ -18,25 +17,25 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-_BRIEF_MAX = 3000  # a reference that is quoted has 1024 characters at most
+_BRIEF_MAX = 3000  # a quoted reference has at most 1024 characters
 
-_WHY_MAX = 500  # characters; servers may have their say in it
+_WHY_MAX = 500  # characters; may contain text from servers
 
 
 def printable(text: str) -> str:
-    """Escape what must not reach a terminal, a log or a task prolog's line."""
-    if text.isprintable():  # nearly always, and there may be thousands of them
+    """Escape characters that must not reach a terminal, a log or a line of the task prolog."""
+    if text.isprintable():  # almost always, and there may be thousands of them
         return text
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-# What a login has to do with an error: another one may be answered differently, or nothing was
-# asked, since only a login would have helped and there was none.
+# Whether a login could change an error: another one may get another answer; or nothing was
+# requested, because only a login would have helped and there was none.
 ANOTHER_LOGIN, NO_LOGIN = "another", "none"
 
 
 class HpcimgError(Exception):
-    """Base of all errors that hpcimg explains. What is not one of these is a bug."""
+    """Base of all errors that hpcimg explains. Any other exception is a bug."""
 
     login = ""  # or one of those above
     retry_after_s: float | None = None  # when the server says when to ask again
@@ -62,14 +61,14 @@ class HpcimgError(Exception):
         return f"{self.brief}. {printable(self.do)}".rstrip()
 
     def to_dict(self) -> dict[str, str]:
-        """Return what `from_dict` needs to make this error again in another process."""
+        """Return the fields for `from_dict`, to recreate this error in another process."""
         fields = {"error": type(self).__name__, "what": self.what, "why": self.why, "do": self.do}
         more = {"login": self.login, "retry_after_s": str(self.retry_after_s or "")}
         return {**fields, **{name: value for name, value in more.items() if value}}
 
 
 class UserError(HpcimgError):
-    """The request cannot be met as it stands; asking again does not help."""
+    """The request cannot be met as it stands; retrying does not help."""
 
     kind = "user"
     exit_code = 10
@@ -92,27 +91,27 @@ class NotAllowed(UserError):
         """Explain an image that the site does not trust."""
         return cls(
             f"{uri} is not verified",
-            why=f"{why}, and this site takes no image that is not ([policy] verify)",
+            why=f"{why}, and this site accepts only verified images ([policy] verify)",
             do="Use an image that is signed by somebody whom this site trusts.",
         )
 
 
 class NotFound(UserError):
-    """There is nothing at the place that the reference names."""
+    """The reference names something that does not exist."""
 
     exit_code = 12
     default_do = "Check the spelling, and that the image was not removed."
 
 
 class Forbidden(UserError):
-    """The place exists and refuses to be read without (other) permission."""
+    """The place exists and denies access."""
 
     exit_code = 13
     default_do = "Check who may read it."
 
 
 class NotAnImage(UserError):
-    """What arrived is no image that hpcimg knows."""
+    """The content is not an image that hpcimg supports."""
 
     exit_code = 14
     default_do = "hpcimg takes SIF and squashfs images; check what is at that address."
@@ -137,8 +136,8 @@ class TransientError(HpcimgError):
 
     kind = "transient"
     exit_code = 20
-    tried_again = True  # whether asking again within the same fetch may help
-    default_do = "Submit the job again later; if it goes on, tell the administrators."
+    tried_again = True  # whether a retry within the same fetch may help
+    default_do = "Submit the job again later; if it keeps failing, tell the administrators."
 
 
 class Unreachable(TransientError):
@@ -152,31 +151,31 @@ class DeadlinePassed(TransientError):
 
 
 class Interrupted(TransientError):
-    """The process that fetches or converts was killed, by somebody or for want of memory."""
+    """The process that fetches or converts was killed, possibly for lack of memory."""
 
 
 class Damaged(TransientError):
-    """What arrived is not what was announced: cut short, or with another digest."""
+    """The content is not what was announced: truncated, or another digest."""
 
     exit_code = 22
-    tried_again = False  # who has something wrong sends it again
+    tried_again = False  # a retry would get the same content
 
 
 class NoRoom(TransientError):
-    """The cache has no room now: what is there is in use."""
+    """The cache has no room now: everything in it is in use."""
 
     exit_code = 23
 
 
 class InUse(TransientError):
-    """It cannot be changed now: jobs use it, it is pinned, or somebody is at work on it."""
+    """It cannot be changed now: jobs use it, it is pinned, or a process is working on it."""
 
     exit_code = 24
-    default_do = "Try again when that is over."
+    default_do = "Try again later."
 
 
 class NodeError(HpcimgError):
-    """This node, or how it is set up, is at fault."""
+    """A fault of this node or of its setup."""
 
     kind = "node"
     exit_code = 30
@@ -188,14 +187,14 @@ class CacheUnusable(NodeError):
 
 
 class ConfigError(NodeError):
-    """The configuration cannot be read or says what hpcimg does not know."""
+    """The configuration cannot be read, or is invalid."""
 
     exit_code = 31
     default_do = "`hpcimg config` checks the files and shows every key."
 
 
 class MissingTool(NodeError):
-    """A program or package that this needs is not installed."""
+    """A required program or package is not installed."""
 
     exit_code = 32
 
@@ -215,10 +214,10 @@ class Bug(HpcimgError):
 def from_os_error(
     error: OSError, path: str = "", *, cannot: str = "be used", do: str = ""
 ) -> HpcimgError:
-    """Explain an error met at a file or directory of the cache or the state.
+    """Explain an error at a file or directory of the cache or the state.
 
-    `path` is taken from the error where it is not given. A full disk is as a
-    rule others' doing and passes; all else is the node's fault.
+    `path` defaults to the one in the error. A full disk is usually caused by others and transient;
+    everything else is the node's fault.
     """
     make = NoRoom if error.errno in (errno.ENOSPC, errno.EDQUOT) else CacheUnusable
     what = path or str(error.filename or "the cache")
@@ -236,7 +235,7 @@ def foreseen(error: Exception) -> HpcimgError:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Let an OSError out as `from_os_error` explains it. A decorator, too."""
+    """Raise any OSError as `from_os_error` explains it. Also works as a decorator."""
     try:
         yield
     except OSError as error:
@@ -244,14 +243,14 @@ def explained() -> Iterator[None]:
 
 
 def from_dict(fields: dict[str, object]) -> HpcimgError:
-    """Make the error again that `HpcimgError.to_dict` described in another process."""
+    """Recreate the error that `HpcimgError.to_dict` described in another process."""
     known = {cls.__name__: cls for cls in _subclasses(HpcimgError)}
     make = known.get(str(fields.get("error")), Bug)
     error = make(
         str(fields.get("what", "")), why=str(fields.get("why", "")), do=str(fields.get("do", ""))
     )
     error.login = str(fields.get("login", ""))
-    with suppress(ValueError):  # of one that said nothing
+    with suppress(ValueError):  # the server gave no time
         error.retry_after_s = max(0.0, float(str(fields.get("retry_after_s"))))
     return error
 

@@ -1,7 +1,7 @@
-"""Whether this node can stage images: checks that need no network and no Slurm.
+"""Whether this node can stage images: checks that need neither the network nor Slurm.
 
-Each returns findings and raises nothing; none changes anything but for a small
-file that is written and removed again.
+Each returns findings and raises nothing. They change nothing, except for a small file that is
+written and removed again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _NOBODY = 65534
 
 
 class Finding(NamedTuple):
-    """What one check found: OK, NOTE or PROBLEM, with the texts that an error has."""
+    """The result of one check: OK, NOTE or PROBLEM, with the texts of an error."""
 
     check: str
     result: str
@@ -53,7 +53,7 @@ class Finding(NamedTuple):
 
 
 def node() -> tuple[Config | None, list[Finding]]:
-    """Do all checks of this module; return the configuration where it can be read."""
+    """Run all checks of this module; return the configuration if it can be read."""
     try:
         conf = config.load()
     except HpcimgError as error:
@@ -66,12 +66,12 @@ def node() -> tuple[Config | None, list[Finding]]:
 
 
 def explained(check: str, error: HpcimgError) -> Finding:
-    """Return an error as the problem that a check found."""
+    """Return an error as a problem found by a check."""
     return Finding(check, PROBLEM, error.what, error.why, error.do)
 
 
 def directories(layout: Layout) -> list[Finding]:
-    """Check the cache and state directories: what they are, whose, that they can be written."""
+    """Check the cache and state directories: type, owner, mode, and that they are writable."""
     try:
         cache_directories.check(layout)
     except HpcimgError as error:
@@ -82,7 +82,7 @@ def directories(layout: Layout) -> list[Finding]:
 def faulty(layout: Layout) -> bool:
     """Tell whether one of the directories has a fault that is the node's own.
 
-    A full disk is none: any user can bring that about.
+    A full disk does not count: any user can cause that.
     """
     checks: list[Callable[[], object]] = [functools.partial(cache_directories.check, layout)]
     checks += [functools.partial(_write, *places) for _, *places in _both(layout)]
@@ -97,35 +97,35 @@ def faulty(layout: Layout) -> bool:
 
 
 def _both(layout: Layout) -> tuple[tuple[str, str, str], ...]:
-    """Return the two checks, each with its directory and the one in it for unfinished files."""
+    """Return the two checks, each with its directory and its subdirectory for unfinished files."""
     cache, state = (layout.cache, layout.tmp), (layout.state, layout.state_tmp)
     return ("cache", *cache), ("state", *state)
 
 
 def private(layout: Layout) -> list[Finding]:
-    """Check that files can be let one user read, and that users cannot keep what is evicted."""
+    """Check that single users can be given access to files, and cannot keep evicted ones."""
     found = []
     if os.path.isdir(layout.cache) and not acl.supported(layout.cache):
         what = f"the file system of {layout.cache} has no POSIX access control lists"
-        why = "jobs whose images only their user may read fail on this node"
+        why = "jobs with private images fail on this node"
         found.append(Finding("private", PROBLEM, what, why, "Mount it with `acl`."))
     if os.path.isdir(layout.state) and not acl.supported(layout.state):
         what = f"the file system of {layout.state} has no POSIX access control lists"
-        why = "all of a user's group can read what the user's jobs asked for"
+        why = "everyone in a user's group can read which images the user's jobs requested"
         found.append(Finding("private", NOTE, what, why))
     with contextlib.suppress(OSError), open(_HARD_LINKS, encoding="ascii") as file:
         if file.read().strip() == "0":
-            what = "users may make hard links to files of others"
-            why = "an image that a user linked takes room on the disk after its eviction"
+            what = "users can make hard links to other users' files"
+            why = "an image linked by a user keeps taking disk space after its eviction"
             do = "Set fs.protected_hardlinks = 1."
             found.append(Finding("private", PROBLEM, what, why, do))
-    return found or [Finding("private", OK, "an image can be one user's alone to read")]
+    return found or [Finding("private", OK, "images can be made readable by a single user")]
 
 
 def full(
     held_bytes: int, free_bytes: int, limits: policy.Limits, *, images: int, free_files: int | None
 ) -> list[str]:
-    """Return what is wrong with how much the cache holds and its disk has left."""
+    """Return which limits on cache size and free disk space are violated."""
     problems = []
     if limits.max_images and images > limits.max_images:
         problems.append(f"the cache holds {images} images and layers, more than its max_images")
@@ -148,7 +148,7 @@ def _written(check: str, root: str, tmp: str) -> Finding:
 
 
 def _write(root: str, tmp: str) -> str:
-    """Write a file as Prolog does, and read it again; say so. Raises CacheUnusable, NoRoom."""
+    """Write a file as Prolog does, read it back, and say so. Raises CacheUnusable, NoRoom."""
     if not os.path.isdir(root):
         return _to_be_made(root)
     path = processes.temp_path(tmp if os.path.isdir(tmp) else root, "health")
@@ -157,11 +157,11 @@ def _write(root: str, tmp: str) -> str:
         try:
             os.write(descriptor, _WRITTEN)
             os.fsync(descriptor)
-            # What was read without this came from memory, not from the disk.
+            # Otherwise the data would come from memory, not from the disk.
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             if os.pread(descriptor, len(_WRITTEN) + 1, 0) != _WRITTEN:
-                what = f"{root} does not give back what was written to it"
-                raise CacheUnusable(what, do="Look at its disk.")
+                what = f"{root} does not return what was written to it"
+                raise CacheUnusable(what, do="Check its disk.")
         finally:
             os.close(descriptor)
             os.unlink(path)
@@ -175,14 +175,14 @@ def _to_be_made(path: str) -> str:
     while not os.path.lexists(above):
         above = os.path.dirname(above)
     if os.path.isdir(above) and os.access(above, os.W_OK | os.X_OK):
-        return f"{path} will be made by the first job with an image"
+        return f"{path} will be created by the first job with an image"
     raise CacheUnusable(
-        f"{path} cannot be made", why=f"{above} cannot be written", do="Make it writable."
+        f"{path} cannot be created", why=f"{above} cannot be written", do="Make it writable."
     )
 
 
 def _seals(layout: Layout) -> list[Finding]:
-    """Look whether the kernel tells who writes to a file of the cache's."""
+    """Check that the kernel reports who has a file of the cache open for writing."""
     if not os.path.isdir(layout.tmp):
         return []
     path = processes.temp_path(layout.tmp, "health")
@@ -194,12 +194,12 @@ def _seals(layout: Layout) -> list[Finding]:
         finally:
             os.close(descriptor)
             os.unlink(path)
-    except OSError:  # of which the check before says more
+    except OSError:  # the previous check says more
         return []
     if known:
         return []
-    what = f"the file system of {layout.cache} knows no leases (fcntl(2), F_SETLEASE)"
-    why = "hpcimg cannot see whether a process that got away still writes to an image"
+    what = f"the file system of {layout.cache} does not support leases (fcntl(2), F_SETLEASE)"
+    why = "hpcimg cannot detect whether an escaped process still writes to an image"
     return [Finding("leases", PROBLEM, what, why, "Use ext4, xfs, btrfs or a tmpfs.")]
 
 
@@ -214,7 +214,7 @@ def _space(conf: Config, layout: Layout) -> list[Finding]:
         return [explained("space", error)]
     except OSError as error:
         return [explained("space", from_os_error(error, layout.cache))]
-    do = "`hpcimg gc` frees what can go; `hpcimg ls` shows what is in use."
+    do = "`hpcimg gc` evicts what it can; `hpcimg ls` shows what is in use."
     found = [Finding("space", PROBLEM, problem, do=do) for problem in problems]
     text = f"{format_size(held)} in the cache, {format_size(free)} free on its disk"
     if files is not None:
@@ -227,7 +227,9 @@ def _state(layout: Layout) -> Finding:
     if kind in _TMPFS:
         return Finding("tmpfs", OK, f"{layout.state} is on a {kind}")
     what = f"{layout.state} is on {kind or 'an unknown file system'}, not on a tmpfs"
-    return Finding("tmpfs", NOTE, what, "leases and jobs that a reboot ended stay until a `gc`")
+    return Finding(
+        "tmpfs", NOTE, what, "after a reboot, leases of lost jobs stay until `hpcimg gc` runs"
+    )
 
 
 def _account(conf: Config) -> Finding:
@@ -236,16 +238,16 @@ def _account(conf: Config) -> Finding:
     except HpcimgError as error:
         return explained("account", error)
     if account is None:
-        return Finding("account", NOTE, "not looked for: only root fetches as another account")
+        return Finding("account", NOTE, "not checked: only root fetches as another account")
     if account.uid == _NOBODY:
         what = f"[stage] account is {conf.account}, which other services use too"
-        why = "any of them could look into a conversion"
+        why = "any of them could interfere with a conversion"
         return Finding("account", PROBLEM, what, why, "Create a dedicated account.")
     return Finding("account", OK, f"images are fetched as uid {account.uid}")
 
 
 def _verifier(conf: Config) -> list[Finding]:
-    """Look, as the account that fetches, for what says whether an image is trusted."""
+    """Check, as the unprivileged account, that images can be verified."""
     if conf.verify == "none":
         return []
     try:
@@ -261,7 +263,7 @@ def _packages() -> list[Finding]:
     if not missing:
         return [Finding("packages", OK, f"{', '.join(PACKAGES)} are installed")]
     names = " ".join(missing)
-    do = "Install them for the Python that the hooks use, or install hpcimg again."
+    do = "Install them for the Python that the hooks use, or reinstall hpcimg."
     return [Finding("packages", PROBLEM, f"Python packages are missing: {names}", do=do)]
 
 
@@ -270,4 +272,4 @@ def _clock() -> Finding:
     if now > installed - _CLOCK_S:
         return Finding("clock", OK, time.strftime("%Y-%m-%d %H:%M:%S %z"))
     what = f"the clock says {time.strftime('%Y-%m-%d')}, before hpcimg was installed"
-    return Finding("clock", PROBLEM, what, "certificates are refused then", "Set the clock.")
+    return Finding("clock", PROBLEM, what, "certificates are then rejected", "Set the clock.")

@@ -1,8 +1,8 @@
-"""Log lines for systemd's journal, with fields of our own beside the text.
+"""Log lines for systemd's journal, with fields in addition to the text.
 
-One datagram for each line on journald's socket, in its native protocol
-(systemd.io/JOURNAL_NATIVE_PROTOCOL), without a library. Who logs gives the fields
-by `extra=fields(...)`; `journalctl -t hpcimg HPCIMG_JOB=4711` finds them.
+One datagram per line on journald's socket, in its native protocol
+(systemd.io/JOURNAL_NATIVE_PROTOCOL), without a library. Callers pass the fields as
+`extra=fields(...)`; `journalctl -t hpcimg HPCIMG_JOB=4711` finds them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import socket
 from typing import Any
 
 SOCKET = "/run/systemd/journal/socket"
-# What kind of message it is; `journalctl MESSAGE_ID=…` finds all of one kind. Made once, by chance.
+# Kinds of messages; `journalctl MESSAGE_ID=…` finds all of one kind. Generated once, at random.
 STAGED = "4ad76a2b35b946d8a1c2e8e77d4f9c11"
 FAILED = "c1f0e6bfa5704ad2b1f6f5d06d6f7a52"
 REQUEUED = "9f5d2c8e07c14f6fb6a50c3a2b8e6d93"
@@ -22,19 +22,19 @@ _PRIORITIES = (
     (logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6),
 )  # fmt: skip
 _ATTRIBUTE = "hpcimg_fields"
-_VALUE_MAX = 16_000  # bytes; a datagram takes more, and no line of ours needs it
+_VALUE_MAX = 16_000  # bytes; a datagram could hold more, but no line needs it
 
 
 def fields(message_id: str = "", **values: object) -> dict[str, object]:
-    """Return the `extra` of a log call: what is told as HPCIMG_<NAME>, None for nothing."""
+    """Return the `extra` of a log call: logged as HPCIMG_<NAME>, unless the value is None."""
     named = {f"HPCIMG_{name.upper()}": value for name, value in values.items() if value is not None}
     return {_ATTRIBUTE: {**({"MESSAGE_ID": message_id} if message_id else {}), **named}}
 
 
 class JournalHandler(logging.Handler):
-    """Sends log lines to journald; `job` is told with each. Raises OSError where there is none.
+    """Sends log lines to journald, each with the field `job`. Raises OSError if there is none.
 
-    A line that cannot be sent is lost: where the journal is gone, so is syslog behind it.
+    A line that cannot be sent is lost: if the journal is gone, so is syslog behind it.
     """
 
     def __init__(self, *, job: str = "") -> None:
@@ -42,7 +42,7 @@ class JournalHandler(logging.Handler):
         self._job = job
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
-            self._socket.setblocking(False)  # a journal that is stuck must not hold a job
+            self._socket.setblocking(False)  # a stuck journal must not hold up a job
             self._socket.connect(SOCKET)
         except OSError:
             self._socket.close()
@@ -72,6 +72,6 @@ class JournalHandler(logging.Handler):
 
 def _field(name: str, value: str) -> bytes:
     data = value.encode("utf-8", "replace")[:_VALUE_MAX]
-    if b"\n" in data:  # with its length before it, so that no value can become another field
+    if b"\n" in data:  # preceded by its length, so that no value can become another field
         return name.encode() + b"\n" + len(data).to_bytes(8, "little") + data + b"\n"
     return name.encode() + b"=" + data + b"\n"

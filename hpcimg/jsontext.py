@@ -1,4 +1,4 @@
-"""JSON that a server, a user or a file has: read in one way, with one sentence for what is none."""
+"""JSON from servers, users and files: one reader, with one message for invalid text."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ _NOT_JSON = "it is not JSON"
 
 
 def read(data: bytes | str) -> Any:
-    """Return what a JSON text in UTF-8 says.
+    """Parse a JSON text in UTF-8.
 
-    Raises ValueError with what is wrong, never with a part of the text: it may hold a password.
+    Raises ValueError with the reason, which never quotes the text: it may contain a password.
     """
     if isinstance(data, str):
         data = data.encode("utf-8", "surrogatepass")
     if data.startswith(_MARKS):
         raise ValueError("it begins with a byte order mark, and is not JSON in UTF-8")
     try:
-        return json.loads(data.decode(errors="replace"))  # as Go's reader has it
+        return json.loads(data.decode(errors="replace"))  # like Go's decoder
     except (ValueError, RecursionError):
         raise ValueError(_NOT_JSON) from None
 
 
 def read_object(data: bytes | str) -> dict[str, Any]:
-    """Return what a JSON object in UTF-8 says. Raises ValueError likewise."""
+    """Parse a JSON object in UTF-8. Raises ValueError likewise."""
     try:
         content = read(data)
     except ValueError as error:

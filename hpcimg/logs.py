@@ -1,6 +1,6 @@
-"""Where log lines go: syslog, standard error, or a file, as the site says.
+"""Where log lines go: syslog, standard error, or a file, as configured.
 
-Where systemd's journal is behind syslog, it gets the lines with fields of their own.
+If systemd's journal is behind syslog, it gets the lines with structured fields.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _LINE_MAX = 16 << 10  # characters
 def set_up(to: str, *, name: str, job: str = "") -> None:
     """Send log lines to `to`: syslog, stderr, or a path. Lines name the hook and the job.
 
-    A target that cannot be opened gives way to standard error: a node whose
-    log is full still stages images.
+    If the target cannot be opened, they go to standard error: a node with a full log file still
+    stages images.
     """
     who = f"{name} job {job}" if job else name
     handler = _open(to, job)
-    # A line of a hostile reference stays one line.
+    # A line that quotes a hostile reference stays a single line.
     handler.setFormatter(_OneLine(f"%(asctime)s hpcimg {who}: %(levelname)s: %(message)s"))
     if isinstance(handler, JournalHandler):
         handler.setFormatter(_OneLine(f"{who}: %(levelname)s: %(message)s"))
@@ -37,13 +37,13 @@ def set_up(to: str, *, name: str, job: str = "") -> None:
         before.close()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
-    logging.raiseExceptions = False  # a log that breaks down is no news for slurmd
+    logging.raiseExceptions = False  # slurmd need not hear about a broken log
     root.propagate = False
 
 
 class _OneLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        # A traceback has many, and may quote what a server sent.
+        # A traceback has many lines, and may quote what a server sent.
         lines = super().format(record)[:_LINE_MAX].split("\n")
         return " | ".join(printable(line) for line in lines)
 
@@ -53,7 +53,7 @@ def _open(to: str, job: str) -> logging.Handler:
         if to == "syslog":
             with contextlib.suppress(OSError):
                 return JournalHandler(job=job)
-            os.stat(_SYSLOG)  # which the handler leaves until it has something to say
+            os.stat(_SYSLOG)  # the handler itself would not notice until the first line
             return logging.handlers.SysLogHandler(_SYSLOG, facility="daemon")
         if to != "stderr":
             return logging.FileHandler(to)

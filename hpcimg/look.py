@@ -1,21 +1,21 @@
-"""A look at a mounted file: whether it still is the one that was copied, and may be read.
+"""The status of a mounted file: whether it is still the one that was copied, and readable.
 
-Imports only os, and select where a look is taken: the way to a warm hit uses it.
+Imports only os, and select when a status is taken: a cache hit uses it.
 """
 
 import os
 import stat
 
-_PATIENCE_S = 2.0  # a file system that takes longer is left to the long way, which has a deadline
+_PATIENCE_S = 2.0  # slower file systems are left to the slow path, which has a deadline
 _SIGKILL = 9
 _LOOK_MAX = 256
 
 
 def of(seen: os.stat_result) -> str:
-    """Return what changes when somebody writes, replaces, closes or opens the file.
+    """Return a text that changes when the file is written, replaced, or its permissions change.
 
-    The change time tells what keeps size and date, as rsync does. The device is
-    left out: an automounter gives another one each time.
+    The change time reveals writes that preserve size and date, as by rsync. The device is left out:
+    an automounter assigns a new one each time.
     """
     return f"{seen.st_ino}-{seen.st_size}-{seen.st_mtime_ns}-{seen.st_ctime_ns}"
 
@@ -23,9 +23,9 @@ def of(seen: os.stat_result) -> str:
 def take(path: str, rights: str) -> str:
     """Return `of` the file at a path that a user named.
 
-    "" where it cannot be read with these rights, as `rights_of` has them, or does not
-    answer within seconds. Nothing can interrupt a look at a file system that hangs, so
-    a child takes it, and is left behind where it does not come back.
+    "" if it cannot be read with these rights, as returned by `rights_of`, or does not answer within
+    seconds. Nothing can interrupt a call on a hung file system, so a child process makes it, and is
+    abandoned if it does not return.
     """
     import select
 
@@ -43,27 +43,27 @@ def take(path: str, rights: str) -> str:
         os.kill(child, _SIGKILL)
         return ""
     finally:
-        # No wait for the child, which its user may have stopped: it is init's soon.
+        # Do not wait for the child, which its user may have stopped: init reaps it.
         os.close(ours)
 
 
 def rights_of(uid: int, gid: int, groups: tuple[int, ...]) -> str:
-    """Return an account's rights as a word; "" stands for those of this process."""
+    """Return an account's rights as one word; "" stands for those of this process."""
     return f"{uid}:{gid}:{','.join(map(str, groups))}"
 
 
 def _answer(pipe: int, path: str, rights: str) -> None:
-    # slurmd reads what the hook says until nobody has it open any more.
+    # slurmd reads the hook's output until no process has it open.
     silence = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(silence, descriptor)
     if rights:
-        # The kernel lets no process of the user's look into one that changed its uid.
+        # The kernel lets no process of the user inspect one that changed its uid.
         uid, gid, groups = rights.split(":")
         os.setgroups([int(group) for group in groups.split(",") if group])
         os.setresgid(int(gid), int(gid), int(gid))
         os.setresuid(int(uid), int(uid), int(uid))
     seen = os.stat(path)
-    # Not opened: that could wait for who holds a lease on the file, and rewinds a tape.
+    # Not opened: that could block on somebody's lease on the file, and rewinds a tape.
     if stat.S_ISREG(seen.st_mode) and os.access(path, os.R_OK):
         os.write(pipe, of(seen).encode())

@@ -1,7 +1,7 @@
-"""Under which name a workflow manager looks for an image that it need not pull. Pure.
+"""The file names under which workflow managers look for an image before they pull it. Pure.
 
-Each derives a file's name from the container as the workflow names it, in a directory that
-an option or a variable of its own names. Where the file is there, none of them pulls.
+Each derives a file name from the container as the workflow names it, in a directory set by an
+option or a variable of its own. If the file exists, none of them pulls.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-_NAME_MAX = 255  # bytes, of any Linux file system
+_NAME_MAX = 255  # bytes, on any Linux file system
 _HUB = "docker.io/"
 _OFFICIAL = "docker.io/library/"
 
 
 class Manager(NamedTuple):
-    """How one names an image, and the variables that hold the directory of its images.
+    """How a manager names an image, and the variables that set its image directory.
 
-    `name_of` takes a container as it is written. Never APPTAINER_CACHEDIR among the
-    variables: it is Apptainer's own cache as well.
+    `name_of` takes a container as it is written. APPTAINER_CACHEDIR must not be among the
+    variables: Apptainer uses it for its own cache as well.
     """
 
     name_of: Callable[[str], str]
@@ -26,7 +26,7 @@ class Manager(NamedTuple):
 
 
 def names(manager: str, texts: Iterable[str]) -> list[str]:
-    """Return the file names under which an image is looked for that is written in these ways."""
+    """Return the file names under which an image written in these ways is looked for."""
     addresses = [text for text in texts if not text.startswith(("/", "file:"))]  # used as they are
     found = (MANAGERS[manager].name_of(each) for text in addresses for each in _spellings(text))
     return [
@@ -37,7 +37,7 @@ def names(manager: str, texts: Iterable[str]) -> list[str]:
 
 
 def _spellings(text: str) -> Iterable[str]:
-    """Yield a container as it was written, and as Docker Hub's are written as a rule."""
+    """Yield a container as it was written, and as Docker Hub images are usually written."""
     yield text
     scheme, slashes, rest = text.partition("://")
     for host in (_OFFICIAL, _HUB):

@@ -1,8 +1,7 @@
-"""What this node tells Prometheus: families of samples, and their text.
+"""This node's metrics for Prometheus: families of samples, and their text.
 
-The text is that of the Prometheus exposition format 0.0.4, without timestamps.
-No label grows with users, jobs or images. Counters count since the node's state
-was made, which is its boot.
+The text is in the Prometheus exposition format 0.0.4, without timestamps. The number of label
+values does not grow with users, jobs or images. Counters start when the node boots.
 """
 
 from __future__ import annotations
@@ -41,10 +40,10 @@ class Family(NamedTuple):
 
 
 def gather(config: Config, findings: Iterable[Finding], *, waiting: int) -> list[Family]:
-    """Return all that there is to tell of this node.
+    """Return all metrics of this node.
 
-    `findings` are those of `health.node`, `waiting` is the number of jobs that
-    wait for another's download.
+    `findings` are those of `health.node`, `waiting` is the number of jobs that wait for another
+    job's download.
     """
     seen = status.look(config)
     layout = Layout(config.cache_path, config.state_path)
@@ -89,7 +88,7 @@ def _of_cache(seen: status.Seen) -> list[Family]:
         *found,
         _gauge(
             "hpcimg_cache_limit_bytes",
-            "The limits of the cache, and what is to stay free on its disk (min_free).",
+            "The limits of the cache, and the space to leave free on its disk (min_free).",
             (Sample({"limit": name}, limits[name]) for name in LIMITS),
         ),
         _gauge(
@@ -112,7 +111,7 @@ def _of_work(seen: status.Seen, waiting: int) -> list[Family]:
         ),
         _gauge(
             "hpcimg_staging",
-            "Images on their way, by what is done.",
+            "Images being staged, by phase.",
             (Sample({"phase": phase}, phases.count(phase)) for phase in (*PHASES, *others)),
         ),
     ]
@@ -135,7 +134,7 @@ def _lasts(layout: Layout, sums: Sums) -> list[Family]:
         sample = Sample({}, sums.last["gc"])
         found.append(_gauge("hpcimg_last_gc_timestamp_seconds", about, (sample,)))
     if last:
-        about = "When `hpcimg verify` looked at all files last, as a Unix time."
+        about = "When `hpcimg verify` checked all files last, as a Unix time."
         found.append(
             _gauge("hpcimg_last_verify_timestamp_seconds", about, (Sample({}, last.time),))
         )
@@ -145,19 +144,19 @@ def _lasts(layout: Layout, sums: Sums) -> list[Family]:
 
 
 def counters(sums: Sums) -> list[Family]:
-    """Return what only grows. Each result is there from the start: a rate needs two values."""
+    """Return the counters. Every result is present from the start: a rate needs two values."""
     happened = sums.family("events")
     stages = {result: happened.get(result, 0) for result in (*RESULTS, FAILED)}
     failures = sums.family("failures")
     return [
         _counter(
             "hpcimg_stages_total",
-            "Images that jobs were handed, or not, by what came of it.",
+            "Image requests by jobs, by result.",
             (Sample({"result": result}, count) for result, count in stages.items()),
         ),
         _counter(
             "hpcimg_stage_failures_total",
-            "Failures, by whose turn it is (user, transient, node, bug) and the error.",
+            "Failures, by class (user, transient, node, bug) and error.",
             (
                 Sample({"class": label.partition(" ")[0], "error": label.partition(" ")[2]}, count)
                 for label, count in sorted(failures.items())
@@ -165,17 +164,17 @@ def counters(sums: Sums) -> list[Family]:
         ),
         _counter(
             "hpcimg_fetched_bytes_total",
-            "Sizes of the images that were fetched, by the scheme of their references.",
+            "Bytes fetched, by the scheme of the reference.",
             _by(sums, "fetched_bytes", "scheme"),
         ),
         _counter(
             "hpcimg_fetched_via_bytes_total",
-            "Sizes of the images that were fetched, by where their bytes came from.",
+            "Bytes fetched, by where they came from.",
             (Sample({"via": via}, sums.family("fetched_via").get(via, 0)) for via in VIA),
         ),
         _counter(
             "hpcimg_site_failures_total",
-            "Times that the site tier was passed over, and why.",
+            "Times that the site tier was bypassed, by reason.",
             (
                 Sample({"reason": reason}, happened.get(f"site_{reason}", 0))
                 for reason in SITE_REASONS
@@ -183,7 +182,7 @@ def counters(sums: Sums) -> list[Family]:
         ),
         _counter(
             "hpcimg_served_bytes_total",
-            "Sizes of the images that jobs were handed, fetched or from the cache.",
+            "Bytes of the images that jobs got, fetched or cached.",
             (Sample({}, sums.total("served_bytes")),),
         ),
         _counter(
@@ -204,7 +203,7 @@ def counters(sums: Sums) -> list[Family]:
         ),
         _counter(
             "hpcimg_requeues_total",
-            "Jobs that were put back into the queue, since their image may be had later.",
+            "Jobs that were requeued because their image may be available later.",
             (Sample({}, happened.get("requeue", 0)),),
         ),
         _durations(sums),
@@ -227,7 +226,7 @@ def _durations(sums: Sums) -> Family:
     return Family(
         "hpcimg_stage_duration_seconds",
         "histogram",
-        "How long jobs were held for an image, by what came of it: hit is from the cache.",
+        "How long jobs were held for an image, by result: a hit is from the cache.",
         tuple(samples),
     )
 
@@ -245,7 +244,7 @@ def _counter(name: str, about: str, samples: Iterable[Sample]) -> Family:
 
 
 def text(families: Iterable[Family]) -> str:
-    """Return the families as Prometheus reads them."""
+    """Return the families in the text format."""
     lines = []
     for family in families:
         lines.append(f"# HELP {family.name} {family.about}")

@@ -1,4 +1,4 @@
-"""This node's cache, as its configuration says."""
+"""This node's cache, as configured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hpcimg.errors import CacheUnusable
 
 
 def open_cache(config: Config) -> Cache:
-    """Return the cache, its directories made and what killed work left behind swept away.
+    """Return the cache, with its directories created and leftovers of killed processes removed.
 
     Raises CacheUnusable.
     """
@@ -28,7 +28,7 @@ def open_cache(config: Config) -> Cache:
 
 
 def cache_of(config: Config) -> Cache:
-    """Return the cache as it stands. Raises CacheUnusable where there is none."""
+    """Return the cache as it is. Raises CacheUnusable if it does not exist."""
     layout = Layout(config.cache_path, config.state_path)
     image_format = pick_format(config.format)
     return Cache(
@@ -43,7 +43,7 @@ def verified_by(config: Config) -> str:
 
 
 def limits(config: Config) -> Limits:
-    """Return the cache's limits in bytes, on the file system that it is on."""
+    """Return the cache's limits in bytes, for the file system that it is on."""
     try:
         seen = os.statvfs(config.cache_path)
     except OSError as error:
@@ -61,6 +61,6 @@ def limits(config: Config) -> Limits:
         min_age_s=config.min_age_s,
         user_share=config.max_user_share.of(max_size),
         max_images=config.max_images,
-        # The same part of the inodes as of the bytes; there are none where they are not counted.
+        # The same percentage of inodes as of bytes; none if the file system does not limit them.
         min_free_files=seen.f_files * min_free // total if total else 0,
     )

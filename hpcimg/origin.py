@@ -1,4 +1,4 @@
-"""The way to an image from its own source, with one set of rights and credentials."""
+"""The way to an image from its origin, with one account and one set of credentials."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from hpcimg.worker.process import Sandbox
 
 _TRIES = 8
 _TRIES_WITH_A_CACHED_IMAGE = 2
-_UNPACKED = 10  # times the whole cache: no image unpacks to more
+_UNPACKED = 10  # times the whole cache: the maximum that an image may unpack to
 
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """A `hpcimg.fetch.contract.Way`: a worker fetches from the source.
+    """A `hpcimg.fetch.contract.Way` in which a worker fetches from the source.
 
-    `account` fetches (None: we do), with the `site` credentials and, where
-    `as_user`, those of the job's user. The image is private to the uid `owner`,
-    or with None for all. The last three are as in `hpcimg.fetch.settings.Settings`.
+    The worker runs as `account` (None: the current one), with the `site` credentials and, if
+    `as_user`, those of the job's user. The image is private to the uid `owner`, shared if None. The
+    last three are as in `hpcimg.fetch.settings.Settings`.
     """
 
     config: Config
@@ -48,13 +48,13 @@ class Origin:
     wait_s: float = 0.0
 
     def memory(self, *, anew: bool) -> Memory:
-        """Return which failures are remembered of this way; with `anew`, none is the answer."""
-        # A look at a mounted file system costs no server anything.
+        """Return the cached failures of this way; with `anew`, they are ignored."""
+        # Checking a mounted file system costs no server anything.
         forgetful = anew or schemes.of(self.wanted.scheme).mounted
         return Memory(
             ttl_s=0.0 if forgetful else self.config.error_ttl_s,
             settings=self.config.fingerprint,
-            # A user may read what the site's account may not, and the other way round.
+            # A user may be able to read what the site's account cannot, and vice versa.
             asker="user" if self.as_user else "site" if self.site == "all" else "",
         )
 
@@ -65,7 +65,7 @@ class Origin:
     def convert(
         self, descriptor: int, *, image_config: str, layers: Sequence[int], progress: Converting
     ) -> Fetched:
-        # Never as the user, whose processes could look into this one and keep its files open.
+        # Never as the user, whose processes could inspect this one and keep its files open.
         sandbox = self._sandbox(accounts.unprivileged(self.config.account))
         with store.work_directory(self.cache.layout, _uid(sandbox)) as directory:
             order = protocol.Convert(
@@ -107,7 +107,7 @@ class Origin:
         )
 
     def _sandbox(self, account: Account | None) -> Sandbox:
-        most = self.cache.limits.max_size  # as the kernel is told as well
+        most = self.cache.limits.max_size  # the limit that the kernel enforces
         return Sandbox(account, self.deadline, min(most, self.cache.max_image_size or most))
 
 
@@ -140,7 +140,7 @@ def settings(
 
 
 def _web_mirrors(config: Config, wanted: Reference) -> tuple[Mirror, ...]:
-    """Return the mirrors of web servers; what has a query, which may be a secret, gets none."""
+    """Return the mirrors of web servers; none for an address with a query, which may be secret."""
     if schemes.of(wanted.scheme).in_registry or "?" in wanted.rest:
         return ()
     return tuple(Mirror(mirror.of, mirror.url) for mirror in config.mirrors.values())
@@ -157,7 +157,7 @@ def origins(
     wanted, deadline, uid = request.reference, request.deadline, user.uid
     scheme = schemes.of(wanted.scheme)
     may_read_as_user = scheme.as_user
-    if os.geteuid() != 0:  # all of the cache is one user's
+    if os.geteuid() != 0:  # the whole cache belongs to one user
         yield Origin(
             config, cache, wanted, service, deadline, None, site="all", as_user=may_read_as_user
         )
@@ -171,7 +171,7 @@ def origins(
     if service.private:
         yield dataclasses.replace(shared, owner=uid, site="all", login_next=user_next)
     if may_read_as_user and uid != 0:
-        # It gets none of the site's: a process of the user's is the user's to look into.
+        # None of the site's credentials: the user can inspect processes of this uid.
         yield dataclasses.replace(
             shared, account=accounts.of_user(*user), owner=uid, site="none", as_user=True
         )

@@ -1,6 +1,6 @@
-"""Small files that others can put something in the place of.
+"""Reading small files that others may have replaced by something else.
 
-Imports only errno, os and stat: the way to a warm hit reads its configuration with this.
+Imports only errno, os and stat: on a cache hit, the configuration is read with it.
 """
 
 import errno
@@ -11,18 +11,17 @@ _MAX = 1 << 20
 
 
 def read(path: str, *, most: int = _MAX) -> bytes:
-    """Return what is in a file of at most `most` bytes.
+    """Return the content of a file of at most `most` bytes.
 
-    Nobody is waited for: neither the writer of a FIFO, nor who holds a lease on
-    the file (fcntl(2)); and a device is not opened, only looked at. Raises OSError, and
-    ValueError, with what is wrong, for what is no such file.
+    Never blocks, neither on the writer of a FIFO nor on a lease on the file (fcntl(2)); a device is
+    not opened. Raises OSError, and ValueError with the reason if it is not such a file.
     """
     seen = os.open(path, os.O_PATH)
     try:
         mode = os.fstat(seen).st_mode
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-        if path == os.devnull:  # which is a file of nothing
+        if path == os.devnull:  # counts as an empty file
             return b""
         if not stat.S_ISREG(mode):
             raise ValueError("it is not a regular file")
@@ -44,7 +43,7 @@ def read(path: str, *, most: int = _MAX) -> bytes:
 
 
 def read_text(path: str) -> str:
-    """Return the text of such a file. Raises ValueError also for what is not in UTF-8."""
+    """Return the text of such a file. Raises ValueError also if it is not UTF-8."""
     try:
         return read(path).decode()
     except UnicodeDecodeError:

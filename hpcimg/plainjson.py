@@ -1,7 +1,7 @@
-"""JSON text without the json module, which takes longer to load than a hit takes.
+"""JSON output without the json module, which takes longer to load than a cache hit takes.
 
-Only for what hpcimg itself writes: strings, numbers, booleans, None, and lists
-and dictionaries of them.
+Only for what hpcimg itself writes: strings, numbers, booleans, None, and lists and dictionaries of
+them.
 """
 
 

@@ -1,6 +1,6 @@
-"""Telling a running process from one that is gone, across pid reuse and reboots.
+"""Telling whether a process is still running, across pid reuse and reboots.
 
-Imports only os: a job that waits is known by it.
+Imports only os: a waiting job uses it.
 """
 
 import os
@@ -9,22 +9,22 @@ _boot_id = ""
 
 
 def tag() -> str:
-    """Return a text that names this process: boot, pid and start time.
+    """Return a text that identifies this process: boot, pid and start time.
 
-    It holds no dot, so that `TAG.rest` can be taken apart by `alive`.
+    It contains no dot, so that `alive` can take `TAG.rest` apart.
     """
     return f"{boot_id()}-{os.getpid()}-{_start_time(os.getpid())}"
 
 
 def temp_path(directory: str, name: str) -> str:
-    """Return a path for this process' unfinished work, which `alive` tells from leftovers."""
+    """Return a path for unfinished work of this process, which `alive` can tell from leftovers."""
     return f"{directory}/{tag()}.{name}"
 
 
 def alive(name: str) -> bool:
-    """Tell whether the process whose tag begins the file name `name` still runs.
+    """Tell whether the process whose tag begins the file name `name` is still running.
 
-    A name without a tag belongs to nobody.
+    A name without a tag belongs to no process.
     """
     parts = name.partition(".")[0].split("-")
     if len(parts) != 3 or not parts[1].isdecimal():
@@ -34,7 +34,7 @@ def alive(name: str) -> bool:
 
 
 def boot_id() -> str:
-    """Return a short text that is another after each boot."""
+    """Return a short text that differs after each boot."""
     global _boot_id
     if not _boot_id:
         with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
@@ -43,10 +43,10 @@ def boot_id() -> str:
 
 
 def _start_time(pid: int) -> str:
-    """Return the process's start in clock ticks since boot, "" where there is none or it ended."""
+    """Return the process's start in clock ticks since boot, "" if it is not running."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            # The command may hold blanks and brackets; the fields follow the last one.
+            # The command may contain blanks and brackets; the fields follow the last bracket.
             fields = file.read().rpartition(")")[2].split()
     except OSError:
         return ""

@@ -1,4 +1,4 @@
-"""The programs that do part of the work: where they are, and how they are started."""
+"""External programs: finding and starting them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from collections.abc import Callable
 from typing import IO, Any
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+RUNTIMES = ("apptainer", "singularity")  # those that run SIF files and verify them
 _PR_SET_PDEATHSIG = 1
 _MOST_SAID = 600
 
 
 def find(*names: str) -> str:
-    """Return the path of the first of these programs that is on this node, "" for none."""
+    """Return the path of the first of these programs that is installed, "" if none is."""
     for name in names:
         for directory in PATH.split(":"):
             path = f"{directory}/{name}"
@@ -24,25 +25,25 @@ def find(*names: str) -> str:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Return all that a program gets of an environment."""
+    """Return the complete environment for a program."""
     return {"PATH": PATH, "LC_ALL": "C", **more}
 
 
 def die_with_parent() -> Callable[[], None]:
-    """Return a `preexec_fn` that ends the program when the thread that starts it ends.
+    """Return a `preexec_fn` that kills the program when the thread that started it ends.
 
-    To be started from a thread that lives as long as the program shall.
+    Start it from a thread that lives as long as the program should.
     """
     import ctypes
 
-    # Looked up before the fork: little may be done after it.
+    # Looked up before the fork, after which little is safe to do.
     prctl = ctypes.CDLL(None).prctl
     parent = os.getpid()
 
     def call() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
-            os._exit(1)  # it died before prctl was called
+            os._exit(1)  # the parent died before prctl was called
 
     return call
 
@@ -56,12 +57,12 @@ def close_all_but(*keep: int) -> None:
 
 
 def listen() -> IO[Any]:
-    """Return a file in memory, for what a program says on standard error."""
+    """Return an in-memory file for a program's standard error."""
     return open(os.memfd_create("words"), "w+b")
 
 
 def last_words(words: IO[Any]) -> str:
-    """Return the end of what a program said, on one line."""
+    """Return the end of a program's output, on one line."""
     size = words.seek(0, os.SEEK_END)
     words.seek(max(0, size - _MOST_SAID))
     return " ".join(words.read().decode(errors="replace").split())

@@ -1,6 +1,6 @@
-"""References: what a user may write to name an image, and what it stands for.
+"""References: how users name an image, and what they mean.
 
-Pure: no file, no network, no configuration but what is passed in.
+Pure: no files, no network, no configuration except what is passed in.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from hpcimg.errors import BadReference, printable
 from hpcimg.schemes import SCHEMES, of
 
 MAX_LENGTH = 1024
-# What would need quoting in a shell, in JSON or in a task prolog's line has no
-# place in an address, and its absence keeps every later quoting trivial.
+# Characters that would need quoting in a shell, in JSON or in a line of the task prolog are not
+# allowed in an address; this makes all later quoting trivial.
 ALLOWED = frozenset(string.ascii_letters + string.digits + "-._~:/?#[]@!&()*+,;=%")
-# Of files that a bare name is meant for, not a forgotten docker://.
+# A bare name with one of these is meant as a file, not as a forgotten docker://.
 ENDINGS = (".sif", ".simg", ".img", ".sqsh", ".sqfs", ".squashfs")
 _PORTS = {"https": 443, "http": 80}
 _LEFT_OUT = "..."
 
 
 class Reference(NamedTuple):
-    """An image as it was asked for.
+    """An image as it was requested.
 
-    `rest` is what follows `scheme://`, for `file` an absolute path.
+    `rest` is what follows `scheme://`, an absolute path for `file`.
     """
 
     scheme: str
@@ -40,17 +40,17 @@ class Reference(NamedTuple):
 
     @property
     def uri(self) -> str:
-        """The address as it is shown and kept: without the values of a query."""
+        """The address for messages and records: without the values of a query."""
         return without_query(self.address) if of(self.scheme).query else self.address
 
     @property
     def pinned(self) -> bool:
-        """Whether a digest in the reference names one content for ever."""
+        """Whether the reference contains a digest, and so always means the same content."""
         return of(self.scheme).in_registry and "@sha256:" in self.rest
 
     @property
     def mounted_file(self) -> str:
-        """The file that is another one where a mounted image is; "" for what is not mounted."""
+        """The file that changes when a mounted image does; "" if the image is not mounted."""
         if self.scheme == "file":
             return self.rest
         if not of(self.scheme).mounted:
@@ -64,7 +64,7 @@ class Reference(NamedTuple):
         return self.rest.partition("/")[0]
 
     def readings(self) -> list[str]:
-        """Return the address, and what else a server may take it for."""
+        """Return the address, and every form that a server may treat it as."""
         if not of(self.scheme).query:
             return [self.address]
         path, mark, query = self.rest[len(self.host) :].partition("?")
@@ -77,9 +77,9 @@ def parse(
 ) -> Reference:
     """Read a reference: a URI, an absolute path, or an alias of the site.
 
-    `aliases` maps a name to a URI, or `PREFIX/*` to `URI/*`. Exact names come
-    first, then the longest prefix. `schemes` are the site's own. Raises
-    BadReference, with the nearest right spelling where there is one.
+    `aliases` maps a name to a URI, or `PREFIX/*` to `URI/*`. Exact names take precedence, then the
+    longest prefix. `schemes` are the site's own. Raises BadReference, with the closest valid
+    spelling if there is one.
     """
     _check_characters(text)
     expanded = _expand(text, aliases or {})
@@ -90,7 +90,7 @@ def parse(
 
 
 def without_query(text: str) -> str:
-    """Return a text with the names in a query, and without what they stand for."""
+    """Return a text with the names in a query, but not their values."""
     path, mark, query = text.partition("?")
     if not mark:
         return text
@@ -100,14 +100,14 @@ def without_query(text: str) -> str:
 
 
 def told(text: str) -> str:
-    """Return what a user wrote as it may be told to others: cut, and without what may be secret."""
+    """Return what a user wrote, truncated and without secrets, as others may see it."""
     cut = text[:MAX_LENGTH]
     path, mark, query = cut.partition("?")
     scheme, slashes, rest = path.partition("//")
     if not slashes:
         scheme, rest = "", path
     shown = without_query(f"{scheme}{slashes}{_without_password(rest)}{mark}{query}")
-    # What was cut off may hold the @ that makes a password of what is before it.
+    # Truncation may remove the @ that marks what is before it as a password.
     if len(text) > MAX_LENGTH and ":" in rest and "@" in text:
         return f"{scheme}{slashes}{_LEFT_OUT}"
     return shown
@@ -209,7 +209,7 @@ def _not_plain(text: str, what: str) -> BadReference:
 def _address(text: str, scheme: str, rest: str) -> Reference:
     row = of(scheme)
     if _has_userinfo(row.in_registry, rest):
-        # Comments are readable by everybody: who puts a password there has published it.
+        # Everybody can read comments: a password in one has been published.
         raise BadReference(
             f"a {scheme}:// address with user:password@ in it is refused",
             why="comments are public, and so is a password in one",
@@ -251,8 +251,8 @@ def _has_userinfo(in_registry: bool, rest: str) -> bool:
         return "@" in host
     named, _, _ = host.partition("@sha256:")  # docker://ubuntu@sha256:...
     before, at, after = named.rpartition("@")
-    # Enroot's docker://USER@REGISTRY#IMAGE has a name and no password; so has what is left of
-    # it where sbatch took the # for the beginning of a remark.
+    # enroot's docker://USER@REGISTRY#IMAGE contains a user and no password; so does what is left of
+    # it when sbatch cut the line at the #.
     is_enroots = "#" in after or not slash
     return bool(at) and not (is_enroots and not {":", "@"} & set(before))
 

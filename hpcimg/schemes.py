@@ -1,7 +1,7 @@
-"""The schemes of references: one row says all that the rest of hpcimg has to know of one.
+"""The schemes of references: one row contains everything that the rest of hpcimg knows about one.
 
-A new source is a module and a row here; `etc/hpcimg.lua` lists the same names for the
-submit hosts, and a test compares the two.
+A new source is a module and a row here; `etc/hpcimg.lua` lists the same names for the submit hosts,
+and a test compares the two.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-# What follows the scheme: a host; a name that may have a host in front; the name of an
-# object at the service that the site configures; a path of a mounted file system.
+# What follows the scheme: a host; a name, possibly preceded by a host; the name of an object at the
+# service that the site configured; a path on a mounted file system.
 Begins = Literal["host", "service", "name", "path"]
 
 
 class Scheme(NamedTuple):
-    """How the references of one scheme are written, and how their images are fetched.
+    """How references of one scheme are written, and how their images are fetched.
 
-    `module` is the source. `slashes` tells `scheme://` from `scheme:`. `in_registry`
-    is for images in an OCI registry, which may have mirrors. `as_user` is where the
-    job's user may read what the unprivileged account may not. `query` is where an
-    address has a query, which may hold a secret.
+    `module` is the source. `slashes` distinguishes `scheme://` from `scheme:`. `in_registry` means
+    an OCI registry, which may have mirrors. `as_user` means that the job's user may be able to read
+    what the unprivileged account cannot. `query` means that an address may have a query, which can
+    contain a secret.
     """
 
     module: str
@@ -32,7 +32,7 @@ class Scheme(NamedTuple):
 
     @property
     def mounted(self) -> bool:
-        """Whether images are read from a mounted file system, which costs no server anything."""
+        """Whether images are read from a mounted file system, without a server."""
         return self.begins == "path"
 
 
@@ -52,10 +52,10 @@ SCHEMES: Mapping[str, Scheme] = {
     "oci-archive": _LAYOUTS,
     "docker-archive": _DOCKER_ARCHIVE,
 }
-# Of the schemes that the site configures under names of its own, as [static NAME].
+# Schemes that the site defines, as [static NAME].
 STATIC = Scheme("hpcimg.sources.static", "name")
 
 
 def of(name: str) -> Scheme:
-    """Return the row of a scheme; what is in no row is one of the site's own."""
+    """Return the row of a scheme; one without a row is defined by the site."""
     return SCHEMES.get(name, STATIC)

@@ -1,7 +1,7 @@
-"""The one spelling of hosts, web paths and names of images in registries. Pure.
+"""The canonical spelling of hosts, web paths and image names in registries. Pure.
 
-Two spellings of one address would be two addresses to a site's patterns, to
-registries.conf and to the cache. Each function raises ValueError with the reason.
+Two spellings of one address would be two addresses to a site's patterns, to registries.conf and to
+the cache. Each function raises ValueError with the reason.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _DECODINGS = 3
 
 
 def host(text: str, *, port: int) -> str:
-    """Return `HOST[:PORT]` in lower case, without a last dot and without the default `port`."""
+    """Return `HOST[:PORT]` in lower case, without a trailing dot and without the default `port`."""
     name, bracket, rest = text.lower().partition("]")
     if bracket:
         if not name.startswith("[") or (rest and not rest.startswith(":")):
@@ -46,7 +46,7 @@ def host(text: str, *, port: int) -> str:
 
 
 def _check_number(name: str) -> None:
-    """Refuse 2130706433, 127.1 and 0177.0.0.1, which are 127.0.0.1 to some programs."""
+    """Refuse 2130706433, 127.1 and 0177.0.0.1, which some programs treat as 127.0.0.1."""
     if _NUMBER.fullmatch(name.rpartition(".")[2]):
         try:
             ipaddress.IPv4Address(name)
@@ -55,7 +55,7 @@ def _check_number(name: str) -> None:
 
 
 def web_path(path: str) -> str:
-    """Return a path or query with what needs no %XX written plainly (RFC 3986, 6.2.2)."""
+    """Return a path or query with characters that need no %XX unescaped (RFC 3986, 6.2.2)."""
 
     def plain(match: re.Match[str]) -> str:
         character = chr(int(match[1], 16))
@@ -68,7 +68,7 @@ def web_path(path: str) -> str:
 
 
 def readings(path: str) -> list[str]:
-    """Return a web path, and what servers may make of it: decoded, with slashes merged."""
+    """Return a web path, and every form that servers may treat it as: decoded, slashes merged."""
     found = [path]
     for _ in range(_DECODINGS):
         read = re.sub("/{2,}", "/", unquote(path, errors="replace").replace("\\", "/"))
@@ -79,19 +79,18 @@ def readings(path: str) -> list[str]:
 
 
 def has_dots(path: str) -> bool:
-    """Tell whether a path has `.` or `..` in it, `%2e%2e` and `..;x` included."""
+    """Tell whether a path contains `.` or `..`, including `%2e%2e` and `..;x`."""
     return any(
         part.partition(";")[0] in (".", "..") for read in readings(path) for part in read.split("/")
     )
 
 
 def image_name(rest: str, *, hub: bool) -> str:
-    """Return `HOST/REPOSITORY:TAG` or `HOST/REPOSITORY@DIGEST`, for all ways to write it.
+    """Return `HOST/REPOSITORY:TAG` or `HOST/REPOSITORY@DIGEST` for any way to write the name.
 
-    Docker's `[HOST/]IMAGE`, where a host is what has a dot or a port in it, and
-    enroot's `[USER@][HOST#]IMAGE`, whose user is not needed to find credentials. An
-    image without a host is Docker Hub's where `hub` says so. A digest goes before a
-    tag beside it, which names nothing then.
+    That is Docker's `[HOST/]IMAGE`, where a host contains a dot or a port, and enroot's
+    `[USER@][HOST#]IMAGE`, whose user is not needed to find credentials. With `hub`, an image
+    without a host is on Docker Hub. A digest replaces a tag next to it, which then has no effect.
     """
     if "?" in rest:
         raise ValueError("the name of an image has no ? in it")
@@ -112,7 +111,7 @@ def image_name(rest: str, *, hub: bool) -> str:
             name, path = dockerhub.NAME, rest
     name = dockerhub.canonical(host(name, port=443))
     if hub and not _is_host(name):
-        name += ":443"  # without it, the spelling would be that of a user of Docker Hub's
+        name += ":443"  # otherwise it would be spelled like a Docker Hub user
     path, at, digest = path.partition("@")
     repository, colon, tag = path.partition(":")
     _check_repository(repository)
@@ -126,7 +125,7 @@ def image_name(rest: str, *, hub: bool) -> str:
 
 
 def _is_host(name: str) -> bool:
-    """Tell what Docker takes for a host, and not for the first part of an image's name."""
+    """Tell whether Docker treats this as a host, not as the first part of an image's name."""
     return bool(set(".:[") & set(name)) or name == "localhost"
 
 
@@ -137,8 +136,8 @@ def _check_bare(name: str) -> None:
     only = only.partition(":")[0]
     if "." in only or only == "localhost":
         raise ValueError(
-            f"{only} is a registry and names no image. In a script, sbatch takes # and what "
-            f"follows it for a remark: write / in its place"
+            f"{only} is a registry and names no image. In a script, sbatch treats # and "
+            f"everything after it as a comment: write / instead"
         )
 
 

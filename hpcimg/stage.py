@@ -1,6 +1,6 @@
-"""Staging one image: where references, the ways to an image and the cache meet.
+"""Staging one image: combines references, the ways to an image, and the cache.
 
-Nothing here knows Slurm; a job is a name to lease an image to, and a uid.
+Nothing here knows Slurm; a job is a name for the lease, and a uid.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def stage(
     image_format: str = "",
     for_all: bool = False,
 ) -> Staged:
-    """Bring the requested image onto this node; return it when it is whole.
+    """Stage the requested image on this node; return it when it is complete.
 
     An image that the unprivileged account can read is shared by all users, one read with the
     site's credentials only where the site says so; an image that only `user` can read stays
@@ -68,7 +68,7 @@ def stage(
     staged, origin = _first_allowed(ways, bring)
     if image_format not in ("", staged.entry.extension):
         raise NotAnImage(
-            f"{wanted.uri} is no {image_format} file",
+            f"{wanted.uri} is not a {image_format} file",
             why=f"it is a {staged.entry.extension} file, and no image in layers that can be "
             f"made into one",
             do="Name an image in layers.",
@@ -155,10 +155,10 @@ def _mounted(origin: Origin, validator: str) -> hot.Mounted | None:
 
 
 def _first_allowed(ways: Iterator[Origin], bring: Callable[[Origin], T]) -> T:
-    """Go the first way that is not refused.
+    """Take the first way that is not refused.
 
-    After Forbidden all that are left are tried, after another answer that a login may change
-    those for which there is one. At last a registry that is too busy for who asked is waited for.
+    After Forbidden all remaining ways are tried; after another answer that a login may change, only
+    those that have one. Last, wait for a registry that was too busy for the first requester.
     """
     way: Origin | None = next(ways)
     refused: HpcimgError | None = None

@@ -1,4 +1,4 @@
-"""What is going on on this node, gathered for operators."""
+"""The state of this node, collected for operators."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _FAILURES_SHOWN = 5
 
 
 class Held(NamedTuple):
-    """How many images or layers, and their bytes together."""
+    """A number of images or layers, and their total size in bytes."""
 
     number: int
     size_bytes: int
 
 
 class Seen(NamedTuple):
-    """The node as it is. What is `held` is in use or pinned.
+    """The state of the node. `held` means in use or pinned.
 
-    `limits` and `free_bytes` are None where they cannot be had, `free_files` (inodes) where
-    they are not counted, too.
+    `limits` and `free_bytes` are None if they are not available, `free_files` (inodes) also if they
+    are not limited.
     """
 
     images: Held
@@ -49,9 +49,9 @@ class Seen(NamedTuple):
 
 
 def look(config: Config) -> Seen:
-    """Look at cache, downloads in progress, jobs and what happened.
+    """Collect the state of cache, downloads in progress, jobs and events.
 
-    Reads only, so anybody may call it; what is private is seen by root alone.
+    Read-only, so anybody may call it; private images are visible only to root.
     """
     layout = Layout(config.cache_path, config.state_path)
     entries = [entry for entry, _ in index.entries(layout)]
@@ -94,7 +94,7 @@ def _held(entries: Iterable[Entry]) -> Held:
 
 
 def gather(config: Config) -> dict[str, Any]:
-    """Return what `look` sees, as JSON has it."""
+    """Return the result of `look` in the form of the JSON output."""
     layout = Layout(config.cache_path, config.state_path)
     seen = look(config)
     cache: dict[str, Any] = {

@@ -1,16 +1,16 @@
-"""Sizes and times as people write them, read and written."""
+"""Parsing and formatting of sizes and times."""
 
 from __future__ import annotations
 
 _BINARY = "BKMGTP"
-_DIGITS_MAX = 16  # what is longer no clock or disk can take
+_DIGITS_MAX = 16  # more exceeds any clock or disk
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def parse_size(text: str) -> int:
-    """Read `200G`, `1.5 TiB`, `4096` as bytes; units are powers of 1024.
+    """Parse `200G`, `1.5 TiB`, `4096` as bytes; units are powers of 1024.
 
-    Raises ValueError with what would have been right.
+    Raises ValueError with a valid example.
     """
     number, unit = _split(text)
     letter = unit.upper().removesuffix("IB").removesuffix("B") or "B"
@@ -20,7 +20,7 @@ def parse_size(text: str) -> int:
 
 
 def parse_percent(text: str) -> float:
-    """Read `80%` as 80.0. Raises ValueError outside 0 to 100."""
+    """Parse `80%` as 80.0. Raises ValueError outside 0 to 100."""
     number, unit = _split(text)
     if number is None or unit != "%" or number > 100:
         raise ValueError(f"{text!r} is not a percentage; write 80%")
@@ -28,7 +28,7 @@ def parse_percent(text: str) -> float:
 
 
 def parse_duration(text: str) -> float:
-    """Read `90s`, `9m`, `1h`, `2d` as seconds; a bare number is seconds."""
+    """Parse `90s`, `9m`, `1h`, `2d` as seconds; a bare number is seconds."""
     number, unit = _split(text)
     if number is None or unit.lower() not in ("", *_SECONDS):
         raise ValueError(f"{text!r} is not a time; write 90s, 9m, 1h or 2d")
@@ -36,7 +36,7 @@ def parse_duration(text: str) -> float:
 
 
 def format_size(size_bytes: float) -> str:
-    """Write bytes for people: `512 B`, `1.5 GiB`."""
+    """Format bytes for people: `512 B`, `1.5 GiB`."""
     value = float(size_bytes)
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if abs(value) < 1024 or unit == "TiB":
@@ -46,7 +46,7 @@ def format_size(size_bytes: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Write a time for people: `45 s`, `3 min 20 s`, `2 h 5 min`, `4 d 3 h`."""
+    """Format a time for people: `45 s`, `3 min 20 s`, `2 h 5 min`, `4 d 3 h`."""
     whole = max(0, round(seconds))
     steps = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
     for size, name, smaller, smaller_name in steps:

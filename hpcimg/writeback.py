@@ -1,6 +1,6 @@
-"""Beginning early to write a file to the disk, so that fsync(2) at its end finds little to do.
+"""Starting to write a file to disk early, so that fsync(2) at the end finds little to do.
 
-By itself the kernel begins when memory is full of what is to be written, or half a minute later.
+By itself the kernel starts when memory is full of dirty pages, or after half a minute.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _STEP_BYTES = 8 << 20
 
 
 class Writeback:
-    """Word to the kernel that what is in a file is to go to the disk, now and without waiting.
+    """Asks the kernel to start writing a file's data to disk, without waiting for it.
 
-    It promises nothing: fsync(2) does.
+    This guarantees nothing: fsync(2) does.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -26,7 +26,7 @@ class Writeback:
         self._begun = 0
 
     def reached(self, position: int) -> None:
-        """Hear that the file is written up to here; where that is less than before, anew."""
+        """Record that the file is written up to here; a smaller position means it was restarted."""
         self._begun = min(self._begun, position)
         if position - self._begun >= _STEP_BYTES:
             begin(self._descriptor, self._begun, position - self._begun)
@@ -34,6 +34,6 @@ class Writeback:
 
 
 def begin(descriptor: int, offset: int = 0, length: int = 0) -> None:
-    """Begin to write a part of a file to the disk; with no length, up to its end."""
+    """Start writing a range of a file to disk; without a length, up to its end."""
     if _sync_file_range:
         _sync_file_range(descriptor, offset, length, _WRITE)

@@ -105,7 +105,7 @@ INVALID: list[tuple[str, str]] = [
     ("gopher://example.org/image.sif", "gopher:// is not known"),
     *((text, f"{text.partition(':')[0]}:// is not known") for text, _ in MISSPELLED),
     # what sbatch leaves of docker://nvcr.io#nvidia/pytorch in a script, and other bare hosts
-    ("docker://nvcr.io", "write / in its place"),
+    ("docker://nvcr.io", "write / instead"),
     ("docker://alice@nvcr.io", "nvcr.io is a registry and names no image"),
     ("docker://reg.example.org:5443", "reg.example.org is a registry and names no image"),
     ("docker://localhost:5000", "localhost is a registry and names no image"),

@@ -1,1 +1,1 @@
-"""The node-local cache: its files, and the protocol that keeps them whole."""
+"""The node-local cache: its files, and the protocol that keeps them consistent."""

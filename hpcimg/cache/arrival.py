@@ -1,4 +1,4 @@
-"""One image on its way into the cache: its offer, its room, its checks, its publication."""
+"""The arrival of one image in the cache: its offer, its room, its verification, its publication."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _SET_APART_BYTES = 64 << 20
 
 
 class Arrival(ExitStack):
-    """Hears of one fetch, as a `hpcimg.fetch.contract.Listener`, and does what follows it.
+    """Follows one fetch, as a `hpcimg.fetch.contract.Listener`, and finishes the image.
 
-    `lock` takes a lock of the cache by its name, that of fetching the image's key among
-    them: it is held from the offer on. `locked` is the key whose own lock is held, from
-    the moment on at which its image is there. At the end of the context nothing unfinished is left.
+    `lock` takes a lock of the cache by its name, including the one for fetching the image's key,
+    which is held from the offer on. `locked` is the key whose own lock is held, from the moment
+    when its image is there. At the end of the context no unfinished files are left.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Arrival(ExitStack):
         self._tell = request.progress
         self._lock = lock
         self._blobs: Blobs | None = None
-        self._converted_size = 0  # as far as it can be told beforehand
+        self._converted_size = 0  # an estimate
         self._source = ""  # the digest of its manifest
         self._free_before = 0  # bytes on the disk when the conversion began
         self._no_room: NoRoom | None = None
@@ -58,17 +58,17 @@ class Arrival(ExitStack):
         self.offer: Offer | Whole | None = None
         self.key = ""  # of the image, once it is known and we fetch it
         self.locked = ""
-        self._offered = self.enter_context(ExitStack())  # what is held for the offer
+        self._offered = self.enter_context(ExitStack())  # resources held for the offer
         self._temp, self.descriptor = self.enter_context(store.unfinished(self._layout, "image"))
         if self._owner is not None:
             store.check_private(self._layout, self.descriptor)
 
     def offered(self, offer: Offer | Whole) -> Files | None:
-        """Make room for what is coming, or decline it: the cache has it."""
+        """Make room for the offer, or decline it if the cache has the image."""
         in_layers = offer.source if isinstance(offer, Whole) else offer.layers
         if in_layers and self._cache.signed_only:
-            raise NotAllowed.unverified(self._uri, "an image in layers has no signature of SIF")
-        # Nothing of an earlier offer counts any more: its key, its layers, its room.
+            raise NotAllowed.unverified(self._uri, "an image in layers has no SIF signature")
+        # Discard an earlier offer: its key, its layers, its room.
         self._offered.close()
         self.offer, self.key, self._blobs = offer, "", None
         self.locked = ""
@@ -101,27 +101,27 @@ class Arrival(ExitStack):
             )
         )
         missing = sum(blob.size_bytes for blob in self._blobs.missing())
-        # Layers and the image made of them are compressed alike.
+        # The layers and the image made from them compress similarly.
         self._converted_size = size
         self._room.look(missing + size)
         return self._blobs.files()
 
     def arrived(self, number: int, fetched: Fetched) -> None:
-        """Keep a layer that was fetched."""
+        """Keep a fetched layer."""
         assert self._blobs
         try:
             self._room.settle(self._blobs.written())
         except NoRoom as error:
-            self._no_room = error  # why the fetch failed, if it did, is more to the point
+            self._no_room = error  # if the fetch failed, its own error matters more
             return
         self._blobs.arrived(number, fetched)
 
     def progress(self, phase: str, done: int, total: int | None) -> None:
-        """Hear of a fetch's progress; raise where it cannot go on."""
+        """Note a fetch's progress; raise if it cannot continue."""
         files = [self.descriptor] if self._blobs is None else self._blobs.unfinished()
         written = max(done, _on_disk(files, self._uri))
         if total is not None and written > total:
-            raise Damaged(f"{self._uri} does not end where it was announced to")
+            raise Damaged(f"{self._uri} is longer than announced")
         if self._blobs is None:
             self._check_size(done)
         self._tell(phase, done, total)
@@ -133,10 +133,10 @@ class Arrival(ExitStack):
             self._room.settle(written)
 
     def converting(self, done: int, total: int | None, beside: int) -> None:
-        """Hear of a conversion's progress; raise where it cannot go on.
+        """Note a conversion's progress; raise if it cannot continue.
 
-        `beside` is what it says it has on the disk besides the image, which nobody could
-        foresee: it is no more than the disk has less since it began.
+        `beside` is the disk space that it claims to use in addition to the image, which was not
+        foreseeable: it counts only as far as free space has decreased since the start.
         """
         size = _on_disk([self.descriptor], self._uri)
         gone = self._free_before - evict.free_on_disk(self._layout) if beside else 0
@@ -151,7 +151,7 @@ class Arrival(ExitStack):
             self._room.settle(written)
 
     def convert(self, way: Way) -> Entry:
-        """Make one file of the layers that were gathered, and publish it."""
+        """Convert the layers into one file, and publish it."""
         assert self._blobs
         assert isinstance(self.offer, Offer)
         if self._no_room:
@@ -163,7 +163,7 @@ class Arrival(ExitStack):
         self.converting(0, None, 0)
         fetched = way.convert(
             self.descriptor,
-            # As Go's reader has it where it is no UTF-8.
+            # Decoded like in Go if it is not UTF-8.
             image_config=bytes_of(self.offer.config).decode(errors="replace"),
             layers=layers,
             progress=self.converting,
@@ -172,12 +172,12 @@ class Arrival(ExitStack):
         return self._publish(fetched, way, source=self._source)
 
     def finish(self, fetched: Fetched, way: Way) -> Entry:
-        """Check the image that was fetched against its offer, and publish it."""
+        """Compare the fetched image with its offer, and publish it."""
         assert self.offer
         promised = self.offer.size_bytes
         if promised is not None and fetched.size_bytes != promised:
             raise Damaged(
-                f"{self._uri} is cut short",
+                f"{self._uri} is truncated",
                 why=f"{fetched.size_bytes} bytes arrived of {promised}",
             )
         if self.offer.sha256 and self.offer.sha256 != fetched.sha256:
@@ -204,7 +204,7 @@ class Arrival(ExitStack):
             source=source,
             verified=self._cache.verified,
         )
-        # Somebody else's, where the digest was not known before, or not waited for.
+        # Another process may have it, if the digest was not known before, or not waited for.
         if known := self._trusted():
             return known
         if self._cache.verified:
@@ -217,7 +217,7 @@ class Arrival(ExitStack):
         return entry
 
     def _trusted(self) -> Entry | None:
-        """Return the image of our key where it is there; its lock is held from here on."""
+        """Return the image of our key if it exists; its lock is held from then on."""
         with ExitStack() as stack:
             stack.enter_context(self._lock(self.key))
             known = store.load_entry(self._layout, self.key)
@@ -238,25 +238,25 @@ class Arrival(ExitStack):
             self.key = key
 
     def _check_size(self, size_bytes: int) -> None:
-        """Raise TooLarge; cheap, since what has no announced size is checked as it grows."""
+        """Raise TooLarge; cheap, since files without an announced size are checked as they grow."""
         check_allowed(self._cache.max_image_size, size_bytes, what=self._uri)
         evict.check_fits(self._cache.limits, size_bytes, what=self._uri, owner=self._owner)
 
     def _check_fits(self, size_bytes: int) -> None:
-        """Look at the whole file: of what came last, or all at once, nobody was told."""
+        """Check the size of the whole file: the last part may not have been reported."""
         self._check_size(size_bytes)
         self._inflight.update("checking", size_bytes, size_bytes)
         self._room.settle(size_bytes)
 
 
 def _on_disk(files: Sequence[int], uri: str) -> int:
-    """Return how many bytes files have, by their lengths. Raises Damaged where they take more.
+    """Return the total length of files. Raises Damaged if they take more space than that.
 
-    Who writes a file can have room set apart behind its end, which no length tells and no
-    limit of the kernel holds. File systems do that by themselves, for a file up to its size.
+    A process can preallocate space beyond the end of its file, which no length shows and no kernel
+    limit covers. File systems do that on their own, up to the size of the file.
     """
     seen = [os.fstat(file) for file in files]
     size = sum(each.st_size for each in seen)
     if sum(each.st_blocks * 512 for each in seen) > 2 * size + _SET_APART_BYTES:
-        raise Damaged(f"{uri} takes more room on the disk than it has bytes")
+        raise Damaged(f"{uri} takes more room on the disk than its size")
     return size

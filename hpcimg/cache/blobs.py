@@ -1,8 +1,8 @@
 """The layers of one image: those that the cache has as blobs, and files for the rest.
 
-A blob is an entry of the cache like an image, for the next image that shares it:
-last used first evicted, but never handed to a job. It is not flushed to the disk
-when it is stored; its digest is looked at again whenever it is used.
+A blob is a cache entry like an image, kept for the next image that shares it: evicted when it is
+the least recently used, but never given to a job. It is not flushed to disk when it is stored; its
+digest is verified each time it is used.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from hpcimg.locks import Lock
 
 
 class Blobs(ExitStack):
-    """Files of the blobs of one image, all closed and the unfinished ones gone at the end.
+    """The files of one image's blobs; at the end they are closed, and unfinished ones removed.
 
-    `lock` takes a lock by its name; those of blobs that have to be fetched are
-    held until `release`. `deadline` is a time.monotonic() value, beyond which nothing is read.
+    `lock` takes a lock by its name; those of blobs to be fetched are held until `release`.
+    `deadline` is a time.monotonic() value, after which nothing is read.
     """
 
     def __init__(
@@ -50,13 +50,13 @@ class Blobs(ExitStack):
         self._unfinished: dict[int, tuple[str, int]] = {}
 
     def missing(self) -> list[Blob]:
-        """Open what the cache has, with its digest checked; return and lock what it has not.
+        """Open the blobs that the cache has, verified; return and lock those that are missing.
 
         Raises DeadlinePassed.
         """
         wanted = []
         unique = {blob.sha256: blob for blob in self._blobs}
-        # In the order of their digests: two images that share several cannot lock each other out.
+        # In the order of their digests, so that two images that share several cannot deadlock.
         for _, blob in sorted(unique.items()):
             if not self._open(blob):
                 self._locks.enter_context(self._lock(fetching(self._key(blob))))
@@ -65,7 +65,7 @@ class Blobs(ExitStack):
         return wanted
 
     def files(self) -> Files:
-        """Make a file for each blob that is missing; return them by the blobs' numbers."""
+        """Create a file for each missing blob; return them by the blobs' numbers."""
         files: list[int | None] = []
         made = set()
         for number, blob in enumerate(self._blobs):
@@ -79,7 +79,7 @@ class Blobs(ExitStack):
         return files
 
     def arrived(self, number: int, fetched: Fetched) -> None:
-        """Keep a blob that is what its digest says. One that is not stays missing."""
+        """Keep a blob if it matches its digest; otherwise it stays missing."""
         blob = self._blobs[number]
         if fetched != (blob.size_bytes, blob.sha256):
             return
@@ -90,24 +90,24 @@ class Blobs(ExitStack):
         )  # fmt: skip
         with self._lock(entry.key):
             store.publish(self._layout, entry, path, file, durable=False)
-        # Who converts is to read it, and no more.
+        # The process that converts only has to read it.
         self._readable[blob.sha256] = os.open(f"/proc/self/fd/{file}", os.O_RDONLY)
         self.callback(os.close, self._readable[blob.sha256])
 
     def unfinished(self) -> list[int]:
-        """Return the files of what was missing."""
+        """Return the files of the missing blobs."""
         return [file for _, file in self._unfinished.values()]
 
     def written(self) -> int:
-        """Return how many bytes are in them."""
+        """Return the number of bytes in them."""
         return sum(os.fstat(file).st_size for file in self.unfinished())
 
     def release(self) -> None:
-        """Give the locks back: what could be fetched is there for others now."""
+        """Release the locks: other processes can now use what was fetched."""
         self._locks.close()
 
     def readable(self) -> list[int]:
-        """Return descriptors of all blobs in their order. Raises Damaged where one is wrong."""
+        """Return descriptors of all blobs in order. Raises Damaged if one is wrong."""
         for number, blob in enumerate(self._blobs):
             if blob.sha256 not in self._readable:
                 raise Damaged(
@@ -125,7 +125,7 @@ class Blobs(ExitStack):
             store.mark_used(self._layout, entry.key)
             path = store.path_of(self._layout, entry)
             file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except (FileNotFoundError, BlockingIOError):  # evicted meanwhile; its owner's lease
+        except (FileNotFoundError, BlockingIOError):  # evicted meanwhile, or leased by its owner
             return False
         self.callback(os.close, file)
         found = digests.of_file(file, uri=self._uri, deadline=self._deadline)

@@ -1,9 +1,8 @@
-"""Directories that grow by what users ask for, kept to a number of files.
+"""Limits on the number of files in directories that grow with users' requests.
 
-Each reference that was ever tried leaves a lock file, and one that worked a record or
-two; a user can think of any number of them, right or wrong. What goes is what is oldest;
-it is found out again where it is needed. What is private to one user is counted for
-itself, so that nobody's records go for another's.
+Each reference that was ever tried leaves a lock file, and one that worked a record or two; a user
+can make up any number of them, valid or not. The oldest are removed; they are recreated when
+needed. Private ones are counted per user, so that no user displaces another's records.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from hpcimg import locks
 from hpcimg.cache.paths import Layout
 
 SHARED = 4096
-PRIVATE = 1024  # of each user
+PRIVATE = 1024  # per user
 LOCKS = 1024
-_KEPT = 0.75  # of the number, so that not every job has to look for the oldest
+_KEPT = 0.75  # of the number, so that not every job has to search for the oldest
 
 
 def keep(layout: Layout) -> None:
-    """Remove what is too many. What cannot be removed stays: this fails no job."""
+    """Remove the surplus. Files that cannot be removed stay: this never fails a job."""
     for directory in (layout.refs, layout.failures):
         _keep_newest(directory)
     for name in _listdir(layout.hot):
@@ -36,7 +35,7 @@ def keep(layout: Layout) -> None:
 
 
 def _keep_newest(directory: str, *, most: int = 0) -> None:
-    """Keep this many files, or so many of what is shared and of what is private to each user."""
+    """Keep this many files, or this many shared and this many private ones per user."""
     by_owner = collections.defaultdict(list)
     for name in _listdir(directory):
         owner = name.partition("-")[0] if name.startswith("u") and not most else ""

@@ -1,4 +1,4 @@
-"""The directories of the cache and the state: made where they are missing, and checked."""
+"""The directories of the cache and the state: creating and checking them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from hpcimg.errors import CacheUnusable, ConfigError, HpcimgError, from_os_error
 
 
 def prepare(layout: Layout) -> None:
-    """Make the directories that are missing and check that they can do their work.
+    """Create missing directories and check that all are usable.
 
-    Raises CacheUnusable: not a directory, not writable, of another owner, open for
-    others to write, or `tmp/` on another file system than the images. Raises
-    ConfigError for a network file system.
+    Raises CacheUnusable: not a directory, not writable, wrong owner, writable by others, or `tmp/`
+    on another file system than the images. Raises ConfigError for a network file system.
     """
     _check_own_disk(layout)
     for path, mode in _directories(layout).items():
@@ -24,7 +23,7 @@ def prepare(layout: Layout) -> None:
 
 
 def check(layout: Layout) -> None:
-    """Check what `prepare` does, of the directories that are there, and make none."""
+    """Check existing directories like `prepare`, without creating any."""
     _check_own_disk(layout)
     for path in _directories(layout):
         if os.path.lexists(path):
@@ -53,9 +52,9 @@ def _check_own_disk(layout: Layout) -> None:
         if found := filesystem.network(path):
             raise ConfigError(
                 f"{path} is on a network file system ({found})",
-                why="other nodes would evict what jobs of this one use, and locks and leases "
-                "are this node's alone",
-                do="Name a directory on a disk of the node's own in hpcimg.conf.",
+                why="other nodes would evict images that jobs on this one use, since leases "
+                "are local to a node",
+                do="Set a directory on a node-local disk in hpcimg.conf.",
             )
 
 
@@ -74,7 +73,7 @@ def _prepare_directory(path: str, mode: int, *, root: bool) -> None:
             os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
         try:
             os.mkdir(path, mode)
-            os.chmod(path, mode)  # whatever the umask is
+            os.chmod(path, mode)  # regardless of the umask
         except FileExistsError:
             pass
     except OSError as error:
@@ -95,10 +94,10 @@ def _check_directory(path: str, *, root: bool) -> None:
         raise CacheUnusable(
             f"{path} is not safe",
             why=f"its owner is uid {seen.st_uid}, its mode {stat.S_IMODE(seen.st_mode):04o}",
-            do=f"It must belong to uid {os.geteuid()} and be writable for nobody else.",
+            do=f"It must belong to uid {os.geteuid()} and not be writable by anyone else.",
         )
 
 
 def _unusable(error: OSError, path: str) -> HpcimgError:
-    do = "" if os.geteuid() == 0 else "If this is a node's own cache, be root."
+    do = "" if os.geteuid() == 0 else "To use a node's cache, run this as root."
     return from_os_error(error, path, do=do)

@@ -1,11 +1,11 @@
-"""The way from a reference to a finished image that a job holds a lease on.
+"""From a reference to a complete image on which the job holds a lease.
 
-    fresh? -> lease                                      nothing is waited for
+    fresh? -> lease                                      no waiting
     otherwise: lock the reference -> fresh now? -> fetch -> (convert) -> verify -> publish
 
-Lock order: reference, fetching of a key, fetching of blobs by their digests, "room", then
-the key itself, or a blob's, for a moment. Every step is safe without the locks too: they only
-see to it that work is done once. So nobody waits for one whose holder does not move.
+Lock order: reference, fetching of a key, fetching of blobs by their digests, "room", then the key
+itself, or a blob's, for a moment. Every step is safe without the locks too: they only avoid
+duplicate work. So nobody waits for a lock whose holder makes no progress.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ from hpcimg.locks import held
 from hpcimg.units import format_duration, format_size
 
 log = logging.getLogger(__name__)
-FORMATS = ("sif", "squashfs")  # of converted images; their keys end so
+FORMATS = ("sif", "squashfs")  # of converted images; their keys end with these
 _URIS_MAX = 32
-# A mounted file is looked at for each job; this is how long the rights of who looks are kept.
+# A mounted file is checked for each job; this is how long the checking account's groups are cached.
 _RIGHTS_S = 3600.0
-_CHANCES = 2  # so often one job waits for what does not move, then hardly any more
+_CHANCES = 2  # how often one job waits for a stalled fetch; after that, hardly at all
 _LATER_PATIENCE_S = 2.0
 NO_MEMORY = Memory()
 
 
 class Staged(NamedTuple):
-    """A finished image. `how` is hit, waited, fetched, unchanged or stale.
+    """A complete image. `how` is hit, waited, fetched, unchanged or stale.
 
-    `validator` is what the source said of it. Until `fresh_until`, a Unix time, the
-    reference stands for it, a mounted one as long as it looks the same. `via` is where its
-    bytes came from, as an Offer has it, "" where none had to come.
+    `validator` is the source's. Until `fresh_until`, a Unix time, the reference stands for this
+    image, a mounted one as long as its file is unchanged. `via` says where its bytes came from, as
+    in an Offer, "" if none were transferred.
     """
 
     entry: Entry
@@ -67,16 +67,16 @@ class Staged(NamedTuple):
 
 @explained()
 def ensure(cache: Cache, request: Request, way: Way, memory: Memory = NO_MEMORY) -> Staged:
-    """Return the finished image that is requested, brought by `way` if need be.
+    """Return the requested image, fetched by `way` if necessary.
 
-    The job holds a lease on it when this returns. `memory` says which earlier
-    failures answer for the source. Raises HpcimgError.
+    The job holds a lease on it when this returns. `memory` selects the cached failures that may
+    answer in place of the source. Raises HpcimgError.
     """
     return _Ensure(cache, request, way, memory).run()
 
 
 class _Ensure:
-    """One call of `ensure`: what all of its steps need to know."""
+    """One call of `ensure`: the state shared by its steps."""
 
     def __init__(self, cache: Cache, request: Request, way: Way, memory: Memory) -> None:
         self.cache = cache
@@ -89,7 +89,7 @@ class _Ensure:
         self.came = time.time()
         address = request.reference.address
         if cache.other_format:
-            address = f"{address} {cache.image_format}"  # no address has a blank
+            address = f"{address} {cache.image_format}"  # addresses contain no blanks
         self.ref_id = store.ref_id(address, request.owner)
         self.holds: list[str] = []  # names of locks
         self.inflight: Inflight | None = None
@@ -110,12 +110,12 @@ class _Ensure:
             if failure:
                 raise failure
             if waited:
-                store.sweep(self.layout)  # who held the lock may have been killed
+                store.sweep(self.layout)  # the previous holder of the lock may have been killed
             cached = store.load_entry(self.layout, ref.key) if ref else None
             try:
                 staged = self._fetch(ref if cached else None)
             except (DeadlinePassed, Interrupted):
-                raise  # ours; who waits may have more time, and fetches in a process of its own
+                raise  # ours; waiting processes may have more time, and fetch themselves
             except HpcimgError as error:
                 failures.record(self.layout, self.ref_id, self.memory, error)
                 raise
@@ -128,7 +128,7 @@ class _Ensure:
         ref = store.load_ref(self.layout, self.ref_id)
         made_as = ref.key.rpartition("-")[2] if ref else ""
         if made_as in FORMATS and made_as != self.cache.image_format:
-            return None  # the site has changed its mind since
+            return None  # the site's policy has changed since
         return ref
 
     def _agreed(self) -> Ref:
@@ -138,17 +138,17 @@ class _Ensure:
 
     def _fresh(self, ref: Ref | None, how: str) -> Staged | None:
         now = time.time()
-        # What others saw at a mounted file since this job came counts for it as well.
+        # A check of a mounted file by another process since this job came counts for it as well.
         ttl_s = now - self.came if self.mounted else self.cache.tag_ttl_s
         if ref is None or not ref.fresh(ttl_s, now):
             return None
         return self._leased(ref, how)
 
     def _fetch(self, ref: Ref | None) -> Staged:
-        """Ask the source; `ref` is what the cache holds and may be out of date."""
+        """Ask the source; `ref` is the possibly outdated record in the cache."""
         uri = self.reference.uri
         asked = time.time() if self.mounted else None
-        # Where another one fetches the same, it has that name.
+        # If another process is fetching the same image, this name is taken.
         name = self.ref_id if self.ref_id in self.holds else f"{self.ref_id}.{os.getpid()}"
         with (
             Inflight(
@@ -168,7 +168,7 @@ class _Ensure:
                 return staged
             if isinstance(outcome, Unchanged) and ref:
                 staged = self._resolved(ref.key, ref.validator, "unchanged", asked, locked=False)
-                # While the server was asked, others may have needed its room.
+                # While the server was asked, others may have used the room.
                 return staged or self._fetch(None)
             assert arrival.offer
             how = "hit" if isinstance(outcome, Declined) else "fetched"
@@ -179,16 +179,16 @@ class _Ensure:
             locked = arrival.locked == arrival.key
             staged = self._resolved(arrival.key, arrival.offer.validator, how, asked, locked=locked)
             if staged is None:
-                # Only where locks do nothing, or somebody removed it by hand.
-                raise NoRoom(f"{uri} was evicted again at once")
+                # Only where locks do nothing, or if somebody removed it by hand.
+                raise NoRoom(f"{uri} was evicted again immediately")
             return staged._replace(via=arrival.offer.via if how == "fetched" else "")
 
     def _resolved(
         self, key: str, validator: str, how: str, asked: float | None, *, locked: bool
     ) -> Staged | None:
-        """Write down what the reference stands for, now or when it was `asked` for.
+        """Record what the reference stands for, now or at the time that it was `asked` for.
 
-        Hand the image out if it is there.
+        Return the image if it exists.
         """
         resolved = time.time() if asked is None else asked
         ref = Ref(self.reference.uri, key, validator, resolved, pinned=self.reference.pinned)
@@ -197,11 +197,11 @@ class _Ensure:
         return self._leased(ref, how, locked=locked)
 
     def _stale(self, ref: Ref | None, error: TransientError, *, locked: str) -> Staged | None:
-        """Serve what the cache has when the server does not answer; `locked` is a key or ""."""
+        """Return the cached image when the server does not answer; `locked` is a key or ""."""
         if ref is None:
             return None
         log.warning(
-            "%s: serving the image of %s ago: %s",
+            "%s: serving the image cached %s ago: %s",
             self.reference.uri,
             format_duration(time.time() - ref.resolved),
             error,
@@ -211,7 +211,7 @@ class _Ensure:
         return self._leased(ref, "stale", locked=locked == ref.key)
 
     def _leased(self, ref: Ref, how: str, *, locked: bool = False) -> Staged | None:
-        """Lease the image to the job, then look whether it is there: in this order."""
+        """Lease the image to the job, then check that it exists: in this order."""
         key = ref.key
         if self.request.job and lease.take(self.layout, key, self.request.job):
             entry = store.load_entry(self.layout, key)
@@ -236,7 +236,7 @@ class _Ensure:
         return Staged(entry, path, how, fresh_until, ref.validator)
 
     def _add_uri(self, entry: Entry, uri: str) -> None:
-        # Lost when two add one at the same moment; the next use adds it again.
+        # Lost if two processes add one at the same moment; the next use adds it again.
         uris = (*entry.uris, uri)[-_URIS_MAX:]
         store.save_entry(self.layout, dataclasses.replace(entry, uris=uris))
 
@@ -250,10 +250,10 @@ class _Ensure:
 
     @contextmanager
     def _lock(self, name: str) -> Iterator[bool]:
-        """Hold a lock; give whether it was waited for.
+        """Hold a lock; yield whether there was a wait.
 
-        Where its holder does not move, hold the one behind it, in which those queue who
-        came for the same; where that one's holder does not move either, hold none.
+        If its holder makes no progress, hold the second lock, where all who wait for the same
+        queue; if that one's holder makes no progress either, hold none.
         """
         waited = False
         with ExitStack() as stack:
@@ -276,11 +276,11 @@ class _Ensure:
             yield waited
 
     def _waiting(self, name: str, seconds: float) -> None:
-        """Say what is waited for; raise _NotMoving where that is not worth it."""
+        """Log what is being waited for; raise _NotMoving if that is pointless."""
         patience_s = self.cache.patience_s
         patience_s = patience_s if self.chances > 0 else min(patience_s, _LATER_PATIENCE_S)
         works = []
-        if name.startswith((fetching(""), self.ref_id)):  # others are held for a moment only
+        if name.startswith((fetching(""), self.ref_id)):  # the others are held only for a moment
             works = [w for w in inflight.under_way(self.layout) if name in w.get("holds", ())]
         now = time.monotonic()
         worth_it = any(
@@ -291,7 +291,7 @@ class _Ensure:
         job, uri = self.request.job or "-", self.reference.uri
         if not worth_it and (works or seconds >= patience_s):
             self.chances -= 1
-            log.warning("job %s does not wait any longer for %s: %s", job, uri, holder)
+            log.warning("job %s stops waiting for %s: %s", job, uri, holder)
             raise _NotMoving
         if self.inflight:
             self.inflight.waits()
@@ -304,7 +304,7 @@ class _Ensure:
 
 
 class _NotMoving(Exception):
-    """Who holds a lock gets nowhere."""
+    """The holder of a lock makes no progress."""
 
 
 def _described(work: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
-"""What happened on this node, a line each, for status and metrics.
+"""Events on this node, one line each, for status and metrics.
 
-`events.jsonl` in the state directory; one write of one line with O_APPEND, so
-writers never mix. Imports only os and time: a warm hit writes one.
+`events.jsonl` in the state directory; each line is a single write with O_APPEND, so writers never
+mix. Imports only os and time: a cache hit writes one.
 """
 
 import os
@@ -11,7 +11,7 @@ from hpcimg.plainjson import dumps
 
 
 def record(path: str, event: str, **fields: object) -> None:
-    """Append one event. A node that cannot write it goes on without."""
+    """Append one event. If it cannot be written, the node continues without it."""
     line = dumps({"time": round(time.time(), 3), "event": event, **fields}) + "\n"
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644)

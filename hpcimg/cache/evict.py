@@ -1,4 +1,4 @@
-"""Eviction: images go as hpcimg.cache.plan decides, unless a job uses them."""
+"""Eviction: removing images as planned by hpcimg.cache.plan, unless a job uses them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from hpcimg.errors import DeadlinePassed, NoRoom, TooLarge, explained
 from hpcimg.locks import held
 from hpcimg.units import format_size
 
-_TURN_S = 5.0  # who evicts for longer lets others look for their room in between
+_TURN_S = 5.0  # longer evictions let others make their room in between
 
 
 class Report(NamedTuple):
-    """What an eviction did."""
+    """The result of an eviction."""
 
     plan: Plan
     evicted: tuple[Candidate, ...]
@@ -40,11 +40,10 @@ class Report(NamedTuple):
 
 
 def candidates(layout: Layout, now: float) -> list[Candidate]:
-    """Return all finished images, and blobs, as eviction sees them.
+    """Return all finished images, and blobs, as candidates for eviction.
 
-    A last use in the future, from a clock that was wrong, becomes one now: it
-    would otherwise keep its image until that time comes. What is never handed out
-    again goes before all others.
+    A last use in the future, from a wrong clock, counts as now: otherwise it would protect its
+    image until that time. Images that are never handed out again go first.
     """
     found = []
     pinned = pins.keys(layout)
@@ -66,13 +65,12 @@ def candidates(layout: Layout, now: float) -> list[Candidate]:
 def trim(
     layout: Layout, limits: Limits, *, time_s: float, dry_run: bool = False, in_full: bool = True
 ) -> Report:
-    """Bring the cache down to the low watermark where it is above the high one.
+    """Bring the cache down to the low watermark if it is above the high one.
 
-    Without `in_full` the plan is empty where the sizes alone say that nothing has to go.
-    Ends after about `time_s` seconds, with less freed. Takes the lock "room", now and then
-    for others to have it, so that two of these do not free the same bytes twice. Raises
-    DeadlinePassed where that is held all the time, NoRoom and CacheUnusable for what the
-    disk does.
+    Without `in_full` the plan is empty if the sizes alone say that nothing has to go. Stops after
+    about `time_s` seconds, even if too little is freed. Takes the lock "room", with pauses for
+    others, so that two evictions do not free the same bytes twice. Raises DeadlinePassed if it is
+    held all the time, NoRoom and CacheUnusable for errors of the disk.
     """
     until = time.monotonic() + time_s
     evicted: tuple[Candidate, ...] = ()
@@ -118,13 +116,12 @@ def make_room(
     deadline: float,
     owner: int | None = None,
 ) -> bool:
-    """Free what an image of `incoming_bytes`, beyond what is written of it, needs.
+    """Free what an image needs for `incoming_bytes` more than is already written.
 
-    Where it is private to `owner`, in that user's share first. Hold the lock
-    "room" until the image is announced in `inflight`, so that two fetches do not
-    count on the same bytes. Returns False where that takes long: then give the lock
-    to others, and come again. Raises TooLarge where the image could never fit,
-    NoRoom where it does not fit now; nothing is evicted for what would not fit even so.
+    If it is private to `owner`, first in that user's share. Hold the lock "room" until the image is
+    announced in `inflight`, so that two fetches do not count on the same bytes. Returns False if it
+    takes long: then release the lock for others, and call it again. Raises TooLarge if the image
+    can never fit, NoRoom if it does not fit now; then nothing is evicted.
     """
     for plan, reason, lacking in _plans(layout, limits, incoming_bytes, what=what, owner=owner):
         if not plan.possible:
@@ -140,7 +137,7 @@ def make_room(
 def check_room(
     layout: Layout, limits: Limits, size_bytes: int, *, what: str, owner: int | None
 ) -> None:
-    """Look whether an image has room now if all goes that nobody uses; evict nothing.
+    """Check whether an image would fit if everything not in use were evicted; evict nothing.
 
     Raises TooLarge, NoRoom.
     """
@@ -152,9 +149,9 @@ def check_room(
 def _plans(
     layout: Layout, limits: Limits, incoming_bytes: int, *, what: str, owner: int | None
 ) -> Iterator[tuple[Plan, str, NoRoom]]:
-    """Yield what has to be freed, in a user's share first, and what to say if it cannot be.
+    """Yield what has to be freed, first in a user's share, each with the error if it cannot be.
 
-    Between them is the reason, "share" or "room", for the events. Raises TooLarge.
+    In between is the reason for the events, "share" or "room". Raises TooLarge.
     """
     check_fits(limits, incoming_bytes, what=what, owner=owner)
     if owner is not None and limits.user_share:
@@ -171,14 +168,14 @@ def _plans(
     wanted = wanted_for_room(
         *index.held(layout), disk, incoming_bytes=incoming_bytes, limits=limits
     )
-    if wanted == NOTHING:  # most of the time, and then no record has to be read
+    if wanted == NOTHING:  # the usual case, in which no record has to be read
         return
     plan = plan_room(
         candidates(layout, now), disk, incoming_bytes=incoming_bytes, limits=limits, now=now
     )
     needs = f"it needs {format_size(incoming_bytes)}, " if incoming_bytes else ""
     sizes = [format_size(plan.wanted_bytes)] if plan.wanted_bytes or not plan.wanted_files else []
-    sizes += [f"{plan.wanted_files} images, for their number,"] if plan.wanted_files else []
+    sizes += [f"{plan.wanted_files} images (by count)"] if plan.wanted_files else []
     why = f"{needs}{' and '.join(sizes)} would have to be freed: {plan.describe()}"
     yield plan, "room", NoRoom(f"there is no room on this node for {what}", why=why)
 
@@ -203,13 +200,13 @@ def _share_plan(
             f"there is no room for {what} in your share of this node's cache",
             why=f"this site lets each user keep {format_size(limits.user_share)} of private "
             f"images on a node, and of yours {plan.describe()}",
-            do="Wait until your other jobs on this node have ended, or use images that all share.",
+            do="Wait until your other jobs on this node have ended, or use shared images.",
         ),
     )
 
 
 def check_fits(limits: Limits, size_bytes: int, *, what: str, owner: int | None = None) -> None:
-    """Raise TooLarge for an image that has no room even in an empty cache."""
+    """Raise TooLarge for an image that would not fit even into an empty cache."""
     if owner is not None and 0 < limits.user_share < size_bytes:
         raise TooLarge(
             f"{what} is too large for your share of this node's cache",
@@ -226,10 +223,10 @@ def check_fits(limits: Limits, size_bytes: int, *, what: str, owner: int | None 
 def evict(
     layout: Layout, key: str, *, reason: str = "limit", may_go: Callable[[], bool] | None = None
 ) -> bool:
-    """Remove one image unless a job uses it, it is pinned, or somebody is at work on it.
+    """Remove one image unless a job uses it, it is pinned, or a process is working on it.
 
-    `reason` is a word for the event: limit, room, share, rm or damaged. `may_go`
-    is asked in place of whether it is pinned and whole, while nobody else is at it.
+    `reason` is a word for the event: limit, room, share, rm or damaged. `may_go` replaces the check
+    for a pin and a complete file, and is called while no other process works on the image.
     """
     load = store.load_record if may_go else store.load_entry
     try:
@@ -249,7 +246,7 @@ def evict(
 
 
 def _execute(layout: Layout, plan: Plan, *, until: float, reason: str) -> tuple[Candidate, ...]:
-    """Evict what is planned until it is enough, or until a time.monotonic() value."""
+    """Evict as planned until it is enough, or until a time.monotonic() value."""
 
     def gone(candidate: Candidate) -> bool:
         return evict(layout, candidate.key, reason=reason)
@@ -272,12 +269,12 @@ def _until_enough(
 
 
 def free_on_disk(layout: Layout) -> int:
-    """Return the bytes that are free on the cache's file system."""
+    """Return the free bytes on the cache's file system."""
     seen = os.statvfs(layout.cache)
     return seen.f_bavail * seen.f_frsize
 
 
 def free_files(layout: Layout) -> int | None:
-    """Return the inodes that are free there, None where the file system does not count them."""
+    """Return the free inodes there, None if the file system does not limit them."""
     seen = os.statvfs(layout.cache)
     return seen.f_favail if seen.f_files else None

@@ -1,9 +1,8 @@
-"""Failures that others hear of without asking the server again.
+"""Cached failures, which spare others from asking the server again.
 
-Those who waited for a fetch share its failure, whatever it was: sixty jobs that
-wait for one image of a server that is down would each find that out for
-themselves, one after the other. A failure that asking again does not change is
-remembered for a while beyond that: a job array with a typing error asks once.
+Processes that waited for a fetch share its failure, whatever it was: otherwise sixty jobs that wait
+for one image from a server that is down would each find that out in turn. Permanent failures are
+cached for a while longer: a job array with a typo asks once.
 """
 
 from __future__ import annotations
@@ -21,12 +20,11 @@ from hpcimg.units import format_duration
 
 
 class Memory(NamedTuple):
-    """What one asker's failures are remembered by.
+    """Which cached failures apply to a requester.
 
-    `ttl_s` is for how long an error of the class "user" counts, 0 for not at
-    all. `settings` is the state of the configuration: what was found under
-    another does not count. `asker` tells those apart whom one reference is
-    answered differently; it becomes part of a file name.
+    `ttl_s` is how long an error of class "user" is cached, 0 for not at all. `settings` is the
+    fingerprint of the configuration: failures under another one do not count. `asker` separates
+    requesters that may get different answers for one reference; it becomes part of a file name.
     """
 
     ttl_s: float = 0.0
@@ -34,31 +32,31 @@ class Memory(NamedTuple):
     asker: str = ""
 
     def path(self, layout: Layout, ref_id: str) -> str:
-        """Return where this asker's last failure with a reference is."""
+        """Return the path of this requester's last failure for a reference."""
         return layout.failure(f"{ref_id}-{self.asker}" if self.asker else ref_id)
 
 
 def record(layout: Layout, ref_id: str, memory: Memory, error: HpcimgError) -> None:
-    """Write down that fetching a reference failed now. Hold the reference's lock."""
+    """Record that fetching a reference failed now. Hold the reference's lock."""
     fields = {
         "time": time.monotonic(), "boot": processes.boot_id(), "settings": memory.settings,
         **error.to_dict(),
     }  # fmt: skip
     temp = processes.temp_path(layout.state_tmp, ref_id)
-    with contextlib.suppress(OSError):  # then the next one finds out for itself
+    with contextlib.suppress(OSError):  # then the next process finds out for itself
         atomic.write_file(memory.path(layout, ref_id), json.dumps(fields), temp=temp, mode=0o600)
 
 
 def forget(layout: Layout, ref_id: str, memory: Memory) -> None:
-    """Remove what was written down: the reference could be had."""
+    """Remove the record: the reference was fetched."""
     with contextlib.suppress(OSError):
         atomic.remove(memory.path(layout, ref_id))
 
 
 def recall(layout: Layout, ref_id: str, memory: Memory, *, began: float) -> HpcimgError | None:
-    """Return the failure that still counts for one that came at `began`, if there is one.
+    """Return the failure that applies to a request that began at `began`, if there is one.
 
-    `began` is a time.monotonic() value. What failed after it counts whatever it is.
+    `began` is a time.monotonic() value. Any failure after it applies.
     """
     try:
         with open(memory.path(layout, ref_id), encoding="utf-8") as file:
@@ -82,7 +80,7 @@ def recall(layout: Layout, ref_id: str, memory: Memory, *, began: float) -> Hpci
 
 
 def sweep(layout: Layout, *, age_s: float) -> None:
-    """Remove the files of failures that are older than this: each misspelling makes one."""
+    """Remove records of failures older than this: each misspelling creates one."""
     now = time.time()
     try:
         names = os.listdir(layout.failures)

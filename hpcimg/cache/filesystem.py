@@ -1,11 +1,11 @@
-"""What kind of file system a path is on, and whether that is a disk of this node's own."""
+"""The type of the file system of a path, and whether it is local to this node."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 
-# Locks, leases and renames there are other nodes' business too, and each of them would evict.
+# There, locks, leases and renames would involve other nodes, and each of them would evict.
 _NETWORK = frozenset(
     (
         "9p", "afs", "beegfs", "ceph", "cifs", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs",
@@ -16,27 +16,27 @@ _NETWORK = frozenset(
 
 
 def kind(path: str) -> str:
-    """Return the type of the file system that a path is on or would be made on, "" if unknown."""
+    """Return the type of the file system that a path is or would be on, "" if unknown."""
     path = os.path.realpath(path)
     best, found = "", ""
     with contextlib.suppress(OSError), open("/proc/self/mounts", encoding="utf-8") as file:
         for line in file:
             _, point, type_name, *_ = line.split(" ")
             point = _unescaped(point)
-            # The last one at a place covers those before it.
+            # The last mount at a mount point hides those before it.
             if f"{path}/".startswith(point.rstrip("/") + "/") and len(point) >= len(best):
                 best, found = point, type_name
     return found
 
 
 def network(path: str) -> str:
-    """Return the type of the network file system that a path is on, "" where it is on none."""
+    """Return the type of the network file system that a path is on, "" if it is local."""
     found = kind(path)
     return found if found in _NETWORK else ""
 
 
 def _unescaped(point: str) -> str:
-    """Return a mount point without the octal escapes of proc_pid_mounts(5)."""
+    """Decode the octal escapes of proc_pid_mounts(5) in a mount point."""
     for code, character in ((r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", "\\")):
         point = point.replace(code, character)
     return point

@@ -1,8 +1,8 @@
-"""The events of this node: failures are written here, all are read, their file is kept short.
+"""The node's events: recording failures, reading all events, rotating their file.
 
-The events of the current file and of the one before are counted as they are;
-what was in older files lives on as sums in `counters.json`, with their bytes and
-seconds. A reader takes no lock: it looks again where a file was begun meanwhile.
+Events in the current and the previous file are counted individually; older ones survive as sums in
+`counters.json`, including their bytes and seconds. Readers take no lock: they start over if a file
+was rotated in the meantime.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from hpcimg.errors import DeadlinePassed, HpcimgError
 from hpcimg.locks import held
 
 _ROTATE_AT = 1 << 20
-_LOOKS = 10  # of a reader, each of which may come across a file that is begun
+_LOOKS = 10  # attempts of a reader, each of which may be disturbed by a rotation
 
 
 def record_failure(
     layout: Layout, error: HpcimgError, *, job: str, uri: str, took_s: float
 ) -> None:
-    """Record that an image could not be had, by the job or, with "", by nobody's."""
+    """Record that an image could not be staged, for a job or, with "", for none."""
     fields = {"uri": uri, "message": str(error), "class": error.kind}
     fields["error"] = type(error).__name__
     events.record(layout.events, "failed", job=job, took_s=round(took_s, 3), **fields)
 
 
 def sums(layout: Layout) -> Sums:
-    """Return all that happened since the node's state was made, summed up."""
+    """Return the sums of all events since the node booted."""
     for _ in range(_LOOKS):
         seen = _files_seen(layout)
         counted, summed = _load_sums(layout)
@@ -48,16 +48,16 @@ def sums(layout: Layout) -> Sums:
 
 
 def recent(layout: Layout) -> Iterator[dict[str, Any]]:
-    """Return the events that are still there one by one, oldest first."""
+    """Return the individual events that are still there, oldest first."""
     for path in (_before(layout), layout.events):
         yield from _read(path)
 
 
 def rotate(layout: Layout) -> None:
-    """Begin a new file when the current one is long.
+    """Start a new file if the current one is long.
 
-    A writer may still have the file open that was current; so what is summed up
-    and dropped is the one before. Where another process is at it, it is left to that.
+    A writer may still have the current file open; so the previous one is summed up and dropped. If
+    another process is doing that, leave it to that process.
     """
     with contextlib.suppress(DeadlinePassed):
         lock = layout.lock("events")
@@ -73,7 +73,7 @@ def _rotate(layout: Layout) -> None:
         return
     counted, summed = _load_sums(layout)
     first = _first_line(_before(layout))
-    if first != summed:  # else a rotation was cut off after it had summed this file up
+    if first != summed:  # else a rotation was interrupted after it had summed this file up
         counted.add_all(_read(_before(layout)))
         text = json.dumps({**counted.to_dict(), "summed": first}) + "\n"
         temp = processes.temp_path(layout.state_tmp, "counters")
@@ -84,7 +84,7 @@ def _rotate(layout: Layout) -> None:
 def _read(path: str) -> Iterator[dict[str, Any]]:
     with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8") as file:
         for line in file:
-            # The last line of a process that was killed may be half a line.
+            # A process that was killed may have left half a line at the end.
             with contextlib.suppress(ValueError):
                 event = json.loads(line)
                 if isinstance(event, dict) and "event" in event:
@@ -92,7 +92,7 @@ def _read(path: str) -> Iterator[dict[str, Any]]:
 
 
 def _load_sums(layout: Layout) -> tuple[Sums, str]:
-    """Return the sums of older files, and the first line of the last one that is in them."""
+    """Return the sums of older files, and the first line of the last file included."""
     try:
         with open(_counters(layout), encoding="utf-8") as file:
             fields = json.load(file)
@@ -102,14 +102,14 @@ def _load_sums(layout: Layout) -> tuple[Sums, str]:
 
 
 def _first_line(path: str) -> str:
-    """Return what tells one file of events from all others, "" for none."""
+    """Return the line that identifies a file of events, "" for none."""
     with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8") as file:
         return file.readline()
     return ""
 
 
 def _files_seen(layout: Layout) -> tuple[tuple[int, int] | None, ...]:
-    """Return what changes when a rotation does something."""
+    """Return a value that changes with each rotation."""
     found: list[tuple[int, int] | None] = []
     for path in (_counters(layout), _before(layout)):
         try:

@@ -1,14 +1,12 @@
-"""Hot records: all that a warm hit needs to know, in one small file.
+"""Hot records: everything that a cache hit needs to know, in one small file.
 
-`hot/<uid or all>/<reference as written>` is made when an image was staged, and
-says what came of the reference under one configuration, until when that may be
-believed, and what the image file looked like, and for a mounted image the file that
-it was copied from, which is looked at again each time. It lives on the state's tmpfs,
-holds nothing that cannot be worked out again, and where anything about it does
-not fit, the long way is taken.
+`hot/<uid or all>/<reference as written>` is created when an image was staged. It contains the image
+for the reference under one configuration, how long that is trusted, the status of the image file,
+and for a mounted image the file that it was copied from, whose status is checked each time. It
+lives on the state's tmpfs and can be recreated; if anything in it does not match, the slow path is
+taken.
 
-Imports only os and time, and what looks at a mounted file where there is one: the
-way to a warm hit reads it.
+Imports only os and time, and for a mounted file what checks it: a cache hit reads it.
 """
 
 import os
@@ -22,7 +20,7 @@ _NAME_MAX = 250  # file systems allow 255
 
 
 class Hit:
-    """A finished image that a job now holds a lease on."""
+    """A complete image on which a job now holds a lease."""
 
     __slots__ = ("key", "path", "size_bytes", "uri")
 
@@ -34,9 +32,9 @@ class Hit:
 
 
 class Mounted:
-    """A file that an image was copied from: whose rights look at it, and how it looked.
+    """The file that an image was copied from, its status, and whose rights check it.
 
-    As `hpcimg.look` has them; neither rights nor path hold blanks.
+    As in `hpcimg.look`; neither rights nor path contain blanks.
     """
 
     __slots__ = ("look", "path", "rights")
@@ -48,8 +46,8 @@ class Mounted:
 
 
 def name_of(text: str, image_format: str) -> str:
-    """Return under which text a reference is kept that was asked for in a format; "" for any."""
-    return f"{image_format} {text}" if image_format else text  # no reference has a blank
+    """Return the name for a reference that was requested in a format; "" for any format."""
+    return f"{image_format} {text}" if image_format else text  # references contain no blanks
 
 
 def remember(
@@ -64,7 +62,7 @@ def remember(
 ) -> None:
     """Write the hot record for a reference as a user wrote it (`text`).
 
-    `fresh_until` is a Unix time. A text too long for a file name has none.
+    `fresh_until` is a Unix time. There is none for a text too long for a file name.
     """
     name = _file_name(text)
     if len(name) > _NAME_MAX:
@@ -82,7 +80,7 @@ def remember(
         _look(seen),
         f"{mounted.rights} {mounted.path} {mounted.look}" if mounted else "",
     )
-    from hpcimg import processes  # not needed on the way to a hit
+    from hpcimg import processes  # not needed for a hit
 
     temp = processes.temp_path(layout.state_tmp, "hot")
     atomic.write_file(f"{directory}/{name}", "\n".join(lines), temp=temp, mode=0o600)
@@ -91,8 +89,7 @@ def remember(
 def lookup(layout: Layout, text: str, *, job: str, uid: int, fingerprint: str) -> Hit | None:
     """Return a hit, leased to the job and marked as used now, or None.
 
-    None says only that the long way has to be taken. No lock is taken and
-    nobody is waited for.
+    None only means that the slow path must be taken. This takes no lock and does not wait.
     """
     name = _file_name(text)
     for directory in (layout.hot_directory(uid), layout.hot_directory(None)):
@@ -100,13 +97,12 @@ def lookup(layout: Layout, text: str, *, job: str, uid: int, fingerprint: str) -
             with open(f"{directory}/{name}", encoding="utf-8") as file:
                 lines = file.read().split("\n")
             made_under, made, fresh_until, key, path, uri, look, mounted = lines
-            # A clock that was set back makes the record one from the future.
+            # If the clock was set back, the record is from the future.
             if made_under != fingerprint or not float(made) <= time.time() < float(fresh_until):
                 continue
             if mounted and not _still_there(*mounted.split(" ", 2)):
                 continue
-            # The lease comes before the look: an evictor that begins between
-            # the two sees it.
+            # The lease precedes the check: an evictor that starts between the two sees it.
             if lease.take(layout, key, job) and _look(seen := os.lstat(path)) == look:
                 os.utime(layout.meta(key))
                 return Hit(key, path, uri, seen.st_size)
@@ -116,7 +112,7 @@ def lookup(layout: Layout, text: str, *, job: str, uid: int, fingerprint: str) -
 
 
 def _still_there(rights: str, path: str, look: str) -> bool:
-    from hpcimg.look import take  # most images are not mounted
+    from hpcimg.look import take  # rarely needed: most images are not mounted
 
     seen = take(path, rights)
     return seen != "" and seen == look

@@ -1,9 +1,8 @@
-"""What an image is: the name of its content, and whether an offer of it fits together.
+"""The identity of an image: the name of its content, and whether its offer is consistent.
 
-Who fetches may be in the hands of the server that it speaks to, so no digest counts
-because somebody said it. A key is made of digests that this process takes itself, or
-compares with the bytes before anything is published; what an offer says of its
-manifests is worked out from their texts.
+The process that fetches may be controlled by the server that it talks to, so claimed digests do not
+count. A key consists of digests that this process computes itself, or compares with the bytes
+before anything is published; what an offer says about manifests is derived from their texts.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ from hpcimg.reference import Reference
 
 _DIGITS = re.compile(r"[0-9a-f]{64}")
 _MADE = re.compile(r"layers-sha256-[0-9a-f]{64}-([a-z]+)")
-_VALIDATOR_MAX = 16 << 10  # it is kept; an ETag is as long as a server's header may be
+_VALIDATOR_MAX = 16 << 10  # it is stored; an ETag is as long as a server's header may be
 _ALGORITHM = "sha256:"
 
 
 def key_of(offer: Offer, image_format: str) -> str:
-    """Return the key of an offer that was checked, "" where only the whole file tells.
+    """Return the key of a checked offer, "" if it can only be computed from the whole file.
 
-    An image in layers is its config and all of its layers, in their order, and the
-    format that they become.
+    An image in layers is identified by its config, all of its layers in order, and the format that
+    it is converted to.
     """
     if not offer.layers:
         return f"sha256-{offer.sha256}" if offer.sha256 else ""
@@ -36,17 +35,17 @@ def key_of(offer: Offer, image_format: str) -> str:
 
 
 def check(offer: Offer, reference: Reference) -> str:
-    """Return the digest of the manifest that describes an offer, "" where it has none.
+    """Return the digest of the manifest that describes an offer, "" if there is none.
 
-    Digests are digests, since keys are names of files. A digest in the reference is
-    that of the first manifest, each manifest names the next, and the last one names the
+    Digests are checked for their form, since keys become file names. A digest in the reference must
+    be that of the first manifest, each manifest must name the next, and the last one must name the
     config and the layers, or the file. Raises Damaged.
     """
     try:
         _check_form(offer)
         wanted = reference.rest.rpartition("@")[2] if reference.pinned else None
         return _follow(offer, wanted)
-    except (ValueError, RecursionError) as error:  # what is no text, or no JSON
+    except (ValueError, RecursionError) as error:  # not text, or not JSON
         raise Damaged(f"{reference.uri} is not what was announced", why=str(error)) from None
 
 
@@ -100,12 +99,12 @@ def _follow(offer: Offer, wanted: str | None) -> str:
     else:
         fits = bool(offer.sha256) and _ALGORITHM + offer.sha256 in layers
     if not fits:
-        raise ValueError("its manifest names other parts")
+        raise ValueError("its manifest names other content")
     return digest
 
 
 def _digests(entries: Any) -> list[str]:
-    """Return what descriptors name, "" for what is none."""
+    """Return the digests in descriptors, "" for an invalid one."""
     return [
         str(entry.get("digest", "")) if isinstance(entry, dict) else ""
         for entry in (entries if isinstance(entries, list) else [])

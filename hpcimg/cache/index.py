@@ -1,21 +1,20 @@
-"""What the cache holds, without reading every record each time.
+"""The content of the cache, without reading every record each time.
 
-Two derived files in the state directory, each made anew whenever it does not
-fit what is on the disk, and written by a rename: a process that is killed at any
-moment leaves the old one, the new one, or none, and each of them does.
+Two derived files in the state directory, each rebuilt when it does not match the disk, and written
+by a rename: a process killed at any moment leaves the old one, the new one, or none, all of which
+work.
 
-`sizes.json` has the number and the bytes of the finished files of each directory. They
-never change, so a directory whose time of modification is the same still has the
-same ones. They are an upper bound of what can be evicted: files without a record
-are in it. It answers only whether there is anything to do at all; what is to go is
-decided from the records and the files themselves.
+`sizes.json` has the number and size of the finished files of each directory. Finished files never
+change, so a directory with the same modification time still has the same content. The sums are an
+upper bound of what can be evicted, since they include files without a record. They only tell
+whether there is anything to do; what to evict is decided from the records and the files themselves.
 
-`entries.json` has the records, for those who list them. One counts while its file
-is the same inode with the same time of change, which a use of the image moves on,
-too. That the image's own file is there is looked at each time.
+`entries.json` has the records, for listings. A record counts while its file has the same inode and
+change time, which each use of the image updates. That the image's own file exists is checked each
+time.
 
-Neither is ever a reason to hand out an image: that its file is whole, and root's, is
-seen from the file itself.
+Neither is ever a reason to hand out an image: that its file is complete, and owned by root, is
+checked on the file itself.
 """
 
 from __future__ import annotations
@@ -40,21 +39,21 @@ _WORTH_WRITING = 64  # records that had to be read
 
 
 class Held(NamedTuple):
-    """How much there is: bytes, and files."""
+    """A size in bytes and a number of files."""
 
     size_bytes: int
     files: int
 
 
 def held(layout: Layout) -> Held:
-    """Return how much all finished files are; never less than `store.entries` adds up to."""
+    """Return the size and number of all finished files; an upper bound for `store.entries`."""
     known = _load(layout.sizes)
     found: dict[str, list[int]] = {}
     settled = _settled()
     size_bytes = files = 0
     for directory in _directories(layout):
         try:
-            # Looked at before its files are: what comes later makes it another.
+            # Read before its files: later changes then make it different.
             seen = os.stat(directory)
         except FileNotFoundError:
             continue
@@ -74,16 +73,16 @@ def held(layout: Layout) -> Held:
 
 
 def _counts(row: Any, mark: list[int]) -> bool:
-    """Tell whether a row says how much there still is."""
+    """Tell whether a row is still valid."""
     if not isinstance(row, list) or len(row) != len(mark) + len(Held._fields):
         return False
     return row[:3] == mark and all(isinstance(number, int) for number in row)
 
 
 def _settled() -> int:
-    """Return the time, in nanoseconds, before which nothing can change any more unseen.
+    """Return the time, in nanoseconds, before which no change can have gone unnoticed.
 
-    Two changes within one tick of the kernel's clock leave the same time behind.
+    Two changes within one tick of the kernel's clock leave the same time.
     """
     return time.time_ns() - int(_SETTLED_S * 1e9)
 
@@ -105,10 +104,10 @@ def _held_in(directory: str) -> Held:
 
 
 def entries(layout: Layout) -> Iterator[tuple[Entry, float]]:
-    """Give all finished images and blobs, each with its last use, in no order.
+    """Yield all finished images and blobs, each with its last use, in no particular order.
 
-    Whether its file has its length is not looked at here: of ten thousand that
-    takes as long as all else. Who removes or hands out an image looks.
+    The length of their files is not checked: for ten thousand files that takes as long as
+    everything else. Whoever removes or hands out an image checks it.
     """
     known = _load(layout.records)
     found: dict[str, Any] = {}
@@ -137,19 +136,19 @@ def entries(layout: Layout) -> Iterator[tuple[Entry, float]]:
 
 
 def _names(layout: Layout) -> set[str]:
-    """Return the names of all finished files; a key says whose it is."""
+    """Return the names of all finished files; a private key contains its owner."""
     return {name for directory in _directories(layout) for name in _listdir(directory)}
 
 
 def _listdir(directory: str) -> list[str]:
     try:
         return os.listdir(directory)
-    except (FileNotFoundError, PermissionError):  # layers are root's alone to see
+    except (FileNotFoundError, PermissionError):  # only root can list layers
         return []
 
 
 def _entry(key: str, mark: list[int], row: Any) -> Entry | None:
-    """Make an entry of a row that still counts. There may be tens of thousands."""
+    """Make an entry from a row that is still valid. There may be tens of thousands."""
     if not isinstance(row, list) or len(row) != len(_FIELDS) + 2 or row[:2] != mark:
         return None
     fields = dict(zip(_FIELDS, row[2:], strict=True))
@@ -163,13 +162,13 @@ def _entry(key: str, mark: list[int], row: Any) -> Entry | None:
     ):
         return None
     fields["uris"] = tuple(uris)
-    entry = object.__new__(Entry)  # its own way, field by field, takes three times as long
+    entry = object.__new__(Entry)  # its own constructor takes three times as long
     entry.__dict__.update(fields)
     return entry
 
 
 def _load(path: str) -> dict[str, Any]:
-    """Return what is there; nothing where it is not there, not ours, or cannot be understood."""
+    """Return the content; empty if the file is missing, not ours, or invalid."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         with open(path, encoding="utf-8") as file:
             fields = json.load(file)
@@ -181,6 +180,6 @@ def _load(path: str) -> dict[str, Any]:
 def _save(layout: Layout, path: str, found: dict[str, Any]) -> None:
     text = json.dumps({"version": _VERSION, "of": found}, separators=(",", ":"))
     temp = processes.temp_path(layout.state_tmp, os.path.basename(path))
-    # Only root writes it, and reads it: private images are in it. Others take longer.
+    # Only root writes and reads it: it contains private images. Others read all records.
     with contextlib.suppress(OSError):
         atomic.write_file(path, text, temp=temp, mode=0o600)

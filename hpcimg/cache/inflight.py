@@ -1,4 +1,4 @@
-"""Work under way, for those who look: `inflight/<id>.json` in the state directory."""
+"""Fetches under way, for observers: `inflight/<id>.json` in the state directory."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from hpcimg.errors import explained
 from hpcimg.fetch.contract import Request
 
 _RENEW_EVERY_S = 1.0
-_OUR_PHASES = ("converting", "checking")  # to come so far, a server must have sent all
+_OUR_PHASES = ("converting", "checking")  # reached only after a server has sent everything
 
 
 class Inflight:
-    """One image on its way. As a context manager it removes its file at the end.
+    """One fetch under way. As a context manager it removes its file at the end.
 
-    `holds` are the names of the locks that its process holds at the time, and `min_rate` is
-    how many bytes a second have to come for it to count as moving.
+    `holds` are the names of the locks that its process currently holds; below `min_rate` bytes per
+    second it counts as stalled.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Inflight:
         self._request = request
         self._heard = 0.0
         self._began: dict[str, float] = {}  # phases
-        self._mark = (0.0, 0)  # when it was seen to move, and how far it was
+        self._mark = (0.0, 0)  # when it last made progress, and at which position
         self._path = f"{layout.inflight}/{name}.json"
         self._mode = 0o644 if request.owner is None else 0o600
         self._next = 0.0
@@ -67,12 +67,11 @@ class Inflight:
         written: int | None = None,
         coming: int = 0,
     ) -> bool:
-        """Say how far it is; put down when the phase changes, else at most once a second.
+        """Report progress; written when the phase changes, else at most once a second.
 
-        `done` of `total` is what people look at. `written` is how many bytes it
-        has on the disk, by default `done`, and `coming` how many it will still write
-        there into room that was made for them. Returns whether it was put down. A
-        full tmpfs costs the view, not the image.
+        `done` of `total` is for people. `written` is the number of bytes on the disk, by default
+        `done`; `coming` is the number of bytes for which room was made and that are still to be
+        written. Returns whether it was written. A full tmpfs only costs visibility, not the image.
         """
         now = time.monotonic()
         self._look(phase, done, total, now)
@@ -87,19 +86,19 @@ class Inflight:
         return True
 
     def reserve(self, written: int, coming: int) -> None:
-        """Put down how many bytes it has on the disk, and how many it has room for."""
+        """Record how many bytes are on the disk, and for how many more room was made."""
         self._fields.update(written=written, coming=coming)
         self._put()
 
     def waits(self) -> None:
-        """Put down that it is well though nothing moves: it waits, for a limited time."""
+        """Record that it is not stalled although nothing moves: it waits, for a limited time."""
         self._fields["moved"] = time.monotonic()
         self._put()
 
     def _look(self, phase: str, done: int, total: int | None, now: float) -> None:
-        """Look whether it moves, and when it will be done.
+        """Determine whether it makes progress, and when it will be done.
 
-        Nothing that a server can do at will counts, such as to break off and begin again.
+        Nothing that a server can do at will counts, such as breaking off and starting over.
         """
         new = phase not in self._began
         if new:
@@ -134,12 +133,12 @@ class Inflight:
 
 
 def moves(work: dict[str, Any], *, patience_s: float, deadline: float, now: float) -> bool:
-    """Tell whether work under way is worth waiting for until `deadline`.
+    """Tell whether a fetch is worth waiting for until `deadline`.
 
-    Times are time.monotonic() values. It has to have moved within `patience_s`, and once it
-    has gone on for so long, to be done in time if it goes on like that.
+    Times are time.monotonic() values. It must have made progress within `patience_s`, and once it
+    has run for that long, must be able to finish in time at its current rate.
     """
-    # What is put down may be as old as that.
+    # The record may be this old.
     if now - float(work["moved"]) >= patience_s + _RENEW_EVERY_S:
         return False
     ends = work["ends"]
@@ -147,7 +146,7 @@ def moves(work: dict[str, Any], *, patience_s: float, deadline: float, now: floa
 
 
 def under_way(layout: Layout) -> list[dict[str, Any]]:
-    """Return what `Inflight` says of work whose process still runs, oldest first."""
+    """Return the records of fetches whose process is running, oldest first."""
     found = []
     for name, fields in _read_all(layout):
         if processes.alive(str(fields.get("process", ""))):
@@ -157,7 +156,7 @@ def under_way(layout: Layout) -> list[dict[str, Any]]:
 
 @explained()
 def sweep(layout: Layout) -> int:
-    """Remove the files of processes that are gone; return how many."""
+    """Remove the files of dead processes; return how many."""
     return sum(
         atomic.remove(f"{layout.inflight}/{name}")
         for name, fields in _read_all(layout)
@@ -166,7 +165,7 @@ def sweep(layout: Layout) -> int:
 
 
 def stale(layout: Layout) -> int:
-    """Return how many files are of processes that are gone."""
+    """Return the number of files of dead processes."""
     return sum(
         not processes.alive(str(fields.get("process", ""))) for _, fields in _read_all(layout)
     )

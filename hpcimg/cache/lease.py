@@ -1,12 +1,11 @@
 """Leases: an image that a job uses is not evicted.
 
-`leases/<key>/<job>` is one job's lease. The directory `leases/<key>/` is what
-makes hits and eviction exclude each other without a lock: a lease can only be
-made while the directory is there, and the evictor's rmdir succeeds only while no
-lease is in it. One of the two system calls comes first, and the other fails.
-Whoever holds the key's lock may make the directory again.
+`leases/<key>/<job>` is one job's lease. The directory `leases/<key>/` makes hits and eviction
+exclude each other without a lock: a lease can be created only while the directory exists, and the
+evictor's rmdir succeeds only while it is empty. One of the two system calls comes first, and the
+other fails. Only the holder of the key's lock may recreate the directory.
 
-Imports only os and errno: the way to a warm hit uses it.
+Imports only os and errno: a cache hit uses it.
 """
 
 import errno
@@ -16,7 +15,7 @@ from hpcimg.cache.paths import Layout
 
 
 def take(layout: Layout, key: str, job: str) -> bool:
-    """Make the job's lease; return False where the image is not open to hits."""
+    """Create the job's lease; return False if the image is not open to hits."""
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW
         os.close(os.open(layout.lease(key, job), flags, 0o644))
@@ -26,12 +25,12 @@ def take(layout: Layout, key: str, job: str) -> bool:
 
 
 def open_to_hits(layout: Layout, key: str) -> None:
-    """Make the directory that lets hits take leases. Hold the key's lock."""
+    """Create the directory that lets hits take leases. Hold the key's lock."""
     os.makedirs(layout.lease_directory(key), mode=0o755, exist_ok=True)
 
 
 def close_to_hits(layout: Layout, key: str) -> bool:
-    """Keep new leases out; return False while there is one. Hold the key's lock."""
+    """Prevent new leases; return False if there is one. Hold the key's lock."""
     try:
         os.rmdir(layout.lease_directory(key))
     except FileNotFoundError:
@@ -79,7 +78,7 @@ def all_jobs(layout: Layout) -> set[str]:
 
 
 def by_job(layout: Layout) -> dict[str, list[str]]:
-    """Return the keys of the images that each job holds a lease on, in the order of the jobs."""
+    """Return the keys of the images that each job holds leases on, ordered by job."""
     found: dict[str, list[str]] = {}
     for key in _names(layout.leases):
         for job in holders(layout, key):
@@ -88,7 +87,7 @@ def by_job(layout: Layout) -> dict[str, list[str]]:
 
 
 def by_number(job: str) -> tuple[int, str]:
-    """Order jobs by their numbers; what is none does no harm."""
+    """Sort key for jobs, by number; other names are allowed."""
     return len(job), job
 
 

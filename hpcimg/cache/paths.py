@@ -1,18 +1,18 @@
-"""Where everything is. Names only, no file is touched here.
+"""All paths. Only names; no file is touched here.
 
-Imports nothing: the way to a warm hit uses it.
+Imports nothing: a cache hit uses it.
 """
 
 
 def owned(name: str, owner: int | None) -> str:
-    """Return the name of what is private to a uid, and of what all share as it is."""
+    """Return the name for a private file of a uid; the name itself for a shared one."""
     return name if owner is None else f"u{owner}-{name}"
 
 
 def fetching(key: str) -> str:
-    """Return the name of the lock that who brings the content of a key holds all the while.
+    """Return the name of the lock held while the content of a key is being fetched.
 
-    The lock of the key itself is held for a moment: to publish, to lease or to evict.
+    The lock of the key itself is held only for a moment: to publish, to lease or to evict.
     """
     return f"fetch-{key}"
 
@@ -20,10 +20,9 @@ def fetching(key: str) -> str:
 class Layout:
     """The paths below the cache directory (on disk) and the state directory (tmpfs).
 
-    A `key` names content: `sha256-<hex>` of the file, `layers-sha256-<hex>-<format>` of
-    the config and the layers that it was made from, `blob-sha256-<hex>` of a layer; for
-    what is private with `u<uid>-` before it. An `owner` is the uid of a private image's
-    user, None for shared.
+    A `key` identifies content: `sha256-<hex>` of the file, `layers-sha256-<hex>-<format>` of the
+    config and the layers that it was made from, `blob-sha256-<hex>` of a layer; private ones begin
+    with `u<uid>-`. An `owner` is the uid that an image is private to, None for shared.
     """
 
     def __init__(self, cache: str, state: str) -> None:

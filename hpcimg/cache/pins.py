@@ -1,8 +1,8 @@
 """Pins: images that an administrator keeps on this node until they are unpinned.
 
-`pins/<key>.json` in the cache directory, so that they survive a reboot. They are
-made and removed under the key's lock, and eviction looks for one under that lock.
-A pin stays when its image is gone, and counts again when that comes back.
+`pins/<key>.json` in the cache directory, so that they survive a reboot. They are created and
+removed under the key's lock, and eviction checks for one under that lock. A pin stays when its
+image is gone, and applies again when the image returns.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Pin(NamedTuple):
 
 @explained()
 def add(layout: Layout, key: str, *, by: str) -> Pin:
-    """Pin an image. Hold its lock. Who pinned it first stays known."""
+    """Pin an image. Hold its lock. The first who pinned it is remembered."""
     known = load(layout, key)
     if known:
         return known
-    os.makedirs(layout.pins, mode=0o755, exist_ok=True)  # a cache of an older release has none
+    os.makedirs(layout.pins, mode=0o755, exist_ok=True)  # missing in caches of older releases
     pin = Pin(key, by, time.time())
     text = json.dumps({"version": _VERSION, **pin._asdict()}) + "\n"
     temp = processes.temp_path(layout.tmp, f"{key}.pin")
@@ -49,7 +49,7 @@ def remove(layout: Layout, key: str) -> bool:
 
 
 def load(layout: Layout, key: str) -> Pin | None:
-    """Return the pin of an image. One that cannot be understood still is a pin."""
+    """Return the pin of an image. An invalid file is still a pin."""
     by, when = "", 0.0
     try:
         with open(layout.pin(key), encoding="utf-8") as file:
@@ -63,7 +63,7 @@ def load(layout: Layout, key: str) -> Pin | None:
 
 
 def keys(layout: Layout) -> set[str]:
-    """Return the keys of all that is pinned."""
+    """Return the keys of all pinned images."""
     try:
         names = os.listdir(layout.pins)
     except FileNotFoundError:

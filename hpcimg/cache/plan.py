@@ -1,4 +1,4 @@
-"""Which images go when room is needed, and in which order: decided without touching a file."""
+"""Which images to evict, and in which order: decided without touching a file."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from hpcimg.cache.policy import Limits
 from hpcimg.units import format_size
 
 _JOBS_NAMED = 8
-_FILES_EACH = 2  # an image, and what is known of it
-_FILES_COMING = 4  # and with a reference and what is unfinished
+_FILES_EACH = 2  # inodes: an image and its record
+_FILES_COMING = 4  # also a reference and an unfinished file
 
 
 class Candidate(NamedTuple):
-    """An image as eviction sees it. `jobs` hold leases on it; it is private to `owner`.
+    """A candidate for eviction. `jobs` hold leases on it; it is private to `owner`.
 
-    A pinned one never goes, an `unused` one, which no job has used yet, goes first.
+    A pinned one is never evicted; an `unused` one, which no job has used yet, goes first.
     """
 
     key: str
@@ -44,7 +44,7 @@ class Disk(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What has to go: so many bytes, and so many images, however small."""
+    """What has to be freed: a number of bytes, and a number of images, however small."""
 
     size_bytes: int
     files: int
@@ -54,18 +54,18 @@ NOTHING = Wanted(0, 0)
 
 
 class Plan(NamedTuple):
-    """What to free and in which order; what cannot go, and why."""
+    """What to free and in which order; what cannot be freed, and why."""
 
     wanted_bytes: int
     victims: tuple[Candidate, ...]
     in_use: tuple[Candidate, ...]
     too_young: tuple[Candidate, ...]
     pinned: tuple[Candidate, ...] = ()
-    wanted_files: int = 0  # so many images, however small
+    wanted_files: int = 0  # a number of images, however small
 
     @property
     def possible(self) -> bool:
-        """Whether there is as much to free as is wanted."""
+        """Whether enough can be freed."""
         return self.done(self.victims)
 
     def done(self, gone: Sequence[Candidate]) -> bool:
@@ -73,11 +73,11 @@ class Plan(NamedTuple):
         return self.enough(sum(c.size_bytes for c in gone), len(gone))
 
     def enough(self, freed_bytes: int, freed_files: int) -> bool:
-        """Tell whether it is enough to have freed so much."""
+        """Tell whether freeing this much is enough."""
         return freed_bytes >= self.wanted_bytes and freed_files >= self.wanted_files
 
     def describe(self) -> str:
-        """Say what there is to free and what there is not."""
+        """Describe what can be freed and what cannot."""
         eligible = sum(c.size_bytes for c in self.victims)
         parts = [f"{format_size(eligible)} eligible" if eligible else "0 eligible"]
         if self.in_use:
@@ -101,7 +101,7 @@ def plan_trim(
     now: float,
     free_files: int | None = None,
 ) -> Plan:
-    """Plan the way down to the low watermark, once the high one is passed or the floor touched."""
+    """Plan to go down to the low watermark, once above the high one or below `min_free`."""
     candidates = list(candidates)
     wanted = wanted_for_trim(
         sum(c.size_bytes for c in candidates),
@@ -156,7 +156,7 @@ def wanted_for_room(
 
 
 def _files_wanted(images: int, under_way: int, *, free_files: int | None, limits: Limits) -> int:
-    """Return how many images have to go for their number, or for that of the free inodes."""
+    """Return how many images have to go because of `max_images` or too few free inodes."""
     over = images + under_way - limits.max_images if limits.max_images else 0
     missing = 0
     if free_files is not None and limits.min_free_files:
@@ -173,13 +173,13 @@ def plan_share(
     now: float,
     under_way: int = 0,
 ) -> Plan:
-    """Plan room in one user's share: of what is private to a user, only that user's own goes.
+    """Plan room in one user's share: of private images, only that user's own are evicted.
 
     `coming_bytes` is what the fetches for this user have written and will write.
     """
     own = [c for c in candidates if c.owner == owner]
     over = sum(c.size_bytes for c in own) + coming_bytes - limits.user_share
-    # A small share is not one of a few small images.
+    # A small share in bytes must not mean only a few small images.
     most = max(limits.max_images * limits.user_share // limits.max_size, limits.max_images // 10, 1)
     files = max(len(own) + under_way - most, 0) if limits.max_images else 0
     return _plan(own, Wanted(max(over, 0), files), min_age_s=0.0, now=now)

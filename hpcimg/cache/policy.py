@@ -1,4 +1,4 @@
-"""A cache and its rules: where it is, how large it may be, which images it hands out."""
+"""A cache and its rules: where it is, its limits, which images it may hand out."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from hpcimg.units import format_size
 
 
 def check_allowed(limit: int, size_bytes: int, *, what: str) -> None:
-    """Raise TooLarge for an image that is larger than the site's limit; 0 is none."""
+    """Raise TooLarge for an image above the site's limit; 0 is no limit."""
     if limit and size_bytes > limit:
         raise TooLarge(
-            f"{what} is too large", why=f"this site takes images up to {format_size(limit)}"
+            f"{what} is too large", why=f"this site accepts images up to {format_size(limit)}"
         )
 
 
 class Limits(NamedTuple):
-    """How large the cache may be, in bytes; ages in seconds.
+    """The limits of the cache, in bytes; ages in seconds.
 
-    `user_share` is what may be private to one user, 0 for no limit but the cache's.
-    `max_images` is how many images and layers there may be, `min_free_files` how many inodes
-    stay free; 0 for any number.
+    `user_share` is the maximum that may be private to one user, 0 for unlimited. `max_images` is
+    the maximum number of images and layers, `min_free_files` the number of inodes to leave free; 0
+    for unlimited.
     """
 
     max_size: int
@@ -39,12 +39,11 @@ class Limits(NamedTuple):
 class Cache(NamedTuple):
     """A cache and its rules.
 
-    `max_image_size` of 0 is no limit of its own; `image_format` is what images
-    in layers are converted to, "sif" or "squashfs". `verified` names the policy
-    that images have to be verified by to be handed out, "" for none. A job waits
-    `patience_s` for another's fetch that gets less than `min_rate` bytes in a second.
-    `other_format` says that `image_format` is not the site's: what references stand for
-    is kept apart then.
+    `max_image_size` of 0 is no limit; `image_format` is the format that images in layers are
+    converted to, "sif" or "squashfs". `verified` names the policy that images must have been
+    verified by, "" for none. A job waits `patience_s` for another's fetch that is slower than
+    `min_rate` bytes per second. `other_format` means that `image_format` is not the site's default:
+    references are then recorded separately.
     """
 
     layout: Layout
@@ -58,16 +57,16 @@ class Cache(NamedTuple):
     other_format: bool = False
 
     def converting_to(self, image_format: str) -> Cache:
-        """Return the same cache for who needs images in layers in this format; "" for any."""
+        """Return the cache for a requester that needs images in this format; "" for any."""
         if image_format in ("", self.image_format):
             return self
         return self._replace(image_format=image_format, other_format=True)
 
     @property
     def signed_only(self) -> bool:
-        """Whether images have to have signatures of SIF."""
+        """Whether images must have SIF signatures."""
         return self.verified.partition(" ")[0] == "sif"
 
     def trusts(self, entry: Entry | None) -> bool:
-        """Tell whether an image is there and may be handed out."""
+        """Tell whether an image exists and may be handed out."""
         return entry is not None and entry.serves(self.verified)

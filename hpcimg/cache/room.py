@@ -1,7 +1,7 @@
-"""Room on the disk for one image on its way: looked for beforehand, made as its bytes come.
+"""Disk space for one image: checked in advance, made as its bytes arrive.
 
-What a server announces costs nobody an image. It is only looked whether there could be so
-much room; what others do not use goes when bytes have come, ahead of them as much again.
+A size announced by a server evicts nothing. It is only checked that this much room could be made;
+unused images are evicted as bytes arrive, each time as much again ahead.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from hpcimg.cache.policy import Cache
 from hpcimg.fetch.contract import Request
 from hpcimg.locks import Lock
 
-FIRST_BYTES = 1 << 20  # come without any room being made
+FIRST_BYTES = 1 << 20  # arrive before any room is made
 _AHEAD_BYTES = 64 << 20
 
 
 class Room:
-    """The room of one image. Hold no lock "room"; each step takes it."""
+    """The room for one image. Do not hold the lock "room"; each step takes it."""
 
     def __init__(self, cache: Cache, inflight: Inflight, request: Request, *, lock: Lock) -> None:
         self._cache = cache
         self._inflight = inflight
         self._request = request
         self._lock = lock
-        self._reserved = 0  # as far as this many bytes of the phase at hand there is room
+        self._reserved = 0  # room was made for this many bytes of the current phase
 
     def look(self, size_bytes: int) -> None:
-        """Look whether so much could be made room for, and see to it that it can begin.
+        """Check that this much room could be made, and make enough to start.
 
-        Raises TooLarge where it could never be, NoRoom where it cannot be now.
+        Raises TooLarge if it never could, NoRoom if it cannot now.
         """
         self._reserved = 0
         evict.check_room(
@@ -39,25 +39,24 @@ class Room:
             what=self._request.reference.uri,
             owner=self._request.owner,
         )
-        # Who writes does not wait for room, and a disk that is really full has none for the
-        # first moment.
+        # Writing does not wait for room, and a disk that is really full has none at the start.
         first = min(size_bytes, _AHEAD_BYTES)
         if evict.free_on_disk(self._cache.layout) < first:
             self._make(first, written=0, coming=first)
 
     def begin(self) -> None:
-        """Count from none again: what was written is finished, and another phase begins."""
+        """Start counting from zero: the written file is finished, and another phase begins."""
         self._reserved = 0
 
     def reached(self, written: int, total: int) -> None:
-        """Make room ahead of what is written, where `total` bytes are to come. Raises NoRoom."""
+        """Make room ahead of what is written, up to `total` bytes. Raises NoRoom."""
         ahead = self.coming(written)
         wanted = min(total - written, max(written, _AHEAD_BYTES))
         if written >= FIRST_BYTES and ahead < (min(wanted, _AHEAD_BYTES) + 1) // 2:
             self._make(max(wanted - ahead, 0), written=written, coming=wanted)
 
     def settle(self, written: int) -> None:
-        """Make room for what is written, where that is not done. Raises NoRoom."""
+        """Make room for what is written, if that was not done yet. Raises NoRoom."""
         if written > self._reserved:
             self._make(0, written=written, coming=0)
 
@@ -66,9 +65,9 @@ class Room:
         return max(self._reserved - written, 0)
 
     def _make(self, more: int, *, written: int, coming: int) -> None:
-        """Make room for more bytes, and announce all before others look for theirs."""
+        """Make room for more bytes, and announce it before others make theirs."""
         made = False
-        while not made:  # others have their turns in between
+        while not made:  # others take turns in between
             with self._lock("room"):
                 self._inflight.reserve(written, self.coming(written))
                 made = evict.make_room(

@@ -1,7 +1,7 @@
-"""Looking at every file of the cache again: is it still what its digest says?
+"""Verifying every file of the cache against its digest.
 
-A file is read at a limited rate. One that no job uses comes from the disk, not
-from the page cache, and does not stay there. What a job uses is told and left alone.
+Files are read at a limited rate. A file that no job uses is read from the disk, not from the page
+cache, and is not left there. A file in use is reported and left alone.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from hpcimg.errors import explained
 
 _VERSION = 1
 _CHUNK = 1 << 20
-Progress = Callable[[int], None]  # hears of bytes that were read
+Progress = Callable[[int], None]  # called with the number of bytes that were read
 
 
 class Damage(NamedTuple):
-    """A file that is not what was stored. `jobs` use it; `removed` says whether it went."""
+    """A file that differs from what was stored. `jobs` use it; `removed` says if it is gone."""
 
     key: str
     path: str
@@ -38,7 +38,7 @@ class Damage(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What came of a look: how many files, their bytes, and what is damaged."""
+    """The result of a verification: number of files, their bytes, and the damaged ones."""
 
     files: int
     size_bytes: int
@@ -46,12 +46,12 @@ class Result(NamedTuple):
 
     @property
     def left(self) -> int:
-        """How many damaged files are still there."""
+        """The number of damaged files that are still there."""
         return sum(not damage.removed for damage in self.damaged)
 
 
 class Last(NamedTuple):
-    """The last look at all files, as a Unix time, and what it left damaged."""
+    """The last verification of all files, as a Unix time, and its result."""
 
     time: float
     files: int
@@ -70,9 +70,9 @@ def scrub(
 ) -> Result:
     """Read the files of these entries and compare them with their digests.
 
-    `rate_bytes` is the most that is read in a second, 0 for no limit. With
-    `repair`, what is damaged goes, pinned or not, unless a job uses it. `found`
-    hears of each damaged file at once. A file that was evicted meanwhile is none.
+    `rate_bytes` is the maximum read per second, 0 for no limit. With `repair`, damaged files are
+    removed, pinned or not, unless a job uses them. `found` is called for each damaged file at once.
+    A file evicted in the meantime does not count.
     """
     pace = _Pace(rate_bytes)
     files, size_bytes = 0, 0
@@ -95,7 +95,7 @@ def scrub(
 
 
 class _Looked(NamedTuple):
-    why: str  # what is wrong, "" for nothing
+    why: str  # what is wrong, "" if nothing is
     read: int
     identity: tuple[int, ...]
 
@@ -103,7 +103,7 @@ class _Looked(NamedTuple):
 def _look(
     layout: Layout, entry: Entry, pace: _Pace, progress: Progress, *, in_use: bool
 ) -> _Looked | None:
-    """Read one file, None where there is none (any more)."""
+    """Read one file; None if it does not exist (any more)."""
     path = store.path_of(layout, entry)
     try:
         seen = os.lstat(path)
@@ -136,9 +136,9 @@ def _look(
 
 
 def _digest(file: int, pace: _Pace, progress: Progress, *, in_use: bool) -> tuple[int, str]:
-    """Return how many bytes the file has, and their sha256."""
+    """Return the file's size and sha256."""
     digest, done = hashlib.sha256(), 0
-    if not in_use:  # what is in memory may be right where the disk is not
+    if not in_use:  # the copy in memory may be right while the disk is wrong
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
     while chunk := os.read(file, _CHUNK):
         digest.update(chunk)
@@ -151,7 +151,7 @@ def _digest(file: int, pace: _Pace, progress: Progress, *, in_use: bool) -> tupl
 
 
 class _Pace:
-    """Keeps reading below a rate, over all files together."""
+    """Keeps reading below a rate, across all files."""
 
     def __init__(self, rate_bytes: float) -> None:
         self._rate = rate_bytes
@@ -161,14 +161,14 @@ class _Pace:
         if not self._rate:
             return
         now = time.monotonic()
-        # What was missed a while ago is not made up for in a burst.
+        # Do not make up for earlier delays in a burst.
         self._due = max(self._due, now - 1.0) + size_bytes / self._rate
         if self._due > now:
             time.sleep(self._due - now)
 
 
 def _remove(layout: Layout, key: str, path: str, identity: tuple[int, ...]) -> bool:
-    """Remove a damaged file unless a job uses it, or it is another one by now."""
+    """Remove a damaged file unless a job uses it, or it has been replaced since."""
 
     def the_same() -> bool:
         try:
@@ -185,14 +185,14 @@ def _identity(seen: os.stat_result) -> tuple[int, ...]:
 
 @explained()
 def remember(layout: Layout, result: Result) -> None:
-    """Write down that all files were looked at now; beside the images, to survive a reboot."""
+    """Record that all files were verified now; next to the images, to survive a reboot."""
     last = Last(time.time(), result.files, len(result.damaged), result.left)
     text = json.dumps({"version": _VERSION, **last._asdict()}) + "\n"
     atomic.write_file(layout.verified, text, temp=processes.temp_path(layout.tmp, "verified"))
 
 
 def last(layout: Layout) -> Last | None:
-    """Return what `remember` wrote down last."""
+    """Return the result that `remember` recorded last."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         with open(layout.verified, encoding="utf-8") as file:
             fields = json.load(file)

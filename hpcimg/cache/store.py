@@ -1,8 +1,7 @@
-"""The cache on disk: its directories, its finished images, and what is known of them.
+"""The cache on disk: its directories, its complete images, and their records.
 
-An image is published by a rename within one file system after its file was
-flushed; its meta file is there before it, so whoever finds an image can also
-find out what it is.
+An image is published by a rename within one file system after its file was flushed; its record is
+written before, so whoever finds an image also finds its record.
 """
 
 from __future__ import annotations
@@ -32,19 +31,19 @@ BLOB = "blob"  # the extension of a layer or config that is kept to be shared by
 _BEFORE_S = 1.0
 GRACE_S = 60.0  # how long a server that did not answer is left alone
 _ORPHAN_AGE_S = 3600.0
-# Converted images, by a digest that an archive stated and nobody had compared with its layers.
+# Converted images under a digest that an archive stated and nobody had compared with its layers.
 _NAMED_BY_SOURCE = re.compile(r"(u[0-9]+-)?sha256-[0-9a-f]{64}-[a-z]+")
-_LARGE_BYTES = 1 << 30  # to unlink such a file may take a while
+_LARGE_BYTES = 1 << 30  # unlinking a file of this size may take a while
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One finished image, or one blob of images in layers.
+    """One complete image, or one blob of images in layers.
 
-    Times are Unix times, `owner` the uid of a private image's user. `source` is
-    the digest of the manifest that a converted image was made from, "" where there
-    was none. `verified` is what the site's policy was when the image was verified.
+    Times are Unix times, `owner` is the uid that the image is private to. `source` is the digest of
+    the manifest of a converted image, "" if there was none. `verified` is the site's policy at the
+    time when the image was verified.
     """
 
     key: str
@@ -68,7 +67,7 @@ class Entry:
 
     @property
     def is_misnamed(self) -> bool:
-        """Whether its key is one of earlier releases, which anybody could have it made under."""
+        """Whether its key is in a format of earlier releases, which anybody could forge."""
         return _NAMED_BY_SOURCE.fullmatch(self.key) is not None
 
     def unused(self, last_used: float) -> bool:
@@ -77,7 +76,7 @@ class Entry:
         return last_used < self.fetched - _BEFORE_S / 2
 
     def serves(self, policy: str) -> bool:
-        """Tell whether it may be handed out where images have to be verified by this policy."""
+        """Tell whether it may be handed out under this verification policy."""
         return policy in ("", self.verified) and not self.is_misnamed
 
 
@@ -85,9 +84,8 @@ class Entry:
 class Ref:
     """What a reference resolved to, and when.
 
-    `validator` is what the source wants to hear at the next look: an ETag, a
-    digest, a modification time. Until `grace` the server is not asked again
-    after it did not answer.
+    `validator` is sent to the source the next time: an ETag, a digest, a modification time. Until
+    `grace` a server that did not answer is not asked again.
     """
 
     uri: str
@@ -98,28 +96,28 @@ class Ref:
     grace: float = 0.0
 
     def fresh_until(self, ttl_s: float) -> float:
-        """Return the Unix time until which this may be trusted."""
+        """Return the Unix time until which this is trusted."""
         return float("inf") if self.pinned else max(self.resolved + ttl_s, self.grace)
 
     def fresh(self, ttl_s: float, now: float) -> bool:
-        """Tell whether it is. A clock that was set back makes it stale, not eternal."""
+        """Tell whether it is trusted. A clock that was set back makes it stale, not eternal."""
         return self.pinned or self.resolved <= now < self.fresh_until(ttl_s)
 
 
 def load_record(layout: Layout, key: str) -> Entry | None:
-    """Return what is known of an image, whatever became of its file; or None."""
+    """Return the record of an image, whether or not its file exists; or None."""
     entry = _load(layout.meta(key), Entry)
     return entry if entry is not None and entry.key == key else None
 
 
 def load_entry(layout: Layout, key: str) -> Entry | None:
-    """Return a finished image, or None where it or what is known of it is not there."""
+    """Return a complete image, or None if its file or its record is missing."""
     entry = load_record(layout, key)
     return entry if entry is not None and whole(layout, entry) else None
 
 
 def whole(layout: Layout, entry: Entry) -> bool:
-    """Tell whether the file of an image is there, with its length, and nobody else's."""
+    """Tell whether the file of an image exists, has the right length, and belongs to us."""
     try:
         seen = os.lstat(path_of(layout, entry))
     except FileNotFoundError:
@@ -130,18 +128,18 @@ def whole(layout: Layout, entry: Entry) -> bool:
         log.warning("%s is not what was stored (%d bytes now)", entry.key, seen.st_size)
         return False
     if is_foreign(seen):
-        log.warning("%s belongs to uid %d, and is left aside", entry.key, seen.st_uid)
+        log.warning("%s belongs to uid %d and is ignored", entry.key, seen.st_uid)
         return False
     return True
 
 
 def is_foreign(seen: os.stat_result) -> bool:
-    """Tell whether a file in root's cache is another user's, who may have changed it."""
+    """Tell whether a file in root's cache belongs to another user, who may have changed it."""
     return seen.st_uid != 0 and os.geteuid() == 0
 
 
 def entries(layout: Layout) -> Iterator[Entry]:
-    """Return all finished images and all blobs, in no order."""
+    """Return all complete images and all blobs, in no particular order."""
     for key in keys(layout):
         entry = load_entry(layout, key)
         if entry is not None:
@@ -149,40 +147,40 @@ def entries(layout: Layout) -> Iterator[Entry]:
 
 
 def keys(layout: Layout) -> list[str]:
-    """Return the keys of all of which something is known, finished or not, in no order."""
+    """Return the keys of all records, complete or not, in no particular order."""
     return [n.removesuffix(".json") for n in _listdir(layout.metas) if n.endswith(".json")]
 
 
 def save_entry(layout: Layout, entry: Entry, *, durable: bool = True) -> None:
-    """Store what is known of an image; readable for all, or for root where it is private."""
+    """Store the record of an image; readable for all, or for root if it is private."""
     fields = {"version": VERSION, **dataclasses.asdict(entry)}
     mode = 0o600 if entry.private else 0o644
     _save(layout, layout.meta(entry.key), fields, mode, durable=durable)
 
 
 def ref_id(uri: str, owner: int | None) -> str:
-    """Return the name of a reference's file and lock; a private one is its user's own."""
+    """Return the name of a reference's file and lock; private ones are per user."""
     digest = hashlib.sha256(uri.encode()).hexdigest()
     return owned(digest, owner)
 
 
 def load_ref(layout: Layout, ref_id: str) -> Ref | None:
-    """Return what a reference resolved to last time, or None."""
+    """Return what a reference last resolved to, or None."""
     ref = _load(layout.ref(ref_id), Ref)
-    if ref and ref.grace > time.time() + GRACE_S:  # the clock was set back since
+    if ref and ref.grace > time.time() + GRACE_S:  # the clock has been set back since
         return dataclasses.replace(ref, grace=0.0)
     return ref
 
 
 def refs_of(layout: Layout, uri: str) -> list[Ref]:
-    """Return what a reference resolved to for all, and for each user whose we may read."""
+    """Return what a reference resolved to for all, and for each user whose records we can read."""
     name = f"{ref_id(uri, None)}.json"
     ids = [n.removesuffix(".json") for n in _listdir(layout.refs) if n.endswith(name)]
     return [ref for one in sorted(ids) if (ref := load_ref(layout, one))]
 
 
 def save_ref(layout: Layout, ref_id: str, ref: Ref) -> None:
-    """Store what a reference resolved to; readable for all, or for root for a private image."""
+    """Store what a reference resolved to; readable for all, or for root if it is private."""
     mode = 0o600 if ref.key.startswith("u") else 0o644
     _save(layout, layout.ref(ref_id), {"version": VERSION, **dataclasses.asdict(ref)}, mode)
 
@@ -193,10 +191,10 @@ def path_of(layout: Layout, entry: Entry) -> str:
 
 
 def last_used(layout: Layout, key: str) -> float:
-    """Return when the image was last handed to a job, as a Unix time.
+    """Return when the image was last given to a job, as a Unix time.
 
-    Kept as the meta file's modification time: one system call on a hit, and
-    nothing that a reader of the image or a mount option changes.
+    Kept as the modification time of its record: one system call on a hit, and independent of
+    readers of the image and of mount options.
     """
     try:
         return os.stat(layout.meta(key)).st_mtime
@@ -205,8 +203,8 @@ def last_used(layout: Layout, key: str) -> float:
 
 
 def mark_used(layout: Layout, key: str) -> None:
-    """Record that the image is handed to a job now, if it is there."""
-    with contextlib.suppress(FileNotFoundError):  # evicted meanwhile, where no lease keeps it
+    """Record that the image is given to a job now, if it exists."""
+    with contextlib.suppress(FileNotFoundError):  # evicted meanwhile, if no lease protects it
         os.utime(layout.meta(key))
 
 
@@ -224,10 +222,9 @@ def unused(layout: Layout, key: str) -> bool:
 
 @contextmanager
 def unfinished(layout: Layout, name: str) -> Iterator[tuple[str, int]]:
-    """Give (path, descriptor) of a new empty file in tmp/, gone at the end if still there.
+    """Yield (path, descriptor) of a new empty file in tmp/, removed at the end if still there.
 
-    The file's name says which process made it, so that others can tell it from
-    a leftover of killed work.
+    The file's name identifies the process that made it, so that leftovers can be recognized.
     """
     path = processes.temp_path(layout.tmp, f"{os.urandom(4).hex()}.{name}")
     try:
@@ -248,17 +245,17 @@ def unfinished(layout: Layout, name: str) -> Iterator[tuple[str, int]]:
 
 
 def check_private(layout: Layout, descriptor: int) -> None:
-    """Raise CacheUnusable where a file of the cache cannot be let one user read alone."""
+    """Raise CacheUnusable if a file of the cache cannot be made readable for a single user."""
     if os.geteuid() == 0 and not acl.supported(descriptor):
         raise CacheUnusable(
-            "images that only one user may read cannot be kept on this node",
+            "private images cannot be cached on this node",
             why=f"the file system of {layout.cache} has no POSIX access control lists",
         )
 
 
 @contextmanager
 def work_directory(layout: Layout, account: int | None) -> Iterator[str]:
-    """Give the path of an empty directory that belongs to a uid (None: to us), gone at the end."""
+    """Yield the path of an empty directory owned by a uid (None: ours), removed at the end."""
     path = processes.temp_path(layout.work, os.urandom(8).hex())
     try:
         with explained():
@@ -267,7 +264,7 @@ def work_directory(layout: Layout, account: int | None) -> Iterator[str]:
                 os.chown(path, account, -1)
         yield path
     finally:
-        with contextlib.suppress(OSError):  # who sweeps tries it again
+        with contextlib.suppress(OSError):  # the next sweep tries again
             trash.put(layout, path)
         trash.empty(layout)
 
@@ -275,23 +272,22 @@ def work_directory(layout: Layout, account: int | None) -> Iterator[str]:
 def publish(
     layout: Layout, entry: Entry, temp: str, descriptor: int, *, durable: bool = True
 ) -> None:
-    """Make a verified file in tmp/ the finished image of `entry`.
+    """Make a verified file in tmp/ the complete image of `entry`.
 
-    After this returns, image and meta are on the disk under their names, or
-    without `durable` on their way there. Before
-    the rename nobody finds an image; a crash at any point leaves none or all of
-    it. Raises NoRoom, CacheUnusable.
+    After this returns, image and record are on the disk under their names, or without `durable`
+    will be soon. Before the rename nobody finds the image; a crash at any point leaves all or
+    nothing of it. Raises NoRoom, CacheUnusable.
     """
     target = path_of(layout, entry)
     try:
         if entry.owner is not None:
             directory = os.path.dirname(target)
             os.makedirs(directory, mode=0o711, exist_ok=True)
-        # What was preallocated beyond the end would be on the disk, and counted by nobody.
-        # By its name: it is open to be read only.
+        # Space preallocated beyond the end would stay on the disk uncounted. By its name, because
+        # the descriptor is read-only.
         os.truncate(f"/proc/self/fd/{descriptor}", entry.size_bytes)
         os.fchmod(descriptor, 0o400 if entry.private else 0o444)
-        # It stays root's: its user could change what is his. Layers are read by root alone.
+        # It stays owned by root: an owner could change it. Only root reads layers.
         if entry.owner and os.geteuid() == 0 and not entry.is_blob:
             acl.let_read(descriptor, entry.owner)
         if durable:
@@ -305,20 +301,20 @@ def publish(
 
 
 def forget(layout: Layout, entry: Entry) -> None:
-    """Remove an image and what is known of it. Hold its lock, with no lease on it.
+    """Remove an image and its record. Hold its lock, with no lease on it.
 
-    The image goes first: a meta file without one is no finished image.
+    The image goes first: a record without an image is harmless.
     """
     atomic.remove(path_of(layout, entry))
     atomic.remove(layout.meta(entry.key))
 
 
 def sweep(layout: Layout) -> int:
-    """Put away what killed processes left in the tmp and work directories; return how many.
+    """Clear the tmp and work directories of leftovers of dead processes; return how many.
 
-    Needs no lock: a leftover is known by its maker's being gone. Never raises, and takes a
-    second or two: nobody's job is to pay for what another one left. What cannot be put away
-    is logged, counted among the events, and tried again by the next who comes.
+    Needs no lock: a leftover is recognized by its dead maker. Never raises, and takes a second or
+    two: no job should pay for another's leftovers. What cannot be cleared is logged, recorded as an
+    event, and tried again the next time.
     """
     swept = 0
     failed: OSError | None = None
@@ -337,7 +333,7 @@ def sweep(layout: Layout) -> int:
             except OSError as error:
                 failed = error
     if failed:
-        log.warning("leftovers of killed work stay for now: %s", failed)
+        log.warning("leftovers of killed processes stay for now: %s", failed)
         events.record(layout.events, "sweep_failed", message=str(failed))
     trash.empty(layout)
     return swept
@@ -353,9 +349,9 @@ def _remove(path: str) -> bool:
 
 @explained()
 def sweep_orphans(layout: Layout) -> int:
-    """Remove images without a meta file, and meta files and refs without an image.
+    """Remove images without a record, and records and refs without an image.
 
-    What changed lately stays: its other half may be about to be written.
+    Recent files stay: their counterpart may be about to be written.
     """
     users = [f"{layout.users}/{uid}" for uid in _listdir(layout.users)]
     swept = 0
@@ -393,17 +389,17 @@ def _save(
 
 
 def _load(path: str, make: Callable[..., T]) -> T | None:
-    """Read what `_save` wrote; what is missing or cannot be understood is None."""
+    """Read what `_save` wrote; None if it is missing or invalid."""
     try:
         with open(path, encoding="utf-8") as file:
             fields = json.load(file)
         if fields.pop("version") != VERSION:
             return None
         return make(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
-    except (FileNotFoundError, PermissionError):  # others' private images are not there for us
+    except (FileNotFoundError, PermissionError):  # private images of others do not exist for us
         return None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        log.warning("%s cannot be understood and is left aside: %s", path, error)
+        log.warning("%s cannot be parsed and is ignored: %s", path, error)
         return None
     except OSError as error:
         raise from_os_error(error) from error

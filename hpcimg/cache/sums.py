@@ -1,6 +1,6 @@
-"""What happened, summed up: the counters that outlive the events which they were counted from.
+"""Sums of events: counters that outlive the individual events.
 
-Pure: events go in, sums come out. No label here grows with users or images.
+Pure: events go in, sums come out. The number of labels does not grow with users or images.
 """
 
 from __future__ import annotations
@@ -12,30 +12,30 @@ from typing import Any
 
 from hpcimg.fetch.contract import ORIGIN
 
-RESULTS = ("hit", "waited", "fetched", "unchanged", "stale")  # of an image that was handed out
+RESULTS = ("hit", "waited", "fetched", "unchanged", "stale")  # of a request that got its image
 FAILED = "failed"
-# Upper bounds in seconds of the histogram of how long a job waited for its image.
+# Upper bounds in seconds for the histogram of how long a job waited for its image.
 BUCKETS_S = (0.01, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _VERSION = 2
 
 
 class Sums:
-    """Sums by family and label; all only grow. `last` has the Unix time of each event's last.
+    """Sums by family and label, which only grow. `last` has the Unix time of each event's last.
 
-    | family          | label                  | what                                        |
+    | family          | label                  | value                                       |
     |-----------------|------------------------|---------------------------------------------|
-    | `events`        | event                  | how often                                   |
-    | `timed`         | result                 | how many of them say how long they took     |
-    | `seconds`       | result                 | how long they took together                 |
-    | `buckets`       | result, bound          | how many took no longer, by the first bound |
-    | `failures`      | class, error           | how often                                   |
-    | `served_bytes`  | result                 | sizes of the images that jobs were handed   |
+    | `events`        | event                  | number                                      |
+    | `timed`         | result                 | number of those with a duration             |
+    | `seconds`       | result                 | their total duration                        |
+    | `buckets`       | result, bound          | number up to this bound                     |
+    | `failures`      | class, error           | number                                      |
+    | `served_bytes`  | result                 | sizes of the images that jobs got           |
     | `fetched_bytes` | scheme                 | sizes of the images that were fetched       |
     | `fetched_via`   | via                    | sizes of the images that were fetched       |
-    | `evictions`     | reason                 | how often                                   |
-    | `evicted_bytes` | reason                 | sizes of what went                          |
+    | `evictions`     | reason                 | number                                      |
+    | `evicted_bytes` | reason                 | sizes of what was evicted                   |
 
-    A label of two parts has a blank between them.
+    A label with two parts has a blank between them.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Sums:
         self.last: dict[str, float] = {}
 
     def family(self, name: str) -> dict[str, float]:
-        """Return the sums of one family by their labels."""
+        """Return the sums of one family, by label."""
         return dict(self._families.get(name, {}))
 
     def total(self, name: str) -> float:
@@ -57,7 +57,7 @@ class Sums:
         return self
 
     def add(self, event: Mapping[str, Any]) -> None:
-        """Count one event, with what it says of itself."""
+        """Count one event, with its fields."""
         name = str(event["event"])
         self._add("events", name)
         self.last[name] = max(self.last.get(name, 0.0), _number(event.get("time")))
@@ -87,13 +87,13 @@ class Sums:
         self._families.setdefault(family, collections.Counter())[label] += number  # type: ignore[assignment]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what `from_dict` makes these sums of again."""
+        """Return the fields for `from_dict`."""
         families = {name: dict(counter) for name, counter in self._families.items()}
         return {"version": _VERSION, "sums": families, "last": self.last}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Sums:
-        """Make sums again. What cannot be understood raises ValueError."""
+        """Restore sums. Raises ValueError for invalid fields."""
         made = cls()
         try:
             if fields["version"] != _VERSION:
@@ -108,7 +108,7 @@ class Sums:
 
 
 def _number(value: object) -> float:
-    """Return a number as it is and anything else as 0: sums must not break on an odd event."""
+    """Return a number, or 0 for anything else: an odd event must not break the sums."""
     if isinstance(value, (int, float)) and math.isfinite(value):
         return max(value, 0)
     return 0

@@ -1,10 +1,9 @@
-"""Removal of what may be large, deep or numerous, without anybody waiting for it.
+"""Removing what may be large, deep or numerous, without making anybody wait for it.
 
-What is to go is renamed into `trash/`, which takes no time whatever it is, and from
-there removed: at once as far as a moment goes, the rest by a process in the
-background or by `hpcimg gc`. No path is walked: a directory within another one is
-moved up beside it and so becomes one more to empty, however deep it was. No link is
-followed, and what is mounted stays, since it cannot be renamed.
+It is renamed into `trash/`, which is instantaneous, and removed from there: for a moment right
+away, the rest by a background process or by `hpcimg gc`. No path is walked: a directory within
+another one is moved up next to it and becomes one more to empty, however deep it was. No link is
+followed, and mounts stay, since they cannot be renamed.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from hpcimg.cache.paths import Layout
 log = logging.getLogger(__name__)
 _AT_ONCE_S = 1.0
 _BEHIND_S = 600.0
-# Freeing the blocks of a file is one system call, of a second for some tens of GiB.
+# Freeing the blocks of a file is a single system call, a second for some tens of GiB.
 _AT_ONCE_BYTES = 4 << 30
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from hpcimg.cache.trash import main; main()"
@@ -31,7 +30,7 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__
 
 
 def put(layout: Layout, path: str) -> bool:
-    """Move a file or directory out of the way; return whether it was there. Raises OSError."""
+    """Move a file or directory to the trash; return whether it existed. Raises OSError."""
     try:
         os.rename(path, f"{layout.trash}/{os.urandom(16).hex()}")
     except FileNotFoundError:
@@ -40,9 +39,9 @@ def put(layout: Layout, path: str) -> bool:
 
 
 def empty(layout: Layout) -> None:
-    """Remove what is in the trash: for a second here, the rest in the background.
+    """Empty the trash: for a second here, the rest in the background.
 
-    Never raises: what cannot be removed is logged, and left to the next one who comes.
+    Never raises: what cannot be removed is logged, and left for the next time.
     """
     try:
         until = time.monotonic() + _AT_ONCE_S
@@ -53,7 +52,7 @@ def empty(layout: Layout) -> None:
 
 
 def empty_all(layout: Layout, *, time_s: float) -> bool:
-    """Remove what is in the trash here; return whether that was possible in this time.
+    """Empty the trash in this process; return whether that was possible in this time.
 
     Raises OSError.
     """
@@ -61,7 +60,7 @@ def empty_all(layout: Layout, *, time_s: float) -> bool:
 
 
 def count(layout: Layout) -> int:
-    """Return how many files and directories wait to be removed."""
+    """Return the number of files and directories waiting to be removed."""
     try:
         return len(os.listdir(layout.trash))
     except FileNotFoundError:
@@ -69,17 +68,17 @@ def count(layout: Layout) -> int:
 
 
 def main() -> None:
-    """Empty the trash that the command line names, within some minutes."""
+    """Empty the trash named on the command line, within some minutes."""
     os.nice(19)
     with contextlib.suppress(OSError):
         _empty(sys.argv[2], until=time.monotonic() + _BEHIND_S)
 
 
 def _empty_behind(layout: Layout) -> None:
-    """Start a process that goes on.
+    """Start a process that continues.
 
-    In a session of its own, since slurmd kills what is left of its hook's process group, and
-    with no file of ours open, since slurmd waits until its pipe is closed.
+    In a session of its own, since slurmd kills the rest of its hook's process group, and with none
+    of our files open, since slurmd waits until its pipe is closed.
     """
     null = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
     os.posix_spawn(
@@ -92,10 +91,10 @@ def _empty_behind(layout: Layout) -> None:
 
 
 def _empty(path: str, *, until: float, most_bytes: int | None = None) -> bool:
-    """Remove until a time.monotonic() value; return whether nothing is left that can be removed.
+    """Remove until a time.monotonic() value; return whether nothing removable is left.
 
-    Files of more than `most_bytes` are left. One process at a time does it; where another
-    one is at it, nothing is left to do here. Raises OSError.
+    Files of more than `most_bytes` are left. Only one process at a time does it; if another one is
+    doing it, this returns True. Raises OSError.
     """
     try:
         trash = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -121,11 +120,11 @@ class _Emptying:
         self._trash = trash
         self._until = until
         self._most_bytes = most_bytes
-        self._left: set[str] = set()  # what was too large, or could not be removed
+        self._left: set[str] = set()  # too large, or could not be removed
         self._whole = True
 
     def run(self) -> bool:
-        """Return whether nothing was left because of its size or for want of time."""
+        """Return whether nothing was left because of its size or lack of time."""
         try:
             while names := set(os.listdir(self._trash)) - self._left:
                 for name in names:
@@ -135,12 +134,12 @@ class _Emptying:
         return self._whole
 
     def _remove(self, name: str) -> None:
-        """Remove one file, or empty one directory; what is below it may be in the trash then."""
+        """Remove one file, or empty one directory, moving its subdirectories to the trash."""
         try:
             if not self._unlink(self._trash, name) and not self._empty(name):
                 self._left.add(name)
         except FileNotFoundError:
-            pass  # where locks do nothing: another one was faster
+            pass  # where locks do nothing: another process was faster
         except NotADirectoryError:
             self._left.add(name)
         except OSError as error:
@@ -172,7 +171,7 @@ class _Emptying:
             _allow(directory, entry.name)
         elif self._unlink(directory, entry.name):
             return True
-        # One level less, whatever it is: so neither depth nor the length of a path counts.
+        # One level up, whatever it is: so neither depth nor path length matters.
         os.rename(entry.name, os.urandom(16).hex(), src_dir_fd=directory, dst_dir_fd=self._trash)
         return True
 
@@ -196,7 +195,7 @@ class _Emptying:
 
 
 def _allow(parent: int, name: str) -> None:
-    """Let ourselves into a directory of our own, whatever its mode is. Root needs no leave."""
+    """Give ourselves access to our own directory, whatever its mode. Root needs none."""
     if os.geteuid() == 0:
         return
     directory = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)

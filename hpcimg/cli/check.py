@@ -1,4 +1,4 @@
-"""hpcimg check: what would become of a reference, before a job is submitted."""
+"""hpcimg check: what would happen to a reference, before a job is submitted."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from hpcimg.units import format_size
 if TYPE_CHECKING:
     from hpcimg.check import Checked
 
-HELP = """say what would become of a job's image, without fetching it
+HELP = """say what would happen to a job's image, without fetching it
 
-For everybody, on a login node too: it needs no cache and no rights. Servers are
-asked as you, with your own logins. Exit code: that of the first URI that would
+Runs anywhere, also on a login node: it needs neither a cache nor root. Servers are
+contacted as you, with your own logins. The exit code is that of the first URI that would
 fail."""
 
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     conf = config.load()
     logs.set_up("stderr", name="check")
-    try:  # here, since the sources' libraries take longer to load than other commands to run
+    try:  # here, since the sources' libraries take longer to import than other commands to run
         from hpcimg import check
     except ModuleNotFoundError as error:
         raise MissingTool.of_package(error) from None

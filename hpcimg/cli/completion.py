@@ -1,6 +1,6 @@
-"""hpcimg completion: what a shell reads to complete hpcimg's commands and options.
+"""hpcimg completion: shell scripts that complete hpcimg's commands and options.
 
-Made of the argument parser itself, so that a command or an option which is new is completed.
+Generated from the argument parser, so that new commands and options are included.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from typing import NamedTuple
 
 from hpcimg.cli import output
 
-HELP = """print what makes bash, zsh or fish complete hpcimg's commands and options
+HELP = """print a script that completes hpcimg's commands and options in bash, zsh or fish
 
-The packages and `make install` put it where each shell looks for it."""
+The packages and `make install` install it where each shell looks for it."""
 
-# Of these arguments, files are offered; of others that are no choice, nothing.
+# Arguments for which files are offered; others without choices get nothing.
 _FILES = frozenset({"DIRECTORY", "FILE", "PATH", "URI"})
 
 
 class Argument(NamedTuple):
-    """An option by its names, or what stands by itself, without names."""
+    """An option with its names, or a positional argument without names."""
 
     names: tuple[str, ...]
     about: str
-    value: str  # what it stands for, "" where an option takes no value
+    value: str  # the name of its value, "" if an option takes none
     choices: tuple[str, ...]
 
     @property

@@ -11,7 +11,7 @@ from hpcimg.errors import ConfigError
 
 HELP = """check the configuration and print each value and where it was set
 
-Exit code 31, with file, section and key, where something in it is wrong."""
+If it is invalid, the exit code is 31 and the message names file, section and key."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""hpcimg doctor: what is wrong with this node, and what to do about it."""
+"""hpcimg doctor: problems of this node, and what to do about them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hpcimg.cache import history, inflight, trash
 from hpcimg.cache.paths import Layout
 from hpcimg.cli import nagios, output
 from hpcimg.config.keys import Config
-from hpcimg.convert import RUNTIMES, squashfs
+from hpcimg.convert import squashfs
 from hpcimg.errors import HpcimgError, printable
 from hpcimg.health import NOTE, OK, PROBLEM, Finding
 from hpcimg.site import reach
@@ -19,23 +19,23 @@ from hpcimg.slurm import health as slurm_health
 from hpcimg.slurm import query
 from hpcimg.units import format_duration
 
-HELP = """look for what is wrong with this node, and say what to do about it
+HELP = """check this node for problems, and say what to do about them
 
-Exit code 1 where a problem was found. A note is nothing that has to be mended.
-Run it as root. With --node it says nothing where all is well, asks neither the
+The exit code is 1 if there is a problem. A note needs no action.
+Run it as root. With --node it prints only problems, uses neither the
 network nor Slurm, and takes less than a second: for health checks that run
 often, such as LBNL NHC's check_cmd_status or Slurm's HealthCheckProgram.
---nagios prints one line for Nagios and its kin, with exit code 0, 1, 2 or 3."""
+--nagios prints one line for Nagios and compatible systems; exit codes 0, 1, 2, 3."""
 
 _RECENT_S = 3600.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--node", action="store_true", help="be quick, and silent where all is well"
+        "--node", action="store_true", help="check quickly, and print only problems"
     )
     parser.add_argument(
-        "--nagios", action="store_true", help="print one line as a plugin of Nagios does"
+        "--nagios", action="store_true", help="print one line in the format of a Nagios plugin"
     )
 
 
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _beyond_node(conf: Config) -> list[Finding]:
-    """Do the checks that take longer, or ask the network or Slurm."""
+    """Run the checks that take longer, or use the network or Slurm."""
     query.look_in(conf.slurm_bin)
     layout = Layout(conf.cache_path, conf.state_path)
     found = [_imported(), *_tools(), _leftovers(layout), _failures(layout)]
@@ -71,7 +71,7 @@ def _line(finding: Finding) -> str:
 
 
 def _imported() -> Finding:
-    """Import what fetches: a package that is installed may still be broken."""
+    """Import the modules that fetch: an installed package may still be broken."""
     for name in health.PACKAGES:
         try:
             importlib.import_module(name)
@@ -82,9 +82,9 @@ def _imported() -> Finding:
 
 
 def _tools() -> list[Finding]:
-    """Look for what converts images in layers; a site that has none may do without."""
+    """Look for the tools that convert images in layers; a site without such images needs none."""
     found = [_mksquashfs()]
-    for names in (("zstd",), RUNTIMES):
+    for names in (("zstd",), programs.RUNTIMES):
         path = programs.find(*names)
         what = path or f"there is no {' or '.join(names)}"
         found.append(Finding("tools", OK if path else NOTE, what))
@@ -98,22 +98,22 @@ def _mksquashfs() -> Finding:
         return Finding("tools", NOTE, error.what, error.why)
     if found.reads_tar:
         return Finding("tools", OK, found.path)
-    what = f"{found.path} is {found.version[0]}.{found.version[1]}, which reads no archives"
-    why = "images in layers are unpacked on the cache's disk to be converted, which takes longer"
+    what = f"{found.path} is {found.version[0]}.{found.version[1]}, which cannot read archives"
+    why = "images in layers are unpacked on the cache's disk for conversion, which takes longer"
     return Finding("tools", NOTE, what, why)
 
 
 def _leftovers(layout: Layout) -> Finding:
     stale, waiting = inflight.stale(layout), trash.count(layout)
     if stale:
-        what = f"{stale} downloads were cut off"
-        return Finding("leftovers", NOTE, what, "the next job with an image clears that away")
+        what = f"{stale} downloads were interrupted"
+        return Finding("leftovers", NOTE, what, "the next job with an image removes the leftovers")
     if waiting:
-        what = f"{waiting} files or directories in {layout.trash} wait to be removed"
+        what = f"{waiting} files or directories in {layout.trash} are waiting to be removed"
         return Finding(
-            "leftovers", NOTE, what, "the next job with an image goes on, or `hpcimg gc`"
+            "leftovers", NOTE, what, "the next job with an image, or `hpcimg gc`, continues"
         )
-    return Finding("leftovers", OK, "no download was cut off")
+    return Finding("leftovers", OK, "no download was interrupted")
 
 
 def _failures(layout: Layout) -> Finding:

@@ -20,20 +20,20 @@ from hpcimg.units import format_duration, format_size
 
 HELP = """say why a job waited for its images, or why it failed
 
-From the job's record while it is here, and from the events of this node after
-its end. Exit code 12 where nothing is known of it."""
+Reads the job's record while it is on this node, and the node's events after
+its end. The exit code is 12 if nothing is known about it."""
 
 _TURNS = {
-    "user": "Asking again does not change that: it is for the job's user to mend.",
-    "transient": "That may pass: the same job can succeed later.",
-    "node": "This node is at fault, and `hpcimg doctor` says what there is to mend.",
-    "bug": "That was not foreseen: the log of this node has the details.",
+    "user": "Trying again does not help: the job's user has to fix it.",
+    "transient": "This may be temporary: the same job can succeed later.",
+    "node": "This node is at fault: `hpcimg doctor` says what to fix.",
+    "bug": "This is a bug: the log on this node has the details.",
 }
-_SLACK_S = 1.0  # between what one job writes down and what another does
+_SLACK_S = 1.0  # between the records of different jobs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("job", metavar="JOB", help="its number, SLURM_JOB_ID of the job")
+    parser.add_argument("job", metavar="JOB", help="the job's number, SLURM_JOB_ID")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     if not job.isdecimal():
         raise BadReference(
             f"{job} is not the number of a job",
-            do="Of an array, each task has a number: `scontrol show job` says JobId.",
+            do="Each task of an array has its own: see JobId in `scontrol show job`.",
         )
     conf = config.load()
     layout = Layout(conf.cache_path, conf.state_path)
@@ -49,10 +49,10 @@ def run(args: argparse.Namespace) -> int:
     own = [event for event in happened if event.get("job") == job]
     record = jobs.record(layout, job)
     if record is None and not own:
-        begin = f"; they go back to {output.when(happened[0]['time'])}" if happened else ""
+        begin = f"; events go back to {output.when(happened[0]['time'])}" if happened else ""
         raise NotFound(
-            f"job {job} did nothing with images on this node",
-            why=f"there is no record of it, and it is in none of the events{begin}",
+            f"job {job} used no images on this node",
+            why=f"there is no record of it, and no event mentions it{begin}",
             do="Ask on the node where it ran. A job without an image leaves no trace.",
         )
     staging = inflight.under_way(layout)
@@ -76,10 +76,10 @@ _FROM = {
     MIRROR: " from a mirror", SITE: " from the site tier", PEERS: " from the job's other nodes",
 }  # fmt: skip
 _STATES = {
-    jobfiles.STAGING: "it is held until its images are here",
-    "interrupted": "its Prolog was interrupted before its images were here, so its tasks fail",
+    jobfiles.STAGING: "it is held until its images are staged",
+    "interrupted": "its Prolog was interrupted before its images were staged, so its tasks fail",
     jobfiles.READY: "it has its images",
-    jobfiles.FAILED: "it failed, since an image could not be had",
+    jobfiles.FAILED: "it failed because an image could not be staged",
     "ended": "it has ended",
 }
 
@@ -94,7 +94,7 @@ def _state(record: dict[str, Any] | None, own: Sequence[dict[str, Any]]) -> str:
 
 
 def _sentence(layout: Layout, event: dict[str, Any], happened: Sequence[dict[str, Any]]) -> str:
-    """Say what one event of the job's own meant for it."""
+    """Describe what one event of the job meant for it."""
     at = output.when(event["time"])
     took_s = float(event.get("took_s", 0.0))
     took, size = seconds(took_s), float(event.get("bytes", 0))
@@ -113,20 +113,20 @@ def _sentence(layout: Layout, event: dict[str, Any], happened: Sequence[dict[str
             f"{_FROM.get(str(event.get('via')), '')} in {took}, {rate}"
         )
     texts = {
-        "hit": f"it was on this node, which took {took}",
+        "hit": f"it was cached, which took {took}",
         "unchanged": f"its server was asked whether it has changed, which took {took}",
-        "stale": f"its server did not answer for {took}, so the image that was here is used",
+        "stale": f"its server did not answer for {took}, so the cached image is used",
         "site_failed": f"the site tier was passed over: {event.get('message', '')}",
         "site_busy": "another node was fetching it for all, and did not get it done in time",
         "site_damaged": "the site tier had it, but damaged",
-        "requeue": "the job was put back into the queue",
+        "requeue": "the job was requeued",
     }
     text = texts.get(kind, kind)
     return f"{at} {what}: {text}" if what else f"{at} {text}"
 
 
 def _waited_for(event: dict[str, Any], happened: Sequence[dict[str, Any]]) -> str:
-    """Name who fetched meanwhile what the job waited for."""
+    """Name who fetched the image that the job waited for."""
     began = event["time"] - float(event.get("took_s", 0.0)) - _SLACK_S
     for other in happened:
         same = other["event"] == "fetched" and other.get("key") == event.get("key")
@@ -142,19 +142,21 @@ def _now(
     record: dict[str, Any] | None,
     staging: Sequence[dict[str, Any]],
 ) -> list[str]:
-    """Say what a job that is held waits for."""
+    """Describe what a held job is waiting for."""
     own = [work for work in staging if work["job"] == job]
     if own:
-        return [_progress(work, "its image is on its way") for work in own]
+        return [_progress(work, "its image is being fetched") for work in own]
     waiter = next((w for w in jobs.waiting(layout, staging) if w["job"] == job), None)
     if waiter is None or record is None:
         return []
     since = format_duration(time.time() - waiter["since"])
     theirs = [work for work in staging if work["uri"] in waiter["uris"]]
     if not theirs:
-        return [f"it has been held for {since}, and nothing is fetched for it at this moment"]
+        return [f"held for {since}; nothing is being fetched for it at the moment"]
     return [
-        _progress(work, f"held for {since}, since job {work['job'] or '-'} fetches what it needs")
+        _progress(
+            work, f"held for {since}, since job {work['job'] or '-'} is fetching what it needs"
+        )
         for work in theirs
     ]
 

@@ -24,10 +24,10 @@ Features that are not hpcimg's stay."""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--dry-run", action="store_true", help="say what would be set, and leave it"
+        "--dry-run", action="store_true", help="list what would be set, and change nothing"
     )
     parser.add_argument(
-        "--clear", action="store_true", help="remove hpcimg's features of all nodes"
+        "--clear", action="store_true", help="remove hpcimg's features from all nodes"
     )
 
 

@@ -16,11 +16,11 @@ from hpcimg.slurm import jobfiles, query
 from hpcimg.tier.tidy import tidy
 from hpcimg.units import format_size
 
-HELP = """evict down to the low watermark and clear away what ended jobs left
+HELP = """evict down to the low watermark and clean up after ended jobs
 
-Drops the leases of jobs that Slurm does not know (any more), sweeps what killed
-work left behind, and evicts least recently used images where the cache is above
-its high watermark or the disk below its floor. With --site it does so for the site
+Drops the leases of jobs that Slurm does not know (any more), sweeps leftovers of
+killed processes, and evicts the least recently used images if the cache is above
+its high watermark or the disk below min_free. With --site it does so for the site
 tier instead: images that no node has asked for in a long time, and what is too much."""
 
 log = logging.getLogger(__name__)
@@ -28,9 +28,11 @@ _TIME_S = 3600.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dry-run", action="store_true", help="say what would go, change nothing")
     parser.add_argument(
-        "--site", action="store_true", help="tidy up the site tier, for all nodes, and no cache"
+        "--dry-run", action="store_true", help="list what would go, and change nothing"
+    )
+    parser.add_argument(
+        "--site", action="store_true", help="clean up the site tier for all nodes, and no cache"
     )
 
 
@@ -88,7 +90,7 @@ def _tidy_site(conf: Config, args: argparse.Namespace) -> int:
         })  # fmt: skip
         return 0
     if report.busy:
-        print("another node is at it")
+        print("another node is doing it")
         return 0
     would = "would be " if args.dry_run else ""
     for image in report.images:
@@ -106,5 +108,5 @@ def _ended_jobs(layout: Layout) -> list[str]:
     try:
         return [job for job in jobs if not slurm.alive(job)]
     except HpcimgError as error:
-        log.warning("leases are left alone: %s", error)
+        log.warning("leases were not checked: %s", error)
         return []

@@ -12,10 +12,10 @@ from hpcimg.cli import output
 from hpcimg.config import load as config
 from hpcimg.units import format_duration, format_size
 
-HELP = """list what happened on this node lately, the latest last
+HELP = """list recent events on this node, the latest last
 
-Each event is in reference-files.md. They are lost at a reboot, and the oldest
-make way for new ones."""
+reference-files.md describes the events. They are lost at a reboot, and the oldest
+are dropped over time."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,10 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=20,
         metavar="N",
-        help="the last N, 20 by default; 0 for all that are there",
+        help="the last N events, 20 by default; 0 for all",
     )
-    parser.add_argument("--job", metavar="JOB", default="", help="only those of this job")
-    parser.add_argument("--event", metavar="EVENT", default="", help="only those, such as failed")
+    parser.add_argument("--job", metavar="JOB", default="", help="only events of this job")
+    parser.add_argument(
+        "--event", metavar="EVENT", default="", help="only events of this kind, such as failed"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

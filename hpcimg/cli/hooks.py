@@ -1,4 +1,4 @@
-"""hpcimg hooks: Slurm's hooks for the installation that runs this, as one that pip made."""
+"""hpcimg hooks: Slurm's hooks for the installation that runs this, such as one made by pip."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hpcimg.errors import NodeError
 
 HELP = """write Slurm's hooks for this Python and this installation of hpcimg
 
-For what pip installed. The packages and `make install` bring hooks of their
-own. Write them again after an upgrade, and when the Python is another one."""
+For installations with pip. The packages and `make install` have hooks of their
+own. Run it again after an upgrade, and after a change of Python."""
 
 _HOOKS = {
     "Prolog": "prolog/hpcimg-prolog",
@@ -23,12 +23,14 @@ _HOOKS = {
     "Epilog": "epilog/hpcimg-epilog",
 }
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-# The lines in which a hook looks where it is; an installation of pip's is not beside it.
+# The lines with which a hook finds its tree; pip does not install one around it.
 _BEGIN, _END = "# The tree that this file stands in.", "start="
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", metavar="DIRECTORY", help="where, made if it is missing")
+    parser.add_argument(
+        "directory", metavar="DIRECTORY", help="the directory to write to; created if necessary"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def written(hook: str, python: str, task_prolog: str) -> str:
-    """Return a hook's text with fixed places for those that it looks for."""
+    """Return a hook's text with fixed paths in place of those that it searches for."""
     before, begins, rest = hook.partition(_BEGIN)
     _, ends, after = rest.partition(_END)
     if not begins:
@@ -66,7 +68,7 @@ def written(hook: str, python: str, task_prolog: str) -> str:
 
 
 def _read(hook: str) -> str:
-    """Return the text of a hook: in the package as pip installs it, else in its tree beside it."""
+    """Return the text of a hook: from the package as pip installs it, else from its tree."""
     shipped = f"{_PACKAGE}/share/{hook}"
     path = shipped if os.path.exists(shipped) else f"{os.path.dirname(_PACKAGE)}/{hook}"
     with open(path, encoding="utf-8") as file:
@@ -74,7 +76,7 @@ def _read(hook: str) -> str:
 
 
 def _check(path: str) -> None:
-    """Raise NodeError where somebody else could change what root will run."""
+    """Raise NodeError if somebody else could change what root will run."""
     part = path
     while True:
         seen = os.stat(part)
@@ -82,7 +84,7 @@ def _check(path: str) -> None:
         if seen.st_uid not in (0, os.geteuid()):
             why = f"{part} belongs to uid {seen.st_uid}, and root would run what that user writes"
         elif seen.st_mode & stat.S_IWOTH and not seen.st_mode & stat.S_ISVTX:
-            why = f"everybody may write to {part}, and root would run what they write"
+            why = f"all users can write to {part}, and root would run what they write"
         if why:
             raise NodeError(
                 f"no hooks are written for {path}",

@@ -15,8 +15,8 @@ from hpcimg.errors import UserError
 
 HELP = """link images of this node's cache under the names that a workflow manager looks for
 
-Without a URI, all images that all may read. The links lead to paths that are the
-same on every node which has the image."""
+Without a URI, links all shared images. The links point to paths that are the
+same on every node that has the image."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,9 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="manager",
         required=True,
         choices=sorted(managers.MANAGERS),
-        help="whose names the links have",
+        help="the workflow manager whose file names to use",
     )
-    parser.add_argument("directory", metavar="DIRECTORY", help="where; made if it is not there")
+    parser.add_argument(
+        "directory", metavar="DIRECTORY", help="where to put the links; created if necessary"
+    )
     parser.add_argument("uri", nargs="*", metavar="URI", help="a reference or an alias")
 
 
@@ -51,9 +53,9 @@ def run(args: argparse.Namespace) -> int:
             _link(link, target)
     except OSError as error:
         raise UserError(
-            f"{error.filename2 or error.filename} cannot be made",
+            f"{error.filename2 or error.filename} cannot be created",
             why=error.strerror or "",
-            do="Name a directory that you may write to, for links alone.",
+            do="Name a directory that you can write to, used only for links.",
         ) from None
     if args.json:
         output.print_json({"links": links})
@@ -64,9 +66,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _link(link: str, target: str) -> None:
-    """Put a link in place by a rename; what is there and is no link stays."""
+    """Put a link in place by a rename; anything there that is not a link stays."""
     if os.path.lexists(link) and not os.path.islink(link):
-        raise FileExistsError(0, "something that is no link has its name", link)
+        raise FileExistsError(0, "a file that is not a link has this name", link)
     temp = f"{link[:200]}.{os.getpid()}.new"
     os.symlink(target, temp)
     os.replace(temp, link)

@@ -12,7 +12,7 @@ from hpcimg.cli import output
 from hpcimg.config import load as config
 from hpcimg.units import format_duration, format_size
 
-HELP = """list the images on this node, the most recently used first
+HELP = """list the images on this node, most recently used first
 
 JOBS is the number of jobs that use an image now; such an image is never
 evicted, nor is one that is PINNED. OWNER is the uid of a private image, which

@@ -48,7 +48,7 @@ _EPILOG = """\
 exit codes: 0 done, 1 a problem was found (status, verify, doctor), 2 wrong
 usage, 10-19 the request cannot be met, 20-29 it failed now and may succeed
 later, 30-39 this node needs an administrator, 70 a bug. The configuration is
-read from /etc/hpcimg/hpcimg.conf and conf.d/*.conf beside it; HPCIMG_CONF names
+read from /etc/hpcimg/hpcimg.conf and conf.d/*.conf next to it; HPCIMG_CONF names
 another.
 """
 
@@ -60,11 +60,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args = _parser().parse_args(words)
     except SystemExit as ended:
-        # To Nagios the 2 of a usage error would be a node in trouble.
+        # For Nagios, the 2 of a usage error would mean a critical node.
         return nagios.UNKNOWN if plugin and ended.code else int(ended.code or 0)
     code = _run(args)
-    if plugin and code > nagios.UNKNOWN:  # an error; it has been told on standard error
-        print(nagios.line(nagios.UNKNOWN, "the checks could not be made"))
+    if plugin and code > nagios.UNKNOWN:  # an error, already printed on standard error
+        print(nagios.line(nagios.UNKNOWN, "the checks could not run"))
         return nagios.UNKNOWN
     return code
 
@@ -73,12 +73,12 @@ def _run(args: argparse.Namespace) -> int:
     garbage.set_threshold(_OBJECTS)
     try:
         code = int(_COMMANDS[args.command].run(args))
-        sys.stdout.flush()  # here, where a reader that went away can be answered
+        sys.stdout.flush()  # here, where a closed reader can be handled
         return code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read our output went away; Python must not complain of it at exit.
+        # The reader closed our output; Python must not complain about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except HpcimgError as error:

@@ -1,4 +1,4 @@
-"""hpcimg metrics: what Prometheus collects of this node."""
+"""hpcimg metrics: this node's metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from hpcimg.config import load as config
 from hpcimg.errors import CacheUnusable
 from hpcimg.slurm import jobs
 
-HELP = """print metrics for Prometheus, or put them where its node exporter finds them
+HELP = """print metrics for Prometheus, or write them to a file for node_exporter
 
-Run it as root, by a timer. Exit code 0, whatever the metrics say of the node."""
+Run it as root, from a timer. The exit code is 0, whatever the metrics say."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,13 +55,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _replace(path: str, text: str) -> None:
-    """Put the text into place by a rename: the collector reads all of it or the one before."""
+    """Write the text by a rename: the collector reads all of it or the previous one."""
     try:
-        # Its temporary name does not end in .prom.
+        # Its temporary name must not end in .prom.
         atomic.write_file(path, text, mode=0o644)
     except OSError as error:
         raise CacheUnusable(
             f"{path} cannot be written",
             why=error.strerror or str(error),
-            do="Name a file in the directory that node_exporter --collector.textfile.directory has",
+            do="Name a file in the directory given to node_exporter --collector.textfile.directory",
         ) from error

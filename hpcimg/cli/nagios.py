@@ -1,4 +1,4 @@
-"""One line for Nagios and its kin, as the Monitoring Plugins guidelines have it."""
+"""One line for Nagios and compatible systems, as in the Monitoring Plugins guidelines."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from hpcimg.health import NOTE, PROBLEM, Finding
 
 OK, WARNING, CRITICAL, UNKNOWN = 0, 1, 2, 3
 _NAMES = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
-_WARNED_OF = ("failures",)  # notes of what happened, not of how the node is set up
-_TOLD_MAX = 1000  # characters; what is longer is cut off on the way
+_WARNED_OF = ("failures",)  # notes about events, not about the node's setup
+_TOLD_MAX = 1000  # characters; longer lines are truncated on the way
 
 
 def report(findings: Sequence[Finding], seen: Mapping[str, Any] | None) -> tuple[str, int]:
-    """Return the line and the exit code; `seen` is the node's status where there is one."""
+    """Return the line and the exit code; `seen` is the node's status, if available."""
     bad = [finding for finding in findings if finding.result == PROBLEM]
     odd = [f for f in findings if f.result == NOTE and f.check in _WARNED_OF]
     code = CRITICAL if bad else WARNING if odd else OK
@@ -27,7 +27,7 @@ def report(findings: Sequence[Finding], seen: Mapping[str, Any] | None) -> tuple
 
 
 def line(code: int, told: str, values: Sequence[str] = ()) -> str:
-    """Return one line; nothing in it can begin the performance data but these values."""
+    """Return one line; only these values can start the performance data."""
     text = printable(told).replace("|", "/")[:_TOLD_MAX]
     return f"HPCIMG {_NAMES[code]} - {text}" + (f" | {' '.join(values)}" if values else "")
 

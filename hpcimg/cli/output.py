@@ -1,7 +1,7 @@
-"""How subcommands print: tables and bars for people, JSON for programs.
+"""Output of subcommands: tables and bars for people, JSON for programs.
 
-On a terminal lines fit its width, and there is colour unless NO_COLOR is set or
-TERM is dumb; elsewhere there is neither.
+On a terminal, lines are fitted to its width, and there is colour unless NO_COLOR is set or TERM is
+dumb; elsewhere there is neither.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ from hpcimg.units import format_size
 
 VERSION = 1
 _STYLES = {"bold": "1", "red": "1;31", "yellow": "33", "green": "32"}
-_LAST_MIN = 16  # columns; a last column that has fewer is cut off no further
+_LAST_MIN = 16  # columns; a last column is not shortened below that
 _WIDE = 120
 
 
 def print_json(fields: dict[str, object]) -> None:
-    """Print one JSON object; `version` changes when a field changes its meaning."""
+    """Print one JSON object; `version` changes when the meaning of a field changes."""
     print(json.dumps({"version": VERSION, **fields}, indent=2))
 
 
 def error_fields(error: HpcimgError) -> dict[str, object]:
-    """Return what JSON says of an error."""
+    """Return an error's fields for JSON."""
     return {**error.to_dict(), "class": error.kind, "exit_code": error.exit_code}
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows under their heads, as `table` makes them."""
+    """Print rows with headings, formatted by `table`."""
     print("\n".join(table(heads, rows)))
 
 
 def width() -> int:
-    """Return how many columns the terminal has, 0 where the output goes elsewhere."""
+    """Return the terminal's width in columns, 0 if the output is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
 
 
 def table(
     heads: Sequence[str], rows: Sequence[Sequence[object]], *, columns: int = -1
 ) -> list[str]:
-    """Return rows under their heads, aligned; heads that begin with `>` to the right.
+    """Return rows with headings, aligned; columns whose heading begins with `>` to the right.
 
-    Where a line is longer than `columns` (those of the terminal, if not said
-    otherwise; 0 for no limit), the last cell loses its middle.
+    If a line is longer than `columns` (by default those of the terminal; 0 for no limit), the last
+    cell loses its middle.
     """
     columns = width() if columns < 0 else columns
     cells = [[str(cell) for cell in row] for row in rows]
@@ -73,7 +73,7 @@ def table(
 
 
 def shortened(text: str, columns: int) -> str:
-    """Return the text without its middle where it is too long: of an address, both ends count."""
+    """Shorten a text in its middle if it is too long: both ends of an address matter."""
     if len(text) <= columns:
         return text
     end = (columns - 1) * 2 // 3
@@ -81,7 +81,7 @@ def shortened(text: str, columns: int) -> str:
 
 
 def wrapped(text: str, *, columns: int, indent: str = "  ") -> list[str]:
-    """Return a sentence as lines that fit, the further ones indented; 0 for one line."""
+    """Wrap a sentence into lines that fit, indenting all but the first; 0 for one line."""
     if not columns:
         return [text]
     return textwrap.wrap(text, max(columns, 40), subsequent_indent=indent, break_on_hyphens=False)
@@ -95,12 +95,12 @@ def bar(part: float, whole: float, *, width: int = 24) -> str:
 
 
 def bar_width(columns: int) -> int:
-    """Return how wide bars are in a table that has to fit."""
+    """Return the width of bars in a table that has to fit."""
     return 24 if not columns or columns >= _WIDE else 8
 
 
 def coloured() -> bool:
-    """Tell whether standard output is a terminal that is to have colours (no-color.org)."""
+    """Tell whether standard output is a terminal that should have colours (no-color.org)."""
     return (
         sys.stdout.isatty()
         and not os.environ.get("NO_COLOR")
@@ -109,7 +109,7 @@ def coloured() -> bool:
 
 
 def when(time_s: object) -> str:
-    """Return a Unix time as the clock had it, with the day where it is another one."""
+    """Format a Unix time in local time, with the date unless it is today's."""
     if not isinstance(time_s, (int, float)):
         return "-"
     at, now = time.localtime(time_s), time.localtime()
@@ -118,7 +118,7 @@ def when(time_s: object) -> str:
 
 
 def painted(text: str, style: str) -> str:
-    """Return the text in a style (bold, red, yellow, green) where there is colour."""
+    """Return the text in a style (bold, red, yellow, green) if there is colour."""
     return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if coloured() else text
 
 
@@ -138,7 +138,7 @@ class Meter:
             print(file=sys.stderr)
 
     def show(self, phase: str, done: int, total: int | None) -> None:
-        """Show how far it is."""
+        """Show the progress."""
         now = time.monotonic()
         if now < self._next:
             return
@@ -151,6 +151,6 @@ class Meter:
             print(f"{phase} {text}", file=sys.stderr, flush=True)
 
     def clear(self) -> None:
-        """Make room for a line that is printed while the bar is there."""
+        """Clear the bar before a line is printed."""
         if self._drawn:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)

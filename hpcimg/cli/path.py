@@ -1,4 +1,4 @@
-"""hpcimg path: where an image is, without any network."""
+"""hpcimg path: the path of an image, without using the network."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from hpcimg.errors import NotFound
 from hpcimg.reference import Reference
 from hpcimg.site import policy
 
-HELP = """print where an image is on this node, without asking any server
+HELP = """print the path of an image on this node, without asking any server
 
-Exit code 12 where it is not in the cache."""
+The exit code is 12 if it is not in the cache."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 def find(conf: Config, layout: Layout, text: str) -> tuple[Reference, Entry]:
     """Return a reference as it was written, and its image in the cache.
 
-    Raises NotFound where there is none, BadReference, NotAllowed.
+    Raises NotFound if there is none, BadReference, NotAllowed.
     """
     wanted = policy.parse(conf, text)
     for owner in (None, os.getuid()):
@@ -55,7 +55,7 @@ def find(conf: Config, layout: Layout, text: str) -> tuple[Reference, Entry]:
 
 
 def _is_current(wanted: Reference, ref: Ref) -> bool:
-    """Tell whether a mounted file still is the one that was copied; no other is looked at."""
+    """Tell whether a mounted file is still the one that was copied; others are not checked."""
     try:
         return not wanted.mounted_file or look.of(os.stat(wanted.mounted_file)) == ref.validator
     except OSError:

@@ -16,8 +16,8 @@ from hpcimg.locks import held
 
 HELP = """keep images on this node until they are unpinned
 
-A pinned image is never evicted, and `rm` leaves it alone. A reference stands
-for the image that it means now: when a tag moves on, what was pinned stays."""
+A pinned image is never evicted, and `rm` leaves it alone. A reference selects
+the image that it currently refers to: if a tag moves, the pinned image stays."""
 _WAIT_S = 30.0
 
 
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         deadline = time.monotonic() + _WAIT_S
         with held(layout.lock(key), deadline=deadline, waiting=lambda _: None):
             if store.load_entry(layout, key) is None:
-                raise NotFound(f"{key} is not whole on this node", do="Stage it first.")
+                raise NotFound(f"{key} is not complete on this node", do="Stage it first.")
             pin = pins.add(layout, key, by=_who())
         made.append(pin._asdict())
         if not args.json:
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _who() -> str:
-    """Return the account of the person: root's own name says little."""
+    """Return the person's account: root's own name says little."""
     uid = os.environ.get("SUDO_UID", "")
     try:
         return pwd.getpwuid(int(uid) if uid.isdecimal() else os.getuid()).pw_name

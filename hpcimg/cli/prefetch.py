@@ -1,4 +1,4 @@
-"""hpcimg prefetch: bring images here before a job needs them."""
+"""hpcimg prefetch: stage images before a job needs them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hpcimg.slurm import planned, query
 from hpcimg.units import format_duration, format_size
 
 log = logging.getLogger(__name__)
-HELP = """bring images here before a job needs them
+HELP = """stage images before a job needs them
 
 Into the site tier where there is one, and into this node's cache. Images that only
 one user may read are left to jobs. What no job has used is the first to go when
@@ -34,7 +34,7 @@ site tier, on this node alone. Then what users ask for fails nothing."""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("uri", nargs="*", metavar="URI", help="a reference, a path or an alias")
     parser.add_argument(
-        "--queue", action="store_true", help="what pending jobs ask for, the first to start first"
+        "--queue", action="store_true", help="the images of pending jobs, in order of start"
     )
 
 

@@ -14,9 +14,9 @@ from hpcimg.config import load as config
 from hpcimg.errors import HpcimgError, InUse
 from hpcimg.units import format_size
 
-HELP = """remove images from this node; the next job that names one fetches it again
+HELP = """remove images from this node; the next job that requests one fetches it again
 
-An image that a job uses or that is pinned stays, with exit code 24. It ends at
+An image that is pinned or in use by a job stays, with exit code 24. It stops at
 the first image that cannot be removed."""
 
 
@@ -52,4 +52,4 @@ def _kept(layout: Layout, entry: Entry) -> HpcimgError:
         return InUse(what, why=f"it is in use by job {', '.join(jobs)}")
     if pin := pins.load(layout, entry.key):
         return InUse(what, why=f"{pin.by or 'somebody'} pinned it", do="`hpcimg unpin` it first.")
-    return InUse(what, why="somebody is at work on it")
+    return InUse(what, why="a process is working on it")

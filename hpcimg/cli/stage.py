@@ -1,4 +1,4 @@
-"""hpcimg stage: bring images into this node's cache, as Prolog does."""
+"""hpcimg stage: stage images in this node's cache, as Prolog does."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from hpcimg.site import policy
 from hpcimg.slurm import ask
 from hpcimg.units import format_duration, format_size
 
-HELP = """bring images into this node's cache, as Prolog does
+HELP = """stage images in this node's cache, as Prolog does
 
-Prints the path of each image when it is whole. Run it as root on a node, for
-example to warm a cache before a maintenance ends. In a job, its user runs it: the
+Prints the path of each image when it is complete. Run it as root on a node, for
+example to warm the cache before a maintenance ends. In a job, its user runs it: the
 helper of the node does it then, where the site has one, and the images are the job's."""
 
 
@@ -72,8 +72,8 @@ def _ask(args: argparse.Namespace, socket: str) -> int:
         found = ask.ask(socket, "stage", uri)
         if found is None:
             raise NodeError(
-                "this node stages nothing for users",
-                why=f"nobody answers at {socket}",
+                "this node does not stage images for users",
+                why=f"nothing answers at {socket}",
                 do="Name the image in the job's comment, or ask the administrators to enable "
                 "hpcimg.socket.",
             )

@@ -1,4 +1,4 @@
-"""hpcimg status: what is going on on this node."""
+"""hpcimg status: the current state of this node."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from hpcimg.fetch.contract import MIRROR, ORIGIN, PEERS, SITE
 from hpcimg.slurm import jobs
 from hpcimg.units import format_duration, format_size
 
-HELP = """show the cache, the downloads in progress, the jobs that wait and that use images
+HELP = """show the cache, downloads in progress, and the jobs that wait for or use images
 
-Counts are since the node booted. Exit code 1 where a problem was found."""
+Counters start when the node boots. The exit code is 1 if there is a problem."""
 
-# What the events are called here, in the order in which they are shown.
+# Labels of the events, in the order in which they are shown.
 _COUNTS = {
     "hit": "hit{s}", "waited": "waited for another job", "fetched": "fetched",
     "unchanged": "asked, unchanged", "stale": "served while the server was down",
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_interval,
         const=2.0,
         metavar="SECONDS",
-        help="show it again and again, every 2 seconds by default",
+        help="repeat it, every 2 seconds by default",
     )
 
 
@@ -57,7 +57,7 @@ def _interval(text: str) -> float:
     except ValueError:
         seconds = math.nan
     if not _INTERVAL_MIN_S <= seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0.1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, at least 0.1")
     return seconds
 
 
@@ -74,18 +74,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def gather(conf: Config) -> dict[str, Any]:
-    """Return what there is to show: the node's status, and the jobs that wait."""
+    """Return everything to show: the node's status, and the jobs that wait."""
     seen = status.gather(conf)
     layout = Layout(conf.cache_path, conf.state_path)
     return {**seen, "waiting": jobs.waiting(layout, seen["staging"])}
 
 
 def _watch(conf: Config, every_s: float, *, json: bool) -> None:
-    """Show it until somebody interrupts this."""
+    """Repeat it until interrupted."""
     on_screen = not json and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     try:
         if on_screen:
-            print("\x1b[?25l\x1b[2J", end="")  # no cursor, an empty screen
+            print("\x1b[?25l\x1b[2J", end="")  # hide the cursor, clear the screen
         while True:
             seen = gather(conf)
             if json:
@@ -102,7 +102,7 @@ def _watch(conf: Config, every_s: float, *, json: bool) -> None:
 
 
 def _redraw(shown: list[str]) -> None:
-    """Draw over what is on the screen, in one write: nothing is empty in between."""
+    """Redraw the screen in a single write, without flicker."""
     rows = shutil.get_terminal_size().lines
     if len(shown) > rows - 1:
         shown = [*shown[: rows - 2], f"… {len(shown) - rows + 2} more lines"]
@@ -110,7 +110,7 @@ def _redraw(shown: list[str]) -> None:
 
 
 def lines(seen: dict[str, Any], *, columns: int) -> list[str]:
-    """Return what people read, in lines of so many columns; 0 for any length."""
+    """Return the text for people, in lines of at most `columns`; 0 for any length."""
     shown = [output.painted(f"Node {seen['node']}, cache {seen['cache']['path']}", "bold")]
     shown += [line for text in _of_cache(seen) for line in _fit(f"  {text}", columns)]
     if seen["staging"]:

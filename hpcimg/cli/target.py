@@ -1,4 +1,4 @@
-"""What `rm`, `pin`, `unpin` and `verify` are given: a reference, a key, or a digest from `ls`."""
+"""Arguments of `rm`, `pin`, `unpin` and `verify`: a reference, a key, or a digest from `ls`."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _DIGEST = re.compile(r"[0-9a-f]{8,64}")
 
 
 def find(config: Config, layout: Layout, text: str) -> Entry:
-    """Return the one image that is meant, whether its file is whole or not.
+    """Return the one matching image, whether or not its file is complete.
 
-    Raises NotFound, BadReference where several are meant, NotAllowed.
+    Raises NotFound, BadReference if several match, NotAllowed.
     """
     found = _found(config, layout, text)
     if not found:
         raise NotFound(f"{text} is not in the cache of this node", do="`hpcimg ls` shows what is.")
     if len(found) > 1:
         raise BadReference(
-            f"{text} stands for several images",
+            f"{text} matches several images",
             why=", ".join(sorted(entry.key for entry in found)),
             do="Name one of these keys.",
         )

@@ -1,4 +1,4 @@
-"""hpcimg unpin: let pinned images go when room is needed."""
+"""hpcimg unpin: make pinned images evictable again."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hpcimg.config import load as config
 from hpcimg.errors import NotFound
 from hpcimg.locks import held
 
-HELP = """let pinned images go again when room is needed
+HELP = """make pinned images evictable again
 
-Takes the key of an image that is gone, too: its pin would count when it returns."""
+Also accepts the key of an image that is gone: its pin would apply if it returned."""
 _WAIT_S = 30.0
 
 

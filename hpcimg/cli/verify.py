@@ -1,4 +1,4 @@
-"""hpcimg verify: is every file still what was stored?"""
+"""hpcimg verify: check every file against what was stored."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from hpcimg.units import format_duration, format_size, parse_size
 
 HELP = """read every file of the cache and compare it with its recorded sha256
 
-Exit code 1 where a damaged one was found. Without --repair it is told and left.
-What a job uses is never touched."""
+The exit code is 1 if a file is damaged. Without --repair, it is only reported.
+Files in use by a job are never removed."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,14 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repair",
         action="store_true",
-        help="remove what is damaged: the next job that names it fetches it again",
+        help="remove damaged files: the next job that requests one fetches it again",
     )
     parser.add_argument(
         "--rate",
         type=_rate,
         default=float(100 << 20),
         metavar="SIZE",
-        help="read no more in a second, 100M by default; 0 for no limit",
+        help="read at most this much per second, 100M by default; 0 for no limit",
     )
 
 
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if args.image:
         entries = [target.find(conf, layout, text) for text in args.image]
     else:
-        # With those whose files have another length: they are what is looked for.
+        # Including those whose files have another length: these are being searched for.
         records = (store.load_record(layout, key) for key in sorted(store.keys(layout)))
         entries = [entry for entry in records if entry]
     total = sum(entry.size_bytes for entry in entries)
@@ -104,6 +104,6 @@ def _summary(result: Result, took_s: float) -> str:
         f"{result.files} files, {format_size(result.size_bytes)} read in {format_duration(took_s)}"
     )
     if not result.damaged:
-        return f"{text}: all are as they were stored"
+        return f"{text}: all are intact"
     removed = len(result.damaged) - result.left
     return f"{text}: {len(result.damaged)} damaged, {removed} of them removed"

@@ -1,8 +1,7 @@
-"""The configuration files as text: which there are, and one value out of them.
+"""The configuration files as text: finding them, and extracting single values.
 
-This is what the way to a warm hit needs of the configuration, so it imports
-nothing but os and errno. Everything else goes through `hpcimg.config.load`, which
-parses the same text in full.
+This is all that a cache hit needs of the configuration, so it imports only os and errno. Everything
+else uses `hpcimg.config.load`, which parses the same text in full.
 """
 
 import errno
@@ -15,7 +14,7 @@ DEFAULT_CACHE = "/var/cache/hpcimg"
 DEFAULT_STATE = "/run/hpcimg"
 YES = ("yes", "true", "on")
 DEFAULT_REGISTRIES = "/etc/containers/registries.conf"
-# What the shell calls [:space:]; Python's own idea of blanks is wider.
+# The shell's [:space:]; Python's own set of blanks is larger.
 _BLANKS = " \t\r\v\f"
 
 
@@ -25,19 +24,18 @@ def main_file() -> str:
 
 
 def read_files(main: str) -> list[tuple[str, str]]:
-    """Return (path, text) of the main file and of conf.d/*.conf beside it, in order.
+    """Return (path, text) of the main file and of conf.d/*.conf next to it, in order.
 
-    Later files win. A default main file that is not there is an empty one: an
-    unconfigured node works. Raises OSError for a file that HPCIMG_CONF names
-    and that is missing, and for any that cannot be read.
+    Later files win. A missing default main file counts as empty: an unconfigured node works. Raises
+    OSError for a missing file named by HPCIMG_CONF, and for any that cannot be read.
     """
     return [(path, _read(path)) for path in _paths(main)]
 
 
 def read_what_can_be(main: str) -> list[tuple[str, str]]:
-    """Return what `read_files` does, without the files that cannot be read.
+    """Return the same as `read_files`, without files that cannot be read.
 
-    The task prolog reads like this, so it is for telling a job what is wrong.
+    The task prolog reads like this, so it is used to tell a job what is wrong.
     """
     files = []
     for path in _paths(main):
@@ -61,7 +59,7 @@ def _paths(main: str) -> list[str]:
 
 
 def _read(path: str) -> str:
-    # A line ends where it does for the shell, at a line feed alone.
+    # As in the shell, only a line feed ends a line.
     try:
         data = plainfile.read(path)
     except ValueError as error:
@@ -72,9 +70,8 @@ def _read(path: str) -> str:
 def raw_value(files: list[tuple[str, str]], section: str, key: str) -> str:
     """Return the last value of a key, or "".
 
-    It reads only `key = value` lines that begin at the margin, as the task
-    prolog does; `hpcimg.config.load` refuses files in which the two ways of reading
-    would differ for a key that is read here.
+    Like the task prolog, this reads only `key = value` lines without indentation;
+    `hpcimg.config.load` refuses files that would be read differently for one of these keys.
     """
     value = ""
     for _, text in files:
@@ -90,17 +87,17 @@ def raw_value(files: list[tuple[str, str]], section: str, key: str) -> str:
 
 
 def fingerprint(files: list[tuple[str, str]]) -> str:
-    """Return a short text that changes when a file does, or registries.conf beside them."""
+    """Return a short text that changes when a file does, or registries.conf next to them."""
     registries = raw_value(files, "stage", "registries_conf") or DEFAULT_REGISTRIES
     looks = _looks(registries.replace("%n", node_name()))
     whole = "\0".join([*(part for file in files for part in file), *looks])
-    # A prime just below 2**64: as good as a checksum that a module would have to be loaded for.
+    # A prime just below 2**64: as good as a checksum for which a module would have to be loaded.
     number = int.from_bytes(whole.encode("utf-8", "surrogateescape"), "big") % (2**64 - 59)
     return f"{number:016x}-{len(whole)}"
 
 
 def _looks(path: str) -> list[str]:
-    """Return what changes when registries.conf, or a drop-in of it, is written or replaced."""
+    """Return a value that changes when registries.conf, or a drop-in, is written or replaced."""
     directory = f"{path}.d"
     try:
         names = sorted(os.listdir(directory))
@@ -117,15 +114,15 @@ def _looks(path: str) -> list[str]:
 
 
 def node_name() -> str:
-    """Return the name that %n stands for: Slurm's for this node, else the short host name."""
+    """Return the value of %n: Slurm's name for this node, else the short host name."""
     return os.environ.get("SLURMD_NODENAME") or os.uname().nodename.partition(".")[0]
 
 
 def directories(files: list[tuple[str, str]]) -> tuple[str, str]:
-    """Return the cache and the state directory, with %n filled in.
+    """Return the cache and the state directory, with %n expanded.
 
-    What is no absolute path is refused by `hpcimg.config.load`; the job hears of it
-    through the default directory.
+    `hpcimg.config.load` refuses a path that is not absolute; the job is told so through the default
+    directory.
     """
     return _directory(files, "cache", DEFAULT_CACHE), _directory(files, "state", DEFAULT_STATE)
 

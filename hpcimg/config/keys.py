@@ -1,4 +1,4 @@
-"""The keys of the configuration: how each is read, its default, and what it is for."""
+"""The keys of the configuration: parser, default, and description."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from hpcimg.units import parse_duration, parse_percent, parse_size
 
 @dataclasses.dataclass(frozen=True)
 class Registry:
-    """What the site says about one registry or web host.
+    """The site's settings for one registry or web host.
 
-    `auth_file` holds the site's credentials for it, "" for none; `shared` says
-    whether an image fetched with them is for all, or for who asked for it.
-    `mirrors` are asked before it, each `HOST[:PORT][/PREFIX]`. None is what
-    was not said: there registries.conf has its say.
+    `auth_file` has the site's credentials for it, "" for none; `shared` says whether an image
+    fetched with them is shared, or private to the requester. `mirrors` are tried first, each
+    `HOST[:PORT][/PREFIX]`. None means not set: then registries.conf applies.
     """
 
     insecure: bool | None = None
@@ -30,14 +29,14 @@ class Registry:
 
 @dataclasses.dataclass(frozen=True)
 class Static:
-    """A static registry under a name of the site's: the address of its web pages."""
+    """A static registry under a scheme that the site defines: the address of its web pages."""
 
     url: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class WebMirror:
-    """What is asked before a web server: `url` stands in the place of the address `of`."""
+    """Tried before a web server: `url` replaces the beginning `of` of an address."""
 
     of: str = ""
     url: str = ""
@@ -45,7 +44,7 @@ class WebMirror:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """All values, ready to use. Times are in seconds."""
+    """All values, parsed. Times are in seconds."""
 
     cache_path: str
     max_size: Size
@@ -111,16 +110,16 @@ class Config:
     fingerprint: str
 
     def registry(self, host: str) -> Registry:
-        """Return what is said about a host (with its port, if the reference has one)."""
+        """Return the settings for a host (with its port, if the reference has one)."""
         return self.registries.get(host, Registry())
 
     def service_url(self, scheme: str) -> str:
-        """Return the service of references that may leave out their host, "" for other schemes."""
+        """Return the service for references that may omit their host, "" for other schemes."""
         return {"library": self.library_url, "shub": self.shub_url}.get(scheme, "")
 
 
 class Key(NamedTuple):
-    """One key of the configuration: how it is read, what it is when it is not set."""
+    """One key of the configuration: its parser, its default, its description."""
 
     section: str
     name: str
@@ -130,27 +129,27 @@ class Key(NamedTuple):
     about: str
 
 
-# A job can reach these by itself, so by default its Prolog may, too.
+# A job can connect to these itself, so by default its Prolog may, too.
 INSIDE = "127.0.0.0/8 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 100.64.0.0/10 ::1 fc00::/7"
 KEYS = (
     Key("cache", "path", "cache_path", conffiles.DEFAULT_CACHE, read.path,
         "the cache, on one node-local file system; %n is the node's name"),
     Key("cache", "max_size", "max_size", "80%", read.size,
-        "all images together, 200G or a percentage of the file system"),
+        "the maximum for all images, 200G or a percentage of the file system"),
     Key("cache", "high_watermark", "high_watermark", "90%", parse_percent,
-        "eviction begins above this part of max_size"),
+        "eviction starts above this percentage of max_size"),
     Key("cache", "low_watermark", "low_watermark", "80%", parse_percent,
-        "eviction ends below this part of max_size"),
+        "eviction ends below this percentage of max_size"),
     Key("cache", "min_free", "min_free", "5%", read.size,
-        "how much of the file system stays free for others"),
+        "free space to leave for others on the file system"),
     Key("cache", "max_images", "max_images", "10000", read.count,
-        "how many images and layers, however small; 0 is any number"),
+        "the maximum number of images and layers; 0 is unlimited"),
     Key("cache", "min_age", "min_age_s", "2m", parse_duration,
-        "an image unused for less than this is not evicted in the epilog"),
+        "Epilog does not evict images used within this time"),
     Key("state", "path", "state_path", conffiles.DEFAULT_STATE, read.path,
         "jobs, leases and downloads in progress, on a tmpfs; %n likewise"),
     Key("stage", "deadline", "deadline_s", "540s", parse_duration,
-        "the longest a job is held; keep it below Slurm's timers"),
+        "the longest time that a job is held; keep it below Slurm's timeouts"),
     Key("stage", "tag_ttl", "tag_ttl_s", "1h", parse_duration,
         "how long a tag is trusted before it is checked again"),
     Key("stage", "error_ttl", "error_ttl_s", "60s", parse_duration,
@@ -158,7 +157,7 @@ KEYS = (
     Key("stage", "connect_timeout", "connect_timeout_s", "10s", parse_duration,
         "the longest wait for a connection"),
     Key("stage", "stall_timeout", "stall_timeout_s", "60s", parse_duration,
-        "the longest silence within a download"),
+        "the longest time without data during a download"),
     Key("stage", "patience", "patience_s", "30s", parse_duration,
         "how long a job waits for another job's stalled fetch of the same image"),
     Key("stage", "min_rate", "min_rate", "128K", parse_size,
@@ -166,85 +165,85 @@ KEYS = (
     Key("stage", "account", "account", "", str,
         "the unprivileged account that fetches; default hpcimg"),
     Key("stage", "format", "format", "auto", read.one_of("auto", "sif", "squashfs"),
-        "what OCI images become; auto: sif where there is Apptainer or Singularity"),
+        "the format of converted images; auto: sif if Apptainer or Singularity is installed"),
     Key("stage", "compression", "compression", "zstd:1", read.compression,
-        "how OCI images are packed: lz4, xz, gzip or zstd, with a level as in zstd:19"),
+        "the compression of converted images: lz4, xz, gzip or zstd, with a level as in zstd:19"),
     Key("stage", "registries_conf", "registries_conf", conffiles.DEFAULT_REGISTRIES, read.path,
-        "mirrors of registries and what is blocked, in the file that podman reads"),
+        "registry mirrors and blocked registries, in the file that podman reads"),
     Key("policy", "allow", "allow", "*", read.words,
         "patterns of references that may be staged"),
     Key("policy", "deny", "deny", "", read.words,
-        "patterns of references that may not, whatever allow says"),
+        "patterns of references that must not be staged, whatever allow says"),
     Key("policy", "allow_addresses", "networks", INSIDE, read.networks,
         "non-public networks that references may reach"),
     Key("policy", "max_image_size", "max_image_size", "0", parse_size,
-        "the largest image; 0 is no limit but the cache's"),
+        "the maximum size of an image; 0: limited only by the cache"),
     Key("policy", "on_transient", "on_transient", "fail", read.one_of("fail", "requeue"),
         "what happens to a job when a server is down or the deadline passes: fail or requeue"),
     Key("policy", "max_requeues", "max_requeues", "3", read.count,
-        "how often one job may be requeued"),
+        "how many times a job may be requeued"),
     Key("policy", "on_node_fault", "on_node_fault", "fail", read.one_of("fail", "drain"),
         "drain: let Slurm drain a node whose cache or state directory is found faulty"),
     Key("policy", "max_user_share", "max_user_share", "0", read.size,
-        "what may be private to one user, 20G or a percentage of max_size; 0 is no limit"),
+        "the maximum private to one user, 20G or a percentage of max_size; 0 is no limit"),
     Key("policy", "verify", "verify", "none", read.verifier,
-        "none; sif: signatures in SIF files; or the path of a program that is asked"),
+        "none; sif: check signatures in SIF files; or the path of a program that decides"),
     Key("policy", "keyring", "keyring", "", read.optional(read.path),
-        "the public keys for sif, a file like Apptainer's pgp-public; its global ones count too"),
+        "the public keys for sif, a file like Apptainer's pgp-public, besides its global keyring"),
     Key("library", "url", "library_url", "https://library.sylabs.io", read.url,
-        "the service of library:// references that name no host"),
+        "the service for library:// references without a host"),
     Key("shub", "url", "shub_url", "https://singularity-hub.org", read.url,
-        "the service of shub:// references that name no host"),
+        "the service for shub:// references without a host"),
     Key("s3", "url", "s3_url", "", read.optional(read.url),
         "the endpoint of s3:// references; default Amazon's"),
     Key("s3", "region", "s3_region", "", read.optional(read.region),
-        "its region; default what the endpoint says"),
+        "its region; default: derived from the endpoint"),
     Key("s3", "auth_file", "s3_auth_file", "", read.optional(read.path),
         "the site's credentials for it, a file like ~/.aws/credentials"),
     Key("s3", "shared", "s3_shared", "no", read.boolean,
-        "whether what they fetch is for all, not for the job's user alone"),
+        "whether what they fetch is shared by all users"),
     Key("swift", "url", "swift_url", "", read.optional(read.url),
         "the storage URL, https://HOST/v1/AUTH_ACCOUNT, for public containers and temp URLs"),
     Key("swift", "auth_file", "swift_auth_file", "", read.optional(read.path),
-        "a file with the site's credentials, in the form of an openrc file"),
+        "the site's credentials, in the format of an openrc file"),
     Key("swift", "shared", "swift_shared", "no", read.boolean,
-        "whether all may use what was fetched with the site's credentials"),
+        "whether what they fetch is shared by all users"),
     Key("site", "path", "site_path", "", read.optional(read.path),
         "a directory that all nodes mount, where images are kept for all of them; default none"),
     Key("site", "account", "site_account", "", str,
-        "who writes there, not the account that fetches; default root"),
+        "the account that writes there, not the one that fetches; default root"),
     Key("site", "lease", "site_lease_s", "60s", parse_duration,
-        "how long a node that fetches for all may be silent; the same on all nodes"),
+        "how long a node that fetches for all may be silent; equal on all nodes"),
     Key("site", "wait", "site_wait_s", "2m", parse_duration,
-        "how long a node waits for another one that gets nowhere"),
+        "how long a node waits for another node's stalled fetch"),
     Key("site", "max_size", "site_max_size", "80%", read.size,
-        "all images there together, 5T or a percentage of the file system"),
+        "the maximum for all images there, 5T or a percentage of the file system"),
     Key("site", "max_age", "site_max_age_s", "30d", parse_duration,
-        "an image there that no node has asked for in this time goes"),
+        "images there that no node has requested in this time are evicted"),
     Key("peers", "use", "peers", "auto", read.one_of("auto", "yes", "no"),
-        "whether the nodes of a job share what they fetch; auto: where libtorrent is installed"),
+        "whether the nodes of a job share what they fetch; auto: if libtorrent is installed"),
     Key("peers", "min_nodes", "peers_min_nodes", "4", read.count,
-        "how many nodes a job has at least for that"),
+        "the minimum number of nodes of such a job"),
     Key("peers", "port", "peers_port", "8478", read.port,
         "the first of the 16 TCP ports that they use"),
     Key("peers", "networks", "peers_networks", INSIDE, read.networks,
         "the networks that peers may be in"),
     Key("peers", "linger", "peers_linger_s", "60s", parse_duration,
-        "how long Prolog goes on sending to the others when its own image is there"),
+        "how long Prolog keeps sending to the others after its own image has arrived"),
     Key("peers", "rate", "peers_rate", "0", parse_size,
-        "how much a node sends to its peers, in bytes per second; 0 is no limit"),
+        "the maximum that a node sends to its peers, in bytes per second; 0 is no limit"),
     Key("peers", "munge_socket", "peers_munge_socket", "", read.optional(read.path),
         "munged's socket if it is not the usual one"),
     Key("prefetch", "within", "prefetch_within_s", "1h", parse_duration,
         "how far `hpcimg prefetch --queue` looks ahead, by Slurm's planned starts"),
     Key("prefetch", "per_user", "prefetch_per_user", "4", read.count,
-        "how many images it brings for one user each time"),
+        "how many images it stages per user each time"),
     Key("prefetch", "images", "prefetch_images", "20", read.count,
-        "how many images it brings each time"),
+        "how many images it stages each time"),
     Key("slurm", "bin", "slurm_bin", "", read.optional(read.path),
         "the directory of squeue and scontrol if it is not one of the system's"),
     Key("slurm", "pyxis", "pyxis", "no", read.boolean,
-        "whether Prolog stages what --container-image of pyxis names, for its importer"),
+        "whether Prolog stages images given to --container-image of pyxis, for its importer"),
     Key("log", "to", "log_to", "syslog", read.log_target,
         "syslog, stderr, or the path of a file"),
 )  # fmt: skip

@@ -1,8 +1,8 @@
-"""Reading the configuration: the values, and where each came from.
+"""Reading the configuration: the values, and where each was set.
 
-INI files as `configparser` reads them, without interpolation: the main file,
-then conf.d/*.conf beside it in order of their names; later files win. An
-unknown section or key is an error that names file, section and key.
+INI files as in `configparser`, without interpolation: the main file, then conf.d/*.conf next to it
+in alphabetical order; later files win. An unknown section or key is an error that names file,
+section and key.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SCHEME = re.compile(r"[a-z][a-z0-9]*")
 
 
 class Setting(NamedTuple):
-    """One key as `hpcimg config` shows it: its value as written, and where it was set."""
+    """One key for `hpcimg config`: its value as written, and where it was set."""
 
     section: str
     name: str
@@ -99,7 +99,7 @@ def _parse(files: list[tuple[str, str]]) -> list[tuple[str, configparser.ConfigP
 
 class _Found(NamedTuple):
     settings: list[Setting]
-    named: dict[str, dict[str, Any]]  # what [registry HOST] and its kin say, by kind and name
+    named: dict[str, dict[str, Any]]  # contents of [registry HOST] and the like, by kind and name
     aliases: dict[str, str]
 
 

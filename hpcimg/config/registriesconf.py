@@ -1,7 +1,6 @@
-"""registries.conf as podman and skopeo have it: mirrors, other places, blocked registries.
+"""registries.conf as in podman and skopeo: mirrors, other locations, blocked registries.
 
-containers-registries.conf(5), version 2. Short names, and what version 1 says,
-are not used.
+containers-registries.conf(5), version 2. Short names, and version 1 of the format, are ignored.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _PULLS = ("all", "digest-only", "tag-only")
 
 
 class Mirror(NamedTuple):
-    """One `[[registry.mirror]]`; `pull` is what it is for, one of all, digest-only, tag-only."""
+    """One `[[registry.mirror]]`; `pull` is its purpose: all, digest-only or tag-only."""
 
     location: str
     insecure: bool
@@ -30,10 +29,9 @@ class Mirror(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """One `[[registry]]`. `location` is "" where the prefix is the location.
+    """One `[[registry]]`. `location` is "" if the prefix is the location.
 
-    `wrong` says why it cannot be followed, and in which file: then there is nothing
-    in it but the prefix, where there is one.
+    `wrong` says why it is invalid, and in which file: then only the prefix is set, if there is one.
     """
 
     prefix: str
@@ -45,18 +43,18 @@ class Rule(NamedTuple):
 
 
 class Match(NamedTuple):
-    """A rule, and the part of an image's name that it is about."""
+    """A rule, and the part of an image's name that it matched."""
 
     rule: Rule
     part: str
 
 
 def read(path: str) -> tuple[Rule, ...]:
-    """Read the file and the drop-ins in `PATH.d/`. What is not there is empty.
+    """Read the file and the drop-ins in `PATH.d/`. Missing files count as empty.
 
-    Of two tables with one prefix that of the later file counts, and in one file the first,
-    as for podman and skopeo.
-    Raises ConfigError for what is no such file; a table that is wrong is a rule that says so.
+    As in podman and skopeo, of two tables with one prefix that in the later file counts, and within
+    a file the first. Raises ConfigError for an invalid file; an invalid table becomes a rule that
+    says so.
     """
     rules: dict[str, Rule] = {}
     lost: list[Rule] = []
@@ -78,8 +76,8 @@ def read(path: str) -> tuple[Rule, ...]:
 
 
 def parse(text: str, path: str) -> tuple[Rule, ...]:
-    """Read one file's text; `path` names it in errors. Raises ConfigError."""
-    import tomllib  # 16 ms, for those who look into a registry
+    """Parse one file's text; `path` names it in errors. Raises ConfigError."""
+    import tomllib  # 16 ms, only needed for registries
 
     try:
         tables = tomllib.loads(text).get("registry", [])
@@ -98,20 +96,20 @@ def is_location(text: str) -> bool:
 def find(rules: tuple[Rule, ...], name: str) -> Match | None:
     """Return the rule for `HOST/REPOSITORY[:TAG][@DIGEST]`: the one with the longest match."""
     matches = [Match(rule, part) for rule in rules if (part := _matched(rule.prefix, name))]
-    # As podman and skopeo have it: what is longer as it is written, `*` included, and of two
-    # that are as long the one that comes first in the alphabet.
+    # As in podman and skopeo: the longest as written, `*` included, and of two equally long ones
+    # the first in alphabetical order.
     return min(matches, key=lambda m: (-len(m.rule.prefix), m.rule.prefix), default=None)
 
 
 def _matched(prefix: str, name: str) -> str:
-    """Return the part of a name that a prefix is about, "" where it is not."""
+    """Return the part of a name that a prefix matches, "" if it does not match."""
     if prefix.startswith("*."):
         host = name.partition("/")[0]
         ends = (host.partition(":")[0], host)
         return next((end for end in ends if end.endswith(prefix[1:])), "")
     if not prefix or not name.startswith(prefix):
         return ""
-    # A host without a port stands for it with any.
+    # A host without a port matches it with any.
     return prefix if name == prefix or name[len(prefix)] in "/:@" else ""
 
 
@@ -124,7 +122,7 @@ def _drop_ins(directory: str) -> list[str]:
 
 
 def _rule(table: dict[str, Any], path: str) -> Rule:
-    """Read one table; where it is wrong, what it is about at least."""
+    """Parse one table; if it is invalid, return at least what it applies to."""
     try:
         return _read_rule(table)
     except ValueError as error:
@@ -141,7 +139,7 @@ def _read_rule(table: dict[str, Any]) -> Rule:
     by_digest = _flag(table, "mirror-by-digest-only")
     host, slash, path = prefix.partition("/")
     return Rule(
-        # As references have it.
+        # In the form used by references.
         prefix=f"{host.lower().removesuffix(':443')}{slash}{path}",
         location="" if location in ("", prefix) else _location(location),
         insecure=_flag(table, "insecure"),
@@ -171,14 +169,14 @@ def _location(text: str) -> str:
 
 def _tables(value: object, name: str) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not all(isinstance(table, dict) for table in value):
-        raise ValueError(f"{name} is no array of tables")  # the file's fault
+        raise ValueError(f"{name} is not an array of tables")  # the file's fault
     return value
 
 
 def _text(table: dict[str, Any], key: str) -> str:
     value = table.get(key, "")
     if not isinstance(value, str):
-        raise ValueError(f"{key} is no string")  # noqa: TRY004
+        raise ValueError(f"{key} is not a string")  # noqa: TRY004
     return value
 
 

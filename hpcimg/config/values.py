@@ -1,4 +1,4 @@
-"""How the values of the configuration are read: each raises ValueError with what to write."""
+"""Parsers for the values of the configuration: each raises ValueError with what to write."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from hpcimg.config.registriesconf import is_location
 from hpcimg.units import parse_percent, parse_size
 
 _REGION = re.compile(r"[a-z0-9-]{1,64}")
-# Of squashfs file systems, with the highest level; 0 where there are no levels.
+# For squashfs file systems, with the highest level; 0 if there are no levels.
 _COMPRESSORS = {"lz4": 0, "xz": 0, "gzip": 9, "zstd": 22}
 
 
 class Size(NamedTuple):
-    """A size in bytes, or a percentage of the file system it is about."""
+    """A size in bytes, or a percentage of a file system."""
 
     size_bytes: int = 0
     percent: float = 0.0
@@ -29,25 +29,25 @@ class Size(NamedTuple):
 
 
 def path(text: str) -> str:
-    """Read an absolute path; `%n` in it is the node's name."""
+    """Parse an absolute path; `%n` in it is the node's name."""
     found = text.replace("%n", conffiles.node_name())
-    # Paths go unquoted into task lines, JSON and colon-separated lists.
+    # Paths appear unquoted in task lines, JSON and colon-separated lists.
     if not found.startswith("/") or any(not c.isprintable() or c in ":\"'\\ " for c in found):
         raise ValueError(f"{text!r} is not an absolute path without spaces, quotes and colons")
     if found != os.path.normpath(found):
-        raise ValueError(f"{text!r} is not written plainly; write {os.path.normpath(found)}")
+        raise ValueError(f"{text!r} is not normalized; write {os.path.normpath(found)}")
     return found
 
 
 def size(text: str) -> Size:
-    """Read 200G or 80%."""
+    """Parse 200G or 80%."""
     if text.endswith("%"):
         return Size(percent=parse_percent(text))
     return Size(size_bytes=parse_size(text))
 
 
 def boolean(text: str) -> bool:
-    """Read yes or no."""
+    """Parse yes or no."""
     known = {**dict.fromkeys(conffiles.YES, True), **dict.fromkeys(("no", "false", "off"), False)}
     if text.lower() not in known:
         raise ValueError(f"{text!r} is neither yes nor no")
@@ -55,26 +55,26 @@ def boolean(text: str) -> bool:
 
 
 def url(text: str) -> str:
-    """Read the address of a service."""
+    """Parse the address of a service."""
     if not text.startswith(("https://", "http://")) or "@" in text or not text.isprintable():
         raise ValueError(f"{text!r} is not an address; write https://HOST/PATH")
     return text.rstrip("/")
 
 
 def region(text: str) -> str:
-    """Read the name of a region."""
+    """Parse the name of a region."""
     if not _REGION.fullmatch(text):
         raise ValueError(f"{text!r} is not a region; write one like eu-west-1")
     return text
 
 
 def optional(read: Callable[[str], str]) -> Callable[[str], str]:
-    """Return a reader that takes nothing at all, too."""
+    """Return a parser that also accepts an empty value."""
     return lambda text: read(text) if text else ""
 
 
 def count(text: str) -> int:
-    """Read a number."""
+    """Parse a number."""
     if not text.isdecimal():
         raise ValueError(f"{text!r} is not a number")
     return int(text)
@@ -89,12 +89,12 @@ def port(text: str) -> int:
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Read words between blanks or commas."""
+    """Parse words separated by blanks or commas."""
     return tuple(text.replace(",", " ").split())
 
 
 def networks(text: str) -> tuple[str, ...]:
-    """Read networks, of IPv4 and IPv6."""
+    """Parse IPv4 and IPv6 networks."""
     for word in words(text):
         try:
             ipaddress.ip_network(word)
@@ -104,7 +104,7 @@ def networks(text: str) -> tuple[str, ...]:
 
 
 def mirrors(text: str) -> tuple[str, ...]:
-    """Read places of registries."""
+    """Parse locations of registries."""
     for word in words(text):
         if not is_location(word):
             raise ValueError(f"{word!r} is not a mirror; write HOST[:PORT][/PREFIX]")
@@ -112,7 +112,7 @@ def mirrors(text: str) -> tuple[str, ...]:
 
 
 def one_of(*choices: str) -> Callable[[str], str]:
-    """Return a reader of one of these words."""
+    """Return a parser for one of these words."""
 
     def read(text: str) -> str:
         if text not in choices:
@@ -123,7 +123,7 @@ def one_of(*choices: str) -> Callable[[str], str]:
 
 
 def compression(text: str) -> str:
-    """Read a compressor of squashfs file systems, with a level."""
+    """Parse a squashfs compressor, with an optional level."""
     name, colon, level = text.partition(":")
     most = _COMPRESSORS.get(name, -1)
     if most < 0 or (colon and not (level.isdecimal() and 1 <= int(level) <= most)):
@@ -135,10 +135,10 @@ def compression(text: str) -> str:
 
 
 def verifier(text: str) -> str:
-    """Read none, sif or the path of a program."""
+    """Parse none, sif or the path of a program."""
     return text if text in ("none", "sif") else path(text)
 
 
 def log_target(text: str) -> str:
-    """Read syslog, stderr or a path."""
+    """Parse syslog, stderr or a path."""
     return text if text in ("syslog", "stderr") else path(text)

@@ -1,4 +1,4 @@
-"""What a converted image has besides its layers."""
+"""What a converted image contains in addition to its layers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ Entry = tuple[Member, bytes]  # with the content of a file
 
 
 class Additions(NamedTuple):
-    """Files and directories that are added; symbolic links on the way to them are followed.
+    """Files and directories to add; symbolic links on the way to them are followed.
 
-    `over` take the place of what the layers have, `under` are for where they have
-    nothing. `directories` are made where there is nothing, with those above them.
+    `over` replaces what the layers have, `under` applies where they have nothing. `directories` are
+    created where there is nothing, with their parents.
     """
 
     over: tuple[Entry, ...] = ()

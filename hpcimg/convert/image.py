@@ -1,4 +1,4 @@
-"""Converting one image: its layers and configuration in, one SIF or squashfs file out."""
+"""Converting one image: from its layers and configuration to one SIF or squashfs file."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ from hpcimg.convert.writer import Writer
 from hpcimg.errors import NotAnImage
 from hpcimg.image import ociconfig
 
-_LAYER_BYTES = 1 << 30  # that any layer may unpack to
+_LAYER_BYTES = 1 << 30  # that any layer may unpack to, in addition
 
 
 class Work(NamedTuple):
     """One image to convert.
 
-    `uri` is for errors, `config` the text of its OCI configuration. `layers` are
-    open files, the lowest first, `output` an empty regular file that this process
-    may also open by /proc/self/fd; all stay open. `directory` is an empty one on the
-    file system of the output; what is left in it is for the caller to remove.
-    `format` is sif or squashfs, `compression` as in `[stage] compression`.
+    `uri` is for errors, `config` the text of its OCI configuration. `layers` are open files, lowest
+    first, `output` is an empty regular file that this process may also open by /proc/self/fd; all
+    stay open. `directory` is empty and on the file system of the output; the caller removes what is
+    left in it. `format` is sif or squashfs, `compression` as in `[stage] compression`.
     `max_unpacked_bytes` limits the files in the image; 0 is no limit.
     """
 
@@ -42,10 +41,9 @@ class Work(NamedTuple):
 
 
 def convert(work: Work, tell: Tell) -> None:
-    """Fill the output, and tell how far it is.
+    """Fill the output, and report progress.
 
-    To be called from the main thread: mksquashfs ends when the thread does.
-    Raises HpcimgError, OSError.
+    Call it from the main thread: mksquashfs ends when the thread does. Raises HpcimgError, OSError.
     """
     config = ociconfig.parse(work.config, work.uri)
     layers = _layers(work, config.diff_ids)
@@ -76,7 +74,7 @@ def convert(work: Work, tell: Tell) -> None:
 
 
 def _layers(work: Work, diff_ids: tuple[str, ...]) -> list[Layer]:
-    """Return the layers, with what the configuration says of them. Raises NotAnImage."""
+    """Return the layers, with their digests from the configuration. Raises NotAnImage."""
     if not work.layers:
         raise NotAnImage(f"{work.uri} cannot be converted", why="it has no layers")
     if diff_ids and len(diff_ids) != len(work.layers):
@@ -85,7 +83,7 @@ def _layers(work: Work, diff_ids: tuple[str, ...]) -> list[Layer]:
             why=f"it has {len(work.layers)} layers, and its configuration says {len(diff_ids)}",
             do="Build the image again, or use another one.",
         )
-    # What higher layers hide, and headers, are no files of the image.
+    # Layers also contain headers, and files hidden by higher layers.
     most = work.max_unpacked_bytes and _LAYER_BYTES + 2 * work.max_unpacked_bytes
     return [
         Layer(

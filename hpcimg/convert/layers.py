@@ -151,7 +151,7 @@ class Reader:
     def skip_to(self, position: int, *, may_end: bool = False) -> None:
         """Leave out what is before a position. One that was passed is an error of the layer."""
         if position < self.position:
-            raise self.layer.damaged("a file's header is wrong")
+            raise self.layer.damaged("a file's header is invalid")
         while position > self._before + len(self._chunk):
             if not self._next():
                 if may_end:
@@ -199,7 +199,7 @@ class _Source:
         self.expected = expected
         self._algorithm = expected.partition(":")[0]
         if expected and self._algorithm not in _DIGESTS:
-            raise layer.refused(f"its digest is of a kind that is not known here: {expected[:80]}")
+            raise layer.refused(f"its digest is of an unsupported kind: {expected[:80]}")
         self._hash = hashlib.new(self._algorithm) if expected else None
 
     def chunks(self) -> Unpacked:
@@ -208,7 +208,7 @@ class _Source:
         for at, magic, name in _OTHERS:
             if head.startswith(magic, at):
                 raise self._layer.refused(
-                    f"it is packed with {name}; layers may be plain, or packed with gzip or zstd"
+                    f"it is compressed with {name}; layers must be plain, gzip or zstd"
                 )
         if head.startswith(_GZIP):
             return _ahead(self._digested(self._gunzip()))
@@ -271,7 +271,7 @@ class _Source:
         while begun and (unpacked := unzip.decompress(b"", _CHUNK)):
             yield unpacked
         if begun and not unzip.eof:
-            raise self._layer.damaged("gzip: it is cut short")
+            raise self._layer.damaged("gzip: it is truncated")
 
     def _zstd_library(self) -> Unpacked:
         unzip, begun = zstd.ZstdDecompressor(), False
@@ -287,13 +287,13 @@ class _Source:
         except zstd.ZstdError as error:
             raise self._layer.damaged(f"zstd: {error}") from None
         if begun:
-            raise self._layer.damaged("zstd: it is cut short")
+            raise self._layer.damaged("zstd: it is truncated")
 
     def _zstd_program(self) -> Unpacked:
         program = programs.find("zstd")
         if not program:
             raise MissingTool(
-                f"{self._layer.what} is packed with zstd, which this node cannot unpack",
+                f"{self._layer.what} is compressed with zstd, which this node cannot decompress",
                 do="Administrators: install the program zstd on this node.",
             )
         os.lseek(self._layer.descriptor, 0, os.SEEK_SET)

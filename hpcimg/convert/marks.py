@@ -1,4 +1,4 @@
-"""The names in a layer that stand for what is gone: OCI image specification, layer.md, "Whiteouts".
+"""Names in a layer that mark removed files: OCI image specification, layer.md, "Whiteouts".
 
 What Docker took over from aufs is left out: https://aufs.sourceforge.net, "Whiteout".
 """
@@ -9,7 +9,7 @@ from enum import Enum, auto
 
 
 class Mark(Enum):
-    """What a name says."""
+    """The meaning of a name."""
 
     NONE = auto()  # it is the name of a file
     WHITEOUT = auto()
@@ -25,7 +25,7 @@ _AUFS = Mark.AUFS, b""
 
 
 def read(name: bytes) -> tuple[Mark, bytes]:
-    """Return what a name says, and the path that it says it of."""
+    """Return the meaning of a name, and the path that it applies to."""
     if MARK not in name:
         return _FILE
     directory, slash, last = name.rpartition(b"/")

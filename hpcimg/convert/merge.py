@@ -1,9 +1,8 @@
-"""Merging the layers of an image, highest first, into one row of members.
+"""Merging the layers of an image, highest first, into one sequence of members.
 
-OCI image specification, layer.md, "Applying Changesets". What lies lower is known to be
-hidden before it is read, so each layer is read once, and nothing is written that does
-not stay. It is the way of nearly all images; what it cannot tell, it leaves to
-`hpcimg.convert.replay`, by raising NeedsReplay.
+OCI image specification, layer.md, "Applying Changesets". Whatever a lower layer hides is known
+before it is read, so each layer is read once, and only what stays is written. This works for nearly
+all images; the others are left to `hpcimg.convert.replay` by raising NeedsReplay.
 """
 
 from __future__ import annotations
@@ -20,19 +19,19 @@ from hpcimg.convert.tar import DEVICE, DIRECTORY, LINK, SYMLINK, Member, members
 from hpcimg.convert.tree import NeedsReplay, Tree
 from hpcimg.convert.writer import Attributes, Budget, Writer
 
-# Takes how much of a layer, by its number, was read.
+# Called with the number of a layer and how much of it was read.
 Progress = Callable[[int, int], None]
 
-_LEFT_OUT = b""  # it is a device
-# Where the content of a path is: written under this name, or the member of this number in the
-# layer at hand.
+_LEFT_OUT = b""  # a device node
+# Where the content of a path is: under the name that it was written as, or in the member with this
+# number in the current layer.
 _Place = bytes | int
 
 
 def merge(
     writer: Writer, layers: Sequence[Layer], additions: Additions, progress: Progress
 ) -> None:
-    """Write what is left of the layers, the lowest first, and the additions.
+    """Write what remains of the layers, lowest first, and the additions.
 
     Raises HpcimgError, NeedsReplay, and what the receiver raises.
     """
@@ -44,7 +43,7 @@ def merge(
 
 
 class _Merging:
-    """The layers laid so far."""
+    """The layers applied so far."""
 
     def __init__(self, writer: Writer, layers: int) -> None:
         self.tree = Tree(layers, writer.uri)
@@ -53,7 +52,7 @@ class _Merging:
         self._budget = Budget(writer.uri)
 
     def begin(self, additions: Additions) -> None:
-        """Lay what goes before all layers."""
+        """Apply what takes precedence over all layers."""
         for member, content in additions.over:
             if member.kind == DIRECTORY:
                 self.tree.take_directory(member.name)
@@ -61,7 +60,7 @@ class _Merging:
             else:
                 self.tree.take(member.name)
                 self.writer.write_own(member, content, member.name)
-        # What is made at the end may lead through links, too.
+        # Paths created at the end may lead through links, too.
         for member, _ in additions.under:
             self.tree.pass_to(member.name)
         for path in additions.directories:
@@ -69,7 +68,7 @@ class _Merging:
             self.tree.pass_to(path)
 
     def lay(self, layer: Layer, number: int, progress: Progress) -> None:
-        """Lay the next lower layer under those before."""
+        """Apply the next lower layer."""
         self.tree.begin(number)
         run, tell = _Run(self), partial(progress, number)
         with closing(Reader(layer, tell)) as reader:
@@ -85,9 +84,9 @@ class _Merging:
         run.end()
 
     def end(self, additions: Additions) -> None:
-        """Add what goes under all layers, and all directories.
+        """Add what applies below all layers, and all directories.
 
-        A layer may say more of a directory after what is in it.
+        A layer may describe a directory after its content.
         """
         for path in additions.directories:
             self.tree.add_missing(path, directory=True)
@@ -103,23 +102,23 @@ class _Merging:
 
 
 class _Run:
-    """One layer while it is read. `copies`: what has to be read once more, and its names."""
+    """One layer while it is read. `copies` are members to be read again, and their names."""
 
     def __init__(self, merging: _Merging) -> None:
         self.copies: dict[int, list[bytes]] = {}
         self._tree = merging.tree
         self._writer = merging.writer
         self._all_directories = merging.directories
-        self._places: dict[bytes, _Place] = {}  # of what was not written under its own name
+        self._places: dict[bytes, _Place] = {}  # of paths not written under their own name
         self._directories: dict[bytes, Attributes] = {}
         self._gone: set[bytes] = set()
         self._opaque: set[bytes] = set()
 
     def take(self, index: int, member: Member, reader: Reader) -> None:
-        """Write a member where it counts, and remember what it means for others."""
+        """Write a member if it counts, and remember what it means for others."""
         name, kind = member.name, member.kind
         if not name:
-            return  # the root, whose attributes are not the layers' to say
+            return  # the root, whose attributes layers do not decide
         if MARK in name and (said := marks.read(name))[0] is not Mark.NONE:
             self._take_mark(*said, index, member)
         elif kind == DIRECTORY:
@@ -133,12 +132,12 @@ class _Run:
             self._take_other(index, member, reader)
 
     def end(self) -> None:
-        """Make known to lower layers what this one hides."""
+        """Make what this layer hides known to lower layers."""
         if self._gone or self._opaque:
             self._tree.check_implied(self._gone, self._opaque)
         for name, attributes in self._directories.items():
             self._all_directories.setdefault(name, attributes)
-        for name in sorted(self._opaque, reverse=True):  # a directory after those in it
+        for name in sorted(self._opaque, reverse=True):  # a directory after its subdirectories
             self._tree.make_opaque(name)
         for name in self._gone:
             self._tree.white_out(name)
@@ -147,7 +146,7 @@ class _Run:
         if mark is not Mark.AUFS:
             self._tree.pass_to(member.name)
             (self._opaque if mark is Mark.OPAQUE else self._gone).add(path)
-        elif member.kind != DIRECTORY:  # aufs keeps the targets of hard links so
+        elif member.kind != DIRECTORY:  # aufs stores targets of hard links there
             self._places[member.name] = _LEFT_OUT if member.kind == DEVICE else index
 
     def _take_other(self, index: int, member: Member, reader: Reader) -> None:
@@ -170,7 +169,7 @@ class _Run:
         place = self._places.get(target)
         if place is None:
             if not self._tree.taken_here(target):
-                raise NeedsReplay  # it is in a lower layer, has another name, or is not there
+                raise NeedsReplay  # it is in a lower layer, has another name, or does not exist
             place = target
         if self._tree.is_link(target):
             self._tree.note_link(name)

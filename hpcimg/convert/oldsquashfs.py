@@ -1,7 +1,7 @@
-"""Packing a merged image by a mksquashfs that reads no archives: squashfs-tools 4.3 and 4.4.
+"""Packing a merged image with a mksquashfs that cannot read archives: squashfs-tools 4.3 and 4.4.
 
-The image is unpacked into a directory first, so the disk has to have room for its
-files. Options are those that 4.3 has.
+The image is first unpacked into a directory, so the disk needs room for its files. Only options of
+4.3 are used.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _run(
 
 
 def _known(mksquashfs: Mksquashfs, compression: str) -> str:
-    """Return the compression that is wanted, or one that is always there: builds differ."""
+    """Return the wanted compression, or one that is always available: builds differ."""
     said = subprocess.run(
         [mksquashfs.path, "-help"],
         stdin=subprocess.DEVNULL,
@@ -89,7 +89,7 @@ def _known(mksquashfs: Mksquashfs, compression: str) -> str:
 
 
 def _move(output: int, offset: int) -> None:
-    """Move what is in a file behind zeros, from its end on: that needs no room besides."""
+    """Move the content of a file behind zeros, from its end: this needs no extra room."""
     at = os.fstat(output).st_size
     while at:
         size = min(_CHUNK, at)

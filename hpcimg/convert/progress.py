@@ -1,4 +1,4 @@
-"""How far a conversion is, as it is told."""
+"""Progress reports of a conversion."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Callable
 from hpcimg.convert.layers import Layer
 from hpcimg.convert.receiver import Receiver
 
-# Bytes that are done, and all; the bytes that are on the disk beside the image.
+# Bytes done, bytes in total, bytes on the disk in addition to the image's.
 Tell = Callable[[int, int, int], None]
 _TELL_EVERY_S = 0.25
 
 
 class Progress:
-    """Word of how far the layers are read: never less than before, and not too often.
+    """Reports how much of the layers was read: never decreasing, and not too often.
 
-    Where packing comes `apart`, after the reading, it counts as much as that.
+    If packing is `apart`, after the reading, it counts for as much again.
     """
 
     def __init__(self, tell: Tell, layers: list[Layer], *, apart: bool) -> None:
@@ -29,22 +29,22 @@ class Progress:
         self._next = 0.0
 
     def read(self, receiver: Receiver, number: int, size_bytes: int) -> None:
-        """Take the bytes that are read of a layer, those above it being done."""
+        """Note how much of a layer is read, those above it being done."""
         self._disk_bytes = receiver.disk_bytes
         self._say(sum(self._sizes[number + 1 :]) + size_bytes)
 
     def packed(self, size_bytes: int) -> None:
-        """Take the bytes of the image, which is about as large as the layers."""
+        """Note the size of the image, which ends up about as large as the layers."""
         layers = sum(self._sizes)
         self._say(layers + min(size_bytes, layers))
 
     def end(self) -> None:
-        """Tell that all is done."""
+        """Report that all is done."""
         self._next = 0
         self._say(self._total)
 
     def _say(self, done: int) -> None:
-        # What is read again is no progress, but may be written to the disk.
+        # Reading a layer again is no progress, but may write to the disk.
         self._done = max(self._done, done)
         known, now = (self._done, self._disk_bytes), time.monotonic()
         if now >= self._next and known != self._told:

@@ -1,4 +1,4 @@
-"""What takes the members of a merged image: an archive on its way, or a directory."""
+"""The destination of a merged image's members: an archive stream, or a directory."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from hpcimg.convert.tar import Member
 
 
 class Receiver(Protocol):
-    """Takes members one by one; each name comes once, the target of a hard link before it.
+    """Receives members one by one; each name once, the target of a hard link before it.
 
-    `content_bytes` is what the files hold so far, `disk_bytes` what they take on the disk.
+    `content_bytes` is the total size of the files so far, `disk_bytes` the disk space they take.
     """
 
     content_bytes: int
     disk_bytes: int
 
     def add(self, member: Member, content: Iterable[bytes] = ()) -> None:
-        """Add a member; of a file, `content` yields its `size` bytes."""
+        """Add a member; for a file, `content` yields its `size` bytes."""

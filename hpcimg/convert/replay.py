@@ -1,10 +1,9 @@
-"""Merging layers as if they were unpacked one upon the other, in a tree that is in memory only.
+"""Merging layers as if they were unpacked on top of each other, in a tree in memory.
 
-This is for images that `hpcimg.convert.merge` cannot tell from the top: that name
-paths through symbolic links, one path twice, or the files of lower layers by hard
-links. All layers are read to know what stays, and then once more to write it. Links
-are followed as umoci and podman's vfs do, and never out of the root: nothing is looked up
-on a real file system. docs/converted-images.md has the rules.
+This is for images that `hpcimg.convert.merge` cannot handle: with paths through symbolic links, the
+same path twice, or hard links to files of lower layers. All layers are read to find out what stays,
+and then again to write it. Links are followed as in umoci and podman's vfs, and never out of the
+root: nothing is looked up on a real file system. docs/converted-images.md has the rules.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ from hpcimg.convert.tar import (
 from hpcimg.convert.writer import Attributes, Budget, Writer
 from hpcimg.errors import NotAnImage
 
-_MOST_LINKS = 255  # that one path leads through; the kernel takes 40, umoci 255
+_MOST_LINKS = 255  # per path; the kernel allows 40, umoci 255
 
 
 class _Leaf(NamedTuple):
-    """What is no directory: the member of this number in a layer. Hard links share one."""
+    """Anything but a directory: the member with this number in a layer. Hard links share one."""
 
     layer: int
     number: int
@@ -46,7 +45,7 @@ class _Leaf(NamedTuple):
 
 
 class _Directory:
-    """A directory, and what a layer says of it."""
+    """A directory, with its attributes from a layer."""
 
     __slots__ = ("children", "told")
 
@@ -57,17 +56,17 @@ class _Directory:
 
 _Node = _Directory | _Leaf
 _New = TypeVar("_New", _Directory, _Leaf)
-_Way = list[tuple[bytes, _Node | None]]  # names from the root, None where nothing is yet
+_Way = list[tuple[bytes, _Node | None]]  # names from the root, None where nothing exists yet
 
 
 class _Astray(Exception):
-    """A path leads through too many links, or is too long; says why."""
+    """A path leads through too many links, or is too long; the message says why."""
 
 
 def replay(
     writer: Writer, layers: Sequence[Layer], additions: Additions, progress: Progress
 ) -> None:
-    """Write what is left of the layers, the lowest first, and the additions.
+    """Write what remains of the layers, lowest first, and the additions.
 
     Raises HpcimgError, and what the receiver raises.
     """
@@ -99,7 +98,7 @@ def replay(
 
 
 class _Tree:
-    """The files of an image as far as layers were applied."""
+    """The files of an image after the layers applied so far."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
@@ -108,19 +107,19 @@ class _Tree:
         self.begin(0)
 
     def begin(self, layer: int) -> None:
-        """Go on with the next higher layer."""
+        """Continue with the next higher layer."""
         self._layer = layer
-        # What the layer touched, and what that is in: its whiteouts are not for these.
+        # Paths created by this layer, and their parents: its whiteouts do not apply to them.
         self._touched: set[bytes] = set()
         self._aufs: dict[bytes, _Leaf] = {}
-        # Where directories' names lead, until that may have changed.
+        # Cache of where directory names lead, until that may have changed.
         self._known: dict[bytes, tuple[bytes, _Directory]] = {}
 
     def apply(self, index: int, member: Member) -> None:
-        """Do what unpacking a member does. Raises NotAnImage, _Astray."""
+        """Do what unpacking a member would do. Raises NotAnImage, _Astray."""
         self._budget.spend(len(member.name) + len(member.target))
         if not member.name:
-            return  # the root, whose attributes are not the layers' to say
+            return  # the root, whose attributes layers do not decide
         mark, path = marks.read(member.name)
         leaf = _Leaf(self._layer, index, member.kind, member.target)
         if mark is Mark.AUFS:
@@ -141,7 +140,7 @@ class _Tree:
             self._put(member.name, leaf)
 
     def add(self, additions: Additions, now: int) -> None:
-        """Add what is in no layer, where the way to it leads somewhere."""
+        """Add what is in no layer, unless its path leads nowhere."""
         over = len(additions.over)
         for index, (member, _) in enumerate((*additions.over, *additions.under)):
             if index == over:
@@ -158,7 +157,7 @@ class _Tree:
     def plan(
         self, layers: int
     ) -> tuple[list[tuple[bytes, Attributes | None]], list[dict[int, list[bytes]]]]:
-        """Return all directories, and of each layer the members that stay, by their names."""
+        """Return all directories, and for each layer the members that stay, by their names."""
         directories: list[tuple[bytes, Attributes | None]] = []
         names: list[dict[int, list[bytes]]] = [{} for _ in range(layers)]
         for path, node in self._walk():
@@ -185,12 +184,12 @@ class _Tree:
         hidden = self._aufs.get(target)
         leaf = hidden or self._look_up(target)
         above, last, path = self._place(name)
-        if above.children.pop(last, None):  # which may have been the target, or on the way to it
+        if above.children.pop(last, None):  # it may have been the target, or on the way to it
             self._known.clear()
         if not isinstance(leaf, _Leaf) or not (hidden or self._look_up(target)):
             raise NotAnImage(
                 f"{self._uri} cannot be converted",
-                why=f"{shown(name)} is a hard link to {shown(target)}, which is not there",
+                why=f"{shown(name)} is a hard link to {shown(target)}, which does not exist",
                 do="Build the image again, or use another one.",
             )
         self._set(above, last, leaf)
@@ -203,13 +202,13 @@ class _Tree:
                 self._make(way)
 
     def _is_free(self, name: bytes) -> bool:
-        """Tell whether nothing is there, nor a file in the place of a directory on the way."""
+        """Tell whether the path is free: nothing exists there, and no file is on the way."""
         above, _ = _split(name)
         blocked = any(isinstance(node, _Leaf) for _, node in self._resolve(above))
         return not blocked and self._look_up(name) is None
 
     def _white_out(self, path: bytes) -> None:
-        """Remove what lower layers have there. Nothing is made on the way to it."""
+        """Remove what lower layers have there, without creating anything on the way."""
         directory, last = _split(path)
         way = self._resolve(directory)
         above = way[-1][1] if way else self._root
@@ -237,7 +236,7 @@ class _Tree:
         self._known.clear()
 
     def _set(self, above: _Directory, last: bytes, node: _New) -> _New:
-        """Put something into a directory, in the place of what is there."""
+        """Put something into a directory, replacing what is there."""
         old = above.children.get(last)
         if isinstance(old, _Directory) or (old and old.kind == SYMLINK):
             self._known.clear()
@@ -250,23 +249,23 @@ class _Tree:
             path = path[: max(0, path.rfind(b"/"))]
 
     def _place(self, name: bytes) -> tuple[_Directory, bytes, bytes]:
-        """Return the directory that a name is in, made if need be, its last part, its path."""
+        """Return the parent of a name, created if necessary, its last component, and its path."""
         directory, last = _split(name)
         path, above = self._enter(directory)
         path = path + b"/" + last if path else last
-        self._budget.spend(len(path), names=0)  # links make short names long
+        self._budget.spend(len(path), names=0)  # links turn short names into long paths
         if len(path) > MAX_PATH_BYTES:
             raise _Astray("leads to a path that is too long")
         return above, last, path
 
     def _enter(self, name: bytes) -> tuple[bytes, _Directory]:
-        """Return where a directory's name leads, and the directory, which is made if need be."""
+        """Return where a directory's name leads, and the directory, created if necessary."""
         if name not in self._known:
             self._known[name] = self._make(self._resolve(name))
         return self._known[name]
 
     def _make(self, way: _Way) -> tuple[bytes, _Directory]:
-        """Make what is missing of a way. What is no directory gives way to one."""
+        """Create what is missing on a path, replacing anything that is not a directory."""
         directory = self._root
         for part, node in way:
             if not isinstance(node, _Directory):
@@ -278,16 +277,16 @@ class _Tree:
         return b"/".join(part for part, _ in way), directory
 
     def _look_up(self, name: bytes) -> _Node | None:
-        """Return what has a name. If it is a link itself, it is not followed."""
+        """Return what has this name, without following it if it is a link."""
         directory, last = _split(name)
         way = self._resolve(directory)
         above = way[-1][1] if way else self._root
         return above.children.get(last) if isinstance(above, _Directory) else None
 
     def _resolve(self, name: bytes) -> _Way:
-        """Return the way to a directory, all links followed, within the root.
+        """Return the path to a directory, all links followed, within the root.
 
-        What is not there is no link, and `..` behind it leads back.
+        What does not exist is not a link, and `..` after it leads back.
         """
         way: _Way = []
         todo = name.split(b"/")[::-1]
@@ -313,7 +312,7 @@ class _Tree:
         return way
 
     def _walk(self) -> Iterator[tuple[bytes, _Node]]:
-        """Yield all that there is, with its path."""
+        """Yield everything in the tree, with its path."""
         waiting = [(b"", self._root)]
         while waiting:
             name, directory = waiting.pop()

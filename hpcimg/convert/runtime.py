@@ -1,8 +1,8 @@
-"""The files that container runtimes look for in an image, made from its OCI configuration.
+"""The files that container runtimes expect in an image, made from its OCI configuration.
 
-Apptainer and SingularityCE: `.singularity.d`, as they have it in images that they
-make from OCI ones. Enroot, with pyxis: `/etc/environment` and `/etc/rc`, which it
-reads from squashfs files. All of it is in docs/converted-images.md.
+Apptainer and SingularityCE: `.singularity.d`, as in images that they convert from OCI themselves.
+Enroot, with pyxis: `/etc/environment` and `/etc/rc`, which it reads from squashfs files.
+docs/converted-images.md describes all of it.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _SHELL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def additions(config: OciConfig, format_: str) -> Additions:
-    """Return what an image of this format, sif or squashfs, has for its runtime."""
+    """Return the files that an image of this format, sif or squashfs, needs for its runtime."""
     return Additions(
         tuple(_over_image(config, format_)), tuple(_under_image()), _working_dir(config)
     )
 
 
 def _working_dir(config: OciConfig) -> tuple[bytes, ...]:
-    """Return the working directory, as a path below the root; runtimes cannot always make it."""
+    """Return the working directory as a path below the root; not all runtimes create it."""
     path = posixpath.normpath(f"/{config.working_dir}").strip("/").encode()
     longest = max(map(len, path.split(b"/")))
     fits = len(path) <= MAX_PATH_BYTES and longest <= MAX_COMPONENT_BYTES
@@ -49,14 +49,14 @@ def _over_image(config: OciConfig, format_: str) -> list[Entry]:
         _directory(".singularity.d/libs"),
         _file(".singularity.d/oci-config.json", config.text),
         _file(".singularity.d/labels.json", json.dumps(config.labels, indent=1) + "\n"),
-        # Under this name, runtimes complete PATH after it.
+        # Under this name: runtimes then complete PATH.
         _script(".singularity.d/env/10-docker2singularity.sh", environment(config)),
         _script(".singularity.d/env/90-environment.sh", "# Nothing of the image's.\n"),
-        # Under this name, runtimes set the user's own variables after it.
+        # Under this name: runtimes then set the user's own variables.
         _script(".singularity.d/env/99-base.sh", _BASE),
         _script(".singularity.d/runscript", runscript(config)),
         _script(".singularity.d/startscript", "# Nothing to start.\n"),
-        # Runtimes mount the node's own over them.
+        # Runtimes mount the node's files over these.
         _file("etc/hosts", ""),
         _file("etc/resolv.conf", ""),
     ]
@@ -79,9 +79,9 @@ def _under_image() -> list[Entry]:
 
 
 def environment(config: OciConfig) -> str:
-    """Return shell lines that set the image's variables, PATH always, others where not set.
+    """Return shell lines that set the image's variables: PATH always, others unless set.
 
-    Names that no shell takes are left out: a line with one would end the script.
+    Names that no shell accepts are omitted: such a line would end the script.
     """
     lines = []
     for name, value in config.variables:
@@ -93,7 +93,7 @@ def environment(config: OciConfig) -> str:
 
 
 def runscript(config: OciConfig) -> str:
-    """Return what runs Entrypoint with the arguments given, or those of Cmd. Nothing expands."""
+    """Return a script that runs Entrypoint with its arguments, or those of Cmd, unexpanded."""
     lines = []
     if config.command:
         lines.append(f"[ $# -gt 0 ] || set -- {_words(config.command)}\n")
@@ -111,14 +111,14 @@ _LINKS = {
     ".test": "actions/test",
 }
 
-# The directory into which runtimes mount the node's GPU libraries.
+# The directory in which runtimes mount the node's GPU libraries.
 _BASE = """\
 LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}/.singularity.d/libs"
 PS1="${PS1:-Apptainer> }"
 export LD_LIBRARY_PATH PS1
 """
 
-# For Singularity before 3.6; later runtimes have these scripts within themselves.
+# For Singularity before 3.6; later runtimes have these scripts built in.
 _ENVIRONMENT = """\
 for script in /.singularity.d/env/*.sh; do
     [ ! -f "$script" ] || . "$script"
@@ -134,7 +134,7 @@ _ACTIONS = {
 
 
 def _enroot_environment(config: OciConfig) -> str:
-    # One a line, unquoted: there is no way to write what has several lines.
+    # One per line, unquoted: multi-line values cannot be expressed.
     lines = (f"{name}={value}" for name, value in config.variables)
     return "".join(f"{line}\n" for line in lines if "\n" not in line)
 

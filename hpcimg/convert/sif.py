@@ -1,4 +1,4 @@
-"""The front of a SIF file whose only object is a squashfs: github.com/apptainer/sif, pkg/sif."""
+"""The header of a SIF file whose only object is a squashfs: github.com/apptainer/sif, pkg/sif."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from hpcimg.image.formats import (  # fmt: skip
 _LAUNCH = b"#!/usr/bin/env run-singularity\n"
 _VERSION = b"01"
 _UNKNOWN = b"00"
-_DESCRIPTORS = 48  # as Apptainer has it: room for signatures
+_DESCRIPTORS = 48  # as in Apptainer: leaves room for signatures
 _DESCRIPTORS_OFFSET = 4096
 _DATA_OFFSET = _DESCRIPTORS_OFFSET + _DESCRIPTORS * SIF_DESCRIPTOR.size
 _GROUP = 0xF0000001
 _SQUASHFS = 1
 
-# Where the squashfs begins: at a page, on machines with large ones too.
+# Where the squashfs begins: aligned to a page, also on machines with large pages.
 PARTITION_OFFSET = 65536
 
 
 def write_front(output: int) -> None:
-    """Complete a file that holds a squashfs from PARTITION_OFFSET to its end."""
+    """Complete a file that contains a squashfs from PARTITION_OFFSET to its end."""
     size = os.fstat(output).st_size - PARTITION_OFFSET
     padded = size + PARTITION_OFFSET - _DATA_OFFSET
     now = int(time.time())

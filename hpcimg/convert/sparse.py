@@ -1,7 +1,7 @@
 """Files with holes in a tar archive: GNU tar manual, "Storing Sparse Files".
 
-The old GNU format has the table in the header and in blocks behind it; pax
-formats 0.0 and 0.1 have it in records, format 1.0 in front of the content.
+The old GNU format has the table in the header and in the blocks after it; pax formats 0.0 and 0.1
+have it in records, format 1.0 before the content.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 from hpcimg.convert.layers import Layer, Reader
 
-Segments = tuple[tuple[int, int], ...]  # offset and length of what is no hole
+Segments = tuple[tuple[int, int], ...]  # offset and length of the parts that are not holes
 _MOST_SEGMENTS = 100_000
 _ZEROS = bytes(1 << 20)
 _BLOCK = 512
 
 
 class Table(NamedTuple):
-    """Where a file's content is; `name` is "" where the member's own counts."""
+    """Where a file's content is; `name` is "" if the member's own name applies."""
 
     segments: Segments
     size: int
@@ -26,7 +26,7 @@ class Table(NamedTuple):
 
 
 def note(records: dict[bytes, bytes], key: bytes, value: bytes) -> None:
-    """Add one pax record; those of format 0.0, which repeat, become one as in 0.1."""
+    """Add one pax record; the repeated ones of format 0.0 are joined as in 0.1."""
     if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):
         before = records.get(b"GNU.sparse.map")
         key, value = b"GNU.sparse.map", value if before is None else before + b"," + value
@@ -34,7 +34,7 @@ def note(records: dict[bytes, bytes], key: bytes, value: bytes) -> None:
 
 
 def pax(records: dict[bytes, bytes], reader: Reader) -> Table | None:
-    """Return what the pax records say of holes, None where they say nothing."""
+    """Return the table from pax records, None if they describe no holes."""
     layer = reader.layer
     name = records.get(b"GNU.sparse.name", b"")
     if records.get(b"GNU.sparse.major") == b"1":
@@ -50,7 +50,7 @@ def pax(records: dict[bytes, bytes], reader: Reader) -> Table | None:
 
 
 def old_gnu(header: bytes, reader: Reader) -> Table:
-    """Return the table that begins in the header, and read the blocks that go on with it."""
+    """Return the table that begins in the header, reading the blocks that continue it."""
     numbers: list[int] = []
     block, begin, end, more = header, 386, 482, header[482]
     while True:
@@ -94,7 +94,7 @@ def _segments(numbers: list[int], size: int, layer: Layer) -> Segments:
 
 
 def _front(reader: Reader) -> list[int]:
-    """Read the table in front of the content: a count, then numbers, each on a line."""
+    """Read the table before the content: a count, then numbers, one per line."""
     lines, wanted = [b""], 1
     while len(lines) <= wanted:
         *whole, rest = (lines.pop() + reader.read(_BLOCK)).split(b"\n")
@@ -116,7 +116,7 @@ def _old(field: bytes, reader: Reader) -> int:
 
 
 def decimal(text: bytes, layer: Layer) -> int:
-    """Read a number of a pax record."""
+    """Parse a number in a pax record."""
     if not text.isdigit() or len(text) > 19:
         raise layer.damaged("a number in a pax header is malformed")
     return int(text)

@@ -1,7 +1,7 @@
-"""Packing a merged image into a squashfs file system, by mksquashfs.
+"""Packing a merged image into a squashfs file system with mksquashfs.
 
-That of squashfs-tools 4.5 or newer reads archives, and gets one through a pipe;
-`hpcimg.convert.oldsquashfs` is for those before.
+Since squashfs-tools 4.5 it can read archives, and gets one through a pipe; for older ones see
+`hpcimg.convert.oldsquashfs`.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from hpcimg.errors import (
 
 _OLDEST = (4, 3)
 _READS_TAR = (4, 5)
-# To find equal files, those before read back what they may not have written yet, and then end with
-# "uncompress failed". They also take several times as long where many files are of one size.
+# To find duplicates, older ones read back data that they may not have written yet, and then fail
+# with "uncompress failed". They are also several times slower if many files have the same size.
 _FINDS_DUPLICATES = (4, 6)
 _PIPE_BYTES = 1 << 20
 _MEMORY_MIB, _MEMORY_MIB_EACH = 512, 32
-_KILLED = (-signal.SIGKILL, -signal.SIGTERM)  # exit codes as subprocess has them
-_WHY_KILLED = "it was killed, by somebody or for want of memory"
+_KILLED = (-signal.SIGKILL, -signal.SIGTERM)  # exit codes as in subprocess
+_WHY_KILLED = "it was killed, possibly for lack of memory"
 
 
 class Mksquashfs(NamedTuple):
-    """The program, and which one it is."""
+    """The program and its version."""
 
     path: str
     version: tuple[int, int]
 
     @property
     def reads_tar(self) -> bool:
-        """Tell whether it takes an archive rather than a directory."""
+        """Tell whether it can read an archive instead of a directory."""
         return self.version >= _READS_TAR
 
 
@@ -67,9 +67,9 @@ class Output(NamedTuple):
 
 
 def find_mksquashfs() -> Mksquashfs:
-    """Return the node's mksquashfs. Raises MissingTool where it has none, or a too old one.
+    """Return the node's mksquashfs. Raises MissingTool if there is none, or it is too old.
 
-    Raises Interrupted where it is killed before it says its version.
+    Raises Interrupted if it is killed before it reports its version.
     """
     path = programs.find("mksquashfs")
     if not path:
@@ -87,10 +87,10 @@ def find_mksquashfs() -> Mksquashfs:
             raise
         raise _missing(f"{path} does not run: {error.strerror}") from error
     if done.returncode in _KILLED:
-        raise Interrupted(f"{path} could not be asked for its version", why=_WHY_KILLED)
+        raise Interrupted(f"{path} could not report its version", why=_WHY_KILLED)
     said = re.search(rb"version (\d+)\.(\d+)", done.stdout)
     if not said:
-        raise _missing(f"{path} does not say its version")
+        raise _missing(f"{path} does not report its version")
     version = int(said[1]), int(said[2])
     if version < _OLDEST:
         raise _missing(f"{path} is {version[0]}.{version[1]}, which is too old")
@@ -118,7 +118,7 @@ def pack(mksquashfs: Mksquashfs, output: Output, fill: Callable[[Receiver], None
             stream.end()
             whole = True
         except BrokenPipeError:
-            pass  # it ended; why is looked at below
+            pass  # it has ended; its exit code below says why
         process.stdin.close()
         code = process.wait()
         if code or not whole:
@@ -135,7 +135,7 @@ def started(
     cwd: str = "/",
     stdin: int = subprocess.DEVNULL,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run mksquashfs; it is gone at the end, and killed where that is an error."""
+    """Run mksquashfs; at the end it has ended, and after an error it was killed."""
     os.ftruncate(output, 0)
     processors = len(os.sched_getaffinity(0))
     duplicates = [] if mksquashfs.version >= _FINDS_DUPLICATES else ["-no-duplicates"]
@@ -173,24 +173,24 @@ def explain(code: int, said: str, uri: str) -> HpcimgError:
         return NoRoom(f"the disk of this node filled up while {uri} was converted")
     if -code == signal.SIGXFSZ or "file too large" in said.lower():
         return TooLarge(
-            f"{uri} is too large", why="the converted image is larger than this node takes"
+            f"{uri} is too large", why="the converted image is larger than this node allows"
         )
     if "out of memory" in said.lower():
-        why = "to convert it takes more memory than this node allows for one image"
+        why = "it takes more memory to convert than this node allows for one image"
         return TooLarge(f"{uri} is too large", why=why)
     if code in _KILLED:
         return Interrupted(what, why=_WHY_KILLED)
     if "failed to create thread" in said.lower():  # as many as the account may have
         return Interrupted(what, why=said)
     if code < 0:
-        return NotAnImage(what, why=f"it crashed, by signal {-code}", do="Use another image.")
-    return NodeError(what, why=said or f"it ended with {code}")
+        return NotAnImage(what, why=f"it crashed with signal {-code}", do="Use another image.")
+    return NodeError(what, why=said or f"it exited with {code}")
 
 
 def _memory_mib(processors: int) -> int:
-    """Return what mksquashfs may queue in memory: as much as keeps it busy, or its own default.
+    """Return how much mksquashfs may queue in memory: enough to keep it busy, or its own default.
 
-    The default, a quarter of the node's memory, is the jobs'.
+    The default, a quarter of the node's memory, belongs to the jobs.
     """
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
     return min(whole // 4, _MEMORY_MIB + processors * _MEMORY_MIB_EACH)
@@ -200,5 +200,5 @@ def _missing(why: str) -> MissingTool:
     return MissingTool(
         "images cannot be converted on this node",
         why=why,
-        do="Administrators: install squashfs-tools, 4.5 or newer is best, 4.3 the oldest.",
+        do="Administrators: install squashfs-tools, at least 4.3, preferably 4.5 or newer.",
     )

@@ -1,7 +1,6 @@
-"""The tar stream that mksquashfs reads: plain headers of GNU's format, written anew.
+"""The tar stream that mksquashfs reads: plain headers in GNU's format, newly written.
 
-Nothing of a layer's headers is passed on as it came, so that what mksquashfs
-reads is what was checked here.
+No header of a layer is passed on, so mksquashfs reads only what was checked here.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from hpcimg.convert.tar import DIRECTORY, FIFO, FILE, LINK, SYMLINK, Member
 
 _HEADER = struct.Struct("100s8s8s8s12s12s8s1s100s8s247s")
 _KINDS = {FILE: b"0", LINK: b"1", SYMLINK: b"2", DIRECTORY: b"5", FIFO: b"6"}
-_NOBODY = b"0000000\0"  # all is root's, whatever is said here
+_NOBODY = b"0000000\0"  # everything is owned by root, whatever this says
 _NO_SUM = b"        "
 _MAGIC = b"ustar  \0"
 _BLOCK = 512
@@ -25,17 +24,17 @@ _BATCH_BYTES = 1 << 18
 
 
 class Stream:
-    """Members on their way into a pipe, in large pieces. Raises OSError where it is closed."""
+    """Writes members into a pipe, in large pieces. Raises OSError if it is closed."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._pieces: list[bytes] = []
         self._waiting = 0
         self.content_bytes = 0
-        self.disk_bytes = 0  # and so it stays
+        self.disk_bytes = 0  # always
 
     def add(self, member: Member, content: Iterable[bytes] = ()) -> None:
-        """Add a member; of a file, `content` yields its `size` bytes."""
+        """Add a member; for a file, `content` yields its `size` bytes."""
         self._put(header(member))
         if member.size:
             self.content_bytes += member.size
@@ -44,7 +43,7 @@ class Stream:
             self._put(_PADDING[member.size % _BLOCK])
 
     def end(self) -> None:
-        """Add the end of the archive, and write all that waits."""
+        """Write the end of the archive, and everything buffered."""
         self._put(bytes(2 * _BLOCK))
         self._flush()
 
@@ -62,7 +61,7 @@ class Stream:
 
 
 def header(member: Member) -> bytes:
-    """Return a member's header, with those for a long name and target in front of it."""
+    """Return a member's header, preceded by those for a long name and target."""
     front = b""
     if len(member.target) > 100:
         front += _long(b"K", member.target)
@@ -84,6 +83,6 @@ def _block(kind: bytes, member: Member) -> bytes:
         member.name, b"%07o\0" % member.mode, _NOBODY, _NOBODY, length,
         b"%011o\0" % member.mtime, _NO_SUM, kind, member.target, _MAGIC, b"",
     )  # fmt: skip
-    # The lower half of this checksum is the sum of all bytes and 1, as that is below 65521 here.
+    # The lower half of this checksum is the sum of all bytes plus 1, which is below 65521 here.
     total = (zlib.adler32(block) & 0xFFFF) - 1
     return b"%b%06o\0 %b" % (block[:148], total, block[156:])

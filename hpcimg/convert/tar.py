@@ -1,9 +1,9 @@
-"""The members of a tar archive: POSIX ustar and pax, and GNU's long names and sparse files.
+"""Reading the members of a tar archive: POSIX ustar and pax, GNU's long names and sparse files.
 
-pax(1), "pax Interchange Format" and "ustar Interchange Format"; GNU tar manual,
-"Basic Tar Format" and "Storing Sparse Files". Headers are read here rather than
-by tarfile, which takes several times as long for each of many small files and
-reads extended headers of any length. Every number and name is hostile.
+pax(1), "pax Interchange Format" and "ustar Interchange Format"; GNU tar manual, "Basic Tar Format"
+and "Storing Sparse Files". Headers are read here rather than by tarfile, which is several times
+slower for many small files and reads extended headers of any length. Every number and name is
+hostile.
 """
 
 from __future__ import annotations
@@ -21,27 +21,26 @@ _KINDS = {
     b"0": FILE, b"\0": FILE, b"7": FILE, b"S": FILE,
     b"1": LINK, b"2": SYMLINK, b"3": DEVICE, b"4": DEVICE, b"5": DIRECTORY, b"6": FIFO,
 }  # fmt: skip
-# What belongs to the member behind it: GNU's long name and link, pax's records.
+# Headers that belong to the next member: GNU's long name and link, pax records.
 _EXTENDED = (b"L", b"K", b"x", b"X")
-# Records for all members, a volume's label: nothing in them is wanted.
+# Records for all members, a volume label: ignored.
 _LEFT_OUT = (b"g", b"V")
 
 _BLOCK = 512
 _ZEROS = bytes(_BLOCK)
 _MAX_EXTENDED_BYTES = 1 << 20
-MAX_PATH_BYTES = 4095  # PATH_MAX without the zero byte: the kernel takes no longer ones
+MAX_PATH_BYTES = 4095  # PATH_MAX without the zero byte: the kernel's limit
 MAX_COMPONENT_BYTES = 255
-_MAX_TIME = (1 << 32) - 1  # squashfs has 32 bits
+_MAX_TIME = (1 << 32) - 1  # squashfs stores 32 bits
 _TIME = re.compile(rb"(-?)(\d{1,18})(?:\.\d*)?")
-# GNU's names go before those of pax, whatever comes first. No key of pax has a = in it.
+# GNU's names take precedence over those of pax, in any order. No pax key contains a =.
 _GNU_NAMES = {b"L": b"=name", b"K": b"=link"}
 
 
 class Member(NamedTuple):
     """One member. `name` and a hard link's `target` are relative and plain: no `.`, no `..`.
 
-    The content of a file is what is next in the reader: `size` bytes of it, or
-    as `segments` says.
+    A file's content comes next in the reader: `size` bytes of it, or as `segments` says.
     """
 
     kind: int
@@ -54,10 +53,10 @@ class Member(NamedTuple):
 
 
 def members(reader: Reader) -> Iterator[Member]:
-    """Yield all members, and then read to the end of the layer.
+    """Yield all members, then read to the end of the layer.
 
-    Before the next one is asked for, as much of a file's content may be read as
-    is wanted. Raises NotAnImage, TooLarge.
+    Before requesting the next one, the caller may read as much of a file's content as it wants.
+    Raises NotAnImage, TooLarge.
     """
     layer = reader.layer
     extended: dict[bytes, bytes] = {}
@@ -71,11 +70,11 @@ def members(reader: Reader) -> Iterator[Member]:
             continue
         if kind not in _KINDS:
             if kind not in _LEFT_OUT:
-                raise layer.refused(f"it has a member of an unknown kind, {kind!r}")
+                raise layer.refused(f"it has a member of unknown type, {kind!r}")
             reader.skip_to(reader.position + _padded(stored))
             continue
         name = extended.get(b"=name") or extended.get(b"path") or _name(block)
-        # Before POSIX, a slash at the end was what made a directory.
+        # Before POSIX, a trailing slash marked a directory.
         known = DIRECTORY if kind == b"\0" and name.endswith(b"/") else _KINDS[kind]
         target, segments = b"", None
         if known == FILE:
@@ -90,7 +89,7 @@ def members(reader: Reader) -> Iterator[Member]:
                 segments, size = table.segments, table.size
                 name = table.name or name
         else:
-            # Only files have content, whatever the header of another says.
+            # Only files have content, whatever the header of another member says.
             size, stored, end = 0, 0, reader.position
             if known in (LINK, SYMLINK):
                 target = (
@@ -107,16 +106,16 @@ def members(reader: Reader) -> Iterator[Member]:
         yield Member(known, plain(name, layer), mode, mtime, size, target, segments)
         extended = {}
         reader.skip_to(end)
-        # Some leave out what should be behind the last one's content.
+        # Some omit the padding after the last member's content.
         reader.skip_to(end + -stored % _BLOCK, may_end=True)
     reader.drain()
 
 
 def plain(name: bytes, layer: Layer) -> bytes:
-    """Return a name without a slash at either end and without `.` and `..`; "" is the root.
+    """Return a name without slashes at its ends and without `.` and `..`; "" is the root.
 
-    `a/..` is nothing, whatever `a` may be. Raises NotAnImage for a path that leads outside, and
-    for what no kernel takes.
+    `a/..` is empty, whatever `a` may be. Raises NotAnImage for a path that leads outside, and for
+    one that no kernel accepts.
     """
     if name[:1] in b"/." or name[-1:] in b"/." or b"//" in name or b"/./" in name or b".." in name:
         parts: list[bytes] = []
@@ -136,7 +135,7 @@ def plain(name: bytes, layer: Layer) -> bytes:
 
 
 def shown(name: bytes) -> str:
-    """Return a name as errors show it."""
+    """Return a name for display in errors."""
     text = name.decode(errors="backslashreplace")
     return text if len(text) <= 200 else f"{text[:200]}..."
 
@@ -150,7 +149,7 @@ def _checked(name: bytes, layer: Layer) -> bytes:
 
 
 def _next_header(reader: Reader) -> bytes | None:
-    """Return the next header, None at the end: two blocks of zeros, or of the layer."""
+    """Return the next header, None at the end: two zero blocks, or the end of the layer."""
     if reader.at_end():
         return None
     block = reader.read(_BLOCK)
@@ -160,27 +159,29 @@ def _next_header(reader: Reader) -> bytes | None:
         raise reader.layer.damaged("a block of zeros between two files")
     if not _sum_fits(block, reader.layer):
         if reader.position == _BLOCK:
-            raise reader.layer.refused("it is not a tar archive, plain or packed with gzip or zstd")
-        raise reader.layer.damaged("the checksum of a file's header is wrong")
+            raise reader.layer.refused(
+                "it is not a tar archive, uncompressed or compressed with gzip or zstd"
+            )
+        raise reader.layer.damaged("the checksum of a file's header is invalid")
     return block
 
 
 def _sum_fits(block: bytes, layer: Layer) -> bool:
-    """Tell whether a header's checksum is the sum of its bytes, its own taken as blanks."""
+    """Tell whether a header's checksum is the sum of its bytes, with its own field as blanks."""
     digits = block[148:156].strip(b"\0 ")
     if not digits.isdigit():
         return False
     said = _number(digits, layer)
     begin, end = block[:148], block[156:]
-    # zlib's checksum holds the sum, modulo 65521, and is many times faster than sum().
+    # zlib's checksum contains the sum, modulo 65521, and is many times faster than sum().
     if (zlib.adler32(b"%b        %b" % (begin, end)) & 0xFFFF) == (said + 1) % 65521:
         return True
-    # Some old programs took bytes as signed.
+    # Some old programs added signed bytes.
     return said == sum(byte - 256 * (byte > 127) for byte in begin + end) + 8 * ord(" ")
 
 
 def _number(field: bytes, layer: Layer) -> int:
-    """Read a number: octal digits, or GNU's binary ones where the first bit is set."""
+    """Parse a number: octal digits, or GNU's binary form if the first bit is set."""
     if field[:1] >= b"\x80":
         return (
             int.from_bytes(field, "big", signed=True)
@@ -189,7 +190,7 @@ def _number(field: bytes, layer: Layer) -> int:
         )
     digits = field.strip(b" \0").partition(b"\0")[0].rstrip(b" ")
     try:
-        if not digits or digits.lstrip(b"-").isdigit():  # int() takes more, such as 0o7 and 7_7
+        if not digits or digits.lstrip(b"-").isdigit():  # int() accepts more, such as 0o7 and 7_7
             return int(digits or b"0", 8)
     except ValueError:
         pass
@@ -197,14 +198,14 @@ def _number(field: bytes, layer: Layer) -> int:
 
 
 def _seconds(block: bytes, extended: dict[bytes, bytes], layer: Layer) -> int:
-    """Return a member's time, cut to seconds as Python does for byte code; headers may round it."""
+    """Return a member's time, truncated to seconds as Python does for byte code."""
     text = extended.get(b"mtime")
     if not text:
         return _number(block[136:148], layer)
     said = _TIME.fullmatch(text)
     if not said:
         raise layer.damaged("a time in a pax header is malformed")
-    return -1 if said[1] else int(said[2])  # squashfs has nothing before 1970
+    return -1 if said[1] else int(said[2])  # squashfs cannot store times before 1970
 
 
 def _name(block: bytes) -> bytes:
@@ -214,14 +215,14 @@ def _name(block: bytes) -> bytes:
 
 
 def _prefix(block: bytes) -> bytes:
-    """Return what a header has in front of its name."""
+    """Return the prefix of the name in a header."""
     if block[257:263] == b"ustar\0":
-        # Behind star's there are times.
+        # star stores times after the prefix.
         end = 345 + 131 if block[508:512] == b"tar\0" else 500
         return block[345:end].partition(b"\0")[0]
     if block[257:265] != b"ustar  \0" or all(map(_is_number, (block[345:357], block[357:369]))):
-        return b""  # in GNU's headers these are times
-    # What Docker wrote until 17.05, with a Go before 1.8: GNU's mark and still a prefix.
+        return b""  # GNU headers have times there
+    # Docker until 17.05, with Go before 1.8, wrote GNU's magic and yet a prefix.
     # https://go.dev/issue/12594
     prefix = block[345:500].partition(b"\0")[0]
     return prefix if prefix.isascii() else b""
@@ -245,7 +246,7 @@ def _extend(extended: dict[bytes, bytes], kind: bytes, size: int, reader: Reader
     if kind in _GNU_NAMES:
         extended[_GNU_NAMES[kind]] = data.partition(b"\0")[0]
     else:
-        # Of two headers for one member, the second counts alone.
+        # Of two headers for one member, only the second counts.
         for key in [key for key in extended if not key.startswith(b"=")]:
             del extended[key]
         while data:

@@ -1,10 +1,9 @@
-"""Which names of an image are taken: layers are laid from the highest to the lowest.
+"""Deciding which names of an image count: layers are applied from highest to lowest.
 
-OCI image specification, layer.md: the first to name a path wins; what a higher
-layer whited out, made opaque or made something else than a directory hides all
-that is below it in lower layers, never in the same one. That holds as long as no
-layer names a path through a symbolic link, or one path twice: then NeedsReplay is
-raised.
+OCI image specification, layer.md: the first layer with a path wins; what a higher layer whited out,
+made opaque or replaced by something else than a directory hides everything below it in lower
+layers, never in the same one. That holds as long as no layer has a path through a symbolic link, or
+one path twice: then NeedsReplay is raised.
 """
 
 from __future__ import annotations
@@ -13,39 +12,39 @@ from collections.abc import Iterator
 
 from hpcimg.convert.writer import Budget
 
-# A state is four times the layer that spoke last, and one of these.
+# A state is four times the layer that set it last, plus one of these.
 _OTHER, _DIRECTORY, _OPAQUE, _GONE = range(4)
 
 
 class NeedsReplay(Exception):
-    """What a name means depends on what is read later: see `hpcimg.convert.replay`."""
+    """The meaning of a name depends on what is read later: see `hpcimg.convert.replay`."""
 
 
 class Tree:
-    """The names so far. `layer` is the number of the one that is laid, ever smaller."""
+    """The names so far. `layer` is the number of the current layer, decreasing."""
 
     def __init__(self, layer: int, uri: str) -> None:
         self._layer = layer
         self._states: dict[bytes, int] = {b"": layer << 2 | _DIRECTORY}
-        # Directories that nothing but a long path tells of count too.
+        # Directories known only from longer paths count too.
         self._budget = Budget(uri)
-        # Whether the layer that is laid may add to a directory, and the last answer.
+        # Cache: whether the current layer may add to a directory.
         self._open: dict[bytes, bool] = {}
         self._last, self._last_open = b"", True
-        # Directories in whose place the layer that is laid has something else.
+        # Directories that the current layer replaces by something else.
         self._closed_here: set[bytes] = set()
-        # Directories that nothing lower says anything about: attributes are not taken either.
+        # Directories that are closed to lower layers, including their attributes.
         self.sealed: set[bytes] = set()
-        # Paths that are on the way to others, and that the layer did not say were directories: a
-        # lower layer may have a link there.
+        # Paths on the way to others, which the layer did not declare as directories: a lower layer
+        # may have a link there.
         self._implied: set[bytes] = set()
-        # Of the layer that is laid, counting or not.
+        # Names in the current layer, whether or not they count.
         self._directories_here: set[bytes] = set()
         self._links_here: set[bytes] = set()
         self._implied_here: set[bytes] = set()
 
     def begin(self, layer: int) -> None:
-        """Go on with a lower layer."""
+        """Continue with a lower layer."""
         self._layer = layer
         self._open = {}
         self._last, self._last_open = b"", self._states[b""] & 3 == _DIRECTORY
@@ -55,7 +54,7 @@ class Tree:
         self._implied_here = set()
 
     def take(self, name: bytes) -> bool:
-        """Tell whether this is the first to name what is no directory. Raises NeedsReplay."""
+        """Tell whether this is the first layer with this non-directory. Raises NeedsReplay."""
         if not self._enter(name[: max(0, name.rfind(b"/"))]):
             return False
         state = self._states.get(name)
@@ -65,13 +64,13 @@ class Tree:
         if state & 3 != _GONE and state >> 2 == self._layer:
             raise NeedsReplay
         if state & 3 in (_DIRECTORY, _OPAQUE):
-            # A higher layer has a directory in its place, which hides this and all below it.
+            # A higher layer has a directory there, which hides this and everything below it.
             self._close(name)
             self._closed_here.add(name)
         return False
 
     def take_directory(self, name: bytes) -> bool:
-        """Tell whether a directory, and what this layer has in it, counts. Raises NeedsReplay."""
+        """Tell whether a directory, and this layer's content of it, counts. Raises NeedsReplay."""
         opened = self._enter(name[: max(0, name.rfind(b"/"))])
         if name in self._links_here:
             raise NeedsReplay
@@ -89,31 +88,31 @@ class Tree:
         return name not in self.sealed
 
     def note_link(self, name: bytes) -> None:
-        """Take note of a symbolic link. Raises NeedsReplay where a path leads through it."""
+        """Note a symbolic link. Raises NeedsReplay if a path leads through it."""
         if name in self._implied or name in self._directories_here:
             raise NeedsReplay
         self._links_here.add(name)
 
     def is_link(self, name: bytes) -> bool:
-        """Tell whether the layer that is laid has a symbolic link there."""
+        """Tell whether the current layer has a symbolic link there."""
         return name in self._links_here
 
     def imply(self, name: bytes) -> None:
-        """Take note that a path is on the way to others."""
+        """Note that a path is on the way to others."""
         self._implied.add(name)
 
     def taken_here(self, name: bytes) -> bool:
-        """Tell whether the layer that is laid put something other than a directory there."""
+        """Tell whether the current layer put something other than a directory there."""
         return self._states.get(name) == self._layer << 2 | _OTHER
 
     def pass_to(self, name: bytes) -> None:
-        """Take note of the way to a path that is not taken. Raises NeedsReplay."""
+        """Note the way to a path that does not count. Raises NeedsReplay."""
         while (slash := name.rfind(b"/")) > 0:
             name = name[:slash]
             self._pass_through(name)
 
     def white_out(self, name: bytes) -> None:
-        """Hide a path from lower layers, but for what this one has in it."""
+        """Hide a path from lower layers, except for what this layer has in it."""
         state = self._states.get(name)
         if state is None:
             self._set(name, _GONE)
@@ -121,17 +120,17 @@ class Tree:
             self._close(name)
 
     def make_opaque(self, name: bytes) -> None:
-        """Hide what lower layers have in a directory. Raises NeedsReplay if it may not be one."""
+        """Hide a directory's content in lower layers. Raises NeedsReplay if it may not be one."""
         if name and name not in self._directories_here:
             raise NeedsReplay
         if self._enter(name) and self._states[name] & 3 == _DIRECTORY:
             self._states[name] = self._layer << 2 | _OPAQUE
 
     def check_implied(self, gone: set[bytes], opaque: set[bytes]) -> None:
-        """Raise NeedsReplay where the layer hides a directory, and has something in it.
+        """Raise NeedsReplay if the layer hides a directory and has content in it.
 
-        If it does not say that there is that directory, it may be the lower layer's, or a new one:
-        that depends on what comes first.
+        Unless it declares the directory, this may be the lower layer's, or a new one: that depends
+        on the order.
         """
         for path in self._implied_here:
             above = path
@@ -143,7 +142,7 @@ class Tree:
                 raise NeedsReplay
 
     def add_missing(self, name: bytes, *, directory: bool) -> bool:
-        """Add a path at the end where nothing is, whited out or not, and tell whether it was."""
+        """Add a path at the end if nothing is there, whited out or not; tell if it was added."""
         parts = name.split(b"/")
         above = [b"/".join(parts[:end]) for end in range(1, len(parts))]
         if any(self._states.get(path, _GONE) & 3 == _OTHER for path in above):
@@ -157,7 +156,7 @@ class Tree:
         return True
 
     def directories(self) -> Iterator[bytes]:
-        """Yield all directories, those that only something in them tells of, too."""
+        """Yield all directories, including those known only from their content."""
         return (path for path, state in self._states.items() if state & 3 in (1, 2) and path)
 
     def _close(self, name: bytes) -> None:
@@ -169,7 +168,7 @@ class Tree:
         self._budget.spend(len(name))
 
     def _enter(self, directory: bytes) -> bool:
-        """Tell whether this layer may add to a directory; if so, there is that directory."""
+        """Tell whether this layer may add to a directory; if so, the directory exists."""
         if directory == self._last:
             return self._last_open
         path, unknown = directory, []
@@ -187,7 +186,7 @@ class Tree:
         return opened
 
     def _pass_through(self, path: bytes) -> None:
-        """Take note of a directory on the way to something, whether that counts or not."""
+        """Note a directory on the way to something, whether or not that counts."""
         if path in self._links_here:
             raise NeedsReplay
         if path not in self._directories_here:

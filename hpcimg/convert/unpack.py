@@ -1,9 +1,9 @@
-"""The members of an image as files in a directory, for a mksquashfs that reads no archives.
+"""Writing the members of an image to a directory, for a mksquashfs that cannot read archives.
 
-Names are hostile: each part of a path is opened in the directory that it is in, and
-no symbolic link is followed, so that nothing is written outside. All belongs to
-this process' account, which has to read it again: where a mode does not let it,
-the file gets one that does, and the true one goes into the pseudo file.
+Names are hostile: each component of a path is opened relative to its parent directory, and no
+symbolic link is followed, so nothing is written outside. Everything belongs to this process's
+account, which must be able to read it again: if a mode forbids that, the file gets another mode,
+and the true one goes into the pseudo file.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from hpcimg.errors import NotAnImage
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_ROOT = 0o755  # of the image's root directory
-_READABLE, _OPEN = 0o400, 0o700  # what the owner of a file and of a directory needs
+_ROOT = 0o755  # the mode of the image's root directory
+_READABLE, _OPEN = 0o400, 0o700  # permissions that the owner of a file and of a directory needs
 _ZEROS = bytes(1 << 20)
-_BLOCK = 4096  # what a file takes on the disk besides its content, about
-# mksquashfs puts "./" before a name, and the kernel takes no path of PATH_MAX bytes.
+_BLOCK = 4096  # approximate disk space per file in addition to its content
+# mksquashfs prefixes "./" to a name, and the kernel accepts no path of PATH_MAX bytes.
 _MOST_NAME_BYTES = 4093
-# mksquashfs, and what removes the directory, have each directory of a path open at a time.
+# mksquashfs, and the removal of the directory, keep every directory of a path open.
 _MOST_DIRECTORIES = 250
-# Limits of file systems: links to one file, the length of a symbolic link, letters of names.
+# Limits of file systems: links per file, length of a symbolic link, length of names.
 _LIMITS = (errno.EMLINK, errno.ENAMETOOLONG, errno.EILSEQ)
 
 
 class Directory:
-    """Members written into the empty directory `path`, and lines for mksquashfs' -pf into `pseudo`.
+    """Writes members into the empty directory `path`, and lines for mksquashfs -pf into `pseudo`.
 
-    `add` raises NotAnImage for what cannot be on this node's disk, OSError.
+    `add` raises NotAnImage for what this node's disk cannot store, and OSError.
     """
 
     def __init__(self, path: str, pseudo: IO[bytes], *, uri: str) -> None:
         self._uri = uri
         self._directories: list[tuple[bytes, int, int]] = []
-        # The directory that is at hand: the parts of its path, and all that are open on the way.
+        # The current directory: the components of its path, each open.
         self._at: list[bytes] = []
         self._open = [os.open(path, _DIRECTORY)]
         os.fchmod(self._open[0], _ROOT)
@@ -49,16 +49,16 @@ class Directory:
         self.disk_bytes = 0
 
     def close(self) -> None:
-        """Close the directories that are open."""
+        """Close the open directories."""
         while self._open:
             os.close(self._open.pop())
 
     def add(self, member: Member, content: Iterable[bytes] = ()) -> None:
-        """Add a member; of a file, `content` yields its `size` bytes."""
+        """Add a member; for a file, `content` yields its `size` bytes."""
         name, kind = member.name, member.kind
         if len(name) > _MOST_NAME_BYTES or name.count(b"/") > _MOST_DIRECTORIES:
-            raise self._refused(name, "it is too long, or in too many directories")
-        if kind != DIRECTORY:  # which count where they are made
+            raise self._refused(name, "its path is too long or too deep")
+        if kind != DIRECTORY:  # these count where they are created
             self.disk_bytes += _BLOCK
         try:
             if kind == DIRECTORY:
@@ -77,7 +77,7 @@ class Directory:
             raise
 
     def end(self) -> None:
-        """Give the directories their attributes, now that nothing comes into them any more."""
+        """Set the attributes of directories, after all their content was written."""
         for name, mode, mtime in self._directories:
             directory = self._enter(name)
             os.fchmod(directory, mode | _OPEN)
@@ -92,13 +92,13 @@ class Directory:
         try:
             at = end = 0
             for piece in content:
-                if not _ZEROS.startswith(piece):  # else it becomes a hole
+                if not _ZEROS.startswith(piece):  # otherwise leave a hole
                     self._write_all(file, piece, at)
                     end = at + len(piece)
                 at += len(piece)
             if end < at:
                 os.ftruncate(file, at)
-            # After the content: writing takes setuid bits away.
+            # After the content: writing clears setuid bits.
             os.fchmod(file, mode | _READABLE)
             os.utime(file, (member.mtime, member.mtime))
         finally:
@@ -134,7 +134,7 @@ class Directory:
         os.utime(last, times, dir_fd=directory, follow_symlinks=False)
 
     def _split(self, name: bytes) -> tuple[int, bytes]:
-        """Return the directory that a name is in, open and made if need be, and the name there."""
+        """Return a name's parent directory, opened or created, and its last component."""
         above, _, last = name.rpartition(b"/")
         return self._enter(above), last
 
@@ -156,7 +156,7 @@ class Directory:
         return self._open[-1]
 
     def _restore(self, name: bytes, mode: int) -> None:
-        # A line cannot hold a line's end, and the lines behind it may be commands.
+        # A line cannot contain a line break, and the lines after it could be commands.
         if b"\n" not in name:
             self._pseudo.write(b"%b m %o 0 0\n" % (_escaped(name), mode))
 
@@ -169,5 +169,5 @@ class Directory:
 
 
 def _escaped(name: bytes) -> bytes:
-    """Return a name with a backslash before all that might mean something."""
+    """Return a name with a backslash before all special characters."""
     return re.sub(rb"([^\w./-])", rb"\\\1", name)

@@ -1,4 +1,4 @@
-"""Writing the members that are left of an image, as far as its limits allow."""
+"""Writing the remaining members of an image, within its limits."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from hpcimg.convert.receiver import Receiver
 from hpcimg.convert.tar import DIRECTORY, FILE, LINK, Member
 from hpcimg.errors import NotAnImage, TooLarge
 
-# About 2 GiB of memory, and many times what real images have.
+# About 2 GiB of memory, and many times more than real images have.
 _MOST_NAMES = 10_000_000
 _MOST_NAME_BYTES = 1 << 30
 _DIRECTORY_MODE = 0o755
 
 
 class Attributes(NamedTuple):
-    """What a layer says of a directory itself."""
+    """A directory's attributes from a layer."""
 
     mode: int
     mtime: int
 
 
 class Budget:
-    """What has to be remembered of an image must not fill the memory."""
+    """Limits the memory for names in an image."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
@@ -45,7 +45,7 @@ class Budget:
 
 
 class Writer:
-    """The way to a receiver. `limit_bytes` is how much the files may hold, 0 is no limit."""
+    """Writes to a receiver. `limit_bytes` limits the total size of files, 0 is no limit."""
 
     def __init__(self, receiver: Receiver, uri: str, limit_bytes: int) -> None:
         self.uri = uri
@@ -54,13 +54,13 @@ class Writer:
         self._limit_bytes = limit_bytes
 
     def write(self, member: Member, reader: Reader) -> None:
-        """Write a member of a layer. Raises TooLarge, and what reading the layer raises."""
+        """Write a member of a layer. Raises TooLarge, and errors from reading the layer."""
         content: Iterable[bytes] = ()
         if member.kind == FILE:
             limit = self._limit_bytes
             if limit and self._receiver.content_bytes + member.size > limit:
                 raise TooLarge(
-                    f"{self.uri} is too large", why=f"its files are more than {limit} bytes"
+                    f"{self.uri} is too large", why=f"its files add up to more than {limit} bytes"
                 )
             if member.segments is None:
                 content = reader.copy(member.size)
@@ -69,21 +69,21 @@ class Writer:
         self._receiver.add(member, content)
 
     def write_as(self, names: list[bytes], member: Member, reader: Reader) -> None:
-        """Write a member of a layer under the first name, and the others as links to it."""
+        """Write a member of a layer under the first name, and hard links for the others."""
         first, *others = names
         self.write(member._replace(name=first), reader)
         self.link(others, first, member)
 
     def link(self, names: list[bytes], target: bytes, member: Member) -> None:
-        """Write hard links to what was written."""
+        """Write hard links to a written file."""
         for name in names:
             self._receiver.add(Member(LINK, name, member.mode, member.mtime, target=target))
 
     def write_own(self, member: Member, content: bytes, name: bytes) -> None:
-        """Write what is in no layer, under this name."""
+        """Write something that is in no layer, under this name."""
         self._receiver.add(member._replace(name=name, mtime=self.now), [content])
 
     def directory(self, name: bytes, told: Attributes | None) -> None:
-        """Write a directory; what no layer told of is as new ones are."""
+        """Write a directory; without attributes from a layer it gets defaults."""
         mode, mtime = told or (_DIRECTORY_MODE, self.now)
         self._receiver.add(Member(DIRECTORY, name, mode, mtime))

@@ -1,1 +1,1 @@
-"""What the cache, a source and a conversion say to each other."""
+"""The interface between the cache, the sources and the conversion."""

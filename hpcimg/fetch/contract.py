@@ -1,7 +1,7 @@
-"""What the cache and a way to an image say to each other.
+"""The interface between the cache and the ways to an image.
 
-The cache knows no source and a source knows no cache: `hpcimg.stage` hands the
-cache an object of the type `Way`.
+The cache knows no source and a source knows no cache: `hpcimg.stage` passes the cache an object of
+type `Way`.
 """
 
 from __future__ import annotations
@@ -11,32 +11,32 @@ from typing import NamedTuple, Protocol
 
 from hpcimg.reference import Reference
 
-# The kernel hands so many open files from one process to another at once; Docker makes up to 127.
+# The kernel passes this many open files between processes at once; Docker makes up to 127 layers.
 LAYERS_MAX = 250
 
 
 class Blob(NamedTuple):
-    """One layer of an image, by the hexadecimal sha256 of its bytes."""
+    """One layer of an image, identified by the hexadecimal sha256 of its bytes."""
 
     sha256: str
     size_bytes: int
 
 
-# Where the bytes of an image came from, as events and metrics have it.
+# Where the bytes of an image came from, in events and metrics.
 ORIGIN, MIRROR, SITE, PEERS = VIA = ("origin", "mirror", "site", "peers")
 
 
 class Offer(NamedTuple):
-    """What the source is about to send, said before the first byte of it.
+    """What the source is about to send, stated before the first byte.
 
-    `validator` is opaque; the cache hands it back at the next look. `sha256` is
-    the hexadecimal digest of the file, where the source knows it beforehand.
+    `validator` is opaque; the cache passes it back the next time. `sha256` is the hexadecimal
+    digest of the file, if the source knows it in advance.
 
-    An image in layers, of which one file is to be made, is offered by the text of
-    its OCI image `config` and its `layers` from the lowest to the highest, at most
-    LAYERS_MAX. `manifests` are the texts that lead to what is offered, from the one
-    that the reference named: indexes, and at last the manifest of the image; () where
-    the source has none. All texts are those of `text_of`. `via` is ORIGIN or MIRROR.
+    An image in layers, to be converted into one file, is offered by the text of its OCI image
+    `config` and its `layers`, lowest first, at most LAYERS_MAX. `manifests` are the texts that lead
+    to the offered image, starting with the one that the reference named: indexes, and last the
+    manifest of the image; () if the source has none. All texts are those of `text_of`. `via` is
+    ORIGIN or MIRROR.
     """
 
     validator: str
@@ -49,11 +49,11 @@ class Offer(NamedTuple):
 
 
 class Whole(NamedTuple):
-    """A finished image of another node's, about to be sent: what that node's cache knows of it.
+    """A finished image that another node is about to send, as that node's cache describes it.
 
-    `key` and `source` are as in a cache's entry, and believed; only `sha256` and `size_bytes`
-    are compared with what arrives. So who says this is root, or has it from root: no process
-    without privileges can.
+    `key` and `source` are as in a cache entry, and trusted; only `sha256` and `size_bytes` are
+    compared with what arrives. So only root may make one, or somebody who has it from root: no
+    unprivileged process can.
     """
 
     validator: str
@@ -65,42 +65,42 @@ class Whole(NamedTuple):
 
 
 def text_of(data: bytes) -> str:
-    """Return bytes as a text that `bytes_of` makes the same bytes of, whatever they are."""
+    """Return arbitrary bytes as a text from which `bytes_of` restores the same bytes."""
     return data.decode("utf-8", "surrogateescape")
 
 
 def bytes_of(text: str) -> bytes:
-    """Return the bytes that a text stands for. Raises ValueError where there are none."""
+    """Return the bytes that a text stands for. Raises ValueError if there are none."""
     return text.encode("utf-8", "surrogateescape")
 
 
 class Unchanged(NamedTuple):
-    """The reference still stands for what the given validator was about."""
+    """The content that the given validator belongs to is still current."""
 
 
 class Declined(NamedTuple):
-    """The offer was not taken up."""
+    """The offer was declined."""
 
 
 class Fetched(NamedTuple):
-    """The file is in the descriptor: this many bytes, with this digest, as counted here."""
+    """The descriptor contains the whole file, with this size and digest, both computed here."""
 
     size_bytes: int
     sha256: str
 
 
 class Gathered(NamedTuple):
-    """The layers that were wanted are in their files, as far as the process that fetches knows."""
+    """The wanted layers are in their files, according to the process that fetched them."""
 
 
 Outcome = Unchanged | Declined | Fetched | Gathered
 
-# A descriptor of an empty file for each of an offer's layers, None for one that is
-# not needed; no list where the offer is declined.
+# A descriptor of an empty file for each layer of an offer, None for one that is not needed; no
+# list if the offer is declined.
 Files = Sequence[int | None]
-# A phase, the bytes so far, and the total where it is known.
+# A phase, the bytes so far, and the total if it is known.
 Progress = Callable[[str, int, int | None], None]
-# Bytes that are done, and all; the bytes that are on the disk besides the image's.
+# Bytes done, bytes in total (None if unknown), bytes on the disk in addition to the image's.
 Converting = Callable[[int, int | None, int], None]
 
 
@@ -133,48 +133,48 @@ class Request(NamedTuple):
 
 
 class Listener(Protocol):
-    """Hears of one fetch. What it raises ends the fetch."""
+    """Called back during one fetch. An exception from it ends the fetch."""
 
     def offered(self, offer: Offer | Whole) -> Files | None:
-        """Return where the layers go, () for one file, None to decline the offer.
+        """Return the files for the layers, () for a single file, None to decline the offer.
 
-        Called before the content, and again before another one where a transfer
-        has to begin anew.
+        Called before the content, and again before different content when a transfer has to start
+        over.
         """
 
     def arrived(self, number: int, fetched: Fetched) -> None:
-        """Take a layer. Nobody writes its file any more, and its descriptor can only read.
+        """Take over a layer. Its file is no longer written, and its descriptor is read-only.
 
-        Called at the end, also of a fetch that failed, for each layer's file that
-        was handed out and is as long as the offer says.
+        Called at the end, even if the fetch failed, for each layer whose file was handed out and is
+        as long as the offer says.
         """
 
     def progress(self, phase: str, done: int, total: int | None) -> None:
-        """Take note of how far the fetch is."""
+        """Note the progress of the fetch."""
 
 
 class Way(Protocol):
-    """One way to bring an image: from its source, or from whatever is in front of it."""
+    """One way to get an image: from its source, or from something in front of it."""
 
     def fetch(self, descriptor: int, listener: Listener, *, validator: str) -> Outcome:
-        """Bring the image into an empty file, or its layers into theirs; return what came of it.
+        """Fetch the image into an empty file, or its layers into theirs; return the outcome.
 
-        `validator` is "" or what an earlier Offer held and the cache still has:
-        then one request is to settle whether it changed, and a server that does
-        not answer is not waited for long. Raises HpcimgError.
+        `validator` is "" or the one of an earlier Offer whose content is still cached: then one
+        request should settle whether it has changed, and a server that does not answer is given up
+        on early. Raises HpcimgError.
         """
 
     def convert(
         self, descriptor: int, *, image_config: str, layers: Sequence[int], progress: Converting
     ) -> Fetched:
-        """Make one image file of layers, in the empty file `descriptor`; return what is in there.
+        """Convert layers into one image, in the empty file `descriptor`; return size and digest.
 
-        `image_config` and `layers` are as an Offer has them, the layers as
-        descriptors. `progress` may raise. Raises HpcimgError.
+        `image_config` and `layers` are as in an Offer, the layers as descriptors. `progress` may
+        raise. Raises HpcimgError.
         """
 
     def verify(self, descriptor: int, *, source: str) -> None:
-        """Return where the site trusts the image. `source` is as in a cache's entry.
+        """Return if the site trusts the image. `source` is as in a cache entry.
 
         Raises HpcimgError.
         """

@@ -1,4 +1,4 @@
-"""What the site says about one fetch."""
+"""The site's settings for one fetch."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from hpcimg.http.addresses import Reach
 
 
 class Place(NamedTuple):
-    """A repository that an image can be read from: a mirror's, or that of its own registry.
+    """A repository to read an image from: a mirror's, or that of the registry itself.
 
-    `name` is `HOST[:PORT]/REPOSITORY`; `insecure` and `credentials` are as in Settings.
-    `mirror` says that it stands for another registry. `authorities` and `client` are
-    as in `hpcimg.http.certsd.Certificates`.
+    `name` is `HOST[:PORT]/REPOSITORY`; `insecure` and `credentials` are as in Settings. `mirror`
+    says that it stands for another registry. `authorities` and `client` are as in
+    `hpcimg.http.certsd.Certificates`.
     """
 
     name: str
@@ -24,31 +24,27 @@ class Place(NamedTuple):
 
 
 class Mirror(NamedTuple):
-    """An address in whose place there is another one: of all that begins with it and a slash."""
+    """Replaces the beginning of addresses: all that begin with `of` and a slash."""
 
     of: str
     url: str
 
 
 class Settings(NamedTuple):
-    """What the site says about one fetch. Times are in seconds.
+    """The site's settings for one fetch. Times are in seconds.
 
-    `deadline` is a time.monotonic() value, which all processes of a node share;
-    `tries` is how often a request is made before it is given up; `insecure`
-    that the host is spoken to in plain http; `service` is the address of the
-    service that the site configured for a scheme whose references name no host,
-    `region` the part of it that is meant, where it has several.
-    `credentials` is the text of the site's own credentials file for this place,
-    "" for none. `as_user` says that the fetch runs with the rights of the job's
-    user, and that this user's own credentials files may be read. `places` are
-    where the image of a registry is looked for, in this order, its own registry
-    last, unless mirrors alone may be asked; () stands for that one alone. With
-    `login_needed` a registry is asked only where there is a login for it; with `login_next`
-    another login is tried before this fetch waits for a registry that is too busy for who
-    asks; `wait_s` is how long that one wished to be left alone. `networks` and
-    `site_hosts` are what may be connected to besides public addresses: see
-    `hpcimg.http.addresses.Reach`. `mirrors` are those of web servers, in the order in which
-    they are asked.
+    `deadline` is a time.monotonic() value, which all processes of a node share; `tries` is the
+    number of attempts for a request; `insecure` means plain http; `service` is the address of the
+    configured service for a scheme whose references name no host, `region` its region, if it has
+    several. `credentials` is the text of the site's credentials file for this place, "" for none.
+    `as_user` means that the fetch runs with the rights of the job's user, and may read this user's
+    own credentials files. `places` are the repositories to try for an image in a registry, in this
+    order, with the registry itself last, unless only mirrors may be used; () means the registry
+    alone. With `login_needed` a registry is asked only if there is a login for it; with
+    `login_next` another login is tried before this fetch waits for a registry that is too busy for
+    this requester; `wait_s` is how long it asked to be left alone. `networks` and `site_hosts` may
+    be connected to in addition to public addresses: see `hpcimg.http.addresses.Reach`. `mirrors`
+    are those of web servers, in the order in which they are tried.
     """
 
     tries: int
@@ -69,9 +65,9 @@ class Settings(NamedTuple):
     mirrors: tuple[Mirror, ...] = ()
 
     def address(self, host: str) -> str:
-        """Return how the host of a reference is spoken to."""
+        """Return the beginning of a URL for the host of a reference."""
         return f"{'http' if self.insecure else 'https'}://{host}"
 
     def reach(self) -> Reach:
-        """Return what may be connected to."""
+        """Return the addresses that may be connected to."""
         return Reach(self.networks, self.site_hosts)

@@ -1,7 +1,7 @@
-"""Where a source puts an image: the file it was handed, with word to the parent.
+"""Where a source writes an image: the file that it was given, with reports to the parent.
 
-A source calls `offer`, then `write` until all is there; when a transfer has to
-begin again it calls `rewind`, and `offer` once more where something else comes now.
+A source calls `offer`, then `write` until the file is complete; when a transfer has to start over
+it calls `rewind`, and `offer` again if the content is different now.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ _CHUNK = 1 << 20
 
 
 class DeclinedOffer(Exception):
-    """The parent has the image already. Not an error; it ends the fetch."""
+    """The parent already has the image. Not an error; it ends the fetch."""
 
 
 class Parent(Protocol):
-    """Who started this process and has its files: hears of them, and answers.
+    """The process that started this one and owns its files: it receives reports, and answers.
 
-    Its methods may be called from several threads. `layer` is a layer's number, None
-    for the one file of an image.
+    Its methods may be called from several threads. `layer` is a layer's number, None for the single
+    file of an image.
     """
 
     def offer(self, offer: Offer) -> Mapping[int, int] | None:
-        """Return files for the layers that are wanted, by number; None where nothing is."""
+        """Return files for the wanted layers, by number; None if the offer is declined."""
 
     def digest(self, layer: int | None) -> str:
-        """Return the hexadecimal sha256 of what is in the file."""
+        """Return the hexadecimal sha256 of the file's content."""
 
     def moved(self, layer: int | None, done: int, total: int | None) -> None:
-        """Hear that so many bytes are in the file."""
+        """Report how many bytes are in the file."""
 
     def rewound(self, layer: int | None) -> None:
-        """Hear that the file is empty again."""
+        """Report that the file is empty again."""
 
     def retrying(self, why: str, wait_s: float) -> None:
-        """Hear that an attempt failed, and when the next one begins."""
+        """Report that an attempt failed, and when the next one begins."""
 
 
 class Sink:
-    """One image, or one layer, on its way into an open, empty file.
+    """Writes one image, or one layer, into an open, empty file.
 
-    `position` is the number of bytes that are good so far, `offered` what was offered last.
-    A sink may be used by one thread while others use theirs.
+    `position` is the number of good bytes so far, `offered` the last offer. A sink is used by one
+    thread, while others use theirs.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class Sink:
         self._total = total
         self._told = 0.0
         self.offered: Offer | None = None
-        # Layers are not flushed to the disk at the end, and often gone before the kernel does it.
+        # Layers are not flushed at the end, and are often removed before the kernel writes them.
         self._writeback = Writeback(descriptor) if layer is None else None
         self.position = 0
 
     def offer(self, offer: Offer) -> None:
-        """Say what is coming. Raises DeclinedOffer where it is not wanted."""
+        """Announce the content. Raises DeclinedOffer if it is not wanted."""
         if offer == self.offered:
             return
         self.offered = offer
@@ -79,7 +79,7 @@ class Sink:
             raise DeclinedOffer
 
     def offer_layers(self, offer: Offer) -> dict[int, Sink]:
-        """Offer an image in layers; return a sink for each layer that is wanted, by its number.
+        """Offer an image in layers; return a sink for each wanted layer, by its number.
 
         Raises DeclinedOffer.
         """
@@ -100,21 +100,21 @@ class Sink:
             view = view[written:]
         if self._writeback:
             self._writeback.reached(self.position)
-        # What is longer than announced is said at once: who hears it ends this fetch, while the
-        # limit of this process would speak of an image that is too large.
+        # Report at once if more arrives than was announced: the parent then ends this fetch, while
+        # hitting this process's limit would look like an image that is too large.
         too_long = self._total is not None and self.position > self._total
         if too_long or time.monotonic() - self._told > _TELL_EVERY_S:
             self.tell()
 
     def tell(self) -> None:
-        """Let the parent know how far it is."""
+        """Report the progress to the parent."""
         self._told = time.monotonic()
         self._parent.moved(self._layer, self.position, self._total)
 
     def check(self, what: str) -> None:
-        """Raise Damaged, NotAnImage and their kin where this is not what was offered.
+        """Raise Damaged, NotAnImage or similar if this is not what was offered.
 
-        For what may be had elsewhere: the parent looks at all that it gets.
+        For content that another place may have; the parent checks everything anyway.
         """
         known = self.offered.sha256 if self.offered else ""
         if not known:
@@ -123,7 +123,7 @@ class Sink:
             raise Damaged(f"{what} is not what was announced", why=f"its sha256 is {found}")
 
     def md5(self) -> str:
-        """Return the digest of what was written as `md5:<base64>`, where a source has no other."""
+        """Return `md5:<base64>` of what was written, for sources without another digest."""
         digest = hashlib.md5(usedforsecurity=False)
         offset = 0
         while data := os.pread(self._descriptor, _CHUNK, offset):
@@ -132,18 +132,18 @@ class Sink:
         return f"md5:{base64.b64encode(digest.digest()).decode()}"
 
     def sha256(self) -> str:
-        """Return the digest of what was written, in hexadecimal.
+        """Return the hexadecimal sha256 of what was written, as computed by the parent.
 
-        The parent reads it: for a source that tries elsewhere what is not right.
+        For sources that try another place if it is wrong.
         """
         return self._parent.digest(self._layer)
 
     def rewind(self) -> None:
-        """Begin again with an empty file."""
+        """Start over with an empty file."""
         os.ftruncate(self._descriptor, 0)
         self.position = 0
         self._parent.rewound(self._layer)
 
     def retry(self, why: str, wait_s: float) -> None:
-        """Say that an attempt failed and when the next one begins."""
+        """Report that an attempt failed and when the next one begins."""
         self._parent.retrying(why, wait_s)

@@ -1,7 +1,7 @@
-"""Connections of an HTTP session, to allowed addresses alone.
+"""Connections of an HTTP session, restricted to allowed addresses.
 
-The address that is looked at is the one that is connected to: a name may lead
-to another one a moment later, and a redirect to any.
+The address that is checked is the one that is connected to: a name may resolve to another one a
+moment later, and a redirect may lead anywhere.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from hpcimg.errors import NotAllowed
 from hpcimg.http.addresses import Reach
 from hpcimg.http.urls import to_the_letter
 
-_written = threading.local()  # the target of each thread's request, to the letter
+_written = threading.local()  # the target of each thread's request, exactly as written
 
 
 class Adapter(requests.adapters.HTTPAdapter):
-    """An adapter of requests whose connections go where `reach` lets them.
+    """An adapter for requests that connects only where `reach` allows it.
 
-    A proxy is the site's own, and looks names up itself: there only what is
-    written in a URL can be looked at.
+    A proxy is configured by the site and resolves names itself: then only what is written in a URL
+    can be checked.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Adapter(requests.adapters.HTTPAdapter):
         if self._context:
             kwargs["ssl_context"] = self._context
         super().init_poolmanager(*args, **kwargs)
-        # Proxies have a manager of their own.
+        # Proxies have a pool manager of their own.
         self.poolmanager.pool_classes_by_scheme = _pools(self.reach)
 
     def proxy_manager_for(self, proxy: Any, **kwargs: Any) -> Any:
@@ -69,14 +69,14 @@ class _Checked(HTTPConnection):
     reach: Reach
 
     def putrequest(self, method: str, url: str, *args: Any, **kwargs: Any) -> None:
-        # urllib3 rewrites what is escaped, and a signature is about what was written.
+        # urllib3 rewrites escapes, but a signature covers what was written.
         super().putrequest(method, to_the_letter(_written.target, url), *args, **kwargs)
 
     def _new_conn(self) -> socket.socket:
         host = self._dns_host
         error: Exception | None = None
         try:
-            # The name is looked up once, and what comes of it is all that is used.
+            # The name is resolved once, and only the result is used.
             for address in _allowed(self.reach, self):
                 self._dns_host = address
                 try:
@@ -84,7 +84,7 @@ class _Checked(HTTPConnection):
                 except (NewConnectionError, ConnectTimeoutError) as failed:
                     error = failed
         finally:
-            self._dns_host = host  # which the certificate has to be for
+            self._dns_host = host  # the certificate must be valid for it
         assert error
         raise error
 
@@ -124,7 +124,7 @@ def _check_written(reach: Reach, url: str) -> None:
         return
     if f".{host.rstrip('.')}".endswith(".localhost"):
         raise _not_allowed(host, f"{host} is the proxy's own host")
-    try:  # all ways to write a number, 127.1 among them
+    try:  # any notation of a number, such as 127.1
         found = socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
     except (OSError, UnicodeError):
         return

@@ -1,4 +1,4 @@
-"""Which addresses may be connected to: all that are public, and what the site names. Pure."""
+"""Addresses that may be connected to: public ones, and those that the site names. Pure."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from urllib.parse import urlsplit
 PUBLIC, PRIVATE, LINK_LOCAL, LOOPBACK = "public", "private", "link-local", "loopback"
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")  # RFC 4291, section 2.4
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052, section 2.1
-_PORTS = frozenset({80, 443})  # what a name without a port stands for
+_PORTS = frozenset({80, 443})  # allowed for a name without a port
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def kind(text: str) -> str:
-    """Return what an address is: public, private, link-local or loopback.
+    """Return the kind of an address: public, private, link-local or loopback.
 
-    What it leads to decides: an IPv6 address that holds one of IPv4 (mapped,
-    NAT64, 6to4) is of that one's kind. Unspecified counts as loopback, what
-    is neither for one host nor for the Internet as private.
+    What counts is where it leads: an IPv6 address that embeds an IPv4 address (mapped, NAT64, 6to4)
+    is of the same kind as that one. Unspecified counts as loopback; addresses neither for one host
+    nor for the Internet count as private.
     """
     address = _inner(_parse(text))
     if address.is_loopback or address.is_unspecified:
@@ -46,8 +46,8 @@ def _inner(address: Address) -> Address:
 class Reach:
     """What one fetch may connect to. `networks` are the site's, as in `10.0.0.0/8`.
 
-    `hosts` are those that the site itself names, `HOST[:PORT]`: they are
-    connected to wherever they are, but at that port alone.
+    `hosts` are those that the site itself names, `HOST[:PORT]`: they may have any address, but only
+    at that port.
     """
 
     def __init__(self, networks: Iterable[str] = (), hosts: Iterable[str] = ()) -> None:
@@ -57,7 +57,7 @@ class Reach:
             self.trust(f"//{host}")
 
     def trust(self, url: str) -> None:
-        """Take the host of an address as one that the site names."""
+        """Treat the host of this address as named by the site."""
         try:
             parts = urlsplit(url)
             ports = {parts.port} if parts.port else _PORTS
@@ -71,7 +71,7 @@ class Reach:
         return (host.lower().strip("[]").rstrip("."), port) in self._named
 
     def why_not(self, address: str) -> str:
-        """Return why an address of a host that the site does not name is refused, "" if not."""
+        """Return why an address of a host not named by the site is refused, "" if it is not."""
         found = kind(address)
         plain = _parse(address)
         if found == PUBLIC or any(

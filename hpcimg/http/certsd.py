@@ -1,7 +1,7 @@
-"""Certificates of one registry, where podman, skopeo and docker have theirs: containers-certs.d(5).
+"""Certificates for one registry, where podman, skopeo and docker keep them: containers-certs.d(5).
 
-In DIRECTORY/HOST[:PORT]/, `*.crt` are authorities that this registry's certificate may be
-from, and `NAME.cert` with `NAME.key` says who asks.
+In DIRECTORY/HOST[:PORT]/, `*.crt` are certificate authorities for this registry, and `NAME.cert`
+with `NAME.key` is a client certificate.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from hpcimg.errors import ConfigError
 if TYPE_CHECKING:
     import ssl
 
-# The first that knows the registry counts, and it alone.
+# Only the first that has a directory for the registry is used.
 DIRECTORIES = ("/etc/containers/certs.d", "/etc/docker/certs.d")
 _MAX_BYTES = 1 << 20
 
 
 class Certificates(NamedTuple):
-    """Texts in PEM, "" for none: authorities, and a certificate with its key."""
+    """Texts in PEM, "" for none: certificate authorities, and a client certificate with its key."""
 
     authorities: str = ""
     client: str = ""
 
 
 def read(host: str) -> Certificates:
-    """Return what is for `HOST[:PORT]`, as far as this process may read it. Raises ConfigError.
+    """Return the certificates for `HOST[:PORT]` that this process can read. Raises ConfigError.
 
-    A key that it may not read is left out, with its certificate.
+    A client certificate whose key it cannot read is omitted.
     """
     if "/" in host or host.startswith("."):
         return Certificates()
@@ -37,7 +37,7 @@ def read(host: str) -> Certificates:
         at = f"{directory}/{host}"
         try:
             names = sorted(os.listdir(at))
-        except OSError:  # not there, not for us, or a file
+        except OSError:  # missing, not readable for us, or a file
             continue
         authorities = [_text(f"{at}/{name}") for name in names if name.endswith(".crt")]
         return Certificates("\n".join(authorities), _client(at, names))
@@ -45,8 +45,8 @@ def read(host: str) -> Certificates:
 
 
 def context(certificates: Certificates, host: str) -> ssl.SSLContext:
-    """Return a context that trusts these authorities besides the node's own. Raises ConfigError."""
-    import ssl  # 10 ms, which who only reads the files need not pay
+    """Return a context that trusts these authorities and the node's own. Raises ConfigError."""
+    import ssl  # 10 ms, not needed just to read the files
 
     made = ssl.create_default_context()
     try:
@@ -70,8 +70,8 @@ def _client(at: str, names: list[str]) -> str:
             continue
         if name.removesuffix(".cert") not in keys:
             raise ConfigError(
-                f"{at}/{name} has no key beside it",
-                do="Add the .key file; certificates of authorities end in .crt.",
+                f"{at}/{name} has no key",
+                do="Add the .key file; name certificate authorities *.crt.",
             )
         key = f"{at}/{name.removesuffix('.cert')}.key"
         if os.access(key, os.R_OK, effective_ids=True):
@@ -91,11 +91,11 @@ def _text(path: str) -> str:
 
 
 def _load(made: ssl.SSLContext, text: str) -> None:
-    """Load a certificate and its key, which OpenSSL takes from files alone."""
+    """Load a certificate and its key; OpenSSL reads these only from files."""
     file = os.memfd_create("client", os.MFD_CLOEXEC)
     try:
         os.write(file, text.encode())
-        # Without a password it asks for one at a terminal, where there is one.
+        # Without a password argument it would prompt on a terminal.
         made.load_cert_chain(f"/proc/self/fd/{file}", password="")
     finally:
         os.close(file)

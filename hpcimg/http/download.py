@@ -20,7 +20,7 @@ from hpcimg.http.retry import attempts
 from hpcimg.http.session import NUMBER, Authorization, check_status, request
 from hpcimg.http.urls import shown
 
-_CHUNK = 1 << 18  # a connection that breaks takes what has come of a chunk with it
+_CHUNK = 1 << 18  # a broken connection loses the current chunk
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 
 
@@ -48,10 +48,10 @@ def download(
     size_bytes: int | None = None,
     stored_bytes: int | None = None,
 ) -> bool:
-    """Download a body into the sink, from a mirror where the site has one that does.
+    """Download a body into the sink, from a mirror if the site has one that works.
 
-    A mirror gets no headers but conditions and no authorization, and what it sends has to be
-    what was offered, or an image. The rest is as in `download_from`.
+    A mirror gets no authorization and no headers except conditions, and what it sends must match
+    the offer, or be an image. The rest is as in `download_from`.
     """
 
     def asked() -> Mapping[str, str]:
@@ -77,7 +77,7 @@ def download(
 
 
 def _at_once(response: requests.Response) -> None:
-    """Raise what a mirror's refusal means: it is not asked once more."""
+    """Raise the error that a mirror's refusal stands for: it is not asked again."""
     try:
         check_status(response)
     except TransientError as error:
@@ -155,7 +155,7 @@ def download_from(
             sink.tell()
             if total is not None and sink.position != total:
                 raise Unreachable(
-                    f"{shown(url)} was cut off", why=f"after {sink.position} of {total} bytes"
+                    f"{shown(url)} was interrupted", why=f"after {sink.position} of {total} bytes"
                 )
             _check_length(sink.position, size_bytes, url)
     return False
@@ -174,7 +174,7 @@ def _begin(
 ) -> int | None:
     """Set the sink to where this body begins; return the length of the whole.
 
-    `same` is what the first part said about the file that it is of.
+    `same` is the condition from the first part, which identifies the file.
     """
     length = response.headers.get("Content-Length", "")
     if response.status_code == 206:
@@ -191,14 +191,14 @@ def _begin(
 def _check_part(
     response: requests.Response, url: str, begin: int, same: Mapping[str, str]
 ) -> int | None:
-    """Return the length of the whole that this is the wanted part of. Raises Unreachable."""
+    """Return the length of the whole; check that this is the wanted part. Raises Unreachable."""
     match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
     if not match or int(match[1]) != begin:
         raise Unreachable(
-            f"{shown(url)} sent another part than was asked for",
+            f"{shown(url)} sent the wrong part",
             why=response.headers.get("Content-Range", "no Content-Range"),
         )
-    # Some object stores send a part of whatever is there now, If-Range or not.
+    # Some object stores send part of the current file, whatever If-Range says.
     if _same(response) not in ({}, same):
         raise Unreachable(f"{shown(url)} changed while it was read")
     return None if match[3] == "*" else int(match[3])
@@ -213,10 +213,9 @@ def _read_while_fast(
     url: str,
     decode: bool,
 ) -> bool:
-    """Bring a body into the sink; return True where it is better read in another way.
+    """Read a body into the sink; return True if it should be read in another way.
 
-    `total` is None where there is no other way. Raises Damaged where more than
-    `size_bytes` come.
+    `total` is None if there is no other way. Raises Damaged if more than `size_bytes` arrive.
     """
     begin, began = sink.position, time.monotonic()
     takes_ranges = response.status_code == 206 or response.headers.get("Accept-Ranges") == "bytes"
@@ -244,14 +243,16 @@ def _read_all(response: requests.Response, length: int, url: str) -> bytes:
         if len(data) > length:
             break
     if len(data) != length:
-        raise Unreachable(f"{shown(url)} was cut off", why=f"{len(data)} of {length} bytes came")
+        raise Unreachable(
+            f"{shown(url)} was interrupted", why=f"{len(data)} of {length} bytes arrived"
+        )
     return bytes(data)
 
 
 def _is_coded(response: requests.Response, stored_bytes: int | None) -> bool:
-    """Tell whether a body was packed on the way, and not only said to be.
+    """Tell whether a body was really compressed in transit.
 
-    Packed as it is sent, it has no length; object stores that say x-gzip of a packed file do.
+    Then it has no length; object stores that claim x-gzip for a compressed file send one.
     """
     coding = response.headers.get("Content-Encoding", "").lower()
     if stored_bytes is None or response.status_code != 200:
@@ -261,7 +262,7 @@ def _is_coded(response: requests.Response, stored_bytes: int | None) -> bool:
 
 
 def _same(response: requests.Response) -> dict[str, str]:
-    """Return the header for a safe resume: the rest of the same file, or all of the new one."""
+    """Return the condition for a safe resume: the rest of the same file, or all of the new one."""
     etag = response.headers.get("ETag", "")
     if etag and not etag.startswith("W/"):
         return {"If-Range": etag}

@@ -1,4 +1,4 @@
-"""Mirrors of web servers: where else the site has what is at an address."""
+"""Mirrors of web servers: other addresses for the same content."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from hpcimg.fetch.settings import Mirror, Settings
 from hpcimg.fetch.sink import Sink
 from hpcimg.http.urls import origin
 
-# A mirror that is down costs seconds, since there is somebody else to ask.
+# A mirror that is down costs only seconds, because there is another place to ask.
 CONNECT_S = 3.0
 ANSWER_S = 10.0
-FILE_TRIES = 2  # a cut connection goes on there
-# Of the queries that sources make, what is no secret; any other may be a signature.
+FILE_TRIES = 2  # an interrupted transfer is resumed once
+# Query parameters of the sources that are no secret; any other may be a signature.
 _PLAIN = frozenset({"arch", "versionId"})
 
 
 def addresses(url: str, mirrors: Iterable[Mirror]) -> list[str]:
-    """Return where mirrors have what is at an address, in their order."""
+    """Return the addresses of this content on mirrors, in order."""
     return [found for mirror in mirrors if (found := _at(url, mirror))]
 
 
@@ -43,7 +43,7 @@ def _query(text: str) -> list[tuple[str, str]]:
 
 @contextmanager
 def passed_over(address: str, sink: Sink) -> Iterator[None]:
-    """Take a mirror's error for word that somebody else has to be asked, from the beginning."""
+    """On a mirror's error, report it and start over with the next place."""
     try:
         yield
     except NodeError:
@@ -55,17 +55,17 @@ def passed_over(address: str, sink: Sink) -> Iterator[None]:
 
 
 def conditions(headers: Mapping[str, str]) -> dict[str, str]:
-    """Return what of the headers for a source may go to its mirror: no login, no signature."""
+    """Return the headers that a mirror may get: conditions, no login, no signature."""
     return {name: value for name, value in headers.items() if name.startswith("If-")}
 
 
 def for_answers(settings: Settings) -> Settings:
-    """Return how long a mirror is waited for that has to give a short answer."""
+    """Return the settings for a mirror that has to give a short answer."""
     answer_s = min(settings.stall_timeout_s, ANSWER_S)
     return for_files(settings)._replace(tries=1, stall_timeout_s=answer_s)
 
 
 def for_files(settings: Settings) -> Settings:
-    """Return how long a mirror is waited for that has to send a file."""
+    """Return the settings for a mirror that has to send a file."""
     connect_s = min(settings.connect_timeout_s, CONNECT_S)
     return settings._replace(connect_timeout_s=connect_s, tries=FILE_TRIES)

@@ -1,6 +1,6 @@
-"""The rest of a large file over several connections at once, where one alone is slow.
+"""Reading the rest of a large file over several connections at once, if a single one is slow.
 
-Many object stores and proxies bound what one connection gets, not what a client gets.
+Many object stores and proxies limit the rate per connection, not per client.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ CONNECTIONS = 4
 PART_BYTES = 8 << 20
 _AT_LEAST_BYTES = 64 << 20
 _LOOK_AFTER_S = 2.0
-_FAST_BYTES_PER_S = 100e6  # a gigabit: what most links of nodes can carry
+_FAST_BYTES_PER_S = 100e6  # a gigabit: the link speed of most nodes
 
 
 def worth_while(*, came_bytes: int, took_s: float, left_bytes: int) -> bool:
-    """Tell whether a file that came so slowly is better read over several connections."""
+    """Tell whether a file that arrives this slowly should be read over several connections."""
     return (
         left_bytes >= _AT_LEAST_BYTES
         and took_s >= _LOOK_AFTER_S
@@ -28,11 +28,11 @@ def worth_while(*, came_bytes: int, took_s: float, left_bytes: int) -> bool:
 
 
 def fetch_rest(sink: Sink, end: int, read: Callable[[int, int], bytes]) -> None:
-    """Fill the sink up to `end` with parts that come side by side.
+    """Fill the sink up to `end` with parts that are fetched in parallel.
 
-    `read` returns the bytes from one position to before another, and is called
-    by several threads at once. Some parts more than there are connections are
-    held in memory. Raises what `read` raises; what is in the sink is good then.
+    `read` returns the bytes of a half-open range, and is called from several threads at once. A few
+    more parts than there are connections are held in memory. Raises what `read` raises; the sink
+    then contains only good bytes.
     """
     pool = ThreadPoolExecutor(CONNECTIONS)
     coming: deque[Future[bytes]] = deque()

@@ -1,4 +1,4 @@
-"""Sessions that follow redirects to the letter, and never out of TLS (RFC 9110, section 15.4)."""
+"""Sessions that follow redirects unmodified, and never out of TLS (RFC 9110, section 15.4)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ REDIRECTS_MAX = 10
 
 
 class Session(requests.Session):
-    """A session whose requests ask for what was written: a signed address stays what was signed."""
+    """A session that requests addresses exactly as written: a signed one stays valid."""
 
     def __init__(self) -> None:
         super().__init__()
         self.max_redirects = REDIRECTS_MAX
-        self.others: list[Session] = []  # which are closed with this one
+        self.others: list[Session] = []  # closed together with this one
 
     def close(self) -> None:
         for other in self.others:
@@ -30,13 +30,13 @@ class Session(requests.Session):
         return prepared
 
     def should_strip_auth(self, old_url: str, new_url: str) -> bool:
-        # requests itself would send it on from http to https.
+        # requests itself would send it along from http to https.
         return origin(old_url) != origin(new_url)
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:
         try:
             target = super().get_redirect_target(resp)
-        except ValueError:  # no text
+        except ValueError:  # not text
             target = ""
         if target is None:
             return None
@@ -55,21 +55,21 @@ class Session(requests.Session):
 
 
 class SessionWithoutRedirects(Session):
-    """A session to which a redirect is an answer like any other."""
+    """A session for which a redirect is an answer like any other."""
 
     def get_redirect_target(self, resp: requests.Response) -> None:
         return None
 
 
 def no_address(what: str, whose: str) -> Unreachable:
-    """Return the error for an address in a server's answer that is none: that server's fault."""
+    """Return the error for an invalid address in a server's answer: that server's fault."""
     error = Unreachable(what, why=f"{whose} an address that is not http")
     error.tried_again = False
     return error
 
 
 def _goal(url: str, target: str) -> str:
-    """Return where a redirect leads to. Raises Unreachable, Forbidden."""
+    """Return the target of a redirect. Raises Unreachable, Forbidden."""
     goal = address(target, base=url)
     if not goal:
         raise no_address(f"{shown(url)} could not be read", "its server redirects to")
@@ -77,6 +77,6 @@ def _goal(url: str, target: str) -> str:
         raise Forbidden(
             f"{shown(url)} is not read",
             why=f"its server redirects from https to plain http, at {origin(goal)[1]}",
-            do="Tell who runs that server, or name an address that stays in https.",
+            do="Tell the operators of that server, or use an address that stays on https.",
         )
     return goal

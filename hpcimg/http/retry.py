@@ -1,4 +1,4 @@
-"""Trying again: what may change, at growing random intervals, as the server wishes."""
+"""Retries: of transient errors, at random, increasing intervals, or as the server asks."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _backoff = wait_random_exponential(multiplier=1, max=30)
 
 
 def attempts(sink: Sink, settings: Settings) -> Retrying:
-    """Return an iterator of attempts, each a context manager, as tenacity has it.
+    """Return an iterator of attempts, each a context manager, as in tenacity.
 
-    Only a TransientError is tried again, and not one that says otherwise. A `Retry-After`
-    is obeyed; where it does not fit into what is left of the deadline, the error stands.
+    Only a TransientError is retried, unless its `tried_again` is false. A `Retry-After` is obeyed;
+    if it does not fit into the remaining time, the error is raised.
     """
 
     def tell(state: RetryCallState) -> None:
@@ -46,7 +46,7 @@ def attempts(sink: Sink, settings: Settings) -> Retrying:
 
 
 def wait_first(sink: Sink, wait_s: float, why: str) -> None:
-    """Wait as long as a server wished when it was asked before, and a little more."""
+    """Wait as long as a server asked for earlier, and a little more."""
     wait_s += random.uniform(0, 1 + wait_s / 100)
     sink.retry(why, wait_s)
     time.sleep(wait_s)
@@ -59,5 +59,5 @@ def _may_change(error: BaseException) -> bool:
 def _wait(state: RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
     asked = error.retry_after_s if isinstance(error, HpcimgError) else None
-    # Jitter on top, so that a thousand nodes told "60" do not all come at 60.
+    # Jitter on top, so that a thousand nodes told "60" do not all return at 60.
     return _backoff(state) if asked is None else asked + _backoff(state) / 10

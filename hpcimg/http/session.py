@@ -1,4 +1,4 @@
-"""HTTP: one session's manners, what a status means, and small answers in JSON (RFC 9110)."""
+"""HTTP sessions, requests, the meaning of a status, and small JSON answers (RFC 9110)."""
 
 from __future__ import annotations
 
@@ -38,40 +38,39 @@ from hpcimg.http.urls import shown
 from hpcimg.http.waits import retry_after_s
 from hpcimg.units import format_duration
 
-# Digits of ASCII, and not so many that int() refuses them: headers can say anything.
+# ASCII digits, and not so many that int() refuses them: headers may contain anything.
 NUMBER = re.compile(r"[0-9]{1,18}")
-JSON_MAX = 4 << 20  # what the OCI specification allows a manifest
-_CONNECTIONS_KEPT = 16  # above it they are closed after use, with a warning
+JSON_MAX = 4 << 20  # the OCI specification's limit for manifests
+_CONNECTIONS_KEPT = 16  # beyond that they are closed after use, with a warning
 _REFUSED = frozenset({401, 403, 404, 429})
 _TRY_AGAIN = frozenset({408, 425, 429})
 
 
 class Authorization(Protocol):
-    """What a server wants to know of who asks."""
+    """The credentials of a requester."""
 
     def headers(self, url: str) -> Mapping[str, str]:
         """Return the headers for a request to this address."""
 
     def challenged(self, response: requests.Response, *, again: bool) -> bool:
-        """Get what a 401 asks for, and tell whether to ask once more.
+        """Obtain what a 401 asks for, and tell whether to retry.
 
-        Called also for 403, 404 and 429, by which servers hide things from the anonymous.
-        `again` says that this was once more. Raises Forbidden where there is no way.
+        Also called for 403, 404 and 429, with which servers hide things from anonymous users.
+        `again` says that this was the retry. Raises Forbidden if there is no way.
         """
 
 
 def open_session(settings: Settings, *, redirects: bool = True) -> Session:
-    """Return a session with hpcimg's manners: few redirects, bytes as they are stored.
+    """Return a session for hpcimg: few redirects, bytes as they are stored.
 
-    It trusts whom the node trusts, a site's own authority among them, rather
-    than the bundle that comes with requests. Several threads may use it: it
-    takes no cookies, the one thing of a session that a request would change.
-    With `redirects` false a redirect is an answer like any other. It connects to
-    the addresses that the settings allow, or raises NotAllowed.
+    It trusts the certificate authorities that the node trusts, including a site's own, rather than
+    the bundle of requests. Several threads may use it: it keeps no cookies, the only state that a
+    request would change. With `redirects` false a redirect is an answer like any other. It connects
+    only to addresses that the settings allow, or raises NotAllowed.
     """
     session = Session() if redirects else SessionWithoutRedirects()
     known = ssl.get_default_verify_paths()
-    # OpenSSL looks into both, requests into one: what was set goes before what is its default.
+    # OpenSSL reads both, requests only one: an explicit setting takes precedence over a default.
     directory_set = "SSL_CERT_DIR" in os.environ and "SSL_CERT_FILE" not in os.environ
     session.verify = (directory_set and known.capath) or known.cafile or known.capath or True
     session.headers["User-Agent"] = f"hpcimg/{__version__}"
@@ -86,10 +85,11 @@ def open_session(settings: Settings, *, redirects: bool = True) -> Session:
 def with_certificates(
     session: Session, settings: Settings, certificates: Certificates, url: str
 ) -> Session:
-    """Return a session for one server, at `url`, that has certificates of its own.
+    """Return a session for one server, at `url`, with certificates of its own.
 
-    Its authorities are trusted for where it sends to as well, such as a token server of the
-    site's; who asks is said to that server alone. It is closed with `session`. Raises ConfigError.
+    Its authorities also apply to servers that it refers to, such as the site's token server; the
+    client certificate is used only with that server. It is closed with `session`. Raises
+    ConfigError.
     """
     own = open_session(settings)
     session.others.append(own)
@@ -102,7 +102,7 @@ def with_certificates(
 
 
 def trust(session: requests.Session, url: str) -> None:
-    """Let the session connect to the host of an address that comes from the site."""
+    """Allow connections to the host of an address that comes from the site."""
     adapter = session.get_adapter("https://")
     assert isinstance(adapter, Adapter)
     adapter.reach.trust(url)
@@ -118,10 +118,10 @@ def request(
     authorization: Authorization | None = None,
     post: bytes | Mapping[str, str] | None = None,
 ) -> Iterator[requests.Response]:
-    """GET a URL, its body not yet read. Raises Unreachable and kin for what the network does.
+    """GET a URL, without reading its body. Network errors are raised as Unreachable or similar.
 
-    With `post`, POST that, and follow no redirect. The status is the caller's to
-    judge, with `check_status`; where there is an `authorization`, a refusal was answered once.
+    With `post`, POST that, and do not follow redirects. The caller checks the status, with
+    `check_status`; with an `authorization`, one refusal has been answered already.
     """
     with _explained(shown(url)):
         for again in (False, True):
@@ -142,19 +142,19 @@ def _explained(where: str) -> Iterator[None]:
         raise
     except requests.exceptions.SSLError as error:
         cause = _innermost(error)
-        if isinstance(cause, ssl.SSLEOFError):  # as of a server that is just being restarted
+        if isinstance(cause, ssl.SSLEOFError):  # typical of a server that is restarting
             raise Unreachable(f"{where} could not be read", why=_reason(error)) from error
         do = (
-            "Its certificate must be one that this node's CA bundle knows; of a registry, one"
-            f" from an authority in {certsd.DIRECTORIES[0]}/HOST/*.crt will do."
+            "Its certificate must be signed by an authority in this node's CA bundle or, for a"
+            f" registry, in {certsd.DIRECTORIES[0]}/HOST/*.crt."
         )
         if "ALERT" in str(cause) and "CERTIFICATE" in str(cause):
             do = (
-                "It wants a certificate from who asks: administrators put NAME.cert and NAME.key"
+                "It requires a client certificate: administrators put NAME.cert and NAME.key"
                 f" into {certsd.DIRECTORIES[0]}/HOST/."
             )
         elif not isinstance(cause, ssl.SSLCertVerificationError):
-            do = "Check the address: what answers there does not speak TLS as this node does."
+            do = "Check the address: the server does not speak TLS, or no version known here."
         raise Forbidden(f"{where} cannot be trusted", why=_reason(error), do=do) from error
     except requests.exceptions.TooManyRedirects as error:
         raise NotFound(
@@ -164,7 +164,7 @@ def _explained(where: str) -> Iterator[None]:
         raise Unreachable(f"{where} could not be read", why=_reason(error)) from error
     except OSError as error:
         if error.errno is not None:
-            raise  # the sink's
+            raise  # from the sink
         raise ConfigError(
             f"{where} cannot be trusted",
             why=f"the node's CA bundle cannot be read: {error}",
@@ -186,23 +186,23 @@ def _send(
             url,
             headers=headers,
             data=post,
-            allow_redirects=post is None,  # it would send on what is posted
+            allow_redirects=post is None,  # a redirect would pass on the posted data
             stream=True,
             timeout=(settings.connect_timeout_s, settings.stall_timeout_s),
         )
-    except ValueError as error:  # what requests raises for an address
+    except ValueError as error:  # raised by requests for an invalid address
         raise BadReference(
             f"{shown(url)} leads to no address",
-            # The text of the error has the address with its query in it.
+            # The error's text contains the address with its query.
             why=f"it is not an http address ({type(error).__name__})",
             do="Check the address.",
         ) from None
 
 
 def check_status(response: requests.Response, where: str = "") -> None:
-    """Raise what a status of 400 and above means, in words a user understands.
+    """Raise the error for a status of 400 and above, in terms that users understand.
 
-    `where` is what the user wrote, where the address itself would tell little.
+    `where` is what the user wrote, for cases where the address itself means little to them.
     """
     status = response.status_code
     where = where or shown(response.url)
@@ -226,9 +226,9 @@ def check_status(response: requests.Response, where: str = "") -> None:
 def get_json(
     session: requests.Session, url: str, sink: Sink, settings: Settings, *, what: str
 ) -> dict[str, Any]:
-    """GET a JSON object of up to 4 MiB; `what` names in errors what it is about.
+    """GET a JSON object of up to 4 MiB; `what` names its subject in errors.
 
-    Mirrors are asked first. Raises NotAnImage where the answer is something else.
+    Mirrors are tried first. Raises NotAnImage if the answer is something else.
     """
     for mirror in mirrors.addresses(url, settings.mirrors):
         asked = request(session, mirror, mirrors.for_answers(settings))
@@ -241,27 +241,27 @@ def get_json(
 
 
 def read_json(response: requests.Response, what: str) -> dict[str, Any]:
-    """Read the JSON object of a response. Raises what the status means, and NotAnImage."""
+    """Read the JSON object of a response. Raises the error for its status, and NotAnImage."""
     check_status(response, what)
     return parse_json(read_small(response, decode=True), what)
 
 
 def read_small(response: requests.Response, *, decode: bool) -> bytes:
-    """Read a body of up to JSON_MAX bytes; of a longer one there are more than that.
+    """Read a body of up to JSON_MAX bytes, or a few more if it is longer.
 
-    With `decode` it is unpacked. Raises what `request` makes Unreachable where it is cut off.
+    With `decode` it is decompressed. Raises Unreachable through `request` if it is interrupted.
     """
     body = bytearray()
-    # Only a read at the end of a body tells that it is shorter than was announced.
+    # Only reading to the end reveals that a body is shorter than announced.
     while data := response.raw.read(JSON_MAX + 1 - len(body), decode_content=decode):
         body += data
     return bytes(body)
 
 
 def unpacked(body: bytes) -> bytes:
-    """Undo the Content-Encoding of a small body; what is not packed at all is returned as it is.
+    """Undo the Content-Encoding of a small body; return it unchanged if it is not compressed.
 
-    There are servers that pack unasked, and such that only say so.
+    Some servers compress unasked, and some only claim to.
     """
     try:
         return zlib.decompressobj(wbits=32 + zlib.MAX_WBITS).decompress(body, JSON_MAX + 1)
@@ -282,7 +282,7 @@ def parse_json(body: bytes, what: str) -> dict[str, Any]:
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """Return the cause of what requests and urllib3 wrap several times."""
+    """Return the root cause of an error that requests and urllib3 wrapped several times."""
     while True:
         cause = getattr(error, "reason", None) or (error.args[0] if error.args else None)
         if not isinstance(cause, BaseException):
@@ -291,17 +291,17 @@ def _innermost(error: BaseException) -> BaseException:
 
 
 def _reason(error: BaseException) -> str:
-    """Return what the innermost cause says."""
+    """Return the message of the root cause."""
     inner = _innermost(error)
     match inner.args:
         case (str(), http.client.BadStatusLine() as cause) if not isinstance(cause, OSError):
-            # It has what came in it, which is nobody's business: any service may be there.
+            # It quotes what was received, which must not be shown: any service may be there.
             return "what answers there does not speak HTTP"
         case (str(words), BaseException() as cause):
-            # urllib3's words have the cause in them or end in a full stop.
+            # urllib3's message contains the cause, or ends in a full stop.
             return f"{words.partition(':')[0].rstrip('.')}: {str(cause) or type(cause).__name__}"
         case (_, str(words)) if not isinstance(inner, OSError):
             return words
     text = str(inner)
-    # urllib3 puts "<object at 0x...>: " before what a reader wants to know.
+    # urllib3 puts "<object at 0x...>: " before the interesting part.
     return text.rpartition(">: ")[2] or type(inner).__name__

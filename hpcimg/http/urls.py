@@ -1,4 +1,4 @@
-"""Addresses of servers: what they are the same as, what is shown of them. Pure."""
+"""Addresses of servers: comparing them, and showing them without secrets. Pure."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 import requests
 
-_REWRITTEN = frozenset(' "<>\\^`{|}')  # what requests writes as %XX
+_REWRITTEN = frozenset(' "<>\\^`{|}')  # requests writes these as %XX
 
 
 def to_the_letter(written: str, rewritten: str) -> str:
-    """Return an address as it was written where it is the same as what libraries make of it."""
+    """Return an address as written, unless libraries have to rewrite it."""
     plain = written.isascii() and written.isprintable() and not _REWRITTEN & set(written)
     return written if plain and unquote(written) == unquote(rewritten) else rewritten
 
 
 def origin(url: str) -> tuple[str, str, int | None]:
-    """Return scheme, host and port: who may be told what was told this server.
+    """Return scheme, host and port: servers with the same origin may share secrets.
 
-    What is no address is the origin of nothing, ("", "", None).
+    ("", "", None) if it is not an address.
     """
     try:
         parts = urlsplit(url)
@@ -29,7 +29,7 @@ def origin(url: str) -> tuple[str, str, int | None]:
 
 
 def address(said: str, *, base: str = "") -> str:
-    """Return the http address that a server's answer says, "" where it says none.
+    """Return the http address in a server's answer, "" if it is invalid.
 
     It may be relative to `base`.
     """
@@ -37,14 +37,14 @@ def address(said: str, *, base: str = "") -> str:
         url = urljoin(base, said)
         requests.Request("GET", url).prepare()
         (urlsplit(url).hostname or "").encode("idna")
-    except ValueError:  # and what requests makes of it
+    except ValueError:  # requests' errors are subclasses
         return ""
     scheme, host, _ = origin(url)
     return url if scheme in ("http", "https") and host else ""
 
 
 def shown(url: str) -> str:
-    """Return an address as errors show it: without its query, which may hold a signature."""
+    """Return an address for messages: without its query, which may contain a signature."""
     try:
         parts = urlsplit(url)
     except ValueError:

@@ -1,1 +1,1 @@
-"""What is in an image file: its format, its processor, its signatures."""
+"""Image files: formats, processors, signatures."""

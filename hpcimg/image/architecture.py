@@ -1,4 +1,4 @@
-"""This machine's processor, and which images run on it, by the names that registries use."""
+"""This machine's processor, and the images that run on it, in the terms of registries."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import platform
 from typing import Any, NamedTuple
 
-# What programs write for one and the same, and the variant that such a name means.
+# Synonyms used by programs, and the variant that each implies.
 _NAMES = {
     "x86_64": ("amd64", ""),
     "x86-64": ("amd64", ""),
@@ -20,9 +20,9 @@ _NAMES = {
     "armel": ("arm", "v6"),
     "armv6l": ("arm", "v6"),
 }
-# The variant that is meant where none is named.
+# The variant that is meant if none is given.
 _PLAIN = {"amd64": "v1", "arm64": "v8", "arm": "v7"}
-# The processor flags that the levels of the x86-64 psABI need besides those of the level below.
+# The processor flags that each level of the x86-64 psABI adds to the level below.
 _AMD64_FLAGS = (
     ("v2", "cx16 lahf_lm popcnt sse4_1 sse4_2 ssse3"),
     ("v3", "avx avx2 bmi1 bmi2 f16c fma abm movbe xsave"),
@@ -32,7 +32,7 @@ _TEXT_MAX = 40
 
 
 class Platform(NamedTuple):
-    """What an image is for, as Go names it; `variant` is "" for the plain one."""
+    """The platform of an image, in Go's terms; `variant` is "" for the baseline."""
 
     architecture: str
     variant: str
@@ -50,9 +50,9 @@ def go_name() -> str:
 
 
 def platform_of(said: dict[str, Any]) -> Platform:
-    """Read what the config of an image, or an index about it, says in one of its spellings.
+    """Read the platform from an image's config or an index, in any of its spellings.
 
-    A system that is not named is Linux, a processor that is not named is this machine's.
+    The default system is Linux, the default processor is this machine's.
     """
     name = _text(said.get("architecture")) or go_name()
     architecture, implied = _NAMES.get(name, (name, ""))
@@ -65,9 +65,9 @@ def platform_of(said: dict[str, Any]) -> Platform:
 
 
 def rank(found: Platform) -> int | None:
-    """Return how well an image for this runs here, None for not at all; less is better.
+    """Return how well an image for this platform runs here, None for not at all; lower is better.
 
-    The plain one is the first, as other tools have it; of the variants, the highest goes first.
+    As in other tools, the baseline comes first; among variants, the highest.
     """
     if (found.system, found.architecture) != ("linux", go_name()):
         return None
@@ -78,9 +78,9 @@ def rank(found: Platform) -> int | None:
 
 
 def runs_here(found: Platform) -> bool:
-    """Tell whether the config of an image that says this lets it run here.
+    """Tell whether an image whose config states this platform runs here.
 
-    There, a variant that nobody knows is no reason to refuse it.
+    In a config, an unknown variant is no reason to refuse the image.
     """
     known = {name for name, _ in _AMD64_FLAGS} if found.architecture == "amd64" else set()
     return rank(found if found.variant in known else found._replace(variant="")) is not None
@@ -88,7 +88,7 @@ def runs_here(found: Platform) -> bool:
 
 @functools.cache
 def _variants(architecture: str) -> tuple[str, ...]:
-    """Return the variants above or below the plain one that this processor runs, the best first."""
+    """Return the variants besides the baseline that this processor supports, best first."""
     if architecture == "arm":
         return ("v6", "v5")
     if architecture != "amd64":

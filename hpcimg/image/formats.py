@@ -1,9 +1,8 @@
-"""Telling an image by its bytes: SIF and squashfs.
+"""Recognizing SIF and squashfs images by their bytes.
 
-SIF: github.com/apptainer/sif, pkg/sif (global header of 128 bytes, descriptors
-of 585 bytes, all little-endian). Squashfs: superblock of version 4.0 (Linux,
-Documentation/filesystems/squashfs.rst). The bytes are hostile: every number in
-them is bounded before it is used.
+SIF: github.com/apptainer/sif, pkg/sif (global header of 128 bytes, descriptors of 585 bytes, all
+little-endian). Squashfs: superblock of version 4.0 (Linux, Documentation/filesystems/squashfs.rst).
+The bytes are hostile: every number in them is checked before it is used.
 """
 
 from __future__ import annotations
@@ -32,18 +31,17 @@ _LAUNCH_LINE = 31  # the oldest Singularity images: a launch line, then squashfs
 
 
 class Image(NamedTuple):
-    """What an image file is. `architecture` is "" where the format does not say."""
+    """The format of an image file. `architecture` is "" if the format does not say."""
 
     extension: str
     architecture: str
 
 
 def identify(descriptor: int, what: str, *, machine: str = "") -> Image:
-    """Return what the open file is, after checking that all of it is there.
+    """Return the format of the open file, after checking that all of it is there.
 
-    `what` names it in errors; `machine` is the processor it has to be for,
-    by default this one, as uname says it. Raises NotAnImage, Damaged (cut
-    short), WrongArchitecture.
+    `what` names it in errors; `machine` is the required processor, as in uname, by default this
+    machine's. Raises NotAnImage, Damaged (truncated), WrongArchitecture.
     """
     size = os.fstat(descriptor).st_size
     head = os.pread(descriptor, SIF_HEADER.size, 0)
@@ -71,7 +69,7 @@ def _sif(descriptor: int, head: bytes, size: int, what: str) -> Image:
     architecture = ARCHITECTURES.get(fields[3], "")
     total, offset = fields[8], fields[9]
     if not 0 < total <= _SIF_MAX_DESCRIPTORS or not SIF_HEADER.size <= offset:
-        raise NotAnImage(f"{what} is a SIF file with a wrong header")
+        raise NotAnImage(f"{what} is a SIF file with an invalid header")
     table = total * SIF_DESCRIPTOR.size
     if offset + table > size:
         raise _cut_short(what, offset + table, size)
@@ -83,7 +81,7 @@ def _sif(descriptor: int, head: bytes, size: int, what: str) -> Image:
             continue
         begin, length = entry[5], entry[6]
         if begin < 0 or length < 0:
-            raise NotAnImage(f"{what} is a SIF file with a wrong descriptor")
+            raise NotAnImage(f"{what} is a SIF file with an invalid descriptor")
         needed = max(needed, begin + length)
         if entry[0] == SIF_PARTITION:
             part_type, part_arch = struct.unpack_from("<i3s", entry[13], 4)
@@ -104,18 +102,16 @@ def _squashfs(descriptor: int, offset: int, size: int, what: str) -> Image:
     major, minor = struct.unpack_from("<HH", block, 28)
     (bytes_used,) = struct.unpack_from("<Q", block, 40)
     if (major, minor) != (4, 0):
-        raise NotAnImage(f"{what} is squashfs {major}.{minor}", why="4.0 is what Linux mounts")
+        raise NotAnImage(f"{what} is squashfs {major}.{minor}", why="Linux mounts only 4.0")
     if bytes_used < _SQUASHFS_SUPERBLOCK:
-        raise NotAnImage(f"{what} is squashfs with a wrong header")
+        raise NotAnImage(f"{what} is squashfs with an invalid header")
     if offset + bytes_used > size:
         raise _cut_short(what, offset + bytes_used, size)
     return Image("squashfs", "")
 
 
 def _cut_short(what: str, needed: int, size: int) -> Damaged:
-    return Damaged(
-        f"{what} is cut short", why=f"its header promises {needed} bytes, {size} arrived"
-    )
+    return Damaged(f"{what} is truncated", why=f"its header says {needed} bytes, {size} arrived")
 
 
 def _guess(head: bytes, size: int) -> str:
@@ -130,4 +126,4 @@ def _guess(head: bytes, size: int) -> str:
         return "it is a gzip archive"
     if text.startswith(b"version https://git-lfs"):
         return "it is what Git LFS has in the place of a file; get the file with `git lfs pull`"
-    return "it begins with neither SIF's nor squashfs's mark"
+    return "it begins with neither the SIF nor the squashfs magic number"

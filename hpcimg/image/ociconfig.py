@@ -1,4 +1,4 @@
-"""What the configuration of an OCI image says: OCI image specification, config.md."""
+"""The configuration of an OCI image: OCI image specification, config.md."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 class _Wrong(ValueError):
-    """What is wrong with a configuration."""
+    """Why a configuration is invalid."""
 
 
 class OciConfig(NamedTuple):
-    """What a runtime needs of it. No text holds a zero byte.
+    """The part that a runtime needs. No text contains a zero byte.
 
-    `diff_ids` are the digests of the layers' archives, the lowest first; none where it does not
-    say any. Names of variables may be such as no shell takes.
+    `diff_ids` are the digests of the uncompressed layers, lowest first; empty if it states none.
+    Names of variables may be ones that no shell accepts.
     """
 
     text: str
@@ -77,23 +77,23 @@ def _unusable(uri: str, error: ValueError) -> NotAnImage:
 def _read(whole: dict[str, Any], text: str) -> OciConfig:
     said = whole.get("config")
     if not isinstance(said, dict | None):
-        raise _Wrong("it is not written as the OCI image specification says")
+        raise _Wrong("it does not follow the OCI image specification")
     for key in ("os", "architecture", "variant"):
         _text("" if whole.get(key) is None else whole[key], key)
     said = said or {}
     rootfs = whole.get("rootfs") or {}
     labels = said.get("Labels") or {}
     if not isinstance(rootfs, dict):
-        raise _Wrong("rootfs is no object")
+        raise _Wrong("rootfs is not an object")
     if not isinstance(labels, dict):
-        raise _Wrong("Labels is no object")
+        raise _Wrong("Labels is not an object")
     variables = (entry.partition("=") for entry in _texts(said, "Env"))
     entrypoint = _texts(said, "Entrypoint")
     return OciConfig(
         text=text,
         diff_ids=_texts(rootfs, "diff_ids"),
         variables=tuple((name, value) for name, equals, value in variables if name and equals),
-        # So Docker has it: an empty one takes away that of the image below.
+        # As in Docker: an empty one removes that of the base image.
         entrypoint=() if entrypoint == ("",) else entrypoint,
         command=_texts(said, "Cmd"),
         working_dir=_text(said.get("WorkingDir") or "", "WorkingDir"),
@@ -102,7 +102,7 @@ def _read(whole: dict[str, Any], text: str) -> OciConfig:
 
 
 def _shown(value: object) -> str:
-    """Return text for a label, which is only shown: Docker takes null for nothing."""
+    """Return a label's text, for display only: like Docker, treat null as empty."""
     if not isinstance(value, str):
         value = "" if value is None else json.dumps(value)
     return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", value)
@@ -113,16 +113,16 @@ def _texts(said: dict[str, Any], key: str) -> tuple[str, ...]:
     if isinstance(values, str) and key in ("Entrypoint", "Cmd"):
         values = [values]  # as Docker reads it
     if not isinstance(values, list):
-        raise _Wrong(f"{key} is no list")
+        raise _Wrong(f"{key} is not a list")
     # null is empty text, as Go reads it.
     return tuple(_text("" if value is None else value, key) for value in values)
 
 
 def _text(value: object, key: str) -> str:
     if not isinstance(value, str):
-        raise _Wrong(f"{key} holds something else than text")
+        raise _Wrong(f"{key} is not text")
     if "\0" in value:
-        raise _Wrong(f"{key} holds a zero byte")
+        raise _Wrong(f"{key} contains a zero byte")
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -1,6 +1,6 @@
-"""Asking whether an image is one that the site trusts: its SIF signatures, or a program's word.
+"""Checking whether the site trusts an image: by its SIF signatures, or by a program.
 
-Runs in the process without rights. Nothing but the exit code of what it starts is believed.
+Runs in the unprivileged process. Only the exit code of the started program is trusted.
 """
 
 from __future__ import annotations
@@ -11,23 +11,22 @@ import subprocess
 from typing import NamedTuple
 
 from hpcimg import plainfile, programs
-from hpcimg.convert import RUNTIMES
 from hpcimg.errors import HpcimgError, MissingTool, NodeError, NotAllowed
 from hpcimg.image import formats
 
 _SIGNATURE = 0x4005
-_GROUP = 0x0FFFFFFF  # what is no flag in a descriptor's group
+_GROUP = 0x0FFFFFFF  # masks the flags in a descriptor's group
 _KEYRING_MAX = 64 << 20
-_PACKET = 0x80  # is set in the first byte of all that OpenPGP has: RFC 9580, section 4.2
+_PACKET = 0x80  # set in the first byte of any OpenPGP data: RFC 9580, section 4.2
 
 
 class Work(NamedTuple):
-    """One file to ask about.
+    """One file to check.
 
-    `how` is "sif" or a program's path. `keyring` is a file of OpenPGP public keys as
-    Apptainer keeps it, "" for its global one alone. `file` is open, to be read, and may be opened
-    again by /proc/self/fd. `source` is the manifest's digest of a converted image. `directory` is
-    an empty one; what is left in it is for the caller to remove.
+    `how` is "sif" or a program's path. `keyring` is a file of OpenPGP public keys in Apptainer's
+    format, "" for its global one alone. `file` is open for reading, and may be opened again by
+    /proc/self/fd. `source` is the manifest digest of a converted image. `directory` is empty; the
+    caller removes what is left in it.
     """
 
     uri: str
@@ -39,7 +38,7 @@ class Work(NamedTuple):
 
 
 def verify(work: Work) -> None:
-    """Return where the image is trusted. Raises NotAllowed where not, NodeError, MissingTool."""
+    """Return if the image is trusted. Raises NotAllowed if not, NodeError, MissingTool."""
     if work.how == "sif":
         _check_signatures(work)
     else:
@@ -48,10 +47,10 @@ def verify(work: Work) -> None:
 
 
 def check_ready(how: str, keyring: str) -> None:
-    """Look for what `verify` needs on this node, as who calls. Raises NodeError, MissingTool."""
+    """Check, as the caller, that `verify` can work on this node. Raises NodeError, MissingTool."""
     if how != "sif":
         if not os.path.isfile(how) or not os.access(how, os.X_OK, effective_ids=True):
-            raise _broken(how, "the account that fetches cannot run it")
+            raise _broken(how, "the unprivileged account cannot run it")
         return
     _find_runtime()
     if keyring:
@@ -62,25 +61,25 @@ def _check_signatures(work: Work) -> None:
     program = _find_runtime()
     head = os.pread(work.file, formats.SIF_HEADER.size, 0)
     if head[32:42] != formats.SIF_MAGIC:
-        raise NotAllowed.unverified(work.uri, "it is not a SIF file, so nobody can have signed it")
+        raise NotAllowed.unverified(work.uri, "it is not a SIF file, so it cannot be signed")
     if _has_unsigned_parts(work.file, head):
         raise NotAllowed.unverified(work.uri, "it has parts that belong to no signed group")
     keys = f"{work.directory}/keys"
     os.mkdir(keys, 0o700)
-    if work.keyring:  # a copy: it has to belong to who verifies
+    if work.keyring:  # a copy: it must belong to the account that verifies
         content = _read_keyring(work.keyring)
         descriptor = os.open(f"{keys}/pgp-public", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(descriptor, "wb") as file:
             file.write(content)
     names = ("APPTAINER_KEYSDIR", "SINGULARITY_KEYSDIR", "SINGULARITY_SYPGPDIR")
     environment = programs.environment(HOME=work.directory, **dict.fromkeys(names, keys))
-    # Local: no key server is asked, which has keys of everybody.
+    # --local: do not ask key servers, which have anybody's keys.
     argv = [program, "--silent", "verify", "--local", f"/proc/self/fd/{work.file}"]
     _run(work, argv, environment)
 
 
 def _find_runtime() -> str:
-    program = programs.find(*RUNTIMES)
+    program = programs.find(*programs.RUNTIMES)
     if not program:
         raise MissingTool(
             "signatures cannot be verified on this node",
@@ -91,20 +90,20 @@ def _find_runtime() -> str:
 
 
 def _read_keyring(path: str) -> bytes:
-    """Return the site's keyring. Raises NodeError where it cannot be read, or is none."""
+    """Return the site's keyring. Raises NodeError if it cannot be read, or is not one."""
     try:
         content = plainfile.read(path, most=_KEYRING_MAX)
     except (OSError, ValueError) as error:
         raise NodeError(
             "[policy] keyring cannot be read",
             why=str(error),
-            do=f"The account that fetches (uid {os.geteuid()}) has to be able to read it.",
+            do=f"The unprivileged account (uid {os.geteuid()}) must be able to read it.",
         ) from None
     if content and content[0] < _PACKET:
         raise NodeError(
             "[policy] keyring is not a keyring",
             why="it is text, such as a key that was exported with --armor",
-            do="Administrators: `apptainer key import` makes a keyring of it.",
+            do="Administrators: convert it with `apptainer key import`.",
         )
     return content
 
@@ -143,12 +142,12 @@ def _broken(program: str, why: str) -> HpcimgError:
 
 
 def _has_unsigned_parts(file: int, head: bytes) -> bool:
-    """Tell whether there is something in no group: it is groups that are signed.
+    """Tell whether any part belongs to no group: signatures cover groups.
 
-    A runtime would use an overlay, or a root file system, that is in none. Apptainer 1.4 looks
-    for this, too; it is not left to the release at hand.
+    A runtime would use an overlay, or a root file system, without a group. Apptainer 1.4 checks for
+    this, too, but older releases do not.
     """
-    fields = formats.SIF_HEADER.unpack(head)  # `formats.identify` has looked at the numbers
+    fields = formats.SIF_HEADER.unpack(head)  # `formats.identify` has checked the numbers
     total, offset = fields[8], fields[9]
     raw = os.pread(file, total * formats.SIF_DESCRIPTOR.size, offset)
     return any(

@@ -78,7 +78,7 @@ class Signer:
         try:
             return Whole(*json.loads(self._said.readline(_LINE_MAX)))
         except (OSError, ValueError, TypeError) as error:
-            raise Unreachable("nobody said what the image is", why=str(error)) from None
+            raise Unreachable("no node has said what the image is", why=str(error)) from None
 
 
 class Notary:

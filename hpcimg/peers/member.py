@@ -206,7 +206,7 @@ class _Member:
             if isinstance(outcome, Found):
                 return outcome
         if not self._may_lead:
-            raise Unreachable("this node cannot lead", why="its port for questions is taken")
+            raise Unreachable("this node cannot lead", why="its control port is in use")
         return None
 
     async def _follow(self, name: str) -> Found | Lost | None:
@@ -232,7 +232,7 @@ class _Member:
         self._answers.is_electing()
         self._lost += 1
         if self._lost >= _LEADERS:
-            raise Unreachable("no node of the job brings the image to the others")
+            raise Unreachable("no node of the job sends the image to the others")
 
     async def _consult(
         self, name: str, *, only_leading: bool = False

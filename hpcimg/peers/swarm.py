@@ -172,7 +172,7 @@ class Swarm(ExitStack, Front):
                 case None:
                     pass
                 case _:
-                    raise Bug("a swarm's worker said what it may not say now")
+                    raise Bug("a swarm's worker sent a message out of turn")
             self._cache(listener.progress, phase, done, total)
 
     def _found(

@@ -107,7 +107,7 @@ class Transfer:
         except OSError:
             data = b""
         if not data:
-            raise Unreachable("libtorrent ended by itself")
+            raise Unreachable("libtorrent ended unexpectedly")
         *lines, self._heard = (self._heard + data).split(b"\n")
         for line in lines:
             self._take(line)

@@ -1,4 +1,4 @@
-"""The hosts that the site itself names in its configuration. Pure."""
+"""The hosts that the site names in its configuration. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PATTERN = frozenset("*?[")
 
 
 def site_hosts(config: Config, rules: Iterable[Rule], *urls: str) -> tuple[str, ...]:
-    """Return them as `HOST[:PORT]`. `urls` are addresses of services besides, "" for none."""
+    """Return them as `HOST[:PORT]`. `urls` are additional addresses of services, "" for none."""
     return tuple(dict.fromkeys(filter(None, _named(config, rules, urls))))
 
 
@@ -25,7 +25,7 @@ def _named(config: Config, rules: Iterable[Rule], urls: Iterable[str]) -> Iterat
             yield location.partition("/")[0]
     for url in (*urls, *_services(config)):
         yield _host(f"{url}/")
-    # What users are pointed to, or allowed to name, and not with a pattern in the place of a host.
+    # Hosts in aliases and `allow` patterns, unless the host contains a wildcard.
     yield from map(_host, (*config.aliases.values(), *config.allow))
 
 
@@ -37,6 +37,6 @@ def _services(config: Config) -> Iterator[str]:
 def _host(url: str) -> str:
     scheme, mark, rest = url.partition("://")
     host, slash, _ = rest.partition("/")
-    # A pattern could go on after the host.
+    # A pattern could continue after the host.
     has_host = scheme in schemes.SCHEMES and schemes.of(scheme).begins in ("host", "service")
     return host if has_host and mark and slash and not _PATTERN & set(host) else ""

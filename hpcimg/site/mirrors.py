@@ -1,6 +1,6 @@
-"""Where the image of a registry is looked for, as the site has it. Pure.
+"""Where to look for the image of a registry, as configured. Pure.
 
-What hpcimg.conf says in `[registry HOST]` goes before registries.conf.
+`[registry HOST]` in hpcimg.conf takes precedence over registries.conf.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hpcimg.errors import ConfigError, NotAllowed
 
 
 class Location(NamedTuple):
-    """A place to read from, `HOST[:PORT]/REPOSITORY`, and what the site says about its host."""
+    """A place to read from, `HOST[:PORT]/REPOSITORY`, and the site's settings for its host."""
 
     name: str
     insecure: bool
@@ -27,10 +27,10 @@ class Location(NamedTuple):
 def locate(
     registries: Mapping[str, Registry], rules: tuple[Rule, ...], rest: str
 ) -> tuple[Location, ...]:
-    """Return where to look for `HOST/REPOSITORY[:TAG][@DIGEST]`, in order; at last, its own place.
+    """Return the places for `HOST/REPOSITORY[:TAG][@DIGEST]` in order, the registry itself last.
 
-    That is left out where it is blocked and there are mirrors. Raises NotAllowed for what is
-    blocked, ConfigError for what a table is about that cannot be followed.
+    The registry is omitted if it is blocked and there are mirrors. Raises NotAllowed if the image
+    is blocked, ConfigError if the table that matches it is invalid.
     """
     rest = _canonical(rest)
     wanted = imagename.split(rest)
@@ -56,10 +56,10 @@ def locate(
         if match.rule.location:
             name = _moved(name, match, match.rule.location)
             if not is_location(name):
-                why = f"the table of {match.rule.prefix} leads to {name}, which is no repository"
+                why = f"the table of {match.rule.prefix} leads to {name}, which is not a repository"
                 raise ConfigError(f"{rest} cannot be resolved", why=why)
-    # Each place has to be allowed by what is said about it, not about the image alone: with
-    # `blocked` and mirrors, the mirrors are asked and the registry never is.
+    # Each place must be allowed by its own table, not only the image: with `blocked` and mirrors,
+    # only the mirrors are used, never the registry.
     places = [place for place in places if not _blocked(rules, f"{place.name}{version}")]
     blocked_by = blocked_by or _blocked(rules, f"{name}{version}")
     if not blocked_by:
@@ -70,7 +70,7 @@ def locate(
 
 
 def _blocked(rules: tuple[Rule, ...], name: str) -> str:
-    """Return the prefix by which a place is blocked, "" where it is not."""
+    """Return the prefix that blocks a place, "" if it is not blocked."""
     match = find(rules, _canonical(name))
     return match.rule.prefix if match and (match.rule.blocked or match.rule.wrong) else ""
 
@@ -105,15 +105,15 @@ def _location(
 
 
 def _moved(name: str, match: Match, location: str) -> str:
-    """Return a name with a location in the place of what matched; it may be none any more."""
-    # The part may have had a tag, of which the name has nothing.
+    """Return a name with the matched part replaced by a location; the result may be invalid."""
+    # The matched part may include a tag, which the name does not.
     rest = name[len(imagename.split(match.part).place) :]
     if match.rule.prefix.startswith("*") and rest.startswith(":") and {"/", ":"} & set(location):
-        return location + rest[len(rest.partition("/")[0]) :]  # it takes no port behind it
+        return location + rest[len(rest.partition("/")[0]) :]  # it cannot be followed by a port
     return location + rest
 
 
 def _canonical(rest: str) -> str:
-    """Return a reference's rest with the name that its host goes by."""
+    """Return a reference's rest with the canonical name of its host."""
     host, slash, path = rest.partition("/")
     return f"{dockerhub.canonical(host)}{slash}{path}"

@@ -14,7 +14,7 @@ _WILD = frozenset("*?[")
 
 
 def parse(config: Config, text: str) -> Reference:
-    """Read a reference as this site allows it. Raises BadReference, NotAllowed."""
+    """Read a reference and check that the site allows it. Raises BadReference, NotAllowed."""
     wanted = reference.parse(text, config.aliases, config.statics)
     if not _allowed(config, wanted):
         raise NotAllowed(f"{wanted.uri} is not allowed at this site")
@@ -22,7 +22,7 @@ def parse(config: Config, text: str) -> Reference:
 
 
 def _allowed(config: Config, wanted: Reference) -> bool:
-    """Tell whether a reference is allowed, whatever a server makes of its address."""
+    """Tell whether a reference is allowed, however a server interprets its address."""
     readings = wanted.readings()
     allow, deny = (
         [_spelled(each) for each in patterns] for patterns in (config.allow, config.deny)
@@ -34,7 +34,7 @@ def _allowed(config: Config, wanted: Reference) -> bool:
 
 
 def _spelled(pattern: str) -> str:
-    """Return a pattern with its host as references have it, where it has one and no wildcard."""
+    """Return a pattern with its host in canonical form, if it has one without a wildcard."""
     scheme, mark, rest = pattern.partition("://")
     host, slash, path = rest.partition("/")
     if mark and of(scheme).begins == "host" and not _WILD & set(host):
@@ -47,13 +47,13 @@ def _spelled(pattern: str) -> str:
 
 
 def _others(config: Config, wanted: Reference) -> Iterator[Reference]:
-    """Yield other references to the same image, which `deny` may be about."""
-    if of(wanted.scheme).in_registry:  # docker:// and oras:// are two words for one thing
+    """Yield other references to the same image, to which `deny` may apply."""
+    if of(wanted.scheme).in_registry:  # docker:// and oras:// are equivalent
         for name, row in SCHEMES.items():
             if row.in_registry:
                 yield wanted._replace(scheme=name)
     url = config.service_url(wanted.scheme)
-    if url:  # with the site's own service named, and without
+    if url:  # with and without the host of the site's own service
         host = url.partition("://")[2].partition("/")[0]
         beside = wanted.rest.removeprefix(f"{host}/")
         yield wanted._replace(rest=beside)

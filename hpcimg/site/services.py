@@ -1,4 +1,4 @@
-"""What the site says about the service that a reference leads to."""
+"""The service that a reference leads to, as configured."""
 
 from __future__ import annotations
 
@@ -24,17 +24,16 @@ log = logging.getLogger(__name__)
 AMAZON_S3 = "https://s3.amazonaws.com"
 
 
-# Which of the site's: those whose images are for all, or those for who asked alone as well.
+# Which of the site's credentials: those whose images are shared, or also those whose are private.
 Credentials = Literal["none", "shared", "all"]
 
 
 class Service(NamedTuple):
     """A service and the site's credentials for it.
 
-    `url` is its address, "" where references name their host. `locations` are
-    where to look, in this order: several where a registry has mirrors.
-    `auth_text` are credentials that are in no file, as those of a location.
-    `site_hosts` are all that the site names, `HOST[:PORT]`.
+    `url` is its address, "" if references name their host. `locations` are the places to try, in
+    this order: several if a registry has mirrors. `auth_text` are credentials that are not in a
+    file of a location. `site_hosts` are all hosts that the site names, `HOST[:PORT]`.
     """
 
     locations: tuple[Location, ...]
@@ -45,13 +44,13 @@ class Service(NamedTuple):
 
     @property
     def private(self) -> bool:
-        """Whether the site has credentials whose images are for who asked alone."""
+        """Whether the site has credentials whose images are private to the requester."""
         return any((at.auth_file or self.auth_text) and not at.shared for at in self.locations)
 
     def places(self, credentials: Credentials) -> tuple[Place, ...]:
-        """Return where to look, and with which of the site's credentials.
+        """Return the places to try, each with the site's credentials for it.
 
-        Raises ConfigError where they cannot be read.
+        Raises ConfigError if these cannot be read.
         """
         return tuple(self._place(at, credentials) for at in self.locations)
 
@@ -66,7 +65,7 @@ class Service(NamedTuple):
             self._credentials(at) if given else "",
             at.mirror,
             certificates.authorities,
-            # A process of the user's reads a key by itself, if that may be read.
+            # A process that runs as the user reads the key itself, if it can.
             "" if credentials == "none" else certificates.client,
         )
 
@@ -85,7 +84,7 @@ def find(config: Config, wanted: Reference, environment: Mapping[str, str] = os.
     rules = registriesconf.read(config.registries_conf) if in_registry else ()
     for rule in rules:
         if rule.wrong:
-            log.warning("%s; this table is not followed", rule.wrong)
+            log.warning("%s; this table is ignored", rule.wrong)
     service = _find(config, wanted, rules, environment)
     return service._replace(site_hosts=site_hosts(config, rules, service.url))
 
@@ -108,10 +107,10 @@ def _find(
 
 
 def _s3(config: Config, environment: Mapping[str, str]) -> Service:
-    """Return what [s3] says; what it leaves out may be said by AWS's variables.
+    """Return the [s3] settings, completed from AWS's variables.
 
-    Slurm passes none of them on: they are those of a wrapper around the hook,
-    or of the shell that `hpcimg stage` is called from.
+    Slurm passes none of these on: they come from a wrapper around the hook, or from the shell that
+    runs `hpcimg stage`.
     """
 
     def first(said: str, *names: str) -> str:
@@ -127,7 +126,7 @@ def _s3(config: Config, environment: Mapping[str, str]) -> Service:
 
 
 def _keys(environment: Mapping[str, str]) -> str:
-    """Return the keys of the environment as a credentials file has them."""
+    """Return the keys in the environment in the format of a credentials file."""
     names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
     lines = [f"{name.lower()} = {environment[name]}" for name in names if environment.get(name)]
     return "\n".join(["[default]", *lines]) if len(lines) > 1 else ""

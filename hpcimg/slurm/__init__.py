@@ -1,1 +1,1 @@
-"""What slurmd calls: prolog and epilog, and what they know of Slurm."""
+"""What slurmd calls: Prolog and Epilog, and what they know about Slurm."""

@@ -40,7 +40,7 @@ def ask(path: str, verb: str, uri: str) -> dict[str, object] | None:
             return answer
         if time.monotonic() > until:
             raise Unreachable(
-                f"{uri} was not staged", why="too much is asked for on this node at this time"
+                f"{uri} was not staged", why="there are too many requests on this node right now"
             )
         # Those who wait do not come all at once.
         time.sleep(pause * random.uniform(0.5, 1.0))
@@ -64,7 +64,7 @@ def _asked_once(path: str, line: str) -> dict[str, object]:
     except ValueError:
         answer = None
     if not isinstance(answer, dict):
-        raise NodeError(f"the helper at {path} is not understood")
+        raise NodeError(f"the helper at {path} sent an invalid answer")
     return answer
 
 

@@ -1,18 +1,17 @@
-"""The job's comment, and what `--extra` has: which images they ask for.
+"""The job's comment, and the value of `--extra`: which images they request.
 
-A word that begins with `container:` asks for one. Spellings that can mean
-nothing else are taken as well: `Container:`, `container=`, a blank after the
-colon, quotes and brackets around, a comma before, a JSON object with that key.
-What names an image in a container's scheme without it, or spells it otherwise
-(`containers:URI`), asks for nothing and is told so. `hpcimg:links=NAME,NAME`
-asks for links under the names that workflow managers look for. All else in a comment is
-not ours. `etc/hpcimg.lua` reads the same; one table of cases is for both.
+A word that begins with `container:` requests one. Unambiguous variants are accepted: `Container:`,
+`container=`, a blank after the colon, quotes and brackets around it, a comma before it, a JSON
+object with that key. A near miss, such as a reference without the mark or `containers:URI`,
+requests nothing and is reported. `hpcimg:links=NAME,NAME` requests links under the names that
+workflow managers look for. The rest of a comment is ignored. `etc/hpcimg.lua` reads the same
+syntax; one table of cases tests both.
 
-Imports nothing, but json for a comment that is an object with such a key: the
-way to a warm hit reads comments with it.
+Imports nothing, except json for a comment that is an object with such a key: on a cache hit,
+comments are read with it.
 """
 
-# Of the job, as Slurm passes them to Prolog: --comment, and --extra since 23.02.
+# Variables that Slurm passes to Prolog: --comment, and --extra since 23.02.
 VARIABLES = ("SLURM_JOB_COMMENT", "SLURM_JOB_EXTRA")
 MARK = "container:"
 MAX_IMAGES = 32
@@ -20,27 +19,26 @@ MAX_NAME = 64
 LINKS = "hpcimg:links="
 MANAGERS = ("cwltool", "miniwdl", "nextflow", "snakemake")  # those of hpcimg.managers
 _KEY, _OURS = "container", "hpcimg"
-# Schemes of container images and of nothing else.
+# Schemes used only for container images.
 IMAGE_SCHEMES = ("docker://", "oras://", "library://", "shub://")
 ENDINGS = (".sif", ".simg", ".img", ".sqsh", ".sqfs", ".squashfs")
 _SEPARATORS = ";\t\n\r\v\f"
-_QUOTES = "\"'`\\\u201c\u201d\u2018\u2019"  # those of word processors, too
+_QUOTES = "\"'`\\\u201c\u201d\u2018\u2019"  # including typographic ones
 _OPEN, _CLOSE = "([{<", ")]}>"
 _BEFORE = ",|&"
 _NESTED_MAX = 64
 _UPPER, _LOWER, _DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz", "0123456789"
 _ALNUM = frozenset(_UPPER + _LOWER + _DIGITS)
 _NAME = _ALNUM | {"_"}
-_TO_LOWER = str.maketrans(_UPPER, _LOWER)  # str.lower() knows letters that Lua does not
+_TO_LOWER = str.maketrans(_UPPER, _LOWER)  # str.lower() also changes letters that Lua does not
 
 
 class Wanted:
-    """What a job asks for.
+    """The requests of a job.
 
-    `images` are (name, reference), the name "" where none was given; what is
-    malformed in them comes back as it is. `links` are workflow managers. `problem` says
-    what is wrong with all of it, "" for nothing, and `remedy` what to do, where that is special.
-    `missed` is the first word that is meant for us and asks for nothing, and what would follow
+    `images` are (name, reference), with the name "" if none was given; malformed ones are returned
+    unchanged. `links` are workflow managers. `problem` says what is wrong, "" if nothing is, and
+    `remedy` what to do, if that is special. `missed` is the first near miss, and what should follow
     the mark in it; ("", "") for none.
     """
 
@@ -55,13 +53,13 @@ class Wanted:
 
 
 def read(*texts: str) -> Wanted:
-    """Return what a comment, and what other texts of the job, ask for, in order.
+    """Return the requests in a comment, and in other texts of the job, in order.
 
-    An image that is asked for twice counts once.
+    An image that is requested twice counts once.
     """
     wanted = Wanted()
     for text in texts:
-        # A comment without a reference in it is not ours, and costs no more than this.
+        # A comment without a reference does not concern hpcimg, and costs no more than this.
         lower = text.translate(_TO_LOWER)
         is_ours = "/" in text or _KEY in lower or _OURS in lower
         if is_ours and not _read_object(text, wanted):
@@ -124,7 +122,7 @@ def _read_words(text: str, wanted: Wanted) -> None:
 
 
 def _read_links(piece: str, wanted: Wanted) -> bool:
-    """Read a word that asks for links; return False where it is none."""
+    """Read a word that requests links; return False if it does not."""
     body = _unquoted(piece)
     key, _, listed = body.translate(_TO_LOWER).partition("=")
     if not key.startswith(f"{_OURS}:link"):
@@ -140,7 +138,7 @@ def _read_links(piece: str, wanted: Wanted) -> bool:
 
 
 def _cut(word: str) -> list[str]:
-    """Cut a word where a comma, | or & is before the mark: `a=1,container:URI`."""
+    """Split a word where a comma, | or & precedes the mark: `a=1,container:URI`."""
     lower = word.translate(_TO_LOWER)
     pieces, begin, at = [], 0, lower.find(_KEY)
     while at >= 0:
@@ -156,14 +154,14 @@ def _cut(word: str) -> list[str]:
 
 
 def _colon(word: str, at: int) -> int:
-    """Return the place behind the `:` or `=` at `at`, which quotes may precede, 0 for none."""
+    """Return the position after the `:` or `=` at `at`, possibly after quotes, 0 for none."""
     while at < len(word) and word[at] in _QUOTES:
         at += 1
     return at + 1 if word[at : at + 1] in (":", "=") else 0
 
 
 def _after_mark(piece: str) -> str | None:
-    """Return what follows the mark, None where the piece does not begin with one."""
+    """Return what follows the mark, None if the piece does not begin with one."""
     body = piece.lstrip(_QUOTES + _OPEN)
     if body[: len(_KEY)].translate(_TO_LOWER) != _KEY:
         return None
@@ -172,7 +170,7 @@ def _after_mark(piece: str) -> str | None:
 
 
 def _unquoted(text: str) -> str:
-    """Return a text without quotes and brackets around it."""
+    """Return a text without surrounding quotes and brackets."""
     text = text.lstrip(_QUOTES + _OPEN)
     extra = {bracket: text.count(bracket) for bracket in _CLOSE}
     for bracket, opening in zip(_CLOSE, _OPEN, strict=True):
@@ -186,7 +184,7 @@ def _unquoted(text: str) -> str:
 
 
 def split_name(text: str) -> tuple[str, str]:
-    """Return name and reference of what follows the mark."""
+    """Return the name and the reference in what follows the mark."""
     name, equals, rest = text.partition("=")
     if equals and name and name[0] not in _DIGITS and _NAME.issuperset(name):
         return name, _unquoted(rest)
@@ -198,7 +196,7 @@ def _says_something(text: str) -> bool:
 
 
 def _is_image(text: str) -> bool:
-    """Tell whether this can be nothing but a reference: a URI, a path, a file, NAME:TAG."""
+    """Tell whether this can only be a reference: a URI, a path, a file, NAME:TAG."""
     text = split_name(text)[1]
     head, colon, rest = text.partition(":")
     if text.startswith("/"):
@@ -215,7 +213,7 @@ def _is_scheme(text: str) -> bool:
     return text[0] not in _DIGITS and all(c in _ALNUM or c in "+.-" for c in text)
 
 
-# What is nearly ours
+# Near misses
 
 
 def _look_at_other(piece: str, wanted: Wanted) -> None:
@@ -225,7 +223,7 @@ def _look_at_other(piece: str, wanted: Wanted) -> None:
 
 
 def _nearly(piece: str) -> str:
-    """Return the reference in a word that is meant for us and asks for nothing, "" for none."""
+    """Return the reference in a near miss, "" if it is not one."""
     lower = piece.translate(_TO_LOWER)
     at = min((at for scheme in IMAGE_SCHEMES if (at := lower.find(scheme)) >= 0), default=-1)
     if at >= 0 and "://" not in piece[:at]:
@@ -246,8 +244,8 @@ def _nearly(piece: str) -> str:
 
 
 def _is_like_key(word: str) -> bool:
-    """Tell whether a word begins with the key, or has one letter wrong or two in a wrong place."""
-    # contained is a word of its own.
+    """Tell whether a word begins with the key, or has one wrong letter or two in wrong places."""
+    # "contained" is an ordinary word.
     if word.startswith(_KEY) or len(word) > len(_KEY) + 1 or not word.endswith(("r", "s")):
         return word.startswith(_KEY)
     missing, more = list(_KEY), 0
@@ -278,7 +276,7 @@ def _is_key(name: str) -> bool:
 
 
 def _read_object(text: str, wanted: Wanted) -> bool:
-    """Read a comment that is a JSON object; return False where it is none."""
+    """Read a comment that is a JSON object; return False if it is not."""
     if not text.lstrip(" \t\r\n").startswith("{"):
         return False
     if text.count("{") + text.count("[") > _NESTED_MAX:

@@ -1,4 +1,4 @@
-"""What slurm.conf says, as slurmctld has it or else as the file has it."""
+"""The settings in slurm.conf, from slurmctld or else from the file."""
 
 from __future__ import annotations
 
@@ -10,44 +10,44 @@ from hpcimg.errors import HpcimgError, Unreachable
 from hpcimg.slurm import query
 
 DEFAULT_FILE = "/etc/slurm/slurm.conf"
-# `TaskProlog[0]           = /path`: a key that may stand several times is numbered.
+# `TaskProlog[0]           = /path`: a key that may appear several times is numbered.
 _SHOWN = re.compile(r"(\w+)(?:\[\d+\])?\s+= (.*)")
 _SET = re.compile(r"(\w+)\s*=\s*(.*)")
-_DEPTH_MAX = 8  # of files that include others
+_DEPTH_MAX = 8  # of nested includes
 
 
 class Settings:
-    """Settings by their names, whose case does not count; each may be there several times."""
+    """Settings by name, case-insensitively; each may appear several times."""
 
     def __init__(self, found: list[tuple[str, str]]) -> None:
         self._found = [(name.lower(), value.strip()) for name, value in found]
 
     def all(self, name: str) -> list[str]:
-        """Return the values of a setting, none where it is not set."""
+        """Return the values of a setting, none if it is not set."""
         return [v for n, v in self._found if n == name.lower() and v not in ("", "(null)")]
 
     def one(self, name: str) -> str:
-        """Return the value of a setting, "" where it is not set."""
+        """Return the value of a setting, "" if it is not set."""
         return ([*self.all(name)] or [""])[-1]
 
     def seconds(self, name: str) -> float | None:
-        """Return a timer such as `600 sec`, None where there is no such limit."""
+        """Return a timeout such as `600 sec`, None if there is no limit."""
         number = re.match(r"\d+", self.one(name))
-        # 65534 and 4294967294 are how Slurm says that it is not set.
+        # 65534 and 4294967294 mean that it is not set.
         if number is None or int(number[0]) in (0, 0xFFFE, 0xFFFFFFFE):
             return None
         return float(number[0])
 
 
 def settings() -> Settings:
-    """Return what slurmctld says, and where it does not answer what the file says.
+    """Return the settings from slurmctld, or from the file if it does not answer.
 
-    Raises Unreachable, MissingTool where neither can be had.
+    Raises Unreachable, MissingTool if neither is available.
     """
     try:
         done = query.run(["scontrol", "show", "config"])
         if done.returncode:
-            raise Unreachable("slurmctld cannot be asked", why=" ".join(done.stderr.split()))
+            raise Unreachable("slurmctld cannot be reached", why=" ".join(done.stderr.split()))
         return Settings(_SHOWN.findall(done.stdout))
     except HpcimgError:
         path = os.environ.get("SLURM_CONF") or DEFAULT_FILE
@@ -69,7 +69,7 @@ def _read(path: str, depth: int = 0) -> list[tuple[str, str]]:
 
 
 def lines(path: str) -> list[str]:
-    """Return the lines of a file of Slurm's without comments, continued ones joined."""
+    """Return the lines of a Slurm file without comments, with continued ones joined."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             text = file.read()
@@ -81,7 +81,7 @@ def lines(path: str) -> list[str]:
 
 
 def plugins(path: str, depth: int = 0) -> list[str]:
-    """Return the lines of a plugstack.conf and of what it includes."""
+    """Return the lines of a plugstack.conf and of the files that it includes."""
     found: list[str] = []
     for line in lines(path):
         words = line.split()

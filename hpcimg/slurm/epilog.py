@@ -1,7 +1,6 @@
-"""Epilog's long way: after the job's leases are dropped, make room if it is needed.
+"""Epilog's slow path: after the job's leases are dropped, make room if it is needed.
 
-It returns 0 whatever happens, since any other exit code makes Slurm drain the
-node.
+It always returns 0, since any other exit code makes Slurm drain the node.
 """
 
 from __future__ import annotations
@@ -17,19 +16,19 @@ from hpcimg.slurm import jobfiles
 from hpcimg.units import format_duration, format_size
 
 log = logging.getLogger(__name__)
-_TIME_S = 20.0  # the node is kept from its next job for so long, for eviction
-_LIMIT_S = 60.0  # for all together, where a disk is slow
+_TIME_S = 20.0  # how long eviction may keep the node from its next job
+_LIMIT_S = 60.0  # for everything together, if a disk is slow
 
 
 def limit_s() -> float:
-    """Return for how long `main` may take at the most."""
+    """Return the maximum time that `main` may take."""
     return _LIMIT_S
 
 
 def too_late(limit_s: float) -> None:
-    """Say that `main` did not end in time; the next Epilog goes on where it was."""
+    """Log that `main` did not end in time; the next Epilog continues where it stopped."""
     logs.set_up("syslog", name="epilog", job=os.environ.get("SLURM_JOB_ID", ""))
-    log.critical("not done in %s: a disk of this node may hang", format_duration(limit_s))
+    log.critical("not finished within %s: a disk of this node may hang", format_duration(limit_s))
 
 
 def main() -> int:
@@ -43,7 +42,7 @@ def main() -> int:
         conf = config.load()
         logs.set_up(conf.log_to, name="epilog", job=job)
         cache = node.open_cache(conf)
-        # The short way did this, unless something was wrong with it; the directory went last.
+        # The fast path did this already, unless it failed; the directory goes last.
         if os.path.lexists(cache.layout.job(job)):
             jobfiles.release(cache.layout, job)
         history.rotate(cache.layout)

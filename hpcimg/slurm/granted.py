@@ -70,7 +70,7 @@ def _leased(conf: Config, cache: Cache, request: Request, who: Peer, image_forma
         raise NotAllowed(f"job {job} is another user's")
     if lease.count(layout, job) >= IMAGES:
         raise NotAllowed(f"job {job} has {IMAGES} images, which is the limit for one job")
-    over = Interrupted(f"job {job} is over on this node")
+    over = Interrupted(f"job {job} has ended on this node")
     while True:
         try:
             admitted = jobfiles.admit(layout, job, who.uid)

@@ -1,4 +1,4 @@
-"""What Slurm has to say about this node: the hooks, its timers, and jobs that hold leases."""
+"""What Slurm says about this node: the hooks, its timeouts, and jobs that hold leases."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from hpcimg.slurm.conf import Settings
 from hpcimg.units import format_duration
 
 HOOKS = ("Prolog", "TaskProlog", "Epilog")
-_MESSAGE_TIMEOUT_S = 100.0  # above it, Slurm itself warns
+_MESSAGE_TIMEOUT_S = 100.0  # above this, Slurm itself warns
 _ENROOT = "/etc/enroot"
-# Releases that start TaskProlog where no mount of the container is (pyxis issue 163).
+# Releases that start TaskProlog where the container's mounts are missing (pyxis issue 163).
 _NO_TASK_PROLOG = re.compile(r"24\.11\.[0-6]\b|25\.05\.[01]\b")
 
 
 def slurm(config: Config) -> list[Finding]:
-    """Do all checks of slurm.conf."""
+    """Run all checks of slurm.conf."""
     try:
         settings = slurmconf.settings()
     except HpcimgError as error:
-        return [Finding("hooks", NOTE, "not looked for", error.brief)]
+        return [Finding("hooks", NOTE, "not checked", error.brief)]
     found = [_hook(name, settings.all(name)) for name in HOOKS]
     return [*found, *timers(settings, config.deadline_s), *pyxis(settings, config.state_path)]
 
@@ -46,7 +46,7 @@ def _hook(name: str, patterns: list[str]) -> Finding:
 
 
 def _calls(path: str, wanted: str) -> bool:
-    """Tell whether a site's own script names the hook."""
+    """Tell whether a site's own script calls the hook."""
     try:
         return wanted.encode() in plainfile.read(path)
     except (OSError, ValueError):
@@ -54,21 +54,21 @@ def _calls(path: str, wanted: str) -> bool:
 
 
 def timers(settings: Settings, deadline_s: float) -> list[Finding]:
-    """Hold what slurm.conf says of Prolog against the deadline of staging."""
+    """Compare Prolog's timeouts in slurm.conf with the deadline of staging."""
     found = [*_flags(settings.one("PrologFlags")), _prolog_timeout(settings, deadline_s)]
     held = format_duration(deadline_s)
-    # 10 s where it is not set.
+    # The default is 10 s.
     start_s = settings.seconds("BatchStartTimeout") or 10.0
     if start_s < deadline_s:
         what = f"BatchStartTimeout is {start_s:.0f} s, and a job is held for up to {held}"
-        why = "srun fails, or the job is requeued, where a node stages for longer"
+        why = "srun fails, or the job is requeued, if staging on a node takes longer"
         found.append(_raise("BatchStartTimeout", what, why, deadline_s))
     else:
         found.append(Finding("timers", OK, f"BatchStartTimeout is {start_s:.0f} s"))
     message_s = settings.seconds("MessageTimeout") or 10.0
     if message_s > _MESSAGE_TIMEOUT_S:
         what = f"MessageTimeout is {message_s:.0f} s"
-        why = "slurmctld waits for dead nodes that long; BatchStartTimeout is enough"
+        why = "slurmctld waits that long for dead nodes; BatchStartTimeout is enough"
         found.append(Finding("timers", NOTE, what, why))
     else:
         found.append(Finding("timers", OK, f"MessageTimeout is {message_s:.0f} s"))
@@ -76,17 +76,17 @@ def timers(settings: Settings, deadline_s: float) -> list[Finding]:
 
 
 def _prolog_timeout(settings: Settings, deadline_s: float) -> Finding:
-    """Look at what kills Prolog; since 25.05 it may have a timer of its own."""
+    """Check the timeout that kills Prolog; since 25.05 it may have its own setting."""
     name = "PrologTimeout" if settings.seconds("PrologTimeout") else "PrologEpilogTimeout"
     limit_s = settings.seconds(name)
     if limit_s is None:
-        why = "a hook that hangs, on a dead disk say, would hold its job for ever"
+        why = "a hook that hangs, for example on a dead disk, would hold its job forever"
         return Finding("timers", NOTE, "PrologEpilogTimeout is not set", why)
     if limit_s <= deadline_s:
         what = (
             f"{name} is {limit_s:.0f} s, and a job is held for up to {format_duration(deadline_s)}"
         )
-        why = "Slurm kills a Prolog that still stages, and drains the node"
+        why = "Slurm kills a Prolog that is still staging, and drains the node"
         return _raise(name, what, why, deadline_s)
     return Finding("timers", OK, f"{name} is {limit_s:.0f} s")
 
@@ -98,20 +98,20 @@ def _raise(name: str, what: str, why: str, deadline_s: float) -> Finding:
 
 def _flags(text: str) -> Iterable[Finding]:
     flags = {flag.strip().lower() for flag in text.split(",")}
-    if not flags & {"alloc", "contain", "x11", "deferbatch"}:  # the others imply it
+    if not flags & {"alloc", "contain", "x11", "deferbatch"}:  # the others imply alloc
         what, why = "PrologFlags has no Alloc", "Prolog would run when a step starts, not before"
         do = "Set PrologFlags=Alloc in slurm.conf."
         yield Finding("timers", PROBLEM, what, why, do)
     for flag, why in (
-        ("nohold", "salloc and srun begin before the image is there"),
-        ("serial", "one job that stages holds up all others on its node"),
+        ("nohold", "salloc and srun start before the image is staged"),
+        ("serial", "a job that is staging blocks all others on its node"),
     ):
         if flag in flags:
             yield Finding("timers", NOTE, f"PrologFlags has {flag}", why)
 
 
 def pyxis(settings: Settings, state: str, *, enroot: str = _ENROOT) -> list[Finding]:
-    """Where tasks run in pyxis' containers: check that TaskProlog and its files are in them."""
+    """If tasks run in pyxis containers: check that TaskProlog and its files exist in them."""
     stack = settings.one("PlugStackConfig") or os.path.join(
         os.path.dirname(os.environ.get("SLURM_CONF") or slurmconf.DEFAULT_FILE), "plugstack.conf"
     )
@@ -123,7 +123,7 @@ def pyxis(settings: Settings, state: str, *, enroot: str = _ENROOT) -> list[Find
     version = settings.one("SLURM_VERSION")
     if _NO_TASK_PROLOG.match(version):
         what = f"Slurm {version} cannot start TaskProlog in containers of pyxis"
-        do = "Every task with --container-image fails: take 24.11.7, 25.05.2 or newer."
+        do = "Every task with --container-image fails: upgrade to 24.11.7, 25.05.2 or newer."
         return [Finding("pyxis", PROBLEM, what, do=do)]
     mounted = [
         words[0]
@@ -145,7 +145,7 @@ def _within(path: str, mounted: Iterable[str]) -> bool:
 
 
 def leases(layout: Layout) -> Finding:
-    """Check that every job with a lease or files here is one that Slurm knows."""
+    """Check that Slurm knows every job with a lease or files here."""
     jobs = sorted(lease.all_jobs(layout) | jobfiles.all_jobs(layout), key=lease.by_number)
     try:
         asked = query.open_slurm()

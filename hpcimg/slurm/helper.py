@@ -51,7 +51,7 @@ def main() -> int:
         return 2
     with socket.socket(fileno=os.dup(0)) as connection:
         if connection.family != socket.AF_UNIX:
-            print("hpcimg-helper answers on unix sockets alone", file=sys.stderr)
+            print("hpcimg-helper answers only on unix sockets", file=sys.stderr)
             return 2
         try:
             answer = _serve(connection)
@@ -69,7 +69,7 @@ def _serve(connection: socket.socket) -> dict[str, object]:
     layout = Layout(*conffiles.directories(conffiles.read_files(conffiles.main_file())))
     with peer.connected_to(connection) as who:
         if who.uid == 0:
-            raise NotAllowed("root needs nobody to stage for it", do="Run `hpcimg stage`.")
+            raise NotAllowed("root can stage images itself", do="Run `hpcimg stage`.")
         with _turn(layout, who.uid) as has_turn:
             if not has_turn:
                 return {"busy": True}
@@ -107,7 +107,7 @@ def _read_request(connection: socket.socket) -> tuple[str, str]:
     while b"\n" not in heard:
         left = until - time.monotonic()
         if left <= 0:
-            raise DeadlinePassed(f"nothing was asked for in {_TO_ASK_S:g} s")
+            raise DeadlinePassed(f"no request arrived within {_TO_ASK_S:g} s")
         connection.settimeout(left)
         try:
             more = connection.recv(LINE_MAX + 1 - len(heard))
@@ -117,11 +117,11 @@ def _read_request(connection: socket.socket) -> tuple[str, str]:
             more = b""
         heard += more
         if not more or len(heard) > LINE_MAX:
-            raise BadReference("the request is not one short line")
+            raise BadReference("the request is not a single short line")
     line = heard.partition(b"\n")[0].decode("ascii", "replace")
     verb, _, uri = line.partition(" ")
     if verb not in VERBS or not uri:
-        raise BadReference("the request is none that is known")
+        raise BadReference("the request is unknown")
     return verb, uri
 
 
@@ -145,11 +145,11 @@ def _in_time(connection: socket.socket, who: Peer, verb: str, uri: str) -> dict[
     if code is None:
         raise DeadlinePassed(
             "the image was not ready in time",
-            why=f"hpcimg did not end in {limit_s:.0f} s: a disk of this node may hang",
+            why=f"hpcimg took longer than {limit_s:.0f} s: a disk of this node may hang",
             do="Tell the administrators: this node needs attention.",
         )
     if code:
-        raise Interrupted("staging failed", why=f"its process ended with exit code {code}")
+        raise Interrupted("staging failed", why=f"its process exited with code {code}")
     return {}
 
 

@@ -1,6 +1,6 @@
-"""The files of one job: its record, and the lines its task prolog prints.
+"""The files of one job: its record, and the lines that its task prolog prints.
 
-Imports only what is built in: the way to a warm hit writes them.
+Imports only built-in modules: a cache hit writes them.
 """
 
 import errno
@@ -13,14 +13,13 @@ from hpcimg.cache.paths import Layout
 from hpcimg.plainjson import dumps
 
 STAGING, READY, FAILED = "staging", "ready", "failed"  # the states of a job's record
-_TEXT_MAX = 4096  # characters; a comment may be longer than all that can be in it
+_TEXT_MAX = 4096  # characters; a comment may be longer than any valid one
 
 
 class Image:
-    """One image that a job asked for: the name it gave, and what came of it.
+    """One image that a job requested: the name that it gave, and the result.
 
-    `format` is "" where the job asked hpcimg for it, and otherwise what pyxis, which it asked,
-    needs.
+    `format` is "" if the job requested it from hpcimg; if from pyxis, the format that pyxis needs.
     """
 
     __slots__ = ("format", "key", "name", "path", "source", "text", "uri")
@@ -46,10 +45,10 @@ class Image:
 
 
 def prepare(layout: Layout, job: str) -> None:
-    """Make the job's directory; what an earlier run of a requeued job left there goes.
+    """Create the job's directory, removing what an earlier run of a requeued job left there.
 
-    A job that has this directory and no task file was interrupted, and fails: so it
-    is made before all else, on a node that just booted too.
+    A job with this directory and no task file was interrupted, and fails: so it is created before
+    anything else, also on a node that has just booted.
     """
     directory = layout.job(job)
     try:
@@ -62,7 +61,7 @@ def prepare(layout: Layout, job: str) -> None:
 
 
 class Admitted:
-    """A job's directory: `number` tells it from a later one of this job, `made` who made it."""
+    """A job's directory: `number` tells it from a later one of this job; `made`: we created it."""
 
     __slots__ = ("made", "number")
 
@@ -72,10 +71,11 @@ class Admitted:
 
 
 def admit(layout: Layout, job: str, uid: int) -> Admitted:
-    """Make the directory of a job that Prolog had nothing to do for.
+    """Create the directory of a job for which Prolog had nothing to do.
 
-    Epilog then looks for its leases, and its tasks start as before. It is there whole or not at
-    all. Where the job has one, that is it. Raises FileNotFoundError where Epilog is at it.
+    Epilog then looks for its leases, and its tasks start as before. It appears complete or not at
+    all. An existing directory of the job is returned. Raises FileNotFoundError if Epilog is
+    removing it.
     """
     directory, is_ours = layout.job(job), False
     if not os.path.lexists(directory):
@@ -85,12 +85,12 @@ def admit(layout: Layout, job: str, uid: int) -> Admitted:
         os.mkdir(made, 0o755)
         try:
             _write(made, job, uid, [], {"state": READY, **_common([], time.time())})
-            os.rename(made, directory)  # over an empty one at the most
+            os.rename(made, directory)  # replaces at most an empty one
             is_ours = True
         except OSError as error:
             _empty(made)
             os.rmdir(made)
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another one was faster
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process was faster
                 raise
     number = os.stat(directory).st_ino
     if not is_open(layout, job, number):
@@ -99,9 +99,9 @@ def admit(layout: Layout, job: str, uid: int) -> Admitted:
 
 
 def is_open(layout: Layout, job: str, number: int) -> bool:
-    """Tell whether Epilog is still to come for the job whose directory `admit` gave.
+    """Tell whether Epilog is still to come for the job with this directory from `admit`.
 
-    Then it releases what was leased to the job before.
+    If so, Epilog will release what was leased to the job before.
     """
     try:
         os.stat(f"{layout.job(job)}/task")
@@ -111,7 +111,7 @@ def is_open(layout: Layout, job: str, number: int) -> bool:
 
 
 def add_for_pyxis(layout: Layout, job: str, uid: int, text: str, path: str) -> None:
-    """Let the importer of this job find an image by itself the next time."""
+    """Let the job's importer find an image by itself the next time."""
     file, pair = f"{layout.job(job)}/pyxis", f"{text}\n{path}\n"
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
@@ -119,7 +119,7 @@ def add_for_pyxis(layout: Layout, job: str, uid: int, text: str, path: str) -> N
         _write_file(file, pair, uid)
         return
     try:
-        os.write(descriptor, pair.encode())  # at once: a reader sees whole lines
+        os.write(descriptor, pair.encode())  # in one write: a reader sees complete lines
     finally:
         os.close(descriptor)
 
@@ -127,7 +127,7 @@ def add_for_pyxis(layout: Layout, job: str, uid: int, text: str, path: str) -> N
 def write_asked(
     layout: Layout, job: str, uid: int, images: list[Image], *, started: float, process: str
 ) -> None:
-    """Say what the job waits for, until it is told what came of it; `process` is its Prolog's."""
+    """Record what the job waits for, until its result is known; `process` is its Prolog's."""
     record = {"state": STAGING, "process": process, **_common(images, started)}
     _write_record(layout.job(job), job, uid, record)
 
@@ -166,7 +166,7 @@ def write_failed(
     error: str,
     kind: str,
 ) -> None:
-    """Tell the job why it cannot run; its tasks print the message and end with 1."""
+    """Tell the job why it cannot run; its tasks print the message and exit with 1."""
     lines = [f"print hpcimg: {message}", "exit 1"]
     failure = {"error": error, "class": kind, "message": message}
     _write(
@@ -177,7 +177,7 @@ def write_failed(
 def release(layout: Layout, job: str) -> None:
     """Drop the leases of a job that has ended, then its directory.
 
-    The task file goes first: what is leased to the job from then on is not kept, see `is_open`.
+    The task file goes first: leases taken for the job after that are not kept, see `is_open`.
     """
     directory = layout.job(job)
     atomic.remove(f"{directory}/task")
@@ -198,9 +198,9 @@ def all_jobs(layout: Layout) -> set[str]:
 
 
 def _link(directory: str, uid: int, images: list[Image], managers: list[str]) -> list[str]:
-    """Make the directory of links; return the lines that tell where it is.
+    """Create the directory of links; return the lines that tell the job about it.
 
-    It is root's, and so are the links: the user could fill the tmpfs that all share.
+    Root owns it and the links: otherwise the user could fill the shared tmpfs.
     """
     from hpcimg.managers import MANAGERS, names
 
@@ -211,7 +211,7 @@ def _link(directory: str, uid: int, images: list[Image], managers: list[str]) ->
         os.mkdir(place, 0o755)
         for image in images:
             for name in names(manager, (image.text, image.uri)):
-                if not os.path.lexists(f"{place}/{name}"):  # the first of the job's images has it
+                if not os.path.lexists(f"{place}/{name}"):  # the job's first such image wins
                     os.symlink(image.path, f"{place}/{name}")
         lines += [f"export {variable}={place}" for variable in MANAGERS[manager].variables]
     if uid != os.geteuid():
@@ -220,7 +220,7 @@ def _link(directory: str, uid: int, images: list[Image], managers: list[str]) ->
 
 
 def _let_enter(directory: str, uid: int) -> None:
-    """Let a user list and enter a directory, and nobody else: references can be private."""
+    """Let only this user list and enter a directory: references can be private."""
     try:
         acl.let_enter(directory, uid)
     except OSError as error:
@@ -250,7 +250,7 @@ def _common(images: list[Image], started: float) -> dict[str, object]:
 
 def _write(directory: str, job: str, uid: int, lines: list[str], record: dict[str, object]) -> None:
     _write_record(directory, job, uid, record)
-    # The task file comes last: once it is there, all is said.
+    # The task file comes last: once it exists, everything is there.
     _write_file(f"{directory}/task", "".join(f"{line}\n" for line in lines), uid)
 
 
@@ -260,6 +260,6 @@ def _write_record(directory: str, job: str, uid: int, record: dict[str, object])
 
 
 def _write_file(path: str, text: str, uid: int) -> None:
-    # Only the job's user and root read them: references can be private. They stay root's, on a
-    # tmpfs that all share and nobody else is to fill.
+    # Only the job's user and root can read them: references can be private. Root owns them, since
+    # they are on a shared tmpfs that nobody else should fill.
     atomic.write_file(path, text, mode=0o400, reader=uid if os.geteuid() == 0 else None)

@@ -1,4 +1,4 @@
-"""What the jobs of this node asked for, read from their records."""
+"""The jobs of this node and their requests, from their records."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hpcimg.slurm import jobfiles
 
 
 def record(layout: Layout, job: str) -> dict[str, Any] | None:
-    """Return the record of a job, None where there is none that we may read."""
+    """Return the record of a job, None if there is none that we can read."""
     with contextlib.suppress(OSError, ValueError):
         with open(f"{layout.job(job)}/record.json", encoding="utf-8") as file:
             fields = json.load(file)
@@ -23,22 +23,21 @@ def record(layout: Layout, job: str) -> dict[str, Any] | None:
 
 
 def held(fields: dict[str, Any]) -> bool:
-    """Tell from a job's record whether its Prolog still runs."""
+    """Tell from a job's record whether its Prolog is still running."""
     return fields["state"] == jobfiles.STAGING and processes.alive(str(fields["process"]))
 
 
 def waiting(layout: Layout, staging: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the jobs that are held and fetch nothing themselves, the longest held first.
+    """Return the jobs that are held without fetching anything themselves, longest first.
 
-    Root sees them; others see none.
-
-    `staging` are the downloads in progress, some of which they wait for.
+    Only root sees them; others get an empty list. `staging` are the downloads in progress, some of
+    which they wait for.
     """
     fetching = {str(work["job"]) for work in staging}
     found: list[dict[str, Any]] = []
     try:
         here = jobfiles.all_jobs(layout)
-    except PermissionError:  # which jobs there are, root alone sees
+    except PermissionError:  # only root can list the jobs
         return []
     for job in sorted(here - fetching, key=lease.by_number):
         fields = record(layout, job)

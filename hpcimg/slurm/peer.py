@@ -114,11 +114,11 @@ def _from_slurm(pid: int) -> str:
 
 
 def _gone() -> Interrupted:
-    return Interrupted("the process that asked has ended")
+    return Interrupted("the requesting process has ended")
 
 
 def _not_in_a_job() -> NotAllowed:
     return NotAllowed(
         "only a process of a job on this node can have images staged",
-        do="Ask within a job, or name the image when you submit one.",
+        do="Run it inside a job, or request the image when you submit one.",
     )

@@ -1,9 +1,8 @@
-"""Prolog's long way: stage what the job asks for, and tell the job what came of it.
+"""Prolog's slow path: stage the images that the job requests, and tell the job the result.
 
-A failure is written into the job's task file, and the job's own task prolog
-prints it and fails. Where the site wants it, the job is requeued after a
-failure that passes, and Slurm drains a node that is at fault. Otherwise this
-returns 0 whatever happens, since any other exit code makes Slurm drain the node.
+A failure is written to the job's task file; the job's own task prolog prints it and fails. If the
+site wants it, the job is requeued after a transient failure, and Slurm drains a node that is at
+fault. Otherwise this always returns 0, since any other exit code makes Slurm drain the node.
 """
 
 from __future__ import annotations
@@ -39,15 +38,15 @@ from hpcimg.worker.accounts import User
 
 log = logging.getLogger(__name__)
 _TELL_EVERY_S = 10.0
-# After the deadline: to end a worker, to ask Slurm for a requeue. With the default deadline it ends
-# before Slurm's recommended timers do.
+# After the deadline: to kill a worker, to ask Slurm for a requeue. With the default deadline this
+# ends before Slurm's recommended timeouts.
 _AFTER_S = 50.0
-# The one exit code with which the hook ends with 1; none that Python or a shell has of its own.
+# The exit code for which the hook exits with 1; neither Python nor a shell uses it.
 DRAIN = 43
 
 
 def limit_s() -> float:
-    """Return for how long `main` may take at the most: the deadline, and what follows it."""
+    """Return the maximum time that `main` may take: the deadline, and what follows it."""
     try:
         return config.load().deadline_s + _AFTER_S
     except HpcimgError:
@@ -55,12 +54,12 @@ def limit_s() -> float:
 
 
 def too_late(limit_s: float) -> None:
-    """Tell the job that `main` did not end in time. Touches nothing but the state directory."""
+    """Tell the job that `main` did not end in time. Touches only the state directory."""
     job, uid = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_JOB_UID", "")
     logs.set_up("syslog", name="prolog", job=job)
     error = DeadlinePassed(
         "the images of this job were not ready in time",
-        why=f"hpcimg did not end in {format_duration(limit_s)}: a disk of this node may hang",
+        why=f"hpcimg took longer than {format_duration(limit_s)}: a disk of this node may hang",
         do="Tell the administrators: this node needs attention.",
     )
     started = time.time() - limit_s
@@ -69,16 +68,16 @@ def too_late(limit_s: float) -> None:
 
 
 def main(*, came: float | None = None, leader: Leader | None = None) -> int:
-    """Run Prolog for the job in the environment; return 0, or DRAIN where the node is at fault.
+    """Run Prolog for the job in the environment; return 0, or DRAIN if the node is at fault.
 
-    `came`, a time.monotonic() value, is when the hook began, where that was before this; other
-    jobs may wait for what this one is the `leader` of.
+    `came`, a time.monotonic() value, is when the hook started, if that was earlier; other jobs may
+    wait for what this one is the `leader` of.
     """
     came = time.monotonic() if came is None else came
     started = time.time() - (time.monotonic() - came)
     job, uid = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_JOB_UID", "")
     logs.set_up("syslog", name="prolog", job=job if job.isdigit() else "?")
-    if not job.isdecimal() or not uid.isdecimal():  # not isdigit: int() takes no "²"
+    if not job.isdecimal() or not uid.isdecimal():  # not isdigit: int() rejects "²"
         log.error("SLURM_JOB_ID and SLURM_JOB_UID are not set: this is called by slurmd as Prolog")
         return 0
     images: list[jobfiles.Image] = []
@@ -125,7 +124,7 @@ def _stage_all(
     if not images:
         return
     references = []
-    for image in images:  # all are looked at before the first is fetched
+    for image in images:  # all are checked before the first is fetched
         references.append(policy.parse(conf, image.text))
         image.uri = references[-1].uri
     cache = node.open_cache(conf)
@@ -157,7 +156,7 @@ def _stage_all(
 def _led(
     leader: Leader | None, image: jobfiles.Image, conf: Config, request: Request
 ) -> Iterator[Request]:
-    """Let the jobs that wait for this image hear how it goes on, and wake them at the end."""
+    """Report progress to the jobs that wait for this image, and wake them at the end."""
     if leader is None or leader.name != hot.name_of(image.text, image.format):
         yield request
         return
@@ -176,7 +175,7 @@ def _led(
 
 
 def _missed(conf: Config, written: str, right: str) -> HpcimgError:
-    """Return why a word that is meant for us asks for no image."""
+    """Return why a near miss requests no image."""
     try:
         policy.parse(conf, comment.split_name(right)[1])
     except HpcimgError as error:
@@ -187,7 +186,7 @@ def _missed(conf: Config, written: str, right: str) -> HpcimgError:
 
 
 def _nodes() -> tuple[str, ...]:
-    """Return the names of the job's nodes, none where Slurm does not say them."""
+    """Return the names of the job's nodes, none if Slurm does not provide them."""
     text = os.environ.get("SLURM_JOB_NODELIST") or os.environ.get("SLURM_NODELIST", "")
     try:
         return hostlist.expand(text)
@@ -197,13 +196,13 @@ def _nodes() -> tuple[str, ...]:
 
 
 def _group() -> int | None:
-    """Return the job's group as slurmd has it from slurmctld, for a user unknown to the node."""
+    """Return the job's group as slurmctld knows it, for a user unknown to the node."""
     gid = os.environ.get("SLURM_JOB_GID", "")
     return int(gid) if gid.isdecimal() else None
 
 
 class _LoggedProgress:
-    """Says in the log every few seconds how far a long fetch is."""
+    """Logs the progress of a long fetch every few seconds."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
@@ -218,7 +217,7 @@ class _LoggedProgress:
 
 
 def _told(error: HpcimgError, images: list[jobfiles.Image], started: float) -> dict[str, object]:
-    """Return what the journal is told of a failure beside the sentence."""
+    """Return the journal's fields for a failure."""
     return journal.fields(
         journal.FAILED, result="failed", error=type(error).__name__, uri=_uri_of_failed(images),
         seconds=round(time.time() - started, 3), **{"class": error.kind},
@@ -226,9 +225,9 @@ def _told(error: HpcimgError, images: list[jobfiles.Image], started: float) -> d
 
 
 def _uri_of_failed(images: list[jobfiles.Image]) -> str:
-    """Return the first image that is not there, "" where it was not read.
+    """Return the first image that was not staged, "" if any was not parsed.
 
-    All are looked at before the first is fetched. What could not be read may hold a password.
+    All are parsed before the first is fetched. A text that was not parsed may contain a password.
     """
     unread = any(not image.uri for image in images)
     return "" if unread else next((image.uri for image in images if not image.path), "")
@@ -240,7 +239,7 @@ def _unforeseen(error: Exception) -> HpcimgError:
 
 
 def _requeued(conf: Config | None, job: str, error: HpcimgError) -> str:
-    """Requeue the job where the site says so; return what the job is told."""
+    """Requeue the job if the site says so; return the message for the job."""
     if conf is None or conf.on_transient != "requeue":
         return str(error)
     outcome = requeue.attempt(
@@ -256,17 +255,17 @@ def _requeued(conf: Config | None, job: str, error: HpcimgError) -> str:
     if not outcome.requeued:
         return f"{error} {outcome.said}".rstrip()
     events.record(Layout(conf.cache_path, conf.state_path).events, "requeue", job=job)
-    # It will be submitted again, so nobody has to be asked for that.
+    # It will be queued again, so it need not be submitted again.
     return f"{error.brief}. {outcome.said}"
 
 
 def _at_fault(conf: Config, error: HpcimgError) -> bool:
-    """Tell whether the node is to be drained for this error.
+    """Tell whether the node should be drained for this error.
 
-    Not for a word in a file that all nodes share, nor for a package or program that
-    only some references need. And not on the word of the error alone, which may come
-    of a process that read what a user named: the directories have to be found faulty.
-    A full disk is no fault, which any user can bring about.
+    Not for an error in a file that all nodes share, nor for a package or program that only some
+    references need. And not for the error alone, which may come from a process that read what a
+    user named: the directories must be found faulty. A full disk does not count, since any user can
+    cause that.
     """
     if conf.on_node_fault != "drain":
         return False
@@ -283,7 +282,7 @@ def _fail(
     message: str,
     started: float,
 ) -> None:
-    """Write why the job cannot run, for the job and for operators; else the log alone has it."""
+    """Record why the job cannot run, for the job and for operators; if that fails, log it."""
     try:
         layout = _layout_at_any_cost()
         jobfiles.prepare(layout, job)
@@ -304,7 +303,7 @@ def _fail(
 
 
 def _layout_at_any_cost() -> Layout:
-    """Return where the task prolog will look, even where the configuration is wrong."""
+    """Return where the task prolog will look, even if the configuration is invalid."""
     try:
         files = conffiles.read_what_can_be(conffiles.main_file())
     except OSError:

@@ -1,8 +1,8 @@
-"""What pyslurm says of jobs, asked in a process of its own.
+"""Asking pyslurm about jobs, in a process of its own.
 
-libslurm ends the process that imported it where it finds no slurm.conf, after
-trying for a minute: no `except` sees that. So this is run as a program, by
-`hpcimg.slurm.query`, which has a limit and Slurm's commands to go on with.
+If libslurm finds no slurm.conf, it ends the process that imported it, after trying for a minute: no
+`except` can catch that. So `hpcimg.slurm.query` runs this as a program, with a time limit and
+Slurm's commands as a fallback.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import sys
 
 
 def main() -> int:
-    """Print as JSON what the last arguments ask for.
+    """Answer the question in the last arguments as JSON.
 
-    `state JOB` is the job's state, "" for one that is unknown; `planned` the pending jobs whose
-    start is planned, with the fields of `hpcimg.slurm.planned.Planned`.
+    `state JOB` is the job's state, "" if it is unknown; `planned` are the pending jobs with a
+    planned start, with the fields of `hpcimg.slurm.planned.Planned`.
     """
     if sys.argv[-1] == "planned":
         print(json.dumps(_planned()))

@@ -1,21 +1,21 @@
-"""What `--container-image` and PYXIS_CONTAINER_IMAGE of pyxis name, as Slurm hands it to Prolog.
+"""The images given to `--container-image` and PYXIS_CONTAINER_IMAGE of pyxis, as Prolog gets them.
 
 Loaded only for a job that has either. Imports nothing.
 """
 
-# The option: of srun that makes an allocation, sbatch and salloc; not of srun within a job.
+# The option: for an srun that makes an allocation, sbatch and salloc; not for an srun within a job.
 VARIABLE = "SPANK__SLURM_SPANK_OPTION_pyxis_container_image"
-FORMAT = "squashfs"  # enroot takes no other, whatever the site's format is
-# The name under which the submit filter adds to the comment what is in the variable of this name.
+FORMAT = "squashfs"  # the only one that enroot reads, whatever the site's format
+# The name under which the submit filter adds the value of this variable to the comment.
 NAME = "PYXIS_CONTAINER_IMAGE"
 _SCHEME = "docker://"
 
 
 def reference(value: str) -> str:
-    """Return the reference that an option's value stands for, "" for what enroot opens itself.
+    """Return the reference for an option's value, "" for one that enroot opens itself.
 
-    pyxis takes `[docker://][USER@][REGISTRY#]IMAGE[:TAG]`, files by a path, and what its own
-    import may know besides.
+    pyxis accepts `[docker://][USER@][REGISTRY#]IMAGE[:TAG]`, paths of files, and whatever its own
+    import supports.
     """
     if not value or value.startswith(("/", ".")):
         return ""
@@ -25,7 +25,7 @@ def reference(value: str) -> str:
 
 
 def take_out(images: list[tuple[str, str]], option: str) -> list[str]:
-    """Remove from a job's images what is pyxis' own; return it, and what the option names."""
+    """Remove pyxis' images from a job's images; return them, and the one in the option."""
     found = [text for name, text in images if name == NAME]
     images[:] = [(name, text) for name, text in images if name != NAME]
     return [text for text in dict.fromkeys(map(reference, [option, *found])) if text]

@@ -1,7 +1,7 @@
-"""Asking Slurm about a job, by pyslurm where it is installed, else by its commands.
+"""Asking Slurm about a job, with pyslurm if it is installed, else with Slurm's commands.
 
-Never on the way to a hit, and not in Prolog or Epilog unless the site says so:
-a thousand nodes asking slurmctld at once are a storm.
+Never on a cache hit, and not in Prolog or Epilog unless the site says so: a thousand nodes asking
+slurmctld at once are a storm.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ _ENDED = frozenset(
 
 
 class Slurm(Protocol):
-    """What hpcimg asks Slurm. It raises Unreachable where Slurm does not answer."""
+    """The queries that hpcimg needs. They raise Unreachable if Slurm does not answer."""
 
     def alive(self, job: str) -> bool:
         """Tell whether the job still has, or may get, an allocation."""
 
     def planned(self) -> list[Planned]:
-        """Return the pending jobs whose start is planned, in no order. Asks once for all."""
+        """Return the pending jobs with a planned start, in no particular order. A single query."""
 
 
 def open_slurm() -> Slurm:
-    """Return pyslurm's view where pyslurm is installed, else that of Slurm's commands."""
+    """Return an implementation: pyslurm if it is installed, else Slurm's commands."""
     if importlib.util.find_spec("pyslurm") is None:
         return Commands()
     return PySlurm(Commands())
 
 
 def look_in(directory: str) -> None:
-    """Look for Slurm's commands there first, "" for nowhere but in PATH."""
+    """Search this directory first for Slurm's commands; "" means only PATH."""
     if directory:
         os.environ["PATH"] = f"{directory}:{os.environ.get('PATH', os.defpath)}"
 
@@ -60,10 +60,10 @@ def look_in(directory: str) -> None:
 def run(
     argv: list[str], *, timeout_s: float = 0, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run one of Slurm's commands; its exit code is the caller's to judge.
+    """Run one of Slurm's commands; the caller checks its exit code.
 
-    `env` is what its environment has besides ours. Raises MissingTool where there is none,
-    Unreachable where it takes too long.
+    `env` is added to our environment. Raises MissingTool if it does not exist, Unreachable if it
+    takes too long.
     """
     try:
         return subprocess.run(
@@ -83,12 +83,12 @@ def run(
 
 
 def running() -> list[Running]:
-    """Return the running jobs, in no order. Asks once for all. Raises as `run`, and Unreachable."""
+    """Return the running jobs, in no particular order. A single query. Raises as `run`."""
     return [Running(*row) for row in _rows("--states=running", fields=("%N", "%k"))]
 
 
 def scontrol(*arguments: str) -> str:
-    """Return what scontrol prints. Raises as `run`, and Unreachable where it fails."""
+    """Return scontrol's output. Raises as `run`, and Unreachable if it fails."""
     done = run(["scontrol", *arguments])
     if done.returncode:
         raise Unreachable(f"scontrol {arguments[0]} failed", why=done.stderr.strip())
@@ -96,13 +96,13 @@ def scontrol(*arguments: str) -> str:
 
 
 def _rows(which: str, *, fields: Sequence[str]) -> list[list[str]]:
-    """Return fields of jobs, in squeue's spelling; the last of them may hold anything."""
-    # No user can write a comment that looks like the line of another job.
+    """Return fields of jobs, in squeue's spelling; only the last may contain anything."""
+    # So that no user can write a comment that looks like another job's line.
     mark = f"{os.urandom(16).hex()}:"
     argv = ["squeue", "--noheader", which, f"--format={mark}{'|'.join(fields)}"]
     done = run(argv, env={"SLURM_TIME_FORMAT": "%s"})
     if done.returncode:
-        raise Unreachable("slurmctld cannot be asked", why=done.stderr.strip())
+        raise Unreachable("slurmctld cannot be reached", why=done.stderr.strip())
     rows = done.stdout.split(mark)[1:]
     return [row.removesuffix("\n").split("|", len(fields) - 1) for row in rows]
 
@@ -122,18 +122,18 @@ class Commands:
         ]
 
     def _ask(self, job: str, field: str) -> str:
-        """Return one field of the job, "" where Slurm knows no such job."""
+        """Return one field of the job, "" if Slurm does not know the job."""
         done = run(["squeue", "--noheader", "--states=all", f"--jobs={job}", f"--format={field}"])
         if done.returncode and "Invalid job id" not in done.stderr:
-            raise Unreachable("slurmctld cannot be asked", why=done.stderr.strip())
+            raise Unreachable("slurmctld cannot be reached", why=done.stderr.strip())
         return done.stdout
 
 
 class PySlurm:
-    """The pyslurm package (extra `slurm`), release 25.11 and its kin.
+    """The pyslurm package (extra `slurm`), release 25.11 and compatible ones.
 
-    It is asked in a process of its own. Where it does not answer, without a
-    slurm.conf or beside another release of Slurm, `otherwise` is asked from then on.
+    It runs in a process of its own. If it does not answer, for lack of a slurm.conf or with another
+    release of Slurm, `otherwise` is used from then on.
     """
 
     def __init__(self, otherwise: Slurm) -> None:
@@ -153,13 +153,13 @@ class PySlurm:
         return [Planned(*fields) for fields in found]
 
     def _ask(self, *question: str) -> Any:
-        """Return what it tells, None without an answer."""
+        """Return its answer, None if there is none."""
         if not self._answers:
             return None
         try:
             argv = [sys.executable, "-I", "-c", _ASK, json.dumps(sys.path), *question]
             return json.loads(run(argv, timeout_s=_PYSLURM_S).stdout)
         except (HpcimgError, ValueError, TypeError):
-            log.info("pyslurm does not answer: Slurm's commands are asked")
+            log.info("pyslurm does not answer: using Slurm's commands")
             self._answers = False
             return None

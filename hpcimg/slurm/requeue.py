@@ -1,8 +1,8 @@
-"""Putting a job back into the queue whose image may be had later.
+"""Requeueing a job whose image may be available later.
 
-This is asked from within Prolog: Slurm revokes the job's credential at once,
-lets Prolog and Epilog run to their ends, and starts no task. The job then waits
-for `AuthInfo=cred_expire` and a little before it is eligible again.
+This happens inside Prolog: Slurm revokes the job's credential at once, lets Prolog and Epilog
+finish, and starts no task. The job then waits for `AuthInfo=cred_expire` and a little longer before
+it is eligible again.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import NamedTuple
 from hpcimg.errors import HpcimgError, TransientError, printable
 from hpcimg.slurm import query
 
-_TIMEOUT_S = 15  # of each of the two commands; Prolog's deadline may be over already
-_SPREAD_S = 0.01  # for each node of the job, that not all of a thousand ask at once
+_TIMEOUT_S = 15  # for each of the two commands; Prolog's deadline may have passed already
+_SPREAD_S = 0.01  # per node of the job, so that not all of a thousand ask at once
 _SPREAD_MAX_S = 10.0
-# Only such a job is ours to requeue: one that was cancelled meanwhile would come back to life.
+# Only such a job may be requeued: one cancelled in the meantime would come back to life.
 _STARTING = frozenset(("RUNNING", "CONFIGURING"))
-# What scontrol says where a Prolog of the same job on another node came first.
+# scontrol's answer if a Prolog of the same job on another node was first.
 _ALREADY = "pending execution"
 
 
 class Outcome(NamedTuple):
-    """Whether the job goes back into the queue, and what it is told of that, "" for nothing."""
+    """Whether the job is requeued, and what it is told about that, "" for nothing."""
 
     requeued: bool
     said: str
@@ -32,10 +32,10 @@ class Outcome(NamedTuple):
 def attempt(
     job: str, error: HpcimgError, *, restarts: str, limit: int, nodes: str = "1"
 ) -> Outcome:
-    """Requeue a job that failed with `error`, where that is of the transient class.
+    """Requeue a job that failed with `error`, if that is transient.
 
-    `restarts` is SLURM_JOB_RESTART_COUNT and `nodes` SLURM_JOB_NUM_NODES; where
-    Slurm does not say how often it was restarted, it is not requeued.
+    `restarts` is SLURM_JOB_RESTART_COUNT and `nodes` SLURM_JOB_NUM_NODES; if Slurm does not say how
+    often the job was restarted, it is not requeued.
     """
     if not isinstance(error, TransientError) or not restarts.isdecimal():
         return Outcome(False, "")
@@ -49,7 +49,7 @@ def attempt(
         refusal = _requeue(job)
     except HpcimgError as trouble:
         refusal = trouble.brief
-    if refusal is None:  # another node of the job came first, or somebody cancelled it
+    if refusal is None:  # another node of the job was first, or somebody cancelled it
         return Outcome(False, "")
     if refusal:
         return Outcome(False, f"It was not requeued: {refusal}.")
@@ -57,7 +57,7 @@ def attempt(
 
 
 def _requeue(job: str) -> str | None:
-    """Return why Slurm refused, "" where it did not, None where the job does not start here.
+    """Return why Slurm refused, "" if it did not, None if the job does not start here.
 
     Raises Unreachable, MissingTool.
     """
@@ -67,13 +67,13 @@ def _requeue(job: str) -> str | None:
     done = query.run(["scontrol", "requeue", name], timeout_s=_TIMEOUT_S)
     if done.returncode == 0 or _ALREADY in done.stderr:
         return ""
-    return printable(" ".join(done.stderr.split())) or f"scontrol ended with {done.returncode}"
+    return printable(" ".join(done.stderr.split())) or f"scontrol exited with {done.returncode}"
 
 
 def _look_up(job: str) -> tuple[str, str]:
-    """Return the name by which scontrol knows this job alone, and its state.
+    """Return the name by which scontrol knows only this job, and its state.
 
-    The number of one task of a job array is also that of the whole array.
+    The id of one task of a job array is also that of the whole array.
     """
     argv = ["squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%A %F %K %T"]
     for line in query.run(argv, timeout_s=_TIMEOUT_S).stdout.splitlines():
@@ -81,4 +81,4 @@ def _look_up(job: str) -> tuple[str, str]:
         if len(fields) == 4 and fields[0] == job:
             _, array, task, state = fields
             return (f"{array}_{task}" if task.isdecimal() else job), state
-    return job, "RUNNING"  # squeue knows less than scontrol, which then says what is wrong
+    return job, "RUNNING"  # squeue does not know it; scontrol then says what is wrong

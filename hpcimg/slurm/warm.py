@@ -1,9 +1,9 @@
-"""The short way through Prolog and Epilog, before anything heavy is loaded.
+"""The fast path through Prolog and Epilog, before anything heavy is loaded.
 
-A job without an image, one whose images are all warm, and one that waits for an image
-which another job brings, are done here. All else is left to `hpcimg.slurm.prolog`
-and `hpcimg.slurm.epilog`, by way of `hpcimg.slurm.watch`. A test names the modules that
-may be loaded here.
+It handles a job without an image, one whose images are all cached, and one that waits for an image
+that another job fetches. Everything else is left to `hpcimg.slurm.prolog` and
+`hpcimg.slurm.epilog`, through `hpcimg.slurm.watch`. A test names the modules that may be loaded
+here.
 """
 
 import os
@@ -13,17 +13,17 @@ import time
 from hpcimg.config import files as conffiles
 from hpcimg.slurm import comment
 
-TYPE_CHECKING = False  # that of typing takes longer to load than a hit takes
+TYPE_CHECKING = False  # importing typing takes longer than a hit
 if TYPE_CHECKING:
     from hpcimg.cache.leader import Leader
 
-LONG_WAY = 10  # exit code: the hook goes on with the full program
-BROKEN = 11  # the full program was run, and did not end as it should
-_DRAIN = 43  # as `hpcimg.slurm.prolog` has it
+LONG_WAY = 10  # exit code: the hook continues with the full program
+BROKEN = 11  # the full program was run, and failed
+_DRAIN = 43  # as in `hpcimg.slurm.prolog`
 # Of hpcimg.slurm.pyxis, which most jobs do not need.
 _PYXIS_OPTION = "SPANK__SLURM_SPANK_OPTION_pyxis_container_image"
 _PYXIS_NAME = "PYXIS_CONTAINER_IMAGE"
-_QUICK_S = 1.0  # what takes longer, such as looks at a slow file system, is to have a deadline
+_QUICK_S = 1.0  # slower work, such as checks on a slow file system, needs a deadline
 _AGAIN = (
     "import sys; sys.path.insert(0, sys.argv[1]); from hpcimg.slurm import watch; "
     "sys.exit(watch.main(sys.argv[2], came=float(sys.argv[3])))"
@@ -31,20 +31,20 @@ _AGAIN = (
 
 
 def run(hook: str) -> int:
-    """Run a hook, "prolog" or "epilog", the long way too if need be; return its exit code.
+    """Run a hook, "prolog" or "epilog", including the slow path if necessary; return its exit code.
 
-    0 and the one that drains the node are final, and BROKEN is for a long way that failed;
-    with any other, the hook goes the long way by itself.
+    0 and the one that drains the node are final, and BROKEN means that the slow path failed; after
+    any other, the hook itself takes the slow path.
     """
     came = time.monotonic()
     leaders: list[Leader] = []
     code = main(hook, leaders)
     if code != LONG_WAY:
         return code
-    if any(leader.abandoned for leader in leaders):  # a thread is left, and none can be ended
+    if any(leader.abandoned for leader in leaders):  # a thread is left, and cannot be ended
         argv = [sys.executable, "-I", "-c", _AGAIN, sys.path[0], hook, repr(came)]
         os.execv(argv[0], argv)  # noqa: S606
-    import site  # the hooks start without: the short way needs no packages
+    import site  # hooks start without it: the fast path needs no packages
 
     site.main()
     from hpcimg.slurm import watch
@@ -56,10 +56,10 @@ def run(hook: str) -> int:
 
 
 def main(hook: str, leaders: "list[Leader] | None" = None) -> int:
-    """Run the short way of a hook, "prolog" or "epilog"; return 0 or LONG_WAY.
+    """Run the fast path of a hook, "prolog" or "epilog"; return 0 or LONG_WAY.
 
-    Whatever goes wrong here is left to the long way, which knows how to say it. What this
-    process leads or waited for is put into `leaders`; without, nobody is waited for.
+    Any error here is left to the slow path, which can report it. What this process leads or waited
+    for is added to `leaders`; without that list, it does not wait.
     """
     try:
         environ = dict(os.environ)
@@ -80,7 +80,7 @@ def prolog(environ: dict[str, str], leaders: "list[Leader] | None" = None) -> in
     if not job.isdigit():
         return LONG_WAY
 
-    # Most jobs never come this far.
+    # Most jobs end here.
     from hpcimg.cache import events, hot
     from hpcimg.cache.paths import Layout
     from hpcimg.slurm import jobfiles, nodes
@@ -99,7 +99,7 @@ def prolog(environ: dict[str, str], leaders: "list[Leader] | None" = None) -> in
     if not images:
         return 0
     if nodes.together(environ) and conffiles.raw_value(files, "site", "path"):
-        return LONG_WAY  # the job's nodes agree upon one image there
+        return LONG_WAY  # the job's nodes agree on one image there
     layout = Layout(*conffiles.directories(files))
     fingerprint = conffiles.fingerprint(files)
     jobfiles.prepare(layout, job)
@@ -130,7 +130,7 @@ def prolog(environ: dict[str, str], leaders: "list[Leader] | None" = None) -> in
 
 
 def epilog(environ: dict[str, str]) -> int:
-    """Drop the job's leases; return LONG_WAY when it had images, so that room may be made."""
+    """Drop the job's leases; return LONG_WAY if it had images, so that room can be made."""
     from hpcimg.cache.paths import Layout
 
     job = environ["SLURM_JOB_ID"]

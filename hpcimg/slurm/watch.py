@@ -1,9 +1,9 @@
-"""The long way of a hook, in a process that is waited for no longer than Slurm allows.
+"""A hook's slow path, in a child process that is waited for no longer than Slurm allows.
 
-A system call on a disk that hangs, or on a file system that does not answer, takes no signal:
-the process that is in it ends when the call does. Nothing in that process can
-see to the time then. This one makes no such calls, tells the job, and ends; Slurm, which
-would drain the node, hears in time that Prolog is done.
+A system call on a hanging disk, or on a file system that does not answer, cannot be interrupted:
+the process ends when the call does, and cannot watch the clock until then. This process makes no
+such calls, tells the job, and exits; so Slurm, which would drain the node, hears in time that
+Prolog is done.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from hpcimg.cache.leader import Leader
 from hpcimg.worker import starting
 
 _MOMENT_S = 1.0
-_TO_END_S = 2.0  # after SIGKILL, for one that can be ended
+_TO_END_S = 2.0  # after SIGKILL, for a process that can be killed
 
 
 def main(hook: str, *, came: float | None = None, leader: Leader | None = None) -> int:
-    """Run "prolog" or "epilog"; return what it returns, or 0 where its time was over.
+    """Run "prolog" or "epilog"; return its exit code, or 0 if it took too long.
 
-    `came`, a time.monotonic() value, is when the hook began, where that was before, and
-    `leader` what others wait for.
+    `came`, a time.monotonic() value, is when the hook started, if that was earlier, and `leader` is
+    what others wait for.
     """
     began = time.monotonic() if came is None else came
     name = f"hpcimg.slurm.{hook}"
@@ -38,7 +38,7 @@ def main(hook: str, *, came: float | None = None, leader: Leader | None = None) 
         arguments = {}
         if came is not None and hook == "prolog":
             arguments = {"came": came, "leader": leader}
-            if leader:  # what it leads is not there, so somebody has to fetch it
+            if leader:  # the image is not cached, so it has to be fetched
                 starting.early(_scheme_of(leader.name))
         code: int = importlib.import_module(name).main(**arguments)
         return code
@@ -56,19 +56,19 @@ def main(hook: str, *, came: float | None = None, leader: Leader | None = None) 
 
 
 def _scheme_of(name: str) -> str:
-    """Return the scheme of a reference as the hot records have it."""
+    """Return the scheme of a reference as written in the hot records."""
     text = name.rpartition(" ")[2]
     return "file" if text.startswith("/") else text.partition(":")[0]
 
 
 def within(limit_s: Callable[[], float], work: Callable[[], int]) -> int | None:
-    """Return what `work` returns in a process of its own, None where it takes longer.
+    """Return what `work` returns in a process of its own, None if it takes longer.
 
-    Ends that process then, if it can be ended. One that is killed returns as a
-    shell has it, 128 and the signal. What it prints comes when it has ended. The limit is
-    asked for when that takes more than a moment: to know it takes a while, too.
+    In that case the process is killed, if possible. For a killed process return 128 plus the
+    signal, as a shell does. Its output appears when it has ended. The limit is requested only after
+    a moment, because determining it takes a while, too.
     """
-    # Not our standard error: a reader of that would wait for a process that cannot be ended.
+    # Not our standard error: its reader would wait for a process that cannot be killed.
     with programs.listen() as words, _told_of_children() as before:
         die_with_us = programs.die_with_parent()
         child = os.fork()
@@ -92,7 +92,7 @@ def within(limit_s: Callable[[], float], work: Callable[[], int]) -> int | None:
 
 @contextmanager
 def _told_of_children() -> Iterator[set[int]]:
-    """Let `_wait` hear when a child ends; give the signals that were blocked before."""
+    """Unblock `_wait` when a child ends; yield the signals that were blocked before."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     try:
         yield before
@@ -107,7 +107,7 @@ def _work(work: Callable[[], int], words: int) -> NoReturn:
         os.dup2(words, 2)
         code = work()
     except BaseException:
-        import traceback  # a hook that ends well needs none
+        import traceback  # not needed by a hook that succeeds
 
         traceback.print_exc()
     finally:
@@ -117,7 +117,7 @@ def _work(work: Callable[[], int], words: int) -> NoReturn:
 
 
 def _wait(child: int, limit_s: float) -> int | None:
-    """Return the child's exit status, None where it is not there in time."""
+    """Return the child's exit status, None if it does not end in time."""
     until = time.monotonic() + limit_s
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)

@@ -1,4 +1,4 @@
-"""AWS credentials files, and the signature of a request (Signature Version 4)."""
+"""AWS credentials files, and request signatures (Signature Version 4)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from hpcimg.errors import ConfigError, MissingTool, UserError
 from hpcimg.sources import userfiles
 
-try:  # at once, while the process still has the rights to read its own code
+try:  # early, while the process can still read its own code
     from botocore.auth import S3SigV4Auth
     from botocore.awsrequest import AWSRequest
     from botocore.credentials import Credentials
@@ -18,7 +18,7 @@ except ImportError:
 
 
 class Keys(NamedTuple):
-    """An access key with its secret; `origin` says in errors whose it is."""
+    """An access key with its secret; `origin` names its owner in errors."""
 
     access: str
     secret: str
@@ -27,7 +27,7 @@ class Keys(NamedTuple):
 
 
 def site_keys(text: str) -> Keys:
-    """Return the keys in the text of the site's file. Raises ConfigError."""
+    """Parse the site's credentials file. Raises ConfigError."""
     try:
         keys = _read(text, "the site's S3 credentials")
     except ValueError as error:
@@ -41,10 +41,10 @@ def site_keys(text: str) -> Keys:
 
 
 def own_keys() -> Keys | None:
-    """Return the keys of the account that this runs as, from its home; None where it has none.
+    """Return the keys in the home directory of the current account; None if there are none.
 
-    The files are those of AWS's tools, section [default]. No program that they
-    name is run. Raises UserError.
+    The files are those of AWS's tools, section [default]. Programs named in them are not run.
+    Raises UserError.
     """
     home = userfiles.home()
     for name in ("credentials", "config") if home else ():
@@ -67,7 +67,7 @@ def own_keys() -> Keys | None:
 def signed(url: str, headers: dict[str, str], keys: Keys, region: str) -> dict[str, str]:
     """Return the headers for a GET of the URL now. Raises MissingTool.
 
-    A signature holds for minutes: a later attempt needs another.
+    A signature is valid for minutes: a later attempt needs a new one.
     """
     if Credentials is None:
         raise MissingTool(
@@ -82,7 +82,7 @@ def signed(url: str, headers: dict[str, str], keys: Keys, region: str) -> dict[s
 
 
 def _read(text: str, origin: str) -> Keys | None:
-    """Read section [default]. Raises ValueError, which tells nothing of what is in the file."""
+    """Read section [default]. Raises ValueError, which never quotes the file."""
     parser = configparser.ConfigParser(interpolation=None, strict=False, default_section="")
     try:
         parser.read_string(text)
@@ -95,5 +95,5 @@ def _read(text: str, origin: str) -> Keys | None:
     if not access or not secret:
         return None
     if not all(word.isascii() and word.isprintable() for word in (access, secret, token)):
-        raise ValueError("its keys have characters that keys do not have")
+        raise ValueError("its keys contain invalid characters")
     return Keys(access, secret, token, origin)

@@ -1,4 +1,4 @@
-"""Absolute paths and file:// : a parallel file system, or any other that is mounted."""
+"""Absolute paths and file:// : a parallel file system, or any other mounted one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CHUNK = 4 << 20  # parallel file systems like large reads
 
 
 def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Settings) -> bool:
-    """Copy a file that this process' account may read; see `hpcimg.sources`."""
+    """Copy a file that this process's account can read; see `hpcimg.sources`."""
     path = reference.rest
     descriptor = open_file(path)
     try:
@@ -37,7 +37,7 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
 def open_file(path: str) -> int:
     """Open a regular file for reading; return its descriptor.
 
-    Raises NotFound, Forbidden, NotAnImage for what is no file, Unreachable.
+    Raises NotFound, Forbidden, NotAnImage if it is not a file, Unreachable.
     """
     try:
         # O_NONBLOCK: opening a FIFO must not wait for its writer.
@@ -51,9 +51,9 @@ def open_file(path: str) -> int:
 
 
 def check_unwritten(descriptor: int, before: os.stat_result, path: str) -> None:
-    """Raise Damaged where somebody wrote the file since.
+    """Raise Damaged if the file was written since.
 
-    To replace it by another is no harm: what is open is whole.
+    Replacing it by another file is harmless: the open one is complete.
     """
     seen = os.fstat(descriptor)
     if (seen.st_size, seen.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
@@ -68,7 +68,7 @@ def _read(descriptor: int, path: str) -> bytes:
 
 
 def explain(path: str, error: OSError) -> HpcimgError:
-    """Return what an error at a path that a user named means to that user."""
+    """Return the error for a path that a user named, in the user's terms."""
     match error.errno:
         case errno.ENOENT | errno.ENOTDIR:
             return NotFound(

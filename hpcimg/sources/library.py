@@ -1,4 +1,4 @@
-"""library:// : the Singularity Library's protocol, at the service that the site names."""
+"""library:// : the Singularity Library's protocol, at the configured service."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class Place(NamedTuple):
-    """Where an image is: a service's address, entity/collection/container, and a tag."""
+    """The location of an image: a service's address, entity/collection/container, and a tag."""
 
     service: str
     path: str
@@ -53,7 +53,7 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
 
 
 def parse_place(rest: str, settings: Settings) -> Place:
-    """Read `[host/]entity/collection/container[:tag]`; a host only where there are four parts."""
+    """Parse `[host/]entity/collection/container[:tag]`; with a host if there are four parts."""
     parts = rest.split("/")
     service = settings.service
     if len(parts) == 4:
@@ -71,7 +71,7 @@ def _content(answer: dict[str, object], uri: str) -> tuple[str, int | None]:
     """Return sha256 and size of the image file."""
     data = answer.get("data")
     if not isinstance(data, dict):
-        raise NotFound(f"there is nothing at {uri}", why="the library knows no such image")
+        raise NotFound(f"there is nothing at {uri}", why="the library has no such image")
     match = _HASH.fullmatch(str(data.get("hash", "")))
     if not match:
         raise NotAnImage(f"{uri} cannot be checked", why="the library gives no sha256 for it")
@@ -82,20 +82,20 @@ def _content(answer: dict[str, object], uri: str) -> tuple[str, int | None]:
 def _redirect(
     session: Session, place: Place, sink: Sink, settings: Settings, uri: str
 ) -> Registry | None:
-    """Return the OCI registry that the library keeps the image in, None where it has it itself."""
+    """Return the OCI registry to which the library redirects; None if it has the image itself."""
     namespace = "/".join(place.path.split("/")[:2])
     query = urlencode({"namespace": namespace, "accessTypes": "pull"})
     try:
         answer = get_json(
             session, f"{place.service}/v1/oci-redirect?{query}", sink, settings, what=uri
         )
-    except (NotFound, NotAnImage):  # a library without registry
+    except (NotFound, NotAnImage):  # a library without a registry
         return None
     parts = urlsplit(urls.address(str(answer.get("url", ""))))
     if not parts.netloc or "@" in parts.netloc:
         return None
     name = Name(parts.netloc, place.path, place.tag)
-    # Another host, by the library's word: it hears of no login but the library's token.
+    # Another host, named by the library: it gets no login except the library's token.
     settings = settings._replace(insecure=parts.scheme == "http", credentials="", as_user=False)
     registry = Registry(session, name, sink, settings, uri=uri)
     registry.use_token(str(answer.get("token", "")))

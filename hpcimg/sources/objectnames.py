@@ -1,4 +1,4 @@
-"""The names of objects in references: one spelling each, which a site's patterns can know."""
+"""Names of objects in references: one spelling each, so that patterns can match it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from urllib.parse import quote, unquote
 from hpcimg.errors import BadReference
 from hpcimg.reference import Reference
 
-# What a reference may have, without ? and %: all else is written as %XX.
+# Characters allowed in a reference, except ? and %: all others are written as %XX.
 _PLAIN = string.ascii_letters + string.digits + "-._~:/#[]@!&()*+,;="
 
 
@@ -25,7 +25,7 @@ def decode(reference: Reference, written: str, *, before: str = "") -> str:
     right = quote(name, safe=_PLAIN)
     if right != written:
         raise BadReference(
-            f"{reference.uri} is not how that object is written",
-            why=f"%XX is for other characters; did you mean {reference.scheme}://{before}{right}",
+            f"{reference.uri} is not the canonical spelling of that object",
+            why=f"only other characters are written as %XX; did you mean {reference.scheme}://{before}{right}",
         )
     return name

@@ -1,4 +1,4 @@
-"""s3:// : objects of Amazon S3 and of all that speaks as it does."""
+"""s3:// : objects in Amazon S3 and compatible stores."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from hpcimg.http.session import check_status, open_session, trust
 from hpcimg.reference import Reference
 from hpcimg.sources import aws, objectnames
 
-# Tenants of Ceph stand before a colon.
+# Ceph writes tenants before a colon.
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,254}")
 _VERSION = re.compile(r"versionId=([A-Za-z0-9._~+/=-]{1,1024})")
 _AMAZON = re.compile(r"https://s3(?:\.([a-z0-9-]+))?\.(amazonaws\.com(?:\.cn)?)")
@@ -37,18 +37,18 @@ _ERROR_MAX = 1 << 16
 _CODE = re.compile(rb"<Code>\s*([A-Za-z0-9.]{1,64})\s*</Code>")
 _REGION = re.compile(r"[a-z0-9-]{1,64}")
 _REGION_IN_BODY = re.compile(rb"<Region>\s*([a-z0-9-]{1,64})\s*</Region>")
-# The digest of 32 bytes. One of an upload's parts has a "-" and their number behind it.
+# A digest of 32 hex digits. With "-" and a number after it, it is that of a multipart upload.
 _SHA256 = re.compile(r"[A-Za-z0-9+/]{43}=")
 _BAD_KEYS = {
     "InvalidAccessKeyId": "the access key is not known there",
-    "SignatureDoesNotMatch": "the secret key is not the one of the access key",
+    "SignatureDoesNotMatch": "the secret key does not match the access key",
     "ExpiredToken": "the session token has expired",
     "InvalidToken": "the session token is not known there",
 }
 
 
 class Key(NamedTuple):
-    """An object's name: a bucket, a key as it is, and a version where one is meant."""
+    """The name of an object: a bucket, an unescaped key, and a version if one is requested."""
 
     bucket: str
     key: str
@@ -56,24 +56,24 @@ class Key(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a bucket is: an endpoint's address and a region, "" for whatever the address says."""
+    """The location of a bucket: an endpoint's address and a region, "" if implied by it."""
 
     service: str
     region: str
 
     @property
     def signed_region(self) -> str:
-        """The region that a signature is made for."""
+        """The region to sign for."""
         match = _AMAZON.fullmatch(self.service)
         return self.region or (match and match[1]) or "us-east-1"
 
     def url(self, name: Key) -> str:
-        """Return an object's address: the bucket is part of Amazon's host, of others' path."""
+        """Return an object's address: at Amazon the bucket is in the host, else in the path."""
         base = f"{self.service}/{quote(name.bucket, safe='')}"
         if match := _AMAZON.fullmatch(self.service):
             region = self.region or match[1]
             host = f"s3.{region}.{match[2]}" if region else f"s3.{match[2]}"
-            # Amazon's certificate is for one label before its own name.
+            # Amazon's certificate covers one label before its own name.
             plain = _HOST_LABEL.fullmatch(name.bucket)
             base = f"https://{name.bucket}.{host}" if plain else f"https://{host}/{name.bucket}"
         query = f"?versionId={quote(name.version, safe='')}" if name.version else ""
@@ -81,11 +81,11 @@ class Place(NamedTuple):
 
 
 class OtherRegion(Exception):
-    """The bucket is in the region that this names."""
+    """The bucket is in the named region."""
 
 
 class Target(NamedTuple):
-    """One object at one place: what is sent for it, and what an answer means."""
+    """One object at one place: request headers, and the meaning of answers."""
 
     uri: str
     name: Key
@@ -98,14 +98,14 @@ class Target(NamedTuple):
         return self.place.url(self.name)
 
     def headers(self, validator: str) -> Mapping[str, str]:
-        """Return what a request carries now, signed where there are keys. Raises MissingTool."""
+        """Return the headers for a request now, signed if there are keys. Raises MissingTool."""
         headers = {"x-amz-checksum-mode": "ENABLED"}
         if self.keys:
             headers = aws.signed(self.url, headers, self.keys, self.place.signed_region)
         return {**headers, "If-None-Match": validator} if validator else headers
 
     def check(self, response: requests.Response) -> None:
-        """Raise what an answer means that is not the object, by the error code in its body."""
+        """Raise the error that an answer stands for, by the error code in its body."""
         status = response.status_code
         if status < 300:
             return
@@ -119,18 +119,18 @@ class Target(NamedTuple):
         check_status(response, self.uri)
 
     def _other_region(self, response: requests.Response, body: bytes) -> str:
-        """Return the region that an answer sends us to, "" where it is none or the same."""
+        """Return the region that an answer refers to, "" if none or the same."""
         if response.status_code not in (301, 307, 400):
             return ""
         match = _REGION_IN_BODY.search(body)
         region = response.headers.get("x-amz-bucket-region") or (match[1].decode() if match else "")
         same = self.place.region
-        if response.status_code == 400:  # about the signature alone
+        if response.status_code == 400:  # only the signature was wrong
             same = self.place.signed_region
         return region if _REGION.fullmatch(region) and region != same else ""
 
     def _explain(self, status: int, code: str) -> HpcimgError | None:
-        """Return the error for what S3 means otherwise than HTTP does."""
+        """Return the error where S3's meaning differs from HTTP's."""
         why = f"the server answered {status} {code}".strip()
         if code == "NoSuchBucket":
             return NotFound(f"there is no bucket {self.name.bucket} for {self.uri}", why=why)
@@ -154,7 +154,7 @@ class Target(NamedTuple):
                 f"{self.uri} may not be read {how}",
                 why=f"{why}, which can also mean that it is not there",
                 do="Check the spelling and who may read it; "
-                "your own keys belong into ~/.aws/credentials.",
+                "put your own keys into ~/.aws/credentials.",
             )
         if status < 400:
             return UserError(
@@ -162,7 +162,7 @@ class Target(NamedTuple):
                 why=f"{why}, and redirects of an object store are not followed",
                 do="Tell the administrators: [s3] url or region may be wrong.",
             )
-        if code == "RequestTimeout":  # a 400 that passes
+        if code == "RequestTimeout":  # a 400 that is transient
             return Unreachable(f"{self.uri} is unavailable now", why=why)
         return None
 
@@ -173,18 +173,18 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
     target = Target(reference.uri, parse_key(reference), place, _keys(settings))
     with open_session(settings, redirects=False) as session:
         for _ in range(2):
-            trust(session, target.url)  # the service is the site's, bucket and region part of it
+            trust(session, target.url)  # the service is the site's, including bucket and region
             try:
                 headers = functools.partial(target.headers, validator)
                 wanted = Get(target.url, headers, offer=_offer, check=target.check)
                 return download(session, wanted, sink, settings)
             except OtherRegion as other:
                 target = target._replace(place=place._replace(region=str(other)))
-    raise Unreachable(f"{reference.uri} could not be read", why="each region names another one")
+    raise Unreachable(f"{reference.uri} could not be read", why="each region refers to another one")
 
 
 def parse_key(reference: Reference) -> Key:
-    """Read `bucket/key[?versionId=ID]`, the key as `objectnames` has it. Raises BadReference."""
+    """Parse `bucket/key[?versionId=ID]`, the key as in `objectnames`. Raises BadReference."""
     bucket, _, rest = reference.rest.partition("/")
     raw, mark, query = rest.partition("?")
     version = _VERSION.fullmatch(query)

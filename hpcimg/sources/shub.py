@@ -1,4 +1,4 @@
-"""shub:// : Singularity Hub, and self-hosted sregistry, which speaks the same."""
+"""shub:// : Singularity Hub, and self-hosted sregistry, which has the same API."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
         if not urls.address(image):
             raise no_address(f"{reference.uri} could not be read", "the hub leads to")
         version = answer.get("version")
-        # A hub's version is a digest of the image; without one nothing tells a new image from
-        # the old one, since a commit may be built twice.
+        # A hub's version is a digest of the image; without one a new image cannot be told from the
+        # old one, since a commit may be built twice.
         known = f"{version} {answer.get('commit')}" if version else "none"
         if version and known == validator:
             return True
@@ -38,7 +38,7 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
 
 
 def api_url(rest: str, settings: Settings) -> str:
-    """Return what to ask for `[host/]user/name[:tag][@commit]`."""
+    """Return the address to request for `[host/]user/name[:tag][@commit]`."""
     parts = rest.split("/")
     service = settings.service
     if len(parts) == 3:

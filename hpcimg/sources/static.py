@@ -1,7 +1,7 @@
-"""A static registry: web pages laid out as registry-org does it, under a name of the site's.
+"""A static registry: web pages laid out like registry-org, under a scheme that the site defines.
 
-GET BASE/ORG/NAME/manifests/TAG/ is a manifest whose first layer names the file's
-address and its digest, `sha256:<hex>` or, in old ones, `md5:<base64>`.
+GET BASE/ORG/NAME/manifests/TAG/ returns a manifest whose first layer has the file's address and its
+digest, `sha256:<hex>` or, in old ones, `md5:<base64>`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
         raise BadReference(
             f"{reference.uri} names no image", do=f"Write {reference.scheme}://ORG/NAME:TAG."
         )
-    # The slash at the end: without it a web server redirects, some of them to http.
+    # With a trailing slash: without it web servers redirect, some of them to http.
     url = f"{settings.service}/{match[1]}/manifests/{match[2] or 'latest'}/"
     with open_session(settings) as session:
         manifest = get_json(session, url, sink, settings, what=reference.uri)

@@ -1,4 +1,4 @@
-"""Small files in the home of the user that we run as, such as credentials."""
+"""Small files in the home directory of the current user, such as credentials."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["home", "read"]
 
 
 def home() -> str:
-    """Return the home that the account has, never $HOME; "" for a uid without an account."""
+    """Return the account's home directory, never $HOME; "" for a uid without an account."""
     try:
         return pwd.getpwuid(os.geteuid()).pw_dir
     except KeyError:

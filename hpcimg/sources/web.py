@@ -11,7 +11,7 @@ from hpcimg.http.download import Get, download
 from hpcimg.http.session import open_session
 from hpcimg.reference import Reference
 
-# Which header goes with which kind of validator, in what we keep and what we ask.
+# The header for each kind of validator, both when stored and when asking.
 _CONDITIONS = {"etag": "If-None-Match", "date": "If-Modified-Since"}
 
 
@@ -23,13 +23,13 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
 
 
 def condition(validator: str) -> dict[str, str]:
-    """Return the header that asks whether what `offer` said still holds."""
+    """Return the header that asks whether the validator is still current."""
     kind, _, value = validator.partition(" ")
     return {_CONDITIONS[kind]: value} if kind in _CONDITIONS else {}
 
 
 def offer(response: requests.Response, total: int | None) -> Offer:
-    """Offer what a response brings, by its ETag or else by its date."""
+    """Make an offer from a response, by its ETag or else its date."""
     if etag := response.headers.get("ETag"):
         return Offer(f"etag {etag}", total)
     if date := response.headers.get("Last-Modified"):

@@ -30,7 +30,7 @@ def bring(config: Config, cache: Cache, request: Request) -> str:
         raise NotAllowed("the site tier is root's", do="Be root.")
     if schemes.of(request.reference.scheme).mounted:
         raise NotAllowed(
-            f"{uri} has no place in the site tier", why="it is on a mounted file system already"
+            f"{uri} has no place in the site tier", why="it is already on a mounted file system"
         )
     try:
         with closing(Tier(config, cache, request)) as tier:
@@ -39,7 +39,7 @@ def bring(config: Config, cache: Cache, request: Request) -> str:
         staged = stage.stage(config, cache, request, for_all=True)
         if staged.entry.private:
             raise NotAllowed(
-                f"{uri} has no place in the site tier", why="not all users may read it"
+                f"{uri} has no place in the site tier", why="not all users can read it"
             )
         with closing(Tier(config, cache, request)) as tier:
             if tier.ask("look")["is"] != THERE:

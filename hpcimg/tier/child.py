@@ -97,7 +97,7 @@ class Child:
         by `until`, a time.monotonic() value. In the last two cases it is ended.
         """
         if self.gone:
-            raise Trouble("it was given up before")
+            raise Trouble("it was abandoned before")
         try:
             files = [] if file is None else [file]
             socket.send_fds(self._end, [json.dumps(question).encode()], files)
@@ -106,10 +106,10 @@ class Child:
                     break
                 heard(fields["said"])
             else:
-                raise Trouble("the process that looks at it is gone")
+                raise Trouble("the process that checks it has ended")
         except OSError as error:
             self.end()
-            raise Trouble(f"the process that looks at it is gone: {error.strerror}") from None
+            raise Trouble(f"the process that checks it has ended: {error.strerror}") from None
         except BaseException:  # it may still write to the file
             self.end()
             raise

@@ -129,8 +129,8 @@ class Tier:
 
     def passed_over(self, why: str, *, unfinished: bool = False) -> None:
         """Say that the tier could not be used, and leave it alone for a while."""
-        does = "is not put there" if unfinished else "goes to the origin"
-        log.warning("the site tier is passed over, and %s %s: %s", self.uri, does, why)
+        does = "is not stored there" if unfinished else "goes to the origin"
+        log.warning("the site tier is bypassed, and %s %s: %s", self.uri, does, why)
         self.event("site_failed", message=why)
         with suppress(OSError):
             atomic.write_file(_down(self._layout.state), why)
@@ -159,6 +159,6 @@ def _account(name: str, fetches: str) -> tuple[int, int] | None:
     assert worker
     if account.uid == worker.uid:
         raise Trouble(
-            f"[site] account is {name}, which fetches: what it runs could change all images"
+            f"[site] account is {name}, which also fetches: what it runs could change all images"
         )
     return account.uid, account.gid

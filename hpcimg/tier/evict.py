@@ -35,7 +35,7 @@ class Image(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What went, or would go; `others` are small files. `busy`: another node is at it."""
+    """What went, or would go; `others` are small files. `busy`: another node is doing it."""
 
     images: tuple[Image, ...] = ()
     others: int = 0

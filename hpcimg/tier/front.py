@@ -79,7 +79,7 @@ def copied(
         fetched = digests.of_file(descriptor, uri=tier.uri, deadline=deadline)
         if fetched == Fetched(size, record.sha256):
             return fetched
-        log.warning("the site tier has a damaged image of %s, which is removed", tier.uri)
+        log.warning("the site tier has a damaged image of %s, which is being removed", tier.uri)
         tier.event("site_damaged")
         tier.ask("damaged", record=record._asdict())
     except Trouble as trouble:
@@ -130,9 +130,7 @@ class TierFront(Front):
             self._ours = True
             return self._fetch(descriptor, listener, record, validator=validator)
         elif found["is"] == "busy":
-            log.warning(
-                "%s: another node does not get it done; going to the origin", self._tier.uri
-            )
+            log.warning("%s: another node makes no progress; going to the origin", self._tier.uri)
             self._tier.event("site_busy")
             time.sleep(random.uniform(0, _JITTER_MAX_S))
         return self.behind.fetch(descriptor, listener, validator=validator)
@@ -218,7 +216,7 @@ class TierFront(Front):
             if not record or not isinstance(error, Unreachable):
                 self._failed(error)
                 raise
-            log.warning("%s: taking what the site has: %s", self._tier.uri, error)
+            log.warning("%s: using the site tier's image: %s", self._tier.uri, error)
             outcome = Unchanged()
         if not isinstance(outcome, Unchanged) or not record or known == validator:
             return outcome

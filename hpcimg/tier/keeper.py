@@ -180,7 +180,7 @@ class Keeper:
                 return {"is": "gone"}
             try:
                 if seen.st_size != wanted.size_bytes:
-                    raise Trouble(f"{wanted.path(self._places)} is cut short")
+                    raise Trouble(f"{wanted.path(self._places)} is truncated")
                 self._copy(image, file)
             finally:
                 os.close(image)

@@ -92,6 +92,6 @@ def _ours(seen: os.stat_result) -> bool:
 def _unsafe(seen: os.stat_result, path: str) -> Trouble:
     return Trouble(
         f"{path} is not safe: its owner is uid {seen.st_uid}, its mode"
-        f" {stat.S_IMODE(seen.st_mode):04o}; it must belong to root or to [site] account, and be"
-        " writable for nobody else"
+        f" {stat.S_IMODE(seen.st_mode):04o}; it must belong to root or to [site] account, and"
+        " not be writable by anyone else"
     )

@@ -51,13 +51,13 @@ def from_fields(fields: Any) -> Record:
     try:
         record = Record(**{name: fields[name] for name in Record._fields})
     except (KeyError, TypeError):
-        raise ValueError("it is no record") from None
+        raise ValueError("it is not a record") from None
     texts = (record.uri, record.key, record.extension, record.sha256, record.source)
     numbers = (record.size_bytes, record.resolved)
     if not all(isinstance(text, str) for text in (*texts, record.validator)):
-        raise ValueError("it has something else in the place of a text")
+        raise ValueError("it has something other than a text")
     if not all(isinstance(number, (int, float)) and number >= 0 for number in numbers):
-        raise ValueError("it has something else in the place of a number")
+        raise ValueError("it has something other than a number")
     # They become names of files.
     if not _SHA256.fullmatch(record.sha256) or not _EXTENSION.fullmatch(record.extension):
         raise ValueError("it has a malformed name")

@@ -29,6 +29,6 @@ def tidy(config: Config, *, dry_run: bool) -> evict.Report:
         finally:
             child.end()
     except Trouble as trouble:
-        raise Unreachable("the site tier cannot be tidied", why=str(trouble)) from None
+        raise Unreachable("the site tier cannot be cleaned up", why=str(trouble)) from None
     images = tuple(Image(*image) for image in found["images"])
     return evict.Report(images, found["others"], found["held_bytes"], found["busy"])

@@ -1,1 +1,1 @@
-"""Processes without rights that fetch, convert and verify for this one."""
+"""Unprivileged processes that fetch, convert and verify."""

@@ -1,4 +1,4 @@
-"""Which account fetches: the unprivileged one, or a job's user."""
+"""The accounts that fetch: the unprivileged one, or the job's user."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DEFAULT = "hpcimg"
 
 
 class Account(NamedTuple):
-    """The rights that a fetch keeps."""
+    """The uid, gid and groups that a fetch runs with."""
 
     uid: int
     gid: int
@@ -22,7 +22,7 @@ class Account(NamedTuple):
 
 
 class User(NamedTuple):
-    """A job's user. `gid` is the group that Slurm vouches for, None where it says none."""
+    """A job's user. `gid` is the group that Slurm vouches for, None if Slurm does not say."""
 
     uid: int
     gid: int | None = None
@@ -32,11 +32,11 @@ ROOT = User(0)
 
 
 def unprivileged(name: str) -> Account | None:
-    """Return the account that fetches what all may read; None where we are not root.
+    """Return the account that fetches shared images; None if we are not root.
 
-    `name` is the configured account; "" takes hpcimg. There is no other to fall back to:
-    whoever else runs as it could look into what fetches and converts. Raises
-    ConfigError where there is none, or where it or its group is root.
+    `name` is the configured account; "" means hpcimg. There is no fallback: other processes of the
+    account could inspect those that fetch and convert. Raises ConfigError if the account does not
+    exist, or if it or its group is root.
     """
     if os.geteuid() != 0:
         return None
@@ -56,9 +56,9 @@ def unprivileged(name: str) -> Account | None:
 
 @contextmanager
 def acting_as(account: Account | None) -> Iterator[None]:
-    """Look at files with an account's rights for a while; None changes nothing.
+    """Access files with an account's rights for a while; None changes nothing.
 
-    For a process of one thread. Not to run anything of a user's: the way back is open.
+    For a single-threaded process. Do not run a user's code with it: the way back is open.
     """
     if account is None:
         yield
@@ -76,11 +76,10 @@ def acting_as(account: Account | None) -> Iterator[None]:
 
 
 def of_user(uid: int, gid: int | None = None) -> Account | None:
-    """Return a user's own rights; None where we are not root and so are that user already.
+    """Return a user's own account; None if we are not root and so are that user already.
 
-    A user whom this node does not know, as with Slurm's nss_slurm while Prolog runs, has
-    the group `gid`, which Slurm vouches for, and no other. Root's group is nobody's.
-    Raises NodeError.
+    A user without an account on this node, as with Slurm's nss_slurm while Prolog runs, has only
+    the group `gid`, which Slurm vouches for. Nobody gets root's group. Raises NodeError.
     """
     if os.geteuid() != 0:
         return None

@@ -1,9 +1,8 @@
-"""The process that works without rights: it gives them up, then fetches, converts or verifies.
+"""The unprivileged process: drops its privileges, then fetches, converts or verifies.
 
-It is started by `hpcimg.worker.process` with a socket as its standard input, on which
-it gets one order and open files, and it is heard line by line on standard output:
-`hpcimg.worker.protocol` has the messages. Only code and its imports are read with the
-parent's rights.
+`hpcimg.worker.process` starts it with a socket as standard input, on which it gets one order and
+open files; it reports line by line on standard output, with the messages of
+`hpcimg.worker.protocol`. Only code and its imports are read with the parent's privileges.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ from hpcimg.worker import namespaces, privileges, protocol
 
 _MESSAGE_MAX = 1 << 20
 _FILES_MAX = 253  # the kernel's limit for one message
-# Writable memory of each process. To fetch: parts that come side by side, threads' stacks.
+# Writable memory of each process. For a fetch: parts in transit, and the threads' stacks.
 _FETCH_BYTES = 1 << 30
-# To convert: what is remembered of ten million files, here and in mksquashfs, which has queues
-# and a thread with its stack for each processor besides.
+# For a conversion: the names of ten million files, here and in mksquashfs, which also has queues
+# and a thread with its stack for each processor.
 _CONVERT_BYTES = 8 << 30
 _PROCESSOR_BYTES = 64 << 20
 _SLACK_BYTES = 64 << 20
@@ -51,7 +50,7 @@ _NICENESS = 10  # the node's other jobs go first
 
 
 def main() -> NoReturn:
-    """Carry out one order and end."""
+    """Carry out one order and exit."""
     parent = _Parent()
     with contextlib.suppress(ImportError):  # it is tried again where it can be said
         for scheme in sys.argv[2:]:
@@ -68,7 +67,7 @@ def main() -> NoReturn:
     except HpcimgError as error:
         parent.fail(error)
     except MemoryError:
-        why = f"to {doing} it takes more memory than this node allows for one image"
+        why = f"it takes more memory to {doing} than this node allows for one image"
         parent.fail(TooLarge(f"{order.uri} is too large", why=why))
     except OSError as error:
         parent.fail(_explain(error, order.uri, done, start.image_bytes))
@@ -84,7 +83,7 @@ def main() -> NoReturn:
 
 
 class _Work:
-    """One order, and what it takes to carry it out."""
+    """One order, and its execution."""
 
     def __init__(self, start: protocol.Start, files: list[int], parent: _Parent) -> None:
         self._start = start
@@ -92,7 +91,7 @@ class _Work:
         self._parent = parent
 
     def words(self) -> tuple[str, str]:
-        """Return what is done, and was, for messages."""
+        """Return the activity in two forms, for messages."""
         match self._start.order:
             case protocol.Fetch():
                 return "fetch", "fetched"
@@ -104,7 +103,7 @@ class _Work:
                 return "share", "shared"
 
     def run(self) -> protocol.Report:
-        """Carry the order out; return the last report. Raises HpcimgError and whatever else."""
+        """Carry out the order; return the last report. Raises HpcimgError and anything else."""
         match self._start.order:
             case protocol.Fetch() as order:
                 return self._fetch(order)
@@ -120,7 +119,7 @@ class _Work:
         scheme = schemes.of(wanted.scheme)
         source = importlib.import_module(scheme.module)
         if not order.settings.as_user:
-            # Other workers have the same account, and start programs that can be looked into.
+            # Other workers have the same account, and start programs that can be inspected.
             namespaces.mount_own_proc()
         self._give_up_privileges(_FETCH_BYTES)
         sink = Sink(self._files[0], self._parent)
@@ -131,7 +130,7 @@ class _Work:
         except Forbidden as error:
             if scheme.mounted or not order.settings.as_user or userfiles.home():
                 raise
-            why = f"{error.why}; this node has no account for your uid, so no home with a login"
+            why = f"{error.why}; your uid has no account on this node, so no home with a login"
             raise Forbidden(error.what, why=why.removeprefix("; "), do=error.do) from error
         return Unchanged() if unchanged else protocol.Done()
 
@@ -193,12 +192,12 @@ def _explain(error: OSError, uri: str, done: str, image_bytes: int) -> HpcimgErr
         return NoRoom(f"the disk of this node filled up while {uri} was {done}")
     if error.errno == errno.EFBIG:
         most = format_size(image_bytes)
-        return TooLarge(f"{uri} is too large", why=f"this node takes images up to {most}")
+        return TooLarge(f"{uri} is too large", why=f"this node accepts images up to {most}")
     return CacheUnusable(f"{uri} could not be written to the cache", why=error.strerror or "")
 
 
 class _Parent:
-    """Who started this process: gives orders and answers, hears reports.
+    """The process that started this one: gives orders and answers, receives reports.
 
     It is a `hpcimg.fetch.sink.Parent`, for several threads.
     """
@@ -206,10 +205,10 @@ class _Parent:
     def __init__(self) -> None:
         self._socket = socket.socket(fileno=os.dup(0))
         self._saying = threading.Lock()
-        self._asking = threading.Lock()  # answers do not say to whom
+        self._asking = threading.Lock()  # answers do not say which question they belong to
 
     def hear(self) -> tuple[protocol.Start | protocol.Answer, list[int]]:
-        """Return the next message, and the files that come with it."""
+        """Return the next message, and the files that came with it."""
         text, files = b"", []
         while not text.endswith(b"\n"):
             data, more, _, _ = socket.recv_fds(self._socket, _MESSAGE_MAX, _FILES_MAX)
@@ -224,10 +223,10 @@ class _Parent:
         return self._socket.fileno()
 
     def end_without_it(self) -> None:
-        """End where the parent died before the kernel was asked to tell."""
+        """Exit if the parent died before the kernel was asked to signal that."""
         poll = select.poll()
         poll.register(self._socket, 0)
-        if poll.poll(0):  # it hung up
+        if poll.poll(0):  # it closed the connection
             os._exit(1)
 
     def say(self, report: protocol.Report) -> None:
@@ -237,7 +236,7 @@ class _Parent:
             sys.stdout.flush()
 
     def fail(self, error: HpcimgError, *, traceback: str = "") -> None:
-        """Say why the order was not carried out."""
+        """Report why the order was not carried out."""
         self.say(protocol.Failed(**error.to_dict(), traceback=traceback))
 
     def offer(self, offer: Offer) -> Mapping[int, int] | None:

@@ -1,7 +1,7 @@
-"""Fetching, converting and verifying in processes without rights, and checking after them.
+"""Fetching, converting and verifying in unprivileged processes, and checking their results.
 
-Nothing that a worker says about content is believed. When it has ended, its files are
-sealed, and only then counted and digested: what was read before could be changed after.
+Nothing that a worker says about content is trusted. After it has ended, its files are sealed, and
+only then measured and digested: anything read earlier could still change.
 """
 
 from __future__ import annotations
@@ -28,16 +28,15 @@ from hpcimg.worker.process import Sandbox, Worker
 from hpcimg.worker.seal import seal
 
 log = logging.getLogger(__name__)
-_LEFTOVERS_S = 5.0  # to look through the layers of a fetch that had no time left
-_RETRIES_MAX = 1000  # which are worth a line in the log
+_LEFTOVERS_S = 5.0  # to check the layers of a fetch that ran out of time
+_RETRIES_MAX = 1000  # retries worth a line in the log
 
 
 def fetch(order: protocol.Fetch, descriptor: int, listener: Listener, sandbox: Sandbox) -> Outcome:
-    """Fetch in a worker what the order names, as `hpcimg.fetch.contract.Way.fetch` says.
+    """Fetch with a worker, as `hpcimg.fetch.contract.Way.fetch` says.
 
-    The worker is gone when this returns or raises, and what it has written can only be
-    read. Raises DeadlinePassed too: also where the worker cannot be ended, and then
-    nothing of what it wrote has arrived.
+    The worker is gone when this returns or raises, and its files are read-only. Also raises
+    DeadlinePassed if the worker cannot be killed; then nothing that it wrote has arrived.
     """
     files = _Files(descriptor)
     with Worker(order, sandbox) as worker:
@@ -56,15 +55,15 @@ def fetch(order: protocol.Fetch, descriptor: int, listener: Listener, sandbox: S
 def convert(
     order: protocol.Convert, files: Sequence[int], progress: Converting, sandbox: Sandbox
 ) -> Fetched:
-    """Convert in a worker; `files` are the empty output and the layers, the lowest first.
+    """Convert with a worker; `files` are the empty output and the layers, lowest first.
 
-    The rest is as `hpcimg.fetch.contract.Way.convert` says.
+    The rest is as in `hpcimg.fetch.contract.Way.convert`.
     """
     output = files[0]
     account = sandbox.account
     with Worker(order, sandbox) as worker:
         try:
-            if account is not None:  # its tools open the file by a name of their own
+            if account is not None:  # its tools reopen the file by path
                 os.fchown(output, account.uid, -1)
             worker.begin(files)
             said = protocol.Converted(0, None, 0)
@@ -79,14 +78,14 @@ def convert(
 
 
 def verify(order: protocol.Verify, descriptor: int, sandbox: Sandbox) -> None:
-    """Ask in a worker whether the site trusts the image in the file. Raises HpcimgError.
+    """Check with a worker whether the site trusts the image in the file. Raises HpcimgError.
 
-    The worker may read the file and nothing more.
+    The worker can only read the file.
     """
     account = sandbox.account
     file = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        if account is not None:  # by its group: an owner could let itself write
+        if account is not None:  # through its group: an owner could make it writable
             os.fchown(descriptor, -1, account.gid)
             os.fchmod(descriptor, 0o440)
         with Worker(order, sandbox) as worker:
@@ -101,21 +100,21 @@ def verify(order: protocol.Verify, descriptor: int, sandbox: Sandbox) -> None:
 
 
 class _Files:
-    """What a fetch writes to: None is the image's file, others are of the offer's layers."""
+    """The files that a fetch writes: None is the image's file, numbers are the offer's layers."""
 
     def __init__(self, image: int) -> None:
         self._image = image
         self.begin(Offer(""), ())
 
     def begin(self, offer: Offer, wanted: Sequence[int | None]) -> dict[int, int]:
-        """Take an offer's files; those of an earlier one are closed. Return them by number."""
+        """Take an offer's files, and close those of an earlier one. Return them by number."""
         self.layers = {number: file for number, file in enumerate(wanted) if file is not None}
         self.sizes = [layer.size_bytes for layer in offer.layers]
         self._written: dict[int | None, int] = {}
         return self.layers
 
     def of(self, layer: int | None) -> int:
-        """Return a file. Raises Bug where there is none."""
+        """Return a file. Raises Bug if there is none."""
         if layer is None:
             return self._image
         if layer not in self.layers:
@@ -123,19 +122,19 @@ class _Files:
         return self.layers[layer]
 
     def moved(self, layer: int | None, done: int) -> None:
-        """Take note that so much is said to be in the file: it is no more than what is there."""
+        """Note how many bytes are reported for a file: no more than it contains."""
         self._written[layer] = min(done, os.fstat(self.of(layer)).st_size)
 
     @property
     def written(self) -> int:
-        """The bytes that are there."""
+        """The bytes written so far."""
         return sum(self._written.values())
 
 
 def _end(worker: Worker, files: Sequence[int]) -> None:
-    """End it: from here on it writes no more. Raises DeadlinePassed where it cannot be ended.
+    """Kill it: it then writes no more. Raises DeadlinePassed if it cannot be killed.
 
-    Its files are emptied then: removing them frees nothing while it has them open.
+    In that case its files are truncated: removing them frees nothing while it has them open.
     """
     try:
         worker.end()
@@ -146,7 +145,7 @@ def _end(worker: Worker, files: Sequence[int]) -> None:
 
 
 def _keep_layers(files: _Files, listener: Listener, uri: str, sandbox: Sandbox) -> None:
-    """Let the cache have the layers that are whole, of a fetch that failed as well."""
+    """Give the cache the complete layers, even of a fetch that failed."""
     until = max(sandbox.deadline, time.monotonic() + _LEFTOVERS_S)
     for number, file in files.layers.items():
         if os.fstat(file).st_size == files.sizes[number]:
@@ -155,7 +154,7 @@ def _keep_layers(files: _Files, listener: Listener, uri: str, sandbox: Sandbox) 
 
 
 def _follow(worker: Worker, files: _Files, listener: Listener) -> Outcome | None:
-    """Hear a fetch until it is done; return None where it left the whole image in its file."""
+    """Follow a fetch until it is done; return None if the whole image is in its file."""
     phase, total, in_layers, retries = "asking", None, False, 0
     while True:
         match _hear(worker):
@@ -186,7 +185,7 @@ def _follow(worker: Worker, files: _Files, listener: Listener) -> Outcome | None
 
 
 def _hear(worker: Worker) -> protocol.Report | None:
-    """Return what the worker says next, None where it is silent. Raises the error that it met."""
+    """Return the worker's next report, None if it is silent. Raises the error that it reports."""
     report = worker.hear()
     if isinstance(report, protocol.Failed):
         if report.traceback:
@@ -196,7 +195,7 @@ def _hear(worker: Worker) -> protocol.Report | None:
 
 
 def _offer(worker: Worker, files: _Files, listener: Listener, offer: Offer) -> int | None:
-    """Pass an offer on, and the answer back; return the bytes that are to come."""
+    """Pass an offer on, and the answer back; return the announced size in bytes."""
     files.begin(offer, ())
     answer = listener.offered(offer)
     if answer is None:

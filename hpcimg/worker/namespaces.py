@@ -1,7 +1,7 @@
-"""Namespaces for a worker: all that it starts ends with it, wherever it detaches itself to.
+"""Namespaces for a worker: everything that it starts ends with it, even if detached.
 
-pid_namespaces(7): when the first process of a PID namespace ends, the kernel kills
-the others, and only then does the one who waits for the first hear of it.
+pid_namespaces(7): when the first process of a PID namespace ends, the kernel kills the others
+before it reports the end of the first to the waiting parent.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ _OURS = "/proc/thread-self/ns/pid_for_children"
 
 @contextmanager
 def around_next_process() -> Iterator[None]:
-    """Let the one process that is started in the context be the first of a new PID namespace.
+    """Make the next process started in the context the first of a new PID namespace.
 
-    Where this is not possible, as in most containers and without root, it is
-    started as any other.
+    If that is not possible, as in most containers and without root, it is started normally.
     """
     if os.geteuid() != 0:
         yield
@@ -39,7 +38,7 @@ def around_next_process() -> Iterator[None]:
         try:
             yield
         finally:
-            # Else this process could start no other once the first one has ended.
+            # Otherwise this process could not start another one after the first has ended.
             if made and libc.setns(ours, _CLONE_NEWPID):
                 raise OSError(ctypes.get_errno(), "the PID namespace cannot be left")
     finally:
@@ -47,16 +46,16 @@ def around_next_process() -> Iterator[None]:
 
 
 def mount_own_proc() -> None:
-    """Let this process and its children see a /proc of their PID namespace, where there is one.
+    """Mount a /proc for the PID namespace of this process, if it has one.
 
-    Some programs look themselves up there by their number. /proc/self is right in
-    any case, so that nothing depends on it.
+    Some programs look up their own pid there. /proc/self works in any case, so nothing depends on
+    it.
     """
     if os.geteuid() != 0 or os.getpid() != 1:
         return
     libc = ctypes.CDLL(None, use_errno=True)
     flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
-    # What the node mounts later appears here too, and nothing the other way.
+    # Later mounts of the node appear here too, but not the other way round.
     if libc.unshare(_CLONE_NEWNS) == 0 and not libc.mount(
         b"none", b"/", None, _MS_REC | _MS_SLAVE, None
     ):

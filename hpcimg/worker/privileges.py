@@ -1,4 +1,4 @@
-"""Giving up rights for good: what a process does before it touches anybody else's data."""
+"""Dropping privileges for good, before a process touches anybody else's data."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from hpcimg.worker.accounts import Account
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS = 38
-# No function of the C library's: keyctl(2).
+# The C library has no function for keyctl(2).
 _KEYCTL = {"x86_64": 250, "aarch64": 219, "ppc64le": 271, "riscv64": 219, "s390x": 280}
 _JOIN_SESSION_KEYRING = 1
 MOST_FILES = 1024
-_NO_KEYRINGS = (errno.ENOSYS, errno.EPERM)  # of the kernel's; of a container, for all in it
-_FIRST_TO_GO = "1000"  # of the kernel's -1000 to 1000
+_NO_KEYRINGS = (errno.ENOSYS, errno.EPERM)  # in the kernel; in a container, for all its processes
+_FIRST_TO_GO = "1000"  # on the kernel's scale from -1000 to 1000
 
 
 def give_up(
     account: Account | None, *, file_bytes: int, memory_bytes: int, open_files: int = MOST_FILES
 ) -> None:
-    """Become the account (None: stay who we are), within limits; end when the parent does.
+    """Become the account (None: stay the same), with limits; end when the parent does.
 
-    `file_bytes` is how large a file may get, which the kernel tells a write with
-    EFBIG; `memory_bytes` how much writable memory each process may have, `open_files` how many
-    open files. When the node runs out of memory, this process goes first. No other process of
-    the account can look into it, and the keys of the session that it was started in are not its
-    own. Raises OSError where one of this cannot be had.
+    `file_bytes` is the maximum file size, beyond which the kernel fails a write with EFBIG;
+    `memory_bytes` is the maximum of writable memory per process, `open_files` of open files. When
+    the node runs out of memory, this process is killed first. Other processes of the account cannot
+    inspect it, and it has no access to the session keyring that it was started in. Raises OSError
+    if any of this fails.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     _leave_keyring(libc)
@@ -40,19 +40,19 @@ def give_up(
     for what, most in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, file_bytes),
-        # Not RLIMIT_AS: threads and Go reserve far more than they use.
+        # Not RLIMIT_AS: threads and Go programs reserve far more than they use.
         (resource.RLIMIT_DATA, memory_bytes),
         (resource.RLIMIT_NOFILE, open_files),
     ):
         _limit(what, most)
-    # It is inherited, and slurmd is exempt. Later the file belongs to root.
+    # It is inherited, and slurmd is exempt. After the uid changes, the file belongs to root.
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write(_FIRST_TO_GO)
     become(account)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)  # until it starts another program
-    # After setresuid: the kernel forgets the signal when the uid changes. Who calls this
-    # looks afterwards whether the parent is still there.
+    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)  # lasts until it executes another program
+    # After setresuid: the kernel clears the signal when the uid changes. The caller then checks
+    # that the parent is still there.
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
@@ -65,7 +65,7 @@ def become(account: Account | None) -> None:
 
 
 def _leave_keyring(libc: ctypes.CDLL) -> None:
-    """Get an empty session keyring; before the uid changes, whose quota of keys may be used up."""
+    """Get an empty session keyring, before the uid changes, whose key quota may be used up."""
     number = _KEYCTL.get(os.uname().machine)
     if number is None or libc.syscall(number, _JOIN_SESSION_KEYRING, None) >= 0:
         return

@@ -1,4 +1,4 @@
-"""A process without rights that works for this one: started, spoken to, killed at the end."""
+"""One unprivileged process: starting it, talking to it, killing it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _TO_END_S = 5.0  # after SIGKILL, where the deadline is nearer
 
 
 class Sandbox(NamedTuple):
-    """What a worker is confined to.
+    """The limits of a worker.
 
-    It runs as `account` (None: as we do), until `deadline`, a time.monotonic() value;
-    an image may have `image_bytes` bytes.
+    It runs as `account` (None: the current one), until `deadline`, a time.monotonic() value; an
+    image may have up to `image_bytes` bytes.
     """
 
     account: Account | None
@@ -63,17 +63,16 @@ class Worker:
 
     @property
     def deadline(self) -> float:
-        """Until when it may work, a time.monotonic() value."""
+        """When it has to be done, a time.monotonic() value."""
         return self._sandbox.deadline
 
     def end(self) -> None:
-        """Kill it and what it started, where they still run.
+        """Kill it and everything it started, if they are still running.
 
-        In a PID namespace all of that is gone when this returns. SIGKILL does not
-        reach a process that waits for a file system which does not answer, nor does one
-        go that another process traces. It is not waited for beyond the deadline, or
-        a few seconds where that is over: then it is left to whoever adopts it, and the
-        first call of this raises DeadlinePassed. What it can write to is not to be used.
+        In a PID namespace all of these are gone when this returns. SIGKILL does not end a process
+        that waits for a file system which does not answer, or one that another process traces. This
+        does not wait beyond the deadline, or a few seconds if that has passed: then the process is
+        abandoned, and the first call raises DeadlinePassed. Do not use files that it can write.
         """
         if self._process.returncode is not None or self._left:
             return
@@ -84,39 +83,39 @@ class Worker:
             self._process.wait(max(_TO_END_S, self.deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             self._left = True
-            log.error("process %d of %s cannot be ended", self._process.pid, self.uri)
+            log.error("process %d of %s cannot be killed", self._process.pid, self.uri)
             raise DeadlinePassed(
                 f"{self.uri} was not ready in time",
                 why=f"the process that was to {self._doing()} it waits for something that does "
                 "not answer, and cannot be ended",
-                do="Check the file system that the image or your home is on.",
+                do="Check the file system of the image and of your home directory.",
             ) from None
 
     def begin(self, files: Sequence[int]) -> None:
-        """Give it its order, with the open files that belong to it. Raises DeadlinePassed."""
+        """Send it its order, with the open files for it. Raises DeadlinePassed."""
         sandbox = self._sandbox
         self.tell(protocol.Start(sandbox.account, sandbox.image_bytes, self._order), files)
 
     def tell(self, message: protocol.Message, files: Sequence[int] = ()) -> None:
-        """Send it one message, with open files. Raises DeadlinePassed where it does not listen."""
+        """Send it one message, with open files. Raises DeadlinePassed if it does not read."""
         self._ours.settimeout(max(0.001, self.deadline - time.monotonic()))
         try:
             text = protocol.encode(message)
             sent = socket.send_fds(self._ours, [text], files)
             self._ours.sendall(text[sent:])
         except (BrokenPipeError, ConnectionResetError):
-            pass  # it ended; what it said last, or its exit code, tells why
+            pass  # it has ended; its last message, or its exit code, says why
         except TimeoutError:
             raise self._late() from None
 
     def hear(self) -> protocol.Report | None:
-        """Return the next thing it says, or None after a second of silence.
+        """Return its next message, or None after a second of silence.
 
-        Raises DeadlinePassed, Interrupted, and Bug where it is none of the protocol's.
+        Raises DeadlinePassed, Interrupted, and Bug for a message outside the protocol.
         """
         while True:
             left = self.deadline - time.monotonic()
-            if left <= 0:  # also for one who never ends to speak
+            if left <= 0:  # also for one that never stops sending
                 raise self._late()
             if (end := self._heard.find(b"\n")) >= 0:
                 break
@@ -127,7 +126,7 @@ class Worker:
                 raise self._ended()
             self._heard += more
             if len(self._heard) > _LINE_MAX:
-                raise self._confused("its message has no end")
+                raise self._confused("its message is too long")
         line = bytes(self._heard[:end])
         del self._heard[: end + 1]
         try:
@@ -136,7 +135,7 @@ class Worker:
             raise self._confused(str(error)) from None
 
     def _confused(self, why: str) -> Bug:
-        return Bug(f"the {self._doing()} process of {self.uri} cannot be understood", why=why)
+        return Bug(f"the {self._doing()} process of {self.uri} sent an invalid message", why=why)
 
     def _doing(self) -> str:
         return type(self._order).__name__.lower()
@@ -148,7 +147,7 @@ class Worker:
         )
 
     def _ended(self) -> HpcimgError:
-        """Return what became of it, once it says no more."""
+        """Return how it ended, when it sends no more."""
         try:
             code = self._process.wait(max(0.0, self.deadline - time.monotonic()))
         except subprocess.TimeoutExpired:

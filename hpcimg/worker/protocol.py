@@ -1,9 +1,8 @@
-"""What goes back and forth between a worker and who started it.
+"""The messages between a worker and its parent.
 
-Each message is one line: a JSON list of the message's name and its fields. A worker
-that was taken over may write anything, so each field is checked against its type, numbers
-against what they can be, and texts that are shown against how long they may be. Whether an
-offer fits together is for `hpcimg.cache.identity` to say.
+Each message is one line: a JSON list of the message's name and its fields. A compromised worker may
+send anything, so each field is checked for its type, numbers for their range, and texts that are
+shown for their length. `hpcimg.cache.identity` checks whether an offer is consistent.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from hpcimg.worker.accounts import Account
 class Fetch(NamedTuple):
     """The order to fetch an image into the file that comes with it.
 
-    `validator` is as `hpcimg.fetch.contract.Way.fetch` has it.
+    `validator` is as in `hpcimg.fetch.contract.Way.fetch`.
     """
 
     reference: Reference
@@ -38,7 +37,7 @@ class Fetch(NamedTuple):
 
 
 class Convert(NamedTuple):
-    """The order to convert layers; the output comes with it, then the layers, the lowest first.
+    """The order to convert layers; it comes with the output, then the layers, lowest first.
 
     The fields are those of `hpcimg.convert.image.Work`.
     """
@@ -91,7 +90,7 @@ Order = Fetch | Convert | Verify | Share
 class Start(NamedTuple):
     """The first message, with the files of the order.
 
-    It says who to be (None: as who started it), and how large an image may be.
+    It names the account to become (None: stay the same), and the maximum size of an image.
     """
 
     account: Account | None
@@ -100,7 +99,7 @@ class Start(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """The answer to an offer that is taken up: the layers whose files come with it."""
+    """The answer to an accepted offer: the layers whose files come with it."""
 
     layers: tuple[int, ...]
 
@@ -128,19 +127,19 @@ class Published(NamedTuple):
 
 
 class Offering(NamedTuple):
-    """What the source is about to send. The answer is Wanted or Declined."""
+    """The source's announcement. The answer is Wanted or Declined."""
 
     offer: Offer
 
 
 class DigestWanted(NamedTuple):
-    """What is the sha256 of what is in the file? The answer is Digest."""
+    """A request for the sha256 of a file's content. The answer is Digest."""
 
     layer: int | None
 
 
 class Moved(NamedTuple):
-    """So many bytes are in the file, of so many where that is known."""
+    """The number of bytes in the file, and the total if it is known."""
 
     layer: int | None
     done: int
@@ -161,7 +160,7 @@ class Retrying(NamedTuple):
 
 
 class Converted(NamedTuple):
-    """How far a conversion is, as `hpcimg.fetch.contract.Converting` has it."""
+    """The progress of a conversion, as in `hpcimg.fetch.contract.Converting`."""
 
     done: int
     total: int | None
@@ -191,7 +190,7 @@ class Done(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """The error that ends the work, as `HpcimgError.to_dict` has it."""
+    """The error that ends the work, as in `HpcimgError.to_dict`."""
 
     error: str
     what: str
@@ -219,13 +218,13 @@ def encode(message: Message) -> bytes:
 
 
 def to_worker(line: bytes) -> Start | Answer:
-    """Return the message that a worker gets. Raises ValueError."""
+    """Parse a message for a worker. Raises ValueError."""
     message: Start | Answer = _build(Start | Answer, json.loads(line))
     return message
 
 
 def from_worker(line: bytes) -> Report:
-    """Return what a worker says. Raises ValueError where it is no message of this protocol."""
+    """Parse a message from a worker. Raises ValueError if it is not one of this protocol."""
     report: Report = _build(Report, json.loads(line))
     match report:
         case Failed():
@@ -243,7 +242,7 @@ def _named(message: Message | Order) -> list[object]:
 
 
 def _build(hint: Any, value: Any) -> Any:
-    """Return a value of JSON as the type that a field has. Raises ValueError."""
+    """Convert a JSON value to the type of a field. Raises ValueError."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         kinds = [kind for kind in inner if kind is not types.NoneType]

@@ -11,7 +11,7 @@ from typing import Any, Self
 from tests.demo.place import CACHE_SIZE, RATE_BYTES_PER_S, Job, Place, script
 from tests.parts.images import READ_IMAGE
 from tests.parts.node import Node
-from tests.parts.throttle import Throttle
+from tests.parts.relay import Throttle
 from tests.parts.webserver import WebServer
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.demo.place import CACHE_SIZE, RATE_BYTES_PER_S, Job, Place, script
+from tests.parts.relay import Throttle
 from tests.parts.site import Site
 from tests.parts.slurmclient import USERS
-from tests.parts.throttle import Throttle
 
 
 class SlurmPlace(Place):

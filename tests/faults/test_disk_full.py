@@ -163,7 +163,7 @@ def test_the_floor_is_one_of_inodes_too(
         (others / str(number)).touch()
     comment, _ = put(web, tmp_path, "x.sif", MIB)
     node.prolog(2, comment)
-    check_failed(node, 2, "transient", "no room", "images, for their number, would have to be")
+    check_failed(node, 2, "transient", "no room", "images (by count) would have to be")
     assert kept in node.images()
     assert "inodes are free on its disk" in node.hpcimg("doctor", "--node").stdout
     for path in others.iterdir():

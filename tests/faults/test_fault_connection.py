@@ -83,7 +83,7 @@ ROWS = [
     Row(say_nothing, PASSES, "timed out"),
     Row(close, PASSES, "EOF occurred in violation of protocol"),
     Row(reset, PASSES, "Connection reset by peer"),
-    Row(speak_no_tls, ("Forbidden",), "Check the address: what answers there", again=False),
+    Row(speak_no_tls, ("Forbidden",), "Check the address: the server does not speak", again=False),
 ]
 
 

@@ -95,11 +95,11 @@ def alike(name: str, fault: Fault, end: End, **others: End) -> Row:
 SILENT, RESET = again("Read timed out"), again("Connection reset by peer")
 LATE = End(errors.DeadlinePassed, "was not ready in time")
 NO_JSON = End(errors.NotAnImage, "is not a JSON object")
-CUT_SHORT = End(errors.Damaged, "is cut short")
+CUT_SHORT = End(errors.Damaged, "is truncated")
 NO_IMAGE = End(errors.NotAnImage, "is not an image")
 # By its length so far, or by the limit that its process has: whichever is met first.
 TOO_LARGE = End(errors.TooLarge, "is too large")
-TOO_LONG = End(errors.Damaged, "does not end where it was announced to")
+TOO_LONG = End(errors.Damaged, "is longer than announced")
 MANIFEST_TOO_LARGE = End(errors.NotAnImage, "manifest or config of")
 NO_HTTP = again("what answers there does not speak HTTP")
 IN_AN_HOUR = End(errors.Unreachable, "answered 429")

@@ -47,7 +47,7 @@ def test_a_registry_that_names_my_digest_and_sends_nothing(
         hold.release()
         finish(hostile)
     assert registry.count(path=path_of_blob("lab/x", sif)) == 1
-    assert "does not wait any longer" in node.log()
+    assert "stops waiting for" in node.log()
     assert " job 1 is " in node.log()
     check_images(node)
     check_no_leftovers(node)

@@ -14,6 +14,7 @@ import pytest
 
 from tests.parts import images
 from tests.parts.node import Node
+from tests.parts.registryclient import Connect, Target, connected
 from tests.parts.webserver import WebServer
 
 MakeSif = Callable[..., bytes]
@@ -45,6 +46,19 @@ def sif(make_sif: MakeSif) -> bytes:
 def url(web: WebServer, sif: bytes) -> str:
     """The address of that image."""
     return web.put("/x.sif", sif, etag='"1"')
+
+
+@pytest.fixture
+def target() -> Target:
+    """Where a client writes what it downloads."""
+    return Target()
+
+
+@pytest.fixture
+def connect(target: Target) -> Iterator[Connect]:
+    """Make clients of registries: `connect("HOST/REPOSITORY:TAG", ...)`."""
+    with connected(target) as connect:
+        yield connect
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ def test_the_nodes_certificate(
     node.configure("[stage]\ndeadline = 20s\nerror_ttl = 0\n")
     assert node.stage(2, comment).code == 1  # it asks for a certificate
     shutil.copy(client / "certificate.pem", place / "node.cert")
-    refused(node, 3, comment, "ConfigError", "node.cert has no key beside it")
+    refused(node, 3, comment, "ConfigError", "node.cert has no key")
     shutil.copy(client / "key.pem", place / "node.key")
     task = staged(node, 4, comment, sif, how="fetched")
     assert task.image.parent == node.cache / "images"

@@ -86,7 +86,7 @@ def test_files(node: Node, web: WebServer, make_sif: MakeSif, tmp_path: Path) ->
     (tmp_path / "x.sif").chmod(0o644)
     on_web, mounted = check(node, url, str(tmp_path / "x.sif"))
     assert (on_web["bytes"], on_web["format"]) == (len(sif), "")
-    assert "seen when it has come" in on_web["notes"][0]
+    assert "known only after it was fetched" in on_web["notes"][0]
     assert web.requests()[0].sent_bytes < len(sif)
     if os.geteuid() != 0:  # pytest's directory is for one account alone
         assert (mounted["format"], mounted["bytes"]) == ("sif", len(sif))

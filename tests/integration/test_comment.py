@@ -53,7 +53,7 @@ def test_names_in_json(node: Node, web: WebServer, make_sif: MakeSif) -> None:
         ("Container:ubuntu:22.04", "did you mean docker://ubuntu:22.04"),
         ("image:docker://user:SECRET@h/x", "comments are public"),
         ("image:library://h/x:y?SECRET", "library://h/x:y?..."),
-        ("container:docker://nvcr.io", "write / in its place"),
+        ("container:docker://nvcr.io", "write / instead"),
     ],
 )
 def test_what_is_not_fails_the_job_with_the_right_spelling(

@@ -18,7 +18,6 @@ from hpcimg.cache import filesystem, store
 from hpcimg.cache.paths import Layout
 from hpcimg.cli.main import main
 from hpcimg.config import load as config
-from hpcimg.convert import RUNTIMES
 from hpcimg.errors import CacheUnusable
 from hpcimg.health import Finding
 from hpcimg.slurm import health as slurm_health
@@ -79,7 +78,7 @@ def test_a_cache_without_access_control_lists(node: Node, monkeypatch: pytest.Mo
     [found] = health.private(layout)
     assert found.result == health.PROBLEM
     assert found.what == f"the file system of {node.cache} has no POSIX access control lists"
-    with pytest.raises(CacheUnusable, match="only one user may read cannot be kept on this node"):
+    with pytest.raises(CacheUnusable, match="private images cannot be cached on this node"):
         store.check_private(layout, 0)
 
 
@@ -97,7 +96,7 @@ def test_what_verifies_images(node: Node, open_directory: Path) -> None:
     assert f"ok      verify: images can be verified by {program}" in node.hpcimg("doctor").stdout
     node.configure("[policy]\nverify = sif\nkeyring = /no/such/keyring\n")
     [said] = problems(node)
-    why = "keyring cannot be read" if programs.find(*RUNTIMES) else "neither Apptainer nor"
+    why = "keyring cannot be read" if programs.find(*programs.RUNTIMES) else "neither Apptainer nor"
     assert said.startswith("PROBLEM verify: ")
     assert why in said
 
@@ -106,7 +105,10 @@ def test_what_verifies_images(node: Node, open_directory: Path) -> None:
     ("version", "said"),
     [
         ("4.5", "ok      tools: {}\n"),
-        ("4.4", "note    tools: {} is 4.4, which reads no archives: images in layers are unpacked"),
+        (
+            "4.4",
+            "note    tools: {} is 4.4, which cannot read archives: images in layers are unpacked",
+        ),
         (
             "4.2",
             "note    tools: images cannot be converted on this node: {} is 4.2, which is too old",
@@ -207,7 +209,7 @@ def test_a_place_where_no_cache_can_be_made(node: Node) -> None:
     with mounted(above, "ro"):
         [line] = problems(node)
     why = f"{above} cannot be written"
-    assert line == f"PROBLEM cache: {above}/cache cannot be made: {why}. Make it writable."
+    assert line == f"PROBLEM cache: {above}/cache cannot be created: {why}. Make it writable."
 
 
 @AS_ROOT
@@ -315,7 +317,7 @@ def test_the_class_of_a_failure_is_in_its_event(node: Node, url: str) -> None:
 def test_a_download_that_was_cut_off(node: Node, url: str) -> None:
     node.prolog(1, f"container:{url}")
     (node.state / "inflight" / "x.json").write_text('{"process": "a-1-2"}')
-    assert "note    leftovers: 1 downloads were cut off" in node.hpcimg("doctor").stdout
+    assert "note    leftovers: 1 downloads were interrupted" in node.hpcimg("doctor").stdout
 
 
 # What Slurm says
@@ -482,7 +484,7 @@ def test_servers_that_the_site_names(node: Node, web: WebServer) -> None:
         node.configure(f"[registry {host}]\ninsecure = yes\nmirrors = {gone}/proxy\n")
         said = node.hpcimg("doctor").stdout
     assert f"ok      reach: {host} can be reached\n" in said
-    assert f"PROBLEM reach: {gone} cannot be reached: Connection refused. Look at" in said
+    assert f"PROBLEM reach: {gone} cannot be reached: Connection refused. Check" in said
     assert web.count() == 0
     assert node.hpcimg("doctor", "--node").returncode == 0
 

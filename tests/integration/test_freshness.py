@@ -89,7 +89,9 @@ def test_a_server_that_is_down_is_stood_in_for_and_left_alone_for_a_minute(
     staged(node, 2, comment, sif, how="stale")
     asked = web.count()
     assert asked > 1
-    warning = "WARNING: " + comment.removeprefix("container:") + ": serving the image of 1 h ago"
+    warning = (
+        "WARNING: " + comment.removeprefix("container:") + ": serving the image cached 1 h ago"
+    )
     assert node.log().count(warning) == 1
     assert "the server answered 503" in node.log()
     let_pass(node, 50)

@@ -167,7 +167,7 @@ def test_who_is_in_no_job_is_told_so(asked: Asked, url: str) -> None:
     assert [job for _, job in node.leases()] == ["9"]
     with socket.socket(socket.AF_UNIX) as connection:  # as root
         connection.connect(str(asked.helper.socket))
-        assert b"root needs nobody" in connection.recv(65536)
+        assert b"root can stage images" in connection.recv(65536)
 
 
 def test_nobody_gets_into_the_job_of_another(asked: Asked, url: str) -> None:
@@ -215,11 +215,11 @@ def test_the_policy_and_the_rights_are_those_of_prolog(
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("x" * (helpers.LINE_MAX + 1), "is not one short line"),
-        ("x" * 50_000_000, "is not one short line"),
-        ("stage\n", "is none that is known"),
-        ("remove /etc/passwd\n", "is none that is known"),
-        ("\n", "is none that is known"),
+        ("x" * (helpers.LINE_MAX + 1), "is not a single short line"),
+        ("x" * 50_000_000, "is not a single short line"),
+        ("stage\n", "is unknown"),
+        ("remove /etc/passwd\n", "is unknown"),
+        ("\n", "is unknown"),
         ("stage \x1b[31m\xff\n", "is not a reference"),
         ("stage " + "[" * 1000 + "\n", "is not a reference"),
     ],
@@ -283,7 +283,7 @@ def test_a_job_that_ends_meanwhile_has_no_lease(asked: Asked, web: WebServer, ur
         client.communicate()
         node.epilog(7)
     wait_until(lambda: asked.turns() == 0, timeout_s=30, what="the helper")
-    assert "job 7 is over on this node" in node.log()
+    assert "job 7 has ended on this node" in node.log()
     assert (node.leases(), node.leftovers()) == (set(), [])
     assert list(node.state.glob("jobs/*")) == []
 

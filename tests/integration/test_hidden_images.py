@@ -141,7 +141,7 @@ def test_a_limit_is_waited_for_where_no_login_helps(
     assert task.image.parent == users.cache / "images"
     assert time.time() - began >= 2
     assert hiding.web.count(path=MANIFEST_PATH) == 2
-    assert "is rate-limited for who has no login" in users.log()
+    assert "limits anonymous requests" in users.log()
 
 
 @pytest.mark.parametrize("shared", ["yes", "no"])

@@ -350,8 +350,8 @@ def test_a_layer_that_is_wrong_everywhere(
     ("kind", "words"),
     [
         ("last byte", "is not what was announced: its sha256 is "),
-        ("short", "is cut short: "),
-        ("long, no length", "does not end where it was announced to"),
+        ("short", "is truncated: "),
+        ("long, no length", "is longer than announced"),
     ],
 )
 def test_a_file_that_is_wrong_everywhere(

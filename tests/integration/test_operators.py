@@ -122,7 +122,7 @@ def test_verify_of_what_is_whole(node: Node, url: str, sif: bytes) -> None:
     done = node.hpcimg("verify")
     assert done.returncode == 0
     assert done.stdout.startswith(f"1 files, {format_size(len(sif))} read in ")
-    assert done.stdout.endswith(": all are as they were stored\n")
+    assert done.stdout.endswith(": all are intact\n")
     assert " ago: 1 files, none damaged" in node.hpcimg("status").stdout
     node.reboot()
     assert node.hpcimg_json("status")["verified"]["files"] == 1
@@ -246,13 +246,13 @@ def test_explain_a_job_that_fetched_one_that_failed_and_one_that_ended(
         fields = node.hpcimg_json("explain", "2")
         assert fields["state"] == "failed"
         assert "(NotFound): there is nothing at" in fields["explanation"][1]
-        assert "it is for the job's user to mend" in fields["explanation"][1]
+        assert "the job's user has to fix it" in fields["explanation"][1]
         node.epilog(2)
     node.epilog(1)
     assert node.hpcimg_json("explain", "1")["state"] == "ended"
     unknown = node.hpcimg("explain", "3")
     assert unknown.returncode == 12
-    assert "job 3 did nothing with images on this node" in unknown.stderr
+    assert "job 3 used no images on this node" in unknown.stderr
     assert node.hpcimg("explain", "7_1").returncode == 10
 
 
@@ -272,7 +272,7 @@ def test_who_waits_for_whom(start: Start, node: Node, web: WebServer, make_sif: 
         assert (waiter["uris"], waiter["for_jobs"]) == ([url], ["7"])
         assert re.search(rf"^ +8 .* 7 has it +{url}$", node.hpcimg("status").stdout, re.MULTILINE)
         assert "hpcimg_jobs_waiting 1\n" in node.hpcimg("metrics").stdout
-        assert "since job 7 fetches what it needs" in node.hpcimg("explain", "8").stdout
+        assert "since job 7 is fetching what it needs" in node.hpcimg("explain", "8").stdout
         assert node.hpcimg_json("explain", "7")["state"] == "staging"
         hold.release()
         finish(first)

@@ -197,7 +197,7 @@ def test_a_registry_that_is_down(
     finally:
         registry.start()
     assert node.log().count("WARNING") == 2  # one retry, one image served all the same
-    assert "serving the image of 1 h ago" in node.log()
+    assert "serving the image cached 1 h ago" in node.log()
     let_pass(node, 61)
     staged(node, 4, repository.comment(), sif, how="unchanged")
 

@@ -132,7 +132,7 @@ def test_no_hooks_of_what_others_may_change(
     monkeypatch.setattr(sys, "executable", str(python))
     arguments = argparse.Namespace(directory=str(tmp_path / "hooks"), json=False)
     tmp_path.chmod(0o777)
-    with pytest.raises(NodeError, match=f"everybody may write to {tmp_path}"):
+    with pytest.raises(NodeError, match=f"all users can write to {tmp_path}"):
         hooks.run(arguments)
     tmp_path.chmod(0o755)
     if os.geteuid() == 0:

@@ -129,7 +129,7 @@ def test_a_queue_that_cannot_be_read(node: Node, queue: Path) -> None:
     queue.with_name("squeue").write_text("#!/bin/sh\necho down >&2\nexit 1\n")
     done = node.hpcimg("prefetch", "--queue")
     assert done.returncode == 20
-    assert "slurmctld cannot be asked: down" in done.stderr
+    assert "slurmctld cannot be reached: down" in done.stderr
 
 
 def test_a_server_that_is_down(node: Node, web: WebServer, url: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -15,24 +14,13 @@ from hpcimg.fetch.settings import Settings
 from hpcimg.http.download import Get, download
 from hpcimg.http.session import check_status, open_session, request
 from tests.parts.node import LOOPBACK
-from tests.parts.registryclient import Connect, Target, connected
+from tests.parts.registryclient import Connect, Target
 from tests.parts.webanswer import Answer
 from tests.parts.webfaults import Redirect
 from tests.parts.webserver import WebServer
 
 BLOB = bytes(range(256)) * 4096
 SIGNED = "?sig=a%2bb%2Fc%7e&x=%e4"
-
-
-@pytest.fixture
-def target() -> Target:
-    return Target()
-
-
-@pytest.fixture
-def connect(target: Target) -> Iterator[Connect]:
-    with connected(target) as connect:
-        yield connect
 
 
 def settings() -> Settings:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from hpcimg.fetch.contract import Blob
 from hpcimg.fetch.settings import Settings
 from hpcimg.http.session import open_session
 from hpcimg.sources.oci.registry import Registry
-from tests.parts.registryclient import Connect, Target, auth_file, connected
+from tests.parts.registryclient import Connect, Target, auth_file
 from tests.parts.webanswer import Answer, Request
 from tests.parts.webfaults import Status, Truncate
 from tests.parts.webserver import WebServer
@@ -24,17 +23,6 @@ BLOB = bytes(range(256)) * 4096
 LAYER = Blob("1" * 64, len(BLOB))
 BLOB_PATH = f"/v2/lab/x/blobs/sha256:{LAYER.sha256}"
 SECRETS = ("s3cret", "am86czNjcmV0", "1dentity", "tok3n")
-
-
-@pytest.fixture
-def target() -> Target:
-    return Target()
-
-
-@pytest.fixture
-def connect(target: Target) -> Iterator[Connect]:
-    with connected(target) as connect:
-        yield connect
 
 
 class Place:
@@ -146,7 +134,7 @@ def test_an_identity_token_follows_no_redirect(place: Place, status: int) -> Non
         other.handle("/token", lambda _: Answer(200, {}, b'{"token": "tok3n"}'))
         place.web.handle("/token", lambda _: Answer(status, {"Location": other.url("/token")}))
         place.wants(f'Bearer realm="{place.web.url("/token")}"', "Bearer tok3n")
-        with pytest.raises(Forbidden, match="sends to another place"):
+        with pytest.raises(Forbidden, match="redirects to another place"):
             place.client(credentials=auth_file(place.host, identitytoken="1dentity")).manifest()
         assert other.count() == 0
     [request] = place.web.requests(path="/token")

@@ -16,7 +16,7 @@ from hpcimg.fetch.contract import Blob
 from hpcimg.sources.oci.manifests import hex_of
 from tests.parts.daemon import wait_until
 from tests.parts.registry import MANIFEST, PASSWORD, Registry
-from tests.parts.registryclient import Connect, Target, auth_file, connected
+from tests.parts.registryclient import Connect, Target, auth_file
 from tests.parts.tokenserver import TokenServer, basic
 
 pytestmark = pytest.mark.skipif(Registry.missing() != "", reason=Registry.missing())
@@ -40,17 +40,6 @@ def tokens() -> Iterator[TokenServer]:
 def with_tokens(tokens: TokenServer) -> Iterator[Registry]:
     with Registry(tokens=tokens) as registry:
         yield registry
-
-
-@pytest.fixture
-def target() -> Target:
-    return Target()
-
-
-@pytest.fixture
-def connect(target: Target) -> Iterator[Connect]:
-    with connected(target) as connect:
-        yield connect
 
 
 def push(registry: Registry, *blobs: bytes) -> list[Blob]:

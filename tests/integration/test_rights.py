@@ -60,7 +60,10 @@ def test_who_has_no_home_here_hears_of_it(node: Node, web: WebServer) -> None:
     host = f"127.0.0.1:{web.port}"
     node.configure(f"[registry {host}]\ninsecure = yes\n")
     web.script("/v2/lab/x/manifests/1", [Status(401)] * 9)
-    words = ("may not be read", "this node has no account for your uid, so no home with a login")
+    words = (
+        "may not be read",
+        "your uid has no account on this node, so no home with a login",
+    )
     refused(node, 1, f"container:docker://{host}/lab/x:1", "Forbidden", *words)
 
 

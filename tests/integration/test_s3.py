@@ -13,10 +13,10 @@ import pytest
 
 from tests.integration.checks import let_pass, refused, staged
 from tests.integration.conftest import MakeSif
-from tests.parts.cutter import Cutter
 from tests.parts.node import Node
 from tests.parts.objectstore import OUTSIDER, PRIVATE, PUBLIC, SITE, Identity, ObjectStore
 from tests.parts.private import check_private
+from tests.parts.relay import Cutter
 
 HOUR = 3600
 USER = "hpcimg-s3"
@@ -90,7 +90,7 @@ def test_without_credentials(node: Node, store: ObjectStore, sif: bytes) -> None
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        (SITE._replace(secret="other"), "the secret key is not the one of the access key"),
+        (SITE._replace(secret="other"), "the secret key does not match the access key"),
         (SITE._replace(access="UNKNOWN"), "the access key is not known there"),
         (OUTSIDER, "403 AccessDenied, which can also mean that it is not there"),
     ],
@@ -234,7 +234,7 @@ def test_the_users_own_keys_that_do_not_serve(
     node.uid = user.pw_uid
     comment, path = f"container:s3://{PRIVATE}/own.sif", f"{user.pw_dir}/.aws/credentials"
     give_keys(user, SITE._replace(secret="hush").file)
-    refused(node, 1, comment, "Forbidden", "the secret key is not", f"Correct {path}")
+    refused(node, 1, comment, "Forbidden", "the secret key does not match", f"Correct {path}")
     give_keys(user, "aws_secret_access_key = hush\n")
     let_pass(node, 60)
     task = refused(node, 2, comment, "UserError", f"{path} cannot be used", "not an INI file")

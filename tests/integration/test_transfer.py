@@ -129,7 +129,7 @@ def test_goes_on_where_it_ended_if_that_is_safe(
         request.headers["If-Range"] for request in web.requests() if "Range" in request.headers
     }
     assert conditions == {'"1"', formatdate(1_700_000_000, usegmt=True)}
-    assert node.log().count("sent another part than was asked for") == 3
+    assert node.log().count("sent the wrong part") == 3
 
 
 def test_begins_again_where_the_connection_was_reset(
@@ -281,7 +281,7 @@ def test_fewer_bytes_announced_than_the_image_has(
     node: Node, web: WebServer, comment: str, sif: bytes
 ) -> None:
     web.script(PATH, [WrongLength(-7)])
-    refused(node, 1, comment, "Damaged", "is cut short", f"{len(sif) - 7} arrived")
+    refused(node, 1, comment, "Damaged", "is truncated", f"{len(sif) - 7} arrived")
     assert node.record(1)["class"] == "transient"
     assert node.images() == []
 
@@ -290,8 +290,8 @@ def test_cut_off_where_nobody_can_tell_but_the_image_itself(
     start: Start, node: Node, web: WebServer, sif: bytes
 ) -> None:
     cases = [
-        (HALF, "Damaged", "is cut short"),
-        (100, "Damaged", "is cut short"),
+        (HALF, "Damaged", "is truncated"),
+        (100, "Damaged", "is truncated"),
         (20, "NotAnImage", "is not an image"),
         (0, "NotAnImage", "the file is empty"),
     ]
@@ -305,7 +305,7 @@ def test_cut_off_where_nobody_can_tell_but_the_image_itself(
 def test_a_body_without_an_end_meets_the_limit(node: Node, web: WebServer, comment: str) -> None:
     node.configure("[policy]\nmax_image_size = 20M\n")
     web.script(PATH, [Endless()])
-    refused(node, 1, comment, "TooLarge", "is too large", "takes images up to 20.0 MiB")
+    refused(node, 1, comment, "TooLarge", "is too large", "accepts images up to 20.0 MiB")
     assert node.record(1)["class"] == "user"
     assert node.images() == []
 
@@ -316,7 +316,7 @@ def test_what_is_announced_as_too_large_is_not_fetched(
     node.configure("[policy]\nmax_image_size = 1M\n")
     with web.hold(PATH):
         # No byte of it is waited for.
-        refused(node, 1, comment, "TooLarge", "takes images up to 1.0 MiB")
+        refused(node, 1, comment, "TooLarge", "accepts images up to 1.0 MiB")
 
 
 def test_what_is_larger_than_the_whole_cache_is_not_fetched(

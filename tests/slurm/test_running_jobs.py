@@ -129,7 +129,7 @@ def test_a_process_that_outlives_its_job(node: Site, installed: Path) -> None:
         hold.wait_reached(30)
         node.cluster.scancel(job)
         node.cluster.wait(job)
-    over = f"job {job} is over on this node"
+    over = f"job {job} has ended on this node"
     wait_until(lambda: over in node.node("n1").log(), timeout_s=30, what="the helper")
     assert node.node("n1").leases() == set()
     assert node.node("n1").jobs() == []

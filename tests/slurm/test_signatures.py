@@ -194,7 +194,7 @@ def test_what_has_no_signatures(site: Site) -> None:
     refused(site, serve(site, image), "it is no SIF file")
     push_image(site.registry, "lab/layers", "1", [make_layer({"hello": b"it runs\n"})])
     layers = f"docker://{site.registry.host}/lab/layers:1"
-    refused(site, layers, "an image in layers has no signature of SIF")
+    refused(site, layers, "an image in layers has no SIF signature")
 
 
 # What is in the cache already

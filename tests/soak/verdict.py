@@ -22,7 +22,7 @@ _SHARED = re.compile(r"^shared n\d+ (\S+)$", re.MULTILINE)
 _SENTENCE = re.compile(r"^hpcimg: (.*)$", re.MULTILINE)
 _KINDS = (
     "was killed by signal", "it was killed", "was not ready in time", "is unavailable now",
-    "has no room", "was cut off", "could not be read",
+    "has no room", "was interrupted", "could not be read",
 )  # fmt: skip
 _INTERRUPTED = "Prolog was interrupted on node"
 

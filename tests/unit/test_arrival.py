@@ -76,7 +76,7 @@ def test_a_file_that_comes_in_one_go_keeps_to_the_sites_limit(tmp_path: Path) ->
     with arriving(cache) as arrival:
         assert arrival.offered(Offer("v1")) == ()
         os.write(arrival.descriptor, FILE)
-        with pytest.raises(TooLarge, match="this site takes images up to 1000 B"):
+        with pytest.raises(TooLarge, match="this site accepts images up to 1000 B"):
             arrival.finish(Fetched(len(FILE), sha256(FILE)), Server(IN_LAYERS))
     assert list(store.entries(cache.layout)) == []
 
@@ -181,7 +181,7 @@ def test_what_is_set_apart_behind_the_end_of_a_file_is_found_out(tmp_path: Path)
             pass_fds=[arrival.descriptor],
             check=True,
         )
-        with pytest.raises(Damaged, match="more room on the disk than it has bytes"):
+        with pytest.raises(Damaged, match="more room on the disk than its size"):
             arrival.progress("fetching", 0, 5 * made.MIB)
 
 

@@ -135,7 +135,7 @@ def test_gzip_headers_that_come_in_pieces(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize(("pack", "name"), [(lzma.compress, "xz"), (bz2.compress, "bzip2")])
 def test_packed_as_no_specification_has_it(pack: Callable[[bytes], bytes], name: str) -> None:
-    with pytest.raises(NotAnImage, match=f"it is packed with {name}; "):
+    with pytest.raises(NotAnImage, match=f"it is compressed with {name}; "):
         read(pack(PLAIN))
 
 
@@ -143,8 +143,8 @@ def test_packed_as_no_specification_has_it(pack: Callable[[bytes], bytes], name:
 @pytest.mark.parametrize(
     ("cut", "why"),
     [
-        (gzip.compress(PLAIN)[:-1], "gzip: it is cut short"),
-        (gzip.compress(PLAIN)[:2_000_000], "gzip: it is cut short"),
+        (gzip.compress(PLAIN)[:-1], "gzip: it is truncated"),
+        (gzip.compress(PLAIN)[:2_000_000], "gzip: it is truncated"),
         (gzip.compress(PLAIN) + b"garbage", "gzip: "),
         (
             gzip.compress(PLAIN)[:-8] + b"12345678",
@@ -368,7 +368,7 @@ def test_numbers_that_cannot_be(offset: int, new: bytes, why: str) -> None:
 
 def test_members_of_unknown_kinds() -> None:
     assert names(patched(tar(file("label"), file("a")), 156, b"V")) == [b"a"]
-    assert "unknown kind" in refused(patched(tar(file("a")), 156, b"Z"))
+    assert "unknown type" in refused(patched(tar(file("a")), 156, b"Z"))
 
 
 @pytest.mark.parametrize("kind", [b"L", b"K", b"x"])

@@ -240,7 +240,7 @@ def test_what_comes_twice_in_a_layer_counts_as_it_came_last(
     ],
 )
 def test_a_hard_link_to_nothing_is_refused(layers: list[list[Entry]]) -> None:
-    with pytest.raises(NotAnImage, match=r"is a hard link to .*a, which is not there"):
+    with pytest.raises(NotAnImage, match=r"is a hard link to .*a, which does not exist"):
         merged(*layers)
 
 

@@ -53,7 +53,7 @@ def fake(directory_: Path, monkeypatch: pytest.MonkeyPatch, **scripts: str) -> N
     ("script", "why"),
     [
         ("echo mksquashfs version 4.2-git.1", "is 4.2, which is too old"),
-        ("echo hello", "does not say its version"),
+        ("echo hello", "does not report its version"),
     ],
 )
 def test_a_mksquashfs_that_is_too_old(
@@ -62,7 +62,7 @@ def test_a_mksquashfs_that_is_too_old(
     fake(tmp_path, monkeypatch, mksquashfs=script)
     said = refused(tmp_path / "image", MissingTool, layer(file("a")))
     assert why in said
-    assert "install squashfs-tools, 4.5 or newer is best, 4.3 the oldest" in said
+    assert "install squashfs-tools, at least 4.3, preferably 4.5 or newer" in said
 
 
 def test_a_mksquashfs_for_another_processor(
@@ -102,7 +102,7 @@ def test_no_mksquashfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ("yes error | head -c 9999999 >&2; exit 1", NodeError, "error error"),
         ("kill -9 $$", Interrupted, "was killed"),
-        ("kill -11 $$", NotAnImage, "it crashed, by signal 11"),
+        ("kill -11 $$", NotAnImage, "it crashed with signal 11"),
     ],
 )
 def test_mksquashfs_fails(
@@ -125,7 +125,7 @@ def test_mksquashfs_ends_before_it_has_read_all(
 ) -> None:
     fake(tmp_path, monkeypatch, mksquashfs='[ "$1" != -version ] || echo version 4.5')
     big = layer(file("a", os.urandom(3_000_000)))
-    assert "it ended with 0" in refused(tmp_path / "image", NodeError, big)
+    assert "it exited with 0" in refused(tmp_path / "image", NodeError, big)
 
 
 def test_the_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,12 +98,12 @@ def test_the_root_partition_says_what_it_is_for(look: Look, sif: bytes) -> None:
     assert look(unknown, machine="anything") == Image("sif", "")
 
 
-# What is cut short
+# What is truncated
 
 
 def test_sif_cut_short_anywhere(look: Look, sif: bytes) -> None:
     for length in (42, 43, 127, 128, 4095, 4096, 4097, 20_000, len(sif) - 1):
-        with pytest.raises(Damaged, match=f"the file is cut short: .* {length} arrived"):
+        with pytest.raises(Damaged, match=f"the file is truncated: .* {length} arrived"):
             look(sif[:length])
 
 
@@ -111,7 +111,7 @@ def test_squashfs_cut_short_anywhere(look: Look, squashfs: bytes) -> None:
     (used,) = struct.unpack_from("<Q", squashfs, 40)
     for before in (b"", LAUNCH_LINE):
         for length in (4, 95, 96, 200, used - 1):
-            with pytest.raises(Damaged, match="the file is cut short"):
+            with pytest.raises(Damaged, match="the file is truncated"):
                 look(before + squashfs[:length])
     assert look(squashfs[:used]).extension == "squashfs"
 
@@ -170,7 +170,7 @@ def test_sif_that_lies(look: Look, sif: bytes, offset: int, layout: str, value: 
     [(88, 4096), (96, 2**62), (96, 2**63 - 1), (TABLE + 17, 2**63 - 1), (TABLE + 25, 2**63 - 1)],
 )
 def test_sif_that_promises_too_much(look: Look, sif: bytes, offset: int, value: int) -> None:
-    with pytest.raises(Damaged, match="cut short"):
+    with pytest.raises(Damaged, match="truncated"):
         look(put(sif, offset, "<q", value))
 
 

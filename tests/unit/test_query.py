@@ -74,7 +74,7 @@ def test_a_job_that_slurm_has_forgotten(squeue: Squeue) -> None:
 
 def test_slurmctld_is_down(squeue: Squeue) -> None:
     squeue.say("", error="Unable to contact slurm controller (connect failure)", code=1)
-    with pytest.raises(Unreachable, match="cannot be asked: Unable to contact slurm controller"):
+    with pytest.raises(Unreachable, match="cannot be reached: Unable to contact slurm controller"):
         Commands().alive("12")
 
 

@@ -169,8 +169,8 @@ def test_drop_ins_replace_tables_with_the_same_prefix(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("[[registry]", "line 1"),
-        ("registry = 5", "registry is no array of tables"),
-        ("registry = [5]", "registry is no array of tables"),
+        ("registry = 5", "registry is not an array of tables"),
+        ("registry = [5]", "registry is not an array of tables"),
         ("a = " + "[" * 100_000, ""),
     ],
 )
@@ -187,11 +187,11 @@ def test_a_broken_file_is_named(text: str, words: str) -> None:
         ("blocked = true", "", "needs a prefix or a location"),
         ('prefix = "*.x/y"', "", "needs a prefix or a location, not '*.x/y'"),
         ('prefix = "a.*.x"', "", "not 'a.*.x'"),
-        ("location = 5", "", "location is no string"),
-        ('prefix = 5\nlocation = "h"', "h", "prefix is no string"),
+        ("location = 5", "", "location is not a string"),
+        ('prefix = 5\nlocation = "h"', "h", "prefix is not a string"),
         ('location = "h"\nblocked = "no"', "h", "blocked is neither true nor false"),
         ('prefix = "h"\nlocation = "https://h"', "h", "'https://h' is not HOST[:PORT]"),
-        ('location = "h"\nmirror = {}', "h", "registry.mirror is no array"),
+        ('location = "h"\nmirror = {}', "h", "registry.mirror is not an array"),
         ('location = "h"\n[[registry.mirror]]', "h", "the location '' is not"),
         (
             'location = "h"\n[[registry.mirror]]\nlocation = "m"\npull-from-mirror = "never"',

@@ -41,7 +41,7 @@ def test_a_file_that_somebody_can_write(file: int, how: str) -> None:
         os.close(other)
     else:
         mapped.close()
-    with pytest.raises(Interrupted, match="x is not kept"):
+    with pytest.raises(Interrupted, match="x was not kept"):
         seal.seal(file, uri="x")
     mapped.close()
     if how == "descriptor":

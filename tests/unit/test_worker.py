@@ -276,7 +276,7 @@ def test_a_file_that_gets_too_large(tmp_path: Path) -> None:
     path.write_bytes(b"x" * 200_000)
     assert fetch(path, target, 200_000)
     os.truncate(path, 70 << 20)
-    with pytest.raises(TooLarge, match="this node takes images up to"):
+    with pytest.raises(TooLarge, match="this node accepts images up to"):
         fetch(path, target, 100_000)
     assert target.stat().st_size == 100_000 + (64 << 20)
 

@@ -1,4 +1,4 @@
-"""Who asks a registry: anonymous, or with a login, by Basic or by a token.
+"""Authenticating to a registry: anonymously, or with a login, by Basic or by a token.
 
 Distribution's token authentication, and its OAuth2 form for identity tokens.
 """
@@ -23,16 +23,16 @@ from hpcimg.sources.oci.challenges import parse_challenges, why_not
 from hpcimg.sources.oci.credentials import Login
 
 _CLIENT = "hpcimg"
-# Statuses that may be another to who has another login.
+# Statuses that may change with another login.
 _HIDING = frozenset({401, 403, 404, 410, 429})
-# Of token servers: OAuth 2.0 (RFC 6749, section 5.2) has 400 for a login that is not taken.
+# For token servers: OAuth 2.0 (RFC 6749, section 5.2) uses 400 for a rejected login.
 _TOKEN_REFUSED = frozenset({400, 401, 403})
-_SHORT_WAIT_S = 1.0  # where a registry is too busy, and does not say for how long
-_DO = "Check who may read it; `docker login`, `podman login` and others keep a login for you."
+_SHORT_WAIT_S = 1.0  # if a registry is too busy, and does not say for how long
+_DO = "Check who may read it; store a login with `docker login`, `podman login` or the like."
 
 
 class RegistryAuthorization:
-    """What one registry wants to hear before it answers about one repository.
+    """Authenticates requests to one repository of a registry.
 
     `login` finds a login, and is called when the registry asks for one, or says that there is
     nothing. Several threads may use it: one of them gets a token, and the others wait for it.
@@ -48,7 +48,7 @@ class RegistryAuthorization:
         uri: str,
         login: Callable[[], Login | None],
     ) -> None:
-        """Speak to the registry at the URL `base`; `uri` is what the user wrote, for errors."""
+        """Prepare for the registry at the URL `base`; `uri` is what the user wrote, for errors."""
         self._session = session
         self._base = base
         self._repository = repository
@@ -60,11 +60,11 @@ class RegistryAuthorization:
         self._header = ""
 
     def use_token(self, token: str) -> None:
-        """Use a token that was had elsewhere."""
+        """Use a token obtained elsewhere."""
         self._header = f"Bearer {token}" if _fits_a_header(token) else ""
 
     def headers(self, url: str) -> Mapping[str, str]:
-        """Return what goes with a request to the registry itself, and nobody else."""
+        """Return the headers for a request to the registry itself; none for other servers."""
         header = self._header
         if not header or origin(url) != origin(self._base):
             return {}
@@ -76,13 +76,13 @@ class RegistryAuthorization:
             return self._find_login() is not None
 
     def log_in(self) -> None:
-        """Use the login, where there is one, before anything is asked. Raises Forbidden."""
+        """Use the login, if there is one, before the first request. Raises Forbidden."""
         with self._lock:
             if self._find_login() and (header := self._challenge()):
                 self._header = self._answer(header)
 
     def check(self, response: requests.Response, where: str = "") -> None:
-        """Raise what a status means, as `check_status`, and what a login has to do with it."""
+        """Raise the error for a status, as `check_status`, noting whether a login may help."""
         try:
             check_status(response, where)
         except HpcimgError as error:
@@ -96,47 +96,47 @@ class RegistryAuthorization:
             raise
 
     def challenged(self, response: requests.Response, *, again: bool) -> bool:
-        """Answer a 401 with a new token, others with a login where there is one.
+        """Answer a 401 with a new token, other refusals with a login if there is one.
 
         See `hpcimg.http.session.Authorization`.
         """
         if origin(response.url) != origin(self._base):
-            return False  # a redirect led there, and nothing of ours is that server's business
+            return False  # after a redirect to another server, which must get nothing from us
         sent = response.request.headers.get("Authorization", "")
         with self._lock:
             if response.status_code != 401:
-                # Where another thread has logged in since, its answer may be another.
+                # If another thread has logged in since, the answer may change.
                 return not again and (sent != self._header or self._log_in(response))
             if again:
                 self._refuse("the registry answered 401 again")
-            if sent == self._header:  # else another thread has got a new one since
+            if sent == self._header:  # otherwise another thread has got a new one since
                 self._header = self._answer(response.headers.get("WWW-Authenticate", ""))
         return True
 
     def _log_in(self, response: requests.Response) -> bool:
-        """Log in at a registry that may hide from the anonymous what it has, or limit them."""
+        """Log in at a registry that may hide images from anonymous users, or limit them."""
         if self._login or not self._find_login():
             return False
         header = response.headers.get("WWW-Authenticate", "") or self._challenge()
         if not header:
-            return False  # it knows no logins
+            return False  # it has no logins
         try:
             self._header = self._answer(header)
         except Forbidden:
             if response.status_code != 429:
                 raise
-            self._login = None  # it is no help, and without it there is a time to come
+            self._login = None  # it does not help, and anonymous requests may work later
             return False
         return True
 
     def _challenge(self) -> str:
-        """Return what the registry asks everybody who comes to its door."""
+        """Return the registry's general challenge, from /v2/."""
         with request(self._session, f"{self._base}/v2/", self._settings) as response:
             own = origin(response.url) == origin(self._base)
             return response.headers.get("WWW-Authenticate", "") if own else ""
 
     def _answer(self, header: str) -> str:
-        """Return the Authorization header for a challenge."""
+        """Return the Authorization header that answers a challenge."""
         challenges = parse_challenges(header)
         self._login = login = self._login or self._find_login()
         if login and login.registry_token:
@@ -157,7 +157,7 @@ class RegistryAuthorization:
         if refused:
             raise Forbidden(
                 f"{self._uri} may not be read",
-                why=f"where its registry requires a login is refused: {refused}",
+                why=f"the token server of its registry is refused: {refused}",
             )
         query = {"scope": f"repository:{self._repository}:pull"}
         if "service" in asked:
@@ -176,7 +176,7 @@ class RegistryAuthorization:
                 self._refuse(f"{shown(realm)} answered {answer.status_code}")
             if 300 <= answer.status_code < 400:
                 self._refuse(
-                    f"{shown(realm)} sends to another place, and a login does not go there"
+                    f"{shown(realm)} redirects to another place, and a login is not sent there"
                 )
             self.check(answer, shown(realm))
             fields = read_json(answer, shown(realm))
@@ -195,10 +195,10 @@ def _fits_a_header(text: str) -> bool:
 
 
 def _addresses(host: str) -> list[str]:
-    """Return the addresses of a host, none where only a proxy knows it, or nobody."""
+    """Return the addresses of a host; none if only a proxy, or nobody, can resolve it."""
     try:
         return [
             str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
         ]
-    except (OSError, ValueError):  # the second for what cannot be a name
+    except (OSError, ValueError):  # ValueError for an invalid name
         return []

@@ -1,6 +1,6 @@
-"""What a 401 asks for, and whether the server that it names may be told a login. Pure.
+"""Parsing a 401's challenge, and deciding whether its token server may get a login. Pure.
 
-RFC 9110 section 11 for challenges.
+RFC 9110, section 11.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from urllib.parse import urlsplit
 
 from hpcimg.http.addresses import LINK_LOCAL, LOOPBACK, PRIVATE, PUBLIC, kind
 
-# A name, and its value where it has one: a name without is a scheme.
+# A name, and its value if it has one: a name without a value is a scheme.
 _PART = re.compile(
     r"""[\s,]*([!#$%&'*+.^_`|~0-9A-Za-z-]+)(?:\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]*)))?"""
 )
-# What else a server at one of these places may name.
+# Kinds of addresses that a server at one of these may refer to.
 _ALSO = {PRIVATE: {PUBLIC}, LINK_LOCAL: {PUBLIC}, LOOPBACK: {PUBLIC, PRIVATE}}
 
 Resolve = Callable[[str], Iterable[str]]
 
 
 def parse_challenges(header: str) -> dict[str, Mapping[str, str]]:
-    """Return the parameters of each scheme in WWW-Authenticate, names in lower case."""
+    """Return the parameters of each scheme in WWW-Authenticate, with names in lower case."""
     found: dict[str, dict[str, str]] = {}
     current: dict[str, str] = {}
     position = 0
@@ -38,10 +38,10 @@ def parse_challenges(header: str) -> dict[str, Mapping[str, str]]:
 
 
 def why_not(realm: str, registry: str, *, secret: bool, resolve: Resolve) -> str:
-    """Return why a registry's token server is not asked, "" where it may be.
+    """Return why a registry's token server must not be contacted, "" if it may be.
 
-    Both are URLs. `secret` says that a login would be sent. A registry out there is
-    not to make this node ask what only the node can reach.
+    Both are URLs. `secret` says that a login would be sent. A public registry must not make this
+    node contact servers that only the node can reach.
     """
     try:
         parts, own = urlsplit(realm), urlsplit(registry)
@@ -62,9 +62,9 @@ def why_not(realm: str, registry: str, *, secret: bool, resolve: Resolve) -> str
     allowed = own_kinds.union(*(_ALSO.get(own_kind, set()) for own_kind in own_kinds))
     if kinds <= allowed:
         return ""
-    return f"it sends to a {min(kinds - allowed)} address, {host}, to log in"
+    return f"it is at a {min(kinds - allowed)} address, {host}"
 
 
 def _kinds(host: str, resolve: Resolve) -> set[str]:
-    """Return what kinds of addresses a host has."""
+    """Return the kinds of addresses that a host has."""
     return {kind(address) for address in resolve(host)}

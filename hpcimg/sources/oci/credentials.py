@@ -1,7 +1,7 @@
-"""Credentials files: what is in them, and which of it is for a repository. Pure.
+"""Credentials files: parsing them, and finding the login for a repository. Pure.
 
-The form of docker's config.json and of containers-auth.json(5), and the netrc
-form that enroot keeps. What is malformed in a file is not there.
+The formats are docker's config.json, containers-auth.json(5), and the netrc format of enroot.
+Malformed entries are ignored.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any, NamedTuple
 
 from hpcimg import dockerhub, jsontext
 
-# What credential helpers name the user where the secret is an identity token.
+# The user name that credential helpers return if the secret is an identity token.
 _TOKEN_USER = "<token>"  # noqa: S105
 _HELPER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 
 
 class Login(NamedTuple):
-    """What proves who asks: name and password, or one of the two kinds of token.
+    """Credentials: user name and password, or one of the two kinds of token.
 
-    An identity token is handed to the token server for a token, a registry
-    token to the registry itself. `source` says in messages where it is from.
+    An identity token is exchanged at the token server, a registry token is sent to the registry
+    itself. `source` says in messages where it comes from.
     """
 
     username: str = ""
@@ -33,11 +33,11 @@ class Login(NamedTuple):
     source: str = ""
 
     def __repr__(self) -> str:
-        return f"Login(source={self.source!r})"  # no traceback shows the rest
+        return f"Login(source={self.source!r})"  # no traceback must show the rest
 
     @property
     def basic(self) -> str:
-        """The value of an Authorization header, "" where there is no password."""
+        """The value of an Authorization header, "" if there is no password."""
         if not self.username or not self.password:
             return ""
         pair = f"{self.username}:{self.password}".encode("utf-8", "surrogatepass")
@@ -45,10 +45,10 @@ class Login(NamedTuple):
 
 
 class Keyring(NamedTuple):
-    """What one file has: logins by host or host/namespace/..., in order, and helpers to ask.
+    """The content of one file: logins by host or host/namespace/..., in order, and helpers to run.
 
-    `helpers` are by host; `store` is the helper for all others. Both are names
-    of programs without their `docker-credential-`.
+    `helpers` are by host; `store` is the helper for all others. Both are program names without
+    `docker-credential-`.
     """
 
     logins: tuple[tuple[str, Login], ...] = ()
@@ -57,7 +57,7 @@ class Keyring(NamedTuple):
 
 
 def parse_docker(text: str, source: str) -> Keyring:
-    """Read docker's config.json or containers-auth.json. Raises ValueError for what is neither."""
+    """Parse docker's config.json or containers-auth.json. Raises ValueError if it is neither."""
     content = jsontext.read_object(text)
     auths, helpers = _mapping(content.get("auths")), _mapping(content.get("credHelpers"))
     logins = [
@@ -71,10 +71,10 @@ def parse_docker(text: str, source: str) -> Keyring:
 
 
 def parse_netrc(text: str, source: str) -> Keyring:
-    """Read enroot's credentials file.
+    """Parse enroot's credentials file.
 
-    Enroot lets a password that begins with `$` run in a shell; here it is ignored.
-    A name like NGC's `$oauthtoken` is a name.
+    Enroot expands a password that begins with `$` in a shell; here it is ignored. A user name like
+    NGC's `$oauthtoken` is taken literally.
     """
     logins: list[tuple[str, Login]] = []
     for line in text.splitlines():
@@ -88,7 +88,7 @@ def parse_netrc(text: str, source: str) -> Keyring:
 
 
 def parse_helper(text: str, source: str) -> Login | None:
-    """Read what a credential helper prints. None where it is no login."""
+    """Parse the output of a credential helper. None if it is not a login."""
     try:
         fields = jsontext.read_object(text)
     except ValueError:
@@ -102,7 +102,7 @@ def parse_helper(text: str, source: str) -> Login | None:
 
 
 def find(keyring: Keyring, host: str, repository: str) -> Login | None:
-    """Return the login for a repository: the first of those with the nearest key."""
+    """Return the login for a repository: the first with the most specific key."""
     found = (
         login for wanted in keys(host, repository) for key, login in keyring.logins if key == wanted
     )
@@ -110,7 +110,7 @@ def find(keyring: Keyring, host: str, repository: str) -> Login | None:
 
 
 def keys(host: str, repository: str) -> Iterator[str]:
-    """Yield what a repository may be named by, from the whole name down to the host."""
+    """Yield the possible keys for a repository, from the full name down to the host."""
     name = f"{dockerhub.canonical(host)}/{repository}"
     while name:
         yield name
@@ -118,7 +118,7 @@ def keys(host: str, repository: str) -> Iterator[str]:
 
 
 def normal_key(key: str) -> str:
-    """Return a key without what programs write around it: a scheme, /v1/ or /v2/."""
+    """Return a key without what programs add to it: a scheme, /v1/ or /v2/."""
     name = key.strip().removeprefix("https://").removeprefix("http://").rstrip("/")
     host, _, path = name.partition("/")
     if path in ("v1", "v2"):
@@ -133,7 +133,7 @@ def _login(fields: Mapping[str, Any], source: str) -> Login | None:
         username, _, password = pair.partition(":")
     login = Login(
         username,
-        password.rstrip("\0"),  # as docker itself reads what it wrote
+        password.rstrip("\0"),  # docker itself reads it like this
         _text(fields.get("identitytoken")),
         _text(fields.get("registrytoken")),
         source,

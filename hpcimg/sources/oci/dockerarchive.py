@@ -1,7 +1,7 @@
-"""docker-archive: : what `docker save` writes, and so do podman, skopeo, crane and kaniko.
+"""docker-archive: : the output of `docker save`, podman, skopeo, crane and kaniko.
 
-manifest.json names the config and the layers of each image by their files in the
-archive. What else is in there, of older and newer formats, is left aside.
+manifest.json names the config and the layers of each image by their files in the archive. Other
+content, of older and newer formats, is ignored.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _fetch(files: ImageFiles, name: str, sink: Sink) -> None:
     if len(config.diff_ids) != len(names) or not all(map(is_digest, config.diff_ids)):
         raise files.broken("its config does not state the digests of its layers")
     layers = tuple(
-        # What a file is called, and the digest of what comes out of it, tell nothing of it.
+        # Neither the name of a file nor the digest of its uncompressed content identifies it.
         Blob(files.sha256(layer), files.size(layer))
         for layer in names
     )
@@ -54,12 +54,12 @@ def _fetch(files: ImageFiles, name: str, sink: Sink) -> None:
 
 
 def _image(files: ImageFiles, name: str) -> dict[str, Any]:
-    """Return what the archive says of the image that is meant."""
+    """Return the entry of the requested image in manifest.json."""
     if not files.has("manifest.json"):
         if files.has("index.json"):
             raise files.broken("it is an OCI archive", do="Write oci-archive:PATH.")
         if files.has("repositories"):
-            raise files.broken("a Docker older than 1.10 wrote it")
+            raise files.broken("it was written by Docker before 1.10")
     listed = files.read_json("manifest.json")
     images = [image for image in (listed if isinstance(listed, list) else []) if _is_image(image)]
     tags = [tuple(map(str, image.get("RepoTags") or ())) for image in images]
@@ -76,9 +76,9 @@ def _is_image(image: object) -> bool:
 
 
 def _short(tags: Sequence[str], name: str) -> list[str]:
-    """Return the name where it is another spelling of a tag: Docker leaves out what skopeo writes.
+    """Return the name if it is another spelling of a tag: Docker omits what skopeo writes.
 
-    Both are the host and the tag "latest".
+    That is the host and the tag "latest".
     """
     return [name] if _in_full(name) in map(_in_full, tags) else []
 

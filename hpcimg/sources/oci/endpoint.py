@@ -1,6 +1,6 @@
 """One place to read a repository from: a registry, or a mirror of it.
 
-OCI Distribution Specification 1.1, as far as reading goes.
+The reading part of the OCI Distribution Specification 1.1.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _ACCEPT = ", ".join(manifests.MANIFEST_TYPES)
 class Endpoint:
     """A repository at one place. Attributes: host, as it was configured; is_mirror.
 
-    `mirror_of` is the host of the registry that it stands for, "" for none. One that is not
-    the `last` to be asked is asked only once and not waited for long, and its blobs are
-    checked while there is another place to have them from.
+    `mirror_of` is the host of the registry that it stands for, "" for none. Unless it is the `last`
+    one, it is asked only once, with short timeouts, and its blobs are verified while there is
+    another place to get them from.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Endpoint:
         mirror_of: str = "",
         last: bool = True,
     ) -> None:
-        """Describe it; `uri` is what the user wrote, for errors."""
+        """Prepare it; `uri` is what the user wrote, for errors."""
         self.host, _, repository = place.name.partition("/")
         self.is_mirror = bool(mirror_of)
         self._uri = uri
@@ -66,7 +66,7 @@ class Endpoint:
             self._blob_settings = mirrors.for_files(self._blob_settings)
             self._settings = mirrors.for_answers(self._settings)
         self._base = f"{base}/v2/{repository}"
-        # As containerd does it: one mirror may stand for several registries.
+        # As containerd does: one mirror may serve several registries.
         self._query = f"?{urlencode({'ns': mirror_of})}" if mirror_of else ""
         self.authorization = RegistryAuthorization(
             session,
@@ -78,15 +78,15 @@ class Endpoint:
         )
 
     def log_in(self) -> None:
-        """Log in where there is a login, before anything is asked. Raises Forbidden."""
+        """Log in if there is a login, before the first request. Raises Forbidden."""
         for attempt in attempts(self._sink, self._settings):
             with attempt:
                 self.authorization.log_in()
 
     def blob(self, blob: Blob, sink: Sink) -> bool:
-        """Bring a blob into a sink, with as many attempts as it takes.
+        """Download a blob into a sink, in as many attempts as it takes.
 
-        Raises Damaged where a mirror has another one.
+        Raises Damaged if a mirror has different content.
         """
         url = f"{self._base}/blobs/sha256:{blob.sha256}{self._query}"
         unchanged = download_from(
@@ -102,7 +102,7 @@ class Endpoint:
         return unchanged
 
     def manifest(self, version: str, known: str = "") -> Manifest | None:
-        """Return a manifest, its digest checked; None where it still is the one `known` names."""
+        """Return a manifest, verified; None if it is still the one that `known` names."""
         url = f"{self._base}/manifests/{version}{self._query}"
         condition = {"If-None-Match": f'"{known}"'} if known else {}
         for attempt in attempts(self._sink, self._settings):
@@ -118,7 +118,7 @@ class Endpoint:
         return manifests.parse(body, digest, self._uri)
 
     def read_blob(self, digest: str) -> bytes:
-        """Return a small blob, its digest checked. Raises NotAnImage, Damaged."""
+        """Return a small blob, verified. Raises NotAnImage, Damaged."""
         url = f"{self._base}/blobs/{digest}{self._query}"
         for attempt in attempts(self._sink, self._settings):
             with attempt:
@@ -155,7 +155,7 @@ def _certificates(place: Place, host: str, *, as_user: bool) -> Certificates:
     given = Certificates(place.authorities, place.client)
     if given.client or not as_user or place.insecure:
         return given
-    with contextlib.suppress(ConfigError):  # what a user may not read is passed over
+    with contextlib.suppress(ConfigError):  # skip what a user cannot read
         return given._replace(client=certsd.read(host).client)
     return given
 

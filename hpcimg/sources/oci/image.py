@@ -1,6 +1,6 @@
-"""docker:// and oras:// : what a tag of an OCI registry holds, a SIF file or an image in layers.
+"""docker:// and oras:// : the content of a tag in an OCI registry, a SIF file or layers.
 
-The media types in the manifest tell which, not the scheme.
+The media types in the manifest decide which, not the scheme.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _AT_ONCE = 4
 
 
 class Content(indexes.Content, Protocol):
-    """Something that manifests and blobs can be had from: a registry, or a layout on disk."""
+    """Something to read manifests and blobs from: a registry, or a layout on disk."""
 
     @property
     def via(self) -> str:
-        """Where it comes from, as an Offer has it."""
+        """Where it comes from, as in an Offer."""
 
     def manifest(self, known: str = "") -> Manifest | None:
-        """Return the image's manifest; None where it still is the one `known` names."""
+        """Return the image's manifest; None if it is still the one that `known` names."""
 
     def download(self, blob: Blob, sink: Sink) -> bool:
-        """Bring a blob into a sink."""
+        """Download a blob into a sink."""
 
 
 def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Settings) -> bool:
@@ -50,7 +50,7 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
                 raise nobody
             registry.log_in()
         if settings.wait_s:
-            wait_first(sink, settings.wait_s, f"{name.host} is rate-limited for who has no login")
+            wait_first(sink, settings.wait_s, f"{name.host} limits anonymous requests")
         return fetch_from(registry, sink, uri=reference.uri, validator=validator)
 
 
@@ -63,9 +63,9 @@ def fetch_from(
     known_as: str = "",
     at_once: int = _AT_ONCE,
 ) -> bool:
-    """Fetch the image for this machine, `at_once` layers side by side.
+    """Fetch the image for this machine, `at_once` layers in parallel.
 
-    `known_as` is the validator to keep where it is not the manifest's digest.
+    `known_as` is the validator to keep if it is not the manifest's digest.
     """
     found = content.manifest(validator)
     if found is None:
@@ -85,7 +85,7 @@ def fetch_from(
     sinks = sink.offer_layers(
         Offer(known_as, config=config, layers=layers, manifests=manifest.texts, via=content.via)
     )
-    # The largest first, so that none of them is left to come alone at the end.
+    # The largest first, so that it is not left to arrive alone at the end.
     by_size = sorted(sinks, key=lambda number: layers[number].size_bytes, reverse=True)
 
     def bring(number: int) -> None:

@@ -1,7 +1,7 @@
-"""The files of an image by their names, in a directory or in a tar file; nothing is unpacked.
+"""The files of an image by name, in a directory or in a tar file, without unpacking.
 
-What is in them was written by somebody, and asking again does not change it: whatever is
-wrong with them is said of the image, and is no reason for another try.
+Their content is fixed, and retrying does not change it: whatever is wrong with them is the image's
+fault, and no reason for a retry.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hpcimg.fetch.contract import Blob
 from hpcimg.fetch.sink import Sink
 from hpcimg.sources.files import check_unwritten, explain, open_file
 
-# tarfile imports these when it meets such an archive: then we may not read them any more.
+# tarfile imports these on demand: by then we may be unable to read them.
 _COMPRESSIONS = (bz2, gzip, lzma)
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _JSON_MAX = 4 << 20
@@ -35,8 +35,8 @@ _CHUNK = 1 << 20
 class ImageFiles(ExitStack):
     """The files of one image, open until the end of the context.
 
-    Attributes: uri, for errors; look, which changes when the image is replaced.
-    Where a name is in an archive twice, the last one counts, as for who unpacks it.
+    Attributes: uri, for errors; look, which changes when the image is replaced. If a name is in an
+    archive twice, the last one counts, as when unpacking it.
     """
 
     def __init__(self, path: str, uri: str, *, archive: bool) -> None:
@@ -44,7 +44,7 @@ class ImageFiles(ExitStack):
         self.uri = uri
         self._path = path
         self._members: dict[str, tarfile.TarInfo] | None = None
-        # Of a layout, the index is what changes.
+        # For a layout, the index changes.
         self._descriptor = open_file(path if archive else f"{path}/index.json")
         self.callback(os.close, self._descriptor)
         self._seen = os.fstat(self._descriptor)
@@ -53,11 +53,11 @@ class ImageFiles(ExitStack):
             self._members = self._list()
 
     def check_unwritten(self) -> None:
-        """Raise Damaged where somebody wrote it in the meantime."""
+        """Raise Damaged if it was written in the meantime."""
         check_unwritten(self._descriptor, self._seen, self._path)
 
     def has(self, name: str) -> bool:
-        """Tell whether the archive has a file of this name."""
+        """Tell whether the archive has a file with this name."""
         return self._members is None or name in self._members
 
     def size(self, name: str) -> int:
@@ -74,7 +74,7 @@ class ImageFiles(ExitStack):
         return data
 
     def read_json(self, name: str) -> Any:
-        """Return what is in a small file. Raises NotAnImage."""
+        """Return the content of a small JSON file. Raises NotAnImage."""
         try:
             return jsontext.read(self.read(name))
         except ValueError as error:
@@ -89,7 +89,7 @@ class ImageFiles(ExitStack):
         return digest.hexdigest()
 
     def copy(self, name: str, blob: Blob, sink: Sink, *, what: str) -> None:
-        """Bring a file into a sink. Raises NotAnImage where `what` is another one than the blob."""
+        """Copy a file into a sink. Raises NotAnImage if `what` is not this blob."""
         if self.size(name) == blob.size_bytes:
             with self.open(name) as file:
                 while data := self._guarded(file.read, _CHUNK):
@@ -98,27 +98,29 @@ class ImageFiles(ExitStack):
             if sink.sha256() == blob.sha256:
                 return
         self.check_unwritten()
-        raise self.broken(f"{what} does not have the length and the digest that it should have")
+        raise self.broken(f"{what} has the wrong length or digest")
 
     def open(self, name: str) -> IO[bytes]:
-        """Open a file for reading. Raises NotAnImage where there is none."""
+        """Open a file for reading. Raises NotAnImage if it does not exist."""
         if self._members is None:
             return open(open_file(f"{self._path}/{name}"), "rb")
         member = self._members.get(os.path.normpath(name))
-        with contextlib.suppress(KeyError, RecursionError):  # a link to what is not there
+        with contextlib.suppress(KeyError, RecursionError):  # a dangling link
             file = member and self._guarded(self._tar.extractfile, member)
             if file:
                 return file  # type: ignore[no-any-return]
         raise self.broken(f"there is no {name[:200]} in it")
 
     def broken(self, why: str, *, do: str = "") -> NotAnImage:
-        """Return the error of something that is no such image."""
+        """Return the error for something that is not such an image."""
         do = do or "Save the image again."
         return NotAnImage(f"{self.uri} cannot be read", why=why, do=do)
 
     def _list(self) -> dict[str, tarfile.TarInfo]:
         if os.pread(self._descriptor, len(_ZSTD), 0) == _ZSTD:
-            raise self.broken("the archive is packed with zstd", do="Unpack it with `zstd -d`.")
+            raise self.broken(
+                "the archive is compressed with zstd", do="Decompress it with `zstd -d`."
+            )
         file = os.fdopen(self._descriptor, "rb", closefd=False)
         self._tar = self.enter_context(self._guarded(tarfile.open, fileobj=file))
         found: dict[str, tarfile.TarInfo] = {}
@@ -129,11 +131,11 @@ class ImageFiles(ExitStack):
         return found
 
     def _guarded(self, read: Any, *arguments: Any, **named: Any) -> Any:
-        """Call what reads the files, its errors explained."""
+        """Call a function that reads the files, and explain its errors."""
         try:
             return read(*arguments, **named)
         except OSError as error:
-            if error.errno is None:  # a compressed archive's own
+            if error.errno is None:  # raised by the decompressor
                 raise self.broken(f"the archive is damaged: {error}") from error
             raise explain(self._path, error) from error
         except (tarfile.TarError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
@@ -143,10 +145,9 @@ class ImageFiles(ExitStack):
 
 
 def choose(images: Sequence[tuple[str, ...]], wanted: str, uri: str) -> list[int]:
-    """Return the numbers of the images that are meant, by the names that each has.
+    """Return the numbers of the matching images, by the names that each has.
 
-    `wanted` is one of the names, or @ and a number as skopeo has it; "" stands for all.
-    Raises NotFound.
+    `wanted` is one of the names, or @ and a number as in skopeo; "" matches all. Raises NotFound.
     """
     if wanted[:1] == "@" and wanted[1:].isdecimal():
         found = [number for number in range(len(images)) if f"@{number}" == wanted]
@@ -158,11 +159,11 @@ def choose(images: Sequence[tuple[str, ...]], wanted: str, uri: str) -> list[int
 
 
 def several(images: Sequence[tuple[str, ...]], uri: str) -> BadReference:
-    """Return the error for a reference that does not say which image is meant."""
+    """Return the error for a reference that does not say which image is wanted."""
     return BadReference(
         f"{uri} holds several images",
         why=f"they are {_shown(images)}",
-        do="Write :NAME behind the path, or :@0, :@1 and so on.",
+        do="Append :NAME to the path, or :@0, :@1 and so on.",
     )
 
 

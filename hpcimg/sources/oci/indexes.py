@@ -1,6 +1,6 @@
-"""From an index to the image in it that is for this machine: OCI image specification, image-index.
+"""From an index to the image for this machine: OCI image specification, image-index.
 
-An entry may be an index itself, and may say nothing of a platform: then its config does.
+An entry may itself be an index, and may state no platform: then its config does.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from hpcimg.sources.oci import manifests
 from hpcimg.sources.oci.manifests import MANIFEST_TYPES, Manifest, is_digest
 
 _DEPTH_MAX = 4
-_READ_MAX = 32  # manifests: of an index of 4 MiB, each entry could be a request
-_UNKNOWN = "unknown"  # the processor of what is no image, such as an attestation about one
+_READ_MAX = 32  # manifests: in an index of 4 MiB, each entry could cost a request
+_UNKNOWN = "unknown"  # the processor of entries that are not images, such as attestations
 
 
 class Content(Protocol):
-    """What manifests and configs can be read from."""
+    """Something to read manifests and configs from."""
 
     def read_manifest(self, digest: str) -> Manifest:
         """Return the manifest with this digest."""
 
     def read_blob(self, digest: str) -> str:
-        """Return the text of a small blob, its digest checked."""
+        """Return the text of a small blob, verified."""
 
 
 class _Entry(NamedTuple):
     digest: str
-    rank: int | None  # None where the index does not say what it is for
+    rank: int | None  # None if the index does not state a platform
 
 
 def for_this_machine(content: Content, manifest: Manifest, uri: str) -> Manifest:
     """Follow an index to the manifest for this machine's processor.
 
-    What is no index is returned as it is. Raises WrongArchitecture, NotAnImage.
+    Anything but an index is returned unchanged. Raises WrongArchitecture, NotAnImage.
     """
     search = _Search(content, uri)
     found = search.image(manifest, depth=0, said=True)
@@ -50,7 +50,7 @@ def for_this_machine(content: Content, manifest: Manifest, uri: str) -> Manifest
 
 
 class _Search:
-    """One search; `there` are the platforms that were met."""
+    """One search; `there` are the platforms that were found."""
 
     def __init__(self, content: Content, uri: str) -> None:
         self.there: set[str] = set()
@@ -59,19 +59,19 @@ class _Search:
         self._read = 0
 
     def image(self, manifest: Manifest, *, depth: int, said: bool) -> Manifest | None:
-        """Return the image for this machine that this is or leads to, None where there is none.
+        """Return the image for this machine that this is or leads to, None if there is none.
 
-        With `said`, the index that led here says that it is for this machine.
+        With `said`, the index that led here states that it is for this machine.
         """
         if "manifests" not in manifest.content:
             return manifest if said or self._is_for_here(manifest) else None
         if depth == _DEPTH_MAX:
-            raise NotAnImage(f"{self._uri} holds no image", why="its indexes lead to ever more")
+            raise NotAnImage(f"{self._uri} holds no image", why="its indexes are nested too deeply")
         missing: NotFound | None = None
         for entry in self._entries(manifest):
             self._read += 1
             if self._read > _READ_MAX:
-                why = f"of {_READ_MAX} entries of its index none is for this machine"
+                why = f"none of the first {_READ_MAX} entries of its index is for this machine"
                 raise NotAnImage(f"{self._uri} holds no image", why=why)
             try:
                 inner = self._content.read_manifest(entry.digest)
@@ -89,7 +89,7 @@ class _Search:
         return None
 
     def _entries(self, index: Manifest) -> list[_Entry]:
-        """Return what may be for this machine, the best first, at last what says nothing."""
+        """Return the candidates for this machine, best first, those without a platform last."""
         found = []
         for entry in index.content["manifests"]:
             if not isinstance(entry, dict) or not is_digest(entry.get("digest")):
@@ -117,7 +117,7 @@ class _Search:
             digest = manifests.config_digest(manifest, self._uri)
             platform = ociconfig.platform_in(self._content.read_blob(digest), self._uri)
         except NotAnImage:
-            return False  # a signature, or whatever else may be in an index
+            return False  # a signature, or anything else that an index may contain
         self._meet(platform)
         return runs_here(platform)
 

@@ -1,7 +1,6 @@
 """oci: and oci-archive: : images in OCI layouts, in directories and tar files.
 
-OCI Image Layout (OCI Image Specification 1.1). Read with the rights of this
-process' account.
+OCI Image Layout (OCI Image Specification 1.1). Read with the rights of this process's account.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
 
 
 class _Layout:
-    """An OCI image layout, as `hpcimg.sources.oci.image.Content` has it."""
+    """An OCI image layout, as a `hpcimg.sources.oci.image.Content`."""
 
     via = ORIGIN
 
@@ -98,7 +97,7 @@ def _names_of(entry: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _is_one_image(entries: list[dict[str, Any]]) -> bool:
-    """Tell whether these are one image for several platforms: by one name, for each another."""
+    """Tell whether these are one image for several platforms: one name, different platforms."""
     platforms = {
         platform_of(said) for entry in entries if isinstance(said := entry.get("platform"), dict)
     }

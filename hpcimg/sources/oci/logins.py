@@ -1,4 +1,4 @@
-"""Where the login for a registry is found: in the site's file, or in the user's own."""
+"""Finding the login for a registry: in the site's file, or in the user's own."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from hpcimg.sources.oci.credentials import (
     parse_netrc,
 )
 
-# A user's files, in the order in which they are looked into. ~ is the home that
-# the account has, never $HOME: where a job's user points to is not asked.
+# A user's files, in the order in which they are tried. ~ is the account's home directory, never
+# $HOME: the job's user does not decide where to look.
 FILES = (
     "/run/user/{uid}/containers/auth.json",
     "~/.config/containers/auth.json",
@@ -37,7 +37,7 @@ _HELPER_TIMEOUT_S = 10.0
 
 
 def in_text(text: str, host: str, repository: str) -> Login | None:
-    """Return the login that the site's credentials file has. Helpers in it are not run.
+    """Return the login in the site's credentials file. Helpers named in it are not run.
 
     Raises ConfigError.
     """
@@ -47,21 +47,21 @@ def in_text(text: str, host: str, repository: str) -> Login | None:
         raise ConfigError(
             f"[registry {host}] auth_file cannot be used",
             why=str(error),
-            do="Write it as docker's config.json.",
+            do="Write it in the format of docker's config.json.",
         ) from None
     return find(keyring, host, repository)
 
 
 def of_user(host: str, repository: str) -> Login | None:
-    """Return the login that the account we run as has. What cannot be read is passed over."""
+    """Return the login of the current account. Unreadable files are skipped."""
     return next((login for login in _found(host, repository) if login is not None), None)
 
 
 def _found(host: str, repository: str) -> Iterator[Login | None]:
-    """Yield what each place has, which is looked into only where those before it had nothing."""
+    """Yield the result of each place; later ones are tried only if earlier ones have nothing."""
     try:
         account = pwd.getpwuid(os.geteuid())
-    except KeyError:  # without an account, no home
+    except KeyError:  # no account, so no home directory
         return
     for pattern in (*FILES, ENROOT_FILE):
         name = pattern.format(uid=account.pw_uid)
@@ -71,14 +71,14 @@ def _found(host: str, repository: str) -> Iterator[Login | None]:
         except (OSError, ValueError):
             continue
         yield from _in_keyring(keyring, host, repository, account)
-        if pattern == ENROOT_FILE:  # in netrc, a host is named without its port
+        if pattern == ENROOT_FILE:  # netrc names hosts without a port
             yield find(keyring, host.partition(":")[0], repository)
 
 
 def _in_keyring(
     keyring: Keyring, host: str, repository: str, account: pwd.struct_passwd
 ) -> Iterator[Login | None]:
-    """Yield logins in docker's order: of a helper for the host, of the file, of a store."""
+    """Yield logins in docker's order: from the host's helper, the file, the store."""
     named = keyring.helpers.get(dockerhub.canonical(host), "")
     if named:
         yield ask_helper(named, host, account)
@@ -88,10 +88,10 @@ def _in_keyring(
 
 
 def ask_helper(name: str, host: str, account: pwd.struct_passwd) -> Login | None:
-    """Run `docker-credential-NAME get`, as ourselves and without a shell; None where it fails."""
+    """Run `docker-credential-NAME get` as ourselves, without a shell; None if it fails."""
     program = f"docker-credential-{name}"
     environment = {
-        **without_logins(os.environ),  # the proxies and certificates that a fetch runs with
+        **without_logins(os.environ),  # proxies and certificates of the fetch
         "PATH": _HELPER_PATH,
         "HOME": account.pw_dir,
         "USER": account.pw_name,
@@ -117,7 +117,7 @@ def ask_helper(name: str, host: str, account: pwd.struct_passwd) -> Login | None
 
 
 def without_logins(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment without the login that the site has at its proxy."""
+    """Return an environment without the site's login at its proxy."""
     found = dict(environment)
     for name, value in environment.items():
         if name.lower().endswith("_proxy") and "@" in value:
@@ -127,7 +127,7 @@ def without_logins(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _run(argv: list[str], text: bytes, environment: dict[str, str]) -> bytes:
-    """Return what a program prints. Raises OSError, and ValueError where it is too much or late."""
+    """Return a program's output. Raises OSError, and ValueError if it is too long or late."""
     with subprocess.Popen(
         argv,
         env=environment,
@@ -139,7 +139,7 @@ def _run(argv: list[str], text: bytes, environment: dict[str, str]) -> bytes:
         assert process.stdin
         assert process.stdout
         try:
-            process.stdin.write(text)  # a line's worth: it fits into the pipe
+            process.stdin.write(text)  # a single line, which fits into the pipe
             process.stdin.close()
             output = b""
             end = time.monotonic() + _HELPER_TIMEOUT_S
@@ -153,4 +153,4 @@ def _run(argv: list[str], text: bytes, environment: dict[str, str]) -> bytes:
                 output += more
         finally:
             process.kill()
-    raise ValueError("it prints too much, or nothing in time")
+    raise ValueError("its output is too long, or late")

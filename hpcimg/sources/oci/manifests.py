@@ -1,7 +1,7 @@
-"""What a manifest says: whether it is a SIF file or layers, and for which machine.
+"""Reading manifests: SIF file or layers, and for which machine.
 
-OCI Image Specification 1.1, Docker's image manifest version 2 schema 2. All of it
-was sent by somebody: nothing in it is taken to be of the type that it should be.
+OCI Image Specification 1.1, Docker's image manifest version 2 schema 2. Manifests are untrusted:
+nothing in them is assumed to have the right type.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hpcimg.fetch.contract import LAYERS_MAX, Blob, text_of
 from hpcimg.http.urls import shown
 from hpcimg.imagename import DIGEST
 
-# The second is a spelling that early clients wrote.
+# The second is a typo of early clients.
 _SIF_TYPES = (
     "application/vnd.sylabs.sif.layer.v1.sif",
     "appliciation/vnd.sylabs.sif.layer.tar",
@@ -31,16 +31,16 @@ MANIFEST_TYPES = (*INDEX_TYPES, *_IMAGE_TYPES)
 _LAYER_TYPES = (
     "application/vnd.oci.image.layer.",
     "application/vnd.docker.image.rootfs.",
-    "application/vnd.docker.container.image.rootfs.diff",  # of the first registries
+    "application/vnd.docker.container.image.rootfs.diff",  # used by the first registries
 )
-_TITLE = "org.opencontainers.image.title"  # what `oras push` calls a file
+_TITLE = "org.opencontainers.image.title"  # where `oras push` puts a file's name
 _TEXTS_MAX = 1 << 20  # of all manifests of an image together: they are passed between processes
 
 
 class Manifest(NamedTuple):
     """A manifest with the digest of its bytes.
 
-    `texts` are those of the indexes that led to it and its own, as an Offer has them.
+    `texts` are those of the indexes that led to it and its own, as in an Offer.
     """
 
     digest: str
@@ -49,20 +49,20 @@ class Manifest(NamedTuple):
 
 
 def is_digest(value: object) -> bool:
-    """Tell whether this is a sha256 digest as manifests spell it."""
+    """Tell whether this is a sha256 digest as written in manifests."""
     return isinstance(value, str) and DIGEST.fullmatch(value) is not None
 
 
 def hex_of(digest: str) -> str:
-    """Return the digits of a digest."""
+    """Return the hexadecimal digits of a digest."""
     return digest.removeprefix("sha256:")
 
 
 def parse(body: bytes, digest: str, uri: str) -> Manifest:
-    """Read a manifest or an index. Raises NotAnImage.
+    """Parse a manifest or an index. Raises NotAnImage.
 
-    One that could be read as both is refused, whatever its media type says: of two
-    programs, each could take another image for the one that was checked (CVE-2021-41190).
+    One that could be read as both is refused, whatever its media type says: two programs could pick
+    different images, only one of which was checked (CVE-2021-41190).
     """
     try:
         content = jsontext.read_object(body)
@@ -75,22 +75,24 @@ def parse(body: bytes, digest: str, uri: str) -> Manifest:
     if content.get("schemaVersion") == 1 or "fsLayers" in content:
         raise NotAnImage(
             f"{uri} is not an image",
-            why="its manifest is of the old form, schema 1",
+            why="its manifest has the obsolete schema 1",
             do="Push it again with a current tool.",
         )
     if lists and ("layers" in content or "config" in content):
         raise NotAnImage(f"{uri} is ambiguous", why="its manifest is an image and an index at once")
     if media_type in (_IMAGE_TYPES if lists else INDEX_TYPES):
-        raise NotAnImage(f"{uri} is ambiguous", why=f"its manifest is no {media_type}, as it says")
+        raise NotAnImage(
+            f"{uri} is ambiguous", why=f"its manifest is not a {media_type}, as it claims"
+        )
     if not isinstance(content.get("manifests" if lists else "layers"), list):
         raise NotAnImage(f"{uri} holds no image", why="its manifest names no layers")
     return Manifest(digest, content, (text_of(body),))
 
 
 def sif_layer(manifest: Manifest) -> Blob | None:
-    """Return the SIF file that a manifest holds, if it holds one.
+    """Return the SIF file in a manifest, if there is one.
 
-    It is told by its type, and where only one file was pushed without one, by its name.
+    It is recognized by its type or, if a single file was pushed without one, by its name.
     """
     layers = [layer for layer in manifest.content["layers"] if isinstance(layer, dict)]
     for layer in layers:
@@ -102,7 +104,7 @@ def sif_layer(manifest: Manifest) -> Blob | None:
 
 
 def is_artifact(manifest: Manifest) -> bool:
-    """Tell whether a manifest holds what no image has, such as a signature or a list of parts."""
+    """Tell whether a manifest contains something other than an image, such as a signature."""
     if "manifests" in manifest.content or sif_layer(manifest):
         return False
     return not all(
@@ -112,7 +114,7 @@ def is_artifact(manifest: Manifest) -> bool:
 
 
 def layers(manifest: Manifest, uri: str) -> tuple[Blob, ...]:
-    """Return an image's layers, the lowest first. Raises NotAnImage."""
+    """Return an image's layers, lowest first. Raises NotAnImage."""
     listed = manifest.content.get("layers")
     if not isinstance(listed, list) or not listed:
         raise NotAnImage(f"{uri} is not an image", why="it has no layers")
@@ -134,16 +136,16 @@ def layers(manifest: Manifest, uri: str) -> tuple[Blob, ...]:
 
 
 def why_missing(manifest: Manifest, blob: Blob) -> str:
-    """Return why a layer may not be where the others are, "" for one that should be.
+    """Return why a layer may be missing from the registry, "" if it should be there.
 
-    Of foreign layers, such as those of Windows, registries need not have a copy.
+    Registries need not have copies of foreign layers, such as those of Windows.
     """
     for layer in manifest.content["layers"]:
         if isinstance(layer, dict) and layer.get("digest") == f"sha256:{blob.sha256}":
             urls = layer.get("urls")
             if isinstance(urls, list) and urls:
                 place = shown(str(urls[0])[:200])
-                return f"; it is a foreign layer: {place} has it, which is not asked"
+                return f"; it is a foreign layer at {place}, which is not contacted"
     return ""
 
 
@@ -154,26 +156,26 @@ def _why_no_layer(layer: dict[str, Any], kind: str) -> str:
         return f"it holds {kind}: its layers are encrypted"
     if kind.startswith(_LAYER_TYPES) and isinstance(digest, str) and not is_digest(digest):
         algorithm = digest.partition(":")[0][:20]
-        return f"a layer has a digest by {algorithm}, and hpcimg takes sha256 alone"
+        return f"a layer has a {algorithm} digest, and hpcimg supports only sha256"
     if kind.startswith(_LAYER_TYPES):
         return "a layer has no digest, or no size that can be one"
     return f"it holds {kind}"
 
 
 def check_number(layers: int, uri: str) -> None:
-    """Raise NotAnImage where these are more layers than any tool makes."""
+    """Raise NotAnImage for more layers than any tool makes."""
     if layers > LAYERS_MAX:
         raise NotAnImage(f"{uri} has {layers} layers", why=f"{LAYERS_MAX} is the limit")
 
 
 def check_texts(manifest: Manifest, uri: str) -> None:
-    """Raise NotAnImage where the manifests are larger than any tool makes them."""
+    """Raise NotAnImage for manifests larger than any tool makes them."""
     if sum(map(len, manifest.texts)) > _TEXTS_MAX:
         raise NotAnImage(f"{uri} is not an image", why="its manifests are too large")
 
 
 def config_digest(manifest: Manifest, uri: str) -> str:
-    """Return where an image's config is. Raises NotAnImage."""
+    """Return the digest of an image's config. Raises NotAnImage."""
     config = manifest.content.get("config")
     digest = config.get("digest") if isinstance(config, dict) else None
     if not is_digest(digest):

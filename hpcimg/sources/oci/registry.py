@@ -18,11 +18,10 @@ _Result = TypeVar("_Result")
 
 
 class Registry:
-    """One repository of one registry, read from its mirrors where the site has some.
+    """One repository of one registry, read from its mirrors if the site has some.
 
-    The mirrors are asked first, in order, and the registry itself at last. The
-    one that had the manifest is asked for the blobs. Several threads may
-    download at once, each into a sink of its own.
+    Mirrors are tried in order, the registry itself last. The one that had the manifest is asked for
+    the blobs. Several threads may download at once, each into a sink of its own.
     """
 
     def __init__(
@@ -34,12 +33,12 @@ class Registry:
         *,
         uri: str,
     ) -> None:
-        """Speak to the registry of `name`; `uri` is what the user wrote, for errors."""
+        """Prepare for the registry of `name`; `uri` is what the user wrote, for errors."""
         self._uri = uri
         self._name = name
         self._sink = sink
         own = Place(f"{name.host}/{name.repository}", settings.insecure, settings.credentials)
-        # From one process to the other they came as plain lists.
+        # Passed between processes, they arrive as plain lists.
         places = [Place(*place) for place in settings.places] or [own]
         self._endpoints = [
             Endpoint(
@@ -53,15 +52,15 @@ class Registry:
             )
             for place in places
         ]
-        self._at = 0  # whom to ask first
+        self._at = 0  # which one to ask first
 
     def use_token(self, token: str) -> None:
-        """Use a token for the registry itself that was had elsewhere."""
+        """Use a token for the registry itself that was obtained elsewhere."""
         self._endpoints[-1].authorization.use_token(token)
 
     @property
     def via(self) -> str:
-        """Who is asked for blobs now, as an Offer has it."""
+        """Who is asked for blobs now, as in an Offer."""
         return MIRROR if self._endpoints[self._at].is_mirror else ORIGIN
 
     def has_login(self) -> bool:
@@ -69,26 +68,26 @@ class Registry:
         return any(endpoint.authorization.has_login() for endpoint in self._endpoints)
 
     def log_in(self) -> None:
-        """Log in at the registry itself before it is asked for anything."""
+        """Log in at the registry itself before the first request."""
         self._endpoints[-1].log_in()
 
     def manifest(self, known: str = "") -> Manifest | None:
-        """Return the manifest, its digest checked; None where it still is the one `known` names."""
+        """Return the manifest, verified; None if it is still the one that `known` names."""
         return self._manifest(self._name.version, known)
 
     def read_blob(self, digest: str) -> str:
-        """Return the text of a small blob, its digest checked. Raises NotAnImage, Damaged."""
+        """Return the text of a small blob, verified. Raises NotAnImage, Damaged."""
         _, body = self._ask(lambda endpoint: endpoint.read_blob(digest), self._sink)
         return text_of(body)
 
     def download(self, blob: Blob, sink: Sink) -> bool:
-        """Bring a blob into a sink, with as many attempts as it takes."""
+        """Download a blob into a sink, in as many attempts as it takes."""
         return self._ask(lambda endpoint: endpoint.blob(blob, sink), sink)[1]
 
     def read_manifest(self, digest: str) -> Manifest:
-        """Return the manifest with this digest, which is checked."""
+        """Return the manifest with this digest, verified."""
         found = self._manifest(digest)
-        assert found  # without a condition there is no "unchanged"
+        assert found  # without a condition the answer is never "unchanged"
         return found
 
     def _manifest(self, version: str, known: str = "") -> Manifest | None:
@@ -96,7 +95,7 @@ class Registry:
         return found
 
     def _ask(self, what: Callable[[Endpoint], _Result], sink: Sink) -> tuple[int, _Result]:
-        """Ask one after the other; return who answered, by number, and what."""
+        """Ask one after the other; return the number of the one that answered, and its answer."""
         login = ""
         for number in range(self._at, len(self._endpoints) - 1):
             mirror = self._endpoints[number]
@@ -108,7 +107,7 @@ class Registry:
                 sink.retry(f"mirror {mirror.host}: {error.brief}", 0.0)
                 login = login or error.login
                 if isinstance(error, TransientError):
-                    self._at = max(self._at, number + 1)  # it is not asked for the next blob
+                    self._at = max(self._at, number + 1)  # skip it for the next blob
         try:
             return len(self._endpoints) - 1, what(self._endpoints[-1])
         except HpcimgError as error:

@@ -1,7 +1,7 @@
 """Logging in to OpenStack: Keystone's Identity API v3, and the v1 login of tempauth.
 
-Both are one request. Their client libraries bring a dozen packages, their own
-ideas of timeouts and of how much of an answer to read, and 30 to 150 ms of import.
+Each is a single request. The client libraries would add a dozen packages, other timeouts, unlimited
+answers, and 30 to 150 ms of import time.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from hpcimg.http.session import check_status, read_json, request, trust
 from hpcimg.http.urls import origin
 from hpcimg.sources.openstack.openrc import Openrc
 
-_TOKEN = re.compile(r"[\x21-\x7e]{1,16384}")  # what may be a header
+_TOKEN = re.compile(r"[\x21-\x7e]{1,16384}")  # valid in a header
 
 
 class Login:
-    """A token and the storage address that it is for; the token goes to no other server.
+    """A token and the storage address that it belongs to; no other server gets the token.
 
-    It is the Authorization of `hpcimg.http.session`: where the server does not take
-    the token any more, a new one is had.
+    It is an Authorization as in `hpcimg.http.session`: when the server rejects the token, it gets a
+    new one.
     """
 
     def __init__(self, session: requests.Session, openrc: Openrc, settings: Settings) -> None:
-        """Prepare to log in with what a file says."""
+        """Prepare to log in with the credentials of a file."""
         self._session = session
         self._openrc = openrc
         self._settings = settings
@@ -41,22 +41,22 @@ class Login:
         self.storage_url = ""
 
     def log_in(self, sink: Sink) -> None:
-        """Get the token, with as many attempts as it takes. Raises Forbidden, UserError."""
+        """Get the token, in as many attempts as it takes. Raises Forbidden, UserError."""
         for attempt in attempts(sink, self._settings):
             with attempt:
                 self._log_in()
 
     def headers(self, url: str) -> Mapping[str, str]:
-        """Return the header with the token, for the storage's own addresses."""
+        """Return the header with the token, for addresses of the storage only."""
         return {"X-Auth-Token": self._token} if origin(url) == origin(self.storage_url) else {}
 
     def challenged(self, response: requests.Response, *, again: bool) -> bool:
-        """Get a new token, since this one has run out or was revoked."""
+        """Get a new token, since this one has expired or was revoked."""
         if response.status_code != 401 or again or origin(response.url) != origin(self.storage_url):
             return False
         known = self.storage_url
         self._log_in()
-        # What is being read is at the old address.
+        # The transfer in progress uses the old address.
         return self.storage_url == known
 
     def _log_in(self) -> None:
@@ -120,7 +120,7 @@ class Login:
 
 
 def identity(openrc: Openrc) -> dict[str, Any]:
-    """Return who asks and for which project, as the Identity API v3 has it."""
+    """Return the identity and the project, in the format of the Identity API v3."""
     if openrc.os_application_credential_id and openrc.os_application_credential_secret:
         credential = {
             "id": openrc.os_application_credential_id,
@@ -154,7 +154,7 @@ def _named(id_: str, name: str, domain_id: str, domain_name: str) -> dict[str, A
 
 
 def find_storage(token: Mapping[str, Any], openrc: Openrc, url: str) -> str:
-    """Return the object store's address from the catalog of a token. Raises NotFound."""
+    """Return the object store's address from a token's catalog. Raises NotFound."""
     interface = openrc.os_interface.removesuffix("URL") or "public"
     found: dict[str, str] = {}
     for service in _objects(token.get("catalog")):
@@ -185,7 +185,7 @@ def _objects(value: object) -> list[dict[str, Any]]:
 
 
 def check_address(url: str, what: str, openrc: Openrc) -> str:
-    """Return an address without a slash at its end. Raises UserError, ConfigError."""
+    """Return an address without a trailing slash. Raises UserError, ConfigError."""
     problem = openrc.mistake(
         f"{what} is no address that can be used",
         why=f"it comes from {openrc.where}",
@@ -202,4 +202,4 @@ def check_address(url: str, what: str, openrc: Openrc) -> str:
 
 
 def _as_header(text: str) -> str:
-    return text.encode().decode("latin-1")  # which http.client turns into the same bytes
+    return text.encode().decode("latin-1")  # http.client encodes it back to the same bytes

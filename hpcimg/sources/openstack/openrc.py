@@ -1,4 +1,4 @@
-"""OpenStack's credentials as people keep them: lines of KEY=VALUE, read and never run."""
+"""OpenStack credentials files: lines of KEY=VALUE, parsed and never run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from hpcimg.errors import ConfigError, HpcimgError, UserError
 from hpcimg.sources import userfiles
 
-# Below the home directory of the job's user, as the accounts of the node have it.
+# Below the home directory of the job's user, from the node's account database.
 OWN_FILE = ".config/hpcimg/swift.rc"
 
 _LINE = re.compile(
@@ -21,9 +21,9 @@ _LINE = re.compile(
 
 
 class Openrc(NamedTuple):
-    """What a credentials file says, by the names of its keys; "" where it says nothing.
+    """The content of a credentials file, by its keys; "" for missing ones.
 
-    `where` names the file in errors; `site` is whether it is the site's.
+    `where` names the file in errors; `site` says whether it is the site's.
     """
 
     os_auth_url: str = ""
@@ -49,15 +49,15 @@ class Openrc(NamedTuple):
     site: bool = False
 
     def mistake(self, what: str, *, why: str = "", do: str = "") -> HpcimgError:
-        """Return the error for a mistake in the file, which is its owner's to correct."""
+        """Return the error for a mistake in the file, which its owner has to correct."""
         return (ConfigError if self.site else UserError)(what, why=why, do=do)
 
 
 def parse(text: str, where: str, *, site: bool) -> Openrc:
-    """Read the text of a credentials file; keys that are not those of `Openrc` are let be.
+    """Parse the text of a credentials file; keys that `Openrc` does not have are ignored.
 
-    Raises UserError, ConfigError for what only a shell could make sense of,
-    without a word of the line: it may be a secret.
+    Raises UserError, ConfigError for lines that need a shell, without quoting them: they may
+    contain a secret.
     """
     openrc = Openrc(where=where, site=site)
     values: dict[str, Any] = {}
@@ -69,7 +69,7 @@ def parse(text: str, where: str, *, site: bool) -> Openrc:
         if not match:
             raise openrc.mistake(
                 f"{where} cannot be used",
-                why=f"line {number} needs a shell, and the file is read, not run",
+                why=f"line {number} needs a shell, and the file is parsed, not run",
                 do="Leave only lines of KEY=VALUE, each value as it is, "
                 "in single quotes where it has characters that a shell changes.",
             )
@@ -86,9 +86,9 @@ def parse(text: str, where: str, *, site: bool) -> Openrc:
 
 
 def own() -> tuple[str, str]:
-    """Return path and text of the file of the user that we are; the text is "" without one.
+    """Return path and text of the current user's file; the text is "" if there is none.
 
-    Raises UserError for one that is there and cannot be read.
+    Raises UserError if it cannot be read.
     """
     home = userfiles.home()
     if not home:

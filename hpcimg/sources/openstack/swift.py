@@ -1,7 +1,7 @@
-"""swift:// : an object in OpenStack's Swift, or in what speaks its protocol.
+"""swift:// : an object in OpenStack Swift, or in a store with the same protocol.
 
-It is read with a login (`hpcimg.sources.openstack.keystone`), with a temp URL that is
-signed here, or without credentials where all may read its container.
+It is read with a login (`hpcimg.sources.openstack.keystone`), with a temp URL that is signed here,
+or without credentials if its container is public.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from hpcimg.sources.openstack.openrc import Openrc
 
 _MD5 = re.compile(r"[0-9a-f]{32}")
 _SKEW_S = 60
-_RATE_LIMITED = 498  # Swift's own
-# How much longer than the fetch a temp URL is good for: clocks differ.
+_RATE_LIMITED = 498  # specific to Swift
+# How long a temp URL remains valid after the fetch: clocks differ.
 _GRACE_S = 900
 
 
 class Access(NamedTuple):
-    """How an object is reached: the storage's address, and with which credentials."""
+    """How to reach an object: the storage's address, and the credentials."""
 
     storage_url: str
     how: str
@@ -79,18 +79,18 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
 def parse_name(reference: Reference) -> tuple[str, str]:
     """Return container and object, as Swift names them. Raises BadReference.
 
-    They are written as `objectnames` has it.
+    They are written as in `objectnames`.
     """
     raw = reference.rest
     if "?" in raw:
         raise BadReference(
             f"swift://{raw.partition('?')[0]} has a query",
-            why="a signature in a comment could be used by all who see it",
+            why="anyone who sees a signature in a comment could use it",
             do="Write swift://CONTAINER/OBJECT, and %3F for a ? in a name.",
         )
     text = objectnames.decode(reference, raw)
     container, _, name = text.partition("/")
-    # Dots would be resolved on the way and lead out of the container.
+    # Dots would be resolved on the way, and could lead out of the container.
     dots = any(part in (".", "..") for part in text.split("/"))
     if not container or not name or dots or not text.isprintable():
         raise BadReference(
@@ -102,9 +102,9 @@ def parse_name(reference: Reference) -> tuple[str, str]:
 
 
 def content_md5(headers: Mapping[str, str]) -> str:
-    """Return the digest that an ETag says the content has, as `md5:<base64>`; "" for none.
+    """Return the digest of the content from its ETag, as `md5:<base64>`; "" for none.
 
-    The ETag of a large object, static or dynamic, is about its segments.
+    The ETag of a large object, static or dynamic, covers its segments instead.
     """
     etag = headers.get("ETag", "").strip('"')
     large = "X-Static-Large-Object" in headers or "X-Object-Manifest" in headers
@@ -121,7 +121,7 @@ def sign(url: str, key: str, *, expires: int) -> str:
 
 
 def _find_access(session: requests.Session, uri: str, sink: Sink, settings: Settings) -> Access:
-    """Choose the credentials, log in where they want it. Raises Forbidden where there are none."""
+    """Choose the credentials and log in if necessary. Raises Forbidden if there are none."""
     said = _credentials(settings)
     if said.site:
         trust(session, said.os_storage_url)
@@ -157,7 +157,7 @@ def _credentials(settings: Settings) -> Openrc:
 
 
 def _check(response: requests.Response, uri: str, access: Access) -> None:
-    """Raise what a status means; see `hpcimg.http.session.check_status`."""
+    """Raise the error for a status; see `hpcimg.http.session.check_status`."""
     status = response.status_code
     why = f"the object store answered {status} {response.reason or ''}".strip()
     if status == 404:
@@ -186,7 +186,7 @@ def _check(response: requests.Response, uri: str, access: Access) -> None:
 
 
 def _skew_s(response: requests.Response) -> float:
-    """Return how many seconds the server's clock and ours are apart, 0 where it does not say."""
+    """Return the offset between the server's clock and ours in seconds, 0 if unknown."""
     try:
         there = email.utils.parsedate_to_datetime(response.headers.get("Date", "")).timestamp()
     except (ValueError, OverflowError):
