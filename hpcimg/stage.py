@@ -21,7 +21,7 @@ from hpcimg.cache.policy import Cache
 from hpcimg.config.keys import Config
 from hpcimg.errors import ANOTHER_LOGIN, NO_LOGIN, Forbidden, HpcimgError, NotAnImage
 from hpcimg.fetch.contract import Request, Way
-from hpcimg.fronts import Asked, Front, Opener, in_front_of
+from hpcimg.fronts import Asked, Front, Opener, in_front_of, spread
 from hpcimg.origin import Origin, origins
 from hpcimg.site import services
 from hpcimg.worker.accounts import ROOT, User
@@ -120,7 +120,7 @@ def _openers(config: Config) -> Sequence[Opener]:
         from hpcimg.tier.front import open_front
 
         found.append(open_front)
-    return found
+    return found or [spread]
 
 
 def _mounted(origin: Origin, validator: str) -> hot.Mounted | None:
