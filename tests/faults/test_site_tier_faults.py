@@ -201,6 +201,48 @@ def test_a_server_that_asks_one_node_to_wait_hears_of_no_other(
     assert web.count() == asked
 
 
+def test_a_server_that_asks_to_wait_is_left_alone_for_other_images_too(
+    cluster: Cluster, web: WebServer, url: str, sif: bytes
+) -> None:
+    first, second = cluster.nodes
+    cluster.configure(first, "[stage]\ndeadline = 5s\n")
+    web.script("/other.sif", [Status(429, "8")] * 100)
+    refused(first, 1, f"container:{web.url('/other.sif')}", "Unreachable")
+    asked = time.monotonic()
+    staged(second, 1, f"container:{url}", sif)
+    # It waited as the server wished, and was served.
+    assert time.monotonic() - asked > 3
+    assert web.count("GET", "/x.sif") == 1
+
+
+def test_two_clusters_and_two_releases_share_a_directory(
+    cluster: Cluster, web: WebServer, url: str, sif: bytes
+) -> None:
+    later = cluster.shared / "v2-x86_64"
+    later.mkdir(mode=0o700)
+    (later / "refs").write_text("another form")
+    for node in cluster.nodes:
+        staged(node, 1, f"container:{url}", sif)
+    assert web.count() == 1
+    assert (later / "refs").read_text() == "another form"
+
+
+def test_nodes_that_disagree_about_the_lease_fetch_for_themselves(
+    cluster: Cluster, web: WebServer, url: str, sif: bytes
+) -> None:
+    first, second = cluster.nodes
+    cluster.configure(second, "lease = 30s\n")
+    with web.hold("/x.sif", after_bytes=1 << 20) as hold:
+        late = first.start_prolog(1, f"container:{url}")
+        hold.wait_reached()
+        other = second.start_prolog(1, f"container:{url}")
+        web.wait_count(2, timeout_s=30)
+        hold.release()
+        finish(other)
+        finish(late)
+    assert "must agree on lease_duration" in second.log()
+
+
 @pytest.mark.parametrize("hours", [-1, 1])
 def test_a_clock_that_is_an_hour_off(
     cluster: Cluster, web: WebServer, url: str, sif: bytes, hours: int

@@ -354,6 +354,17 @@ def test_it_does_not_grow_beyond_its_size(
     assert len(cluster.images()) == 2
 
 
+def test_the_doctor_looks_at_it(cluster: Cluster) -> None:
+    node = cluster.nodes[0]
+    [found] = [c for c in node.hpcimg_json("doctor")["checks"] if c["check"] == "site"]
+    assert found["result"] == "ok"
+    assert cluster.leftovers() == []
+    cluster.shared.chmod(0o777)
+    [found] = [c for c in node.hpcimg_json("doctor")["checks"] if c["check"] == "site"]
+    assert found["result"] == "PROBLEM"
+    assert "is not safe" in found["why"]
+
+
 def test_where_there_is_no_tier_there_is_nothing_to_tidy_up(cluster: Cluster) -> None:
     node = cluster.nodes[0]
     node.configure("")
