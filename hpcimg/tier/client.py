@@ -47,7 +47,8 @@ def start(config: Config, ref_id: str, job: str, asker: Asker) -> Child:
 class Tier:
     """The site tier for one image that is wanted. The process begins with the first question.
 
-    What the server `host` answers is the same for all who ask it with a `login`, or without.
+    What the server `host` wishes, "" for none, counts for all who ask it with a `login`, or
+    for all without.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Tier:
         self._id = hashlib.sha256(name.encode()).hexdigest()
         answers = "login" if login else "all"
         of_host = hashlib.sha256(host.encode()).hexdigest()
-        self._asker = Asker(f"{self._id}-{answers}", f"host-{of_host}-{answers}")
+        self._asker = Asker(f"{self._id}-{answers}", f"host-{of_host}-{answers}" if host else "")
         self._child: Child | None = None
         self._told = 0.0
 

@@ -93,15 +93,15 @@ class TierFront(Front):
 
     def __init__(self, asked: Asked, behind: Way, *, shared: bool) -> None:
         super().__init__(behind)
-        service = asked.origin.service
+        origin = asked.origin
+        # What a registry says is not for its users to decide, as what a web server says may be.
+        in_registry = schemes.of(origin.wanted.scheme).in_registry
         self._tier = Tier(
             asked.config,
             asked.cache,
             asked.request,
-            host=service.url or asked.request.reference.host,
-            login=any(
-                at.shared and (at.auth_file or service.auth_text) for at in service.locations
-            ),
+            host=origin.wanted.host if in_registry else "",
+            login=any(at.shared for at in origin.service.locations),
         )
         self._origin = asked.origin
         # An operator who asks, and who waits for a server, ask it again.
@@ -232,6 +232,7 @@ class TierFront(Front):
         if isinstance(error, (NotFound, Forbidden)) or error.retry_after_s:
             with suppress(Trouble):
                 self._tier.ask("fail", error=error.to_dict())
+                self._tier.ask("trim", dry_run=False, when_due=True)
 
 
 class _Live:

@@ -126,7 +126,7 @@ def test_a_job_array_on_sixty_four_nodes(
     assert sorted(ways) == [["origin"]] + [["site"]] * 63
     digest = hashlib.sha256(content.data).hexdigest()
     assert len(registry.blob_gets(f"sha256:{digest}")) == 1
-    gets = [line for line in registry.requests() if "/manifests/" in line.path]
+    gets = [r for r in registry.requests() if r.method == "GET" and "/manifests/" in r.path]
     assert len(gets) == 1
     assert len(cluster.images()) == 1
     assert cluster.leftovers() == []
