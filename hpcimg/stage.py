@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 from hpcimg import look
@@ -38,13 +41,15 @@ def stage(
     user: User = ROOT,
     anew: bool = False,
     image_format: str = "",
+    for_all: bool = False,
 ) -> Staged:
     """Bring the requested image onto this node; return it when it is whole.
 
     An image that the unprivileged account can read is shared by all users, one read with the
     site's credentials only where the site says so; an image that only `user` can read stays
     private to that user. With `anew`, cached failures are ignored. `image_format` is the format
-    that the job needs, "" for the site's default. Raises HpcimgError.
+    that the job needs, "" for the site's default. With `for_all`, only an image that all users
+    share is staged. Raises HpcimgError.
     """
     began = time.monotonic()
     cache = cache.converting_to(image_format)
@@ -57,7 +62,10 @@ def stage(
         with in_front_of(asked, _openers(config)) as (way, fronts):
             return _ensured(cache, owned, way, fronts, origin.memory(anew=anew)), origin
 
-    staged, origin = _first_allowed(origins(config, cache, request, service, user=user), bring)
+    ways = origins(config, cache, request, service, user=user)
+    if for_all:
+        ways = iter([dataclasses.replace(next(ways), login_next=False)])
+    staged, origin = _first_allowed(ways, bring)
     if image_format not in ("", staged.entry.extension):
         raise NotAnImage(
             f"{wanted.uri} is no {image_format} file",
@@ -120,7 +128,37 @@ def _openers(config: Config) -> Sequence[Opener]:
         from hpcimg.tier.front import open_front
 
         found.append(open_front)
-    return found or [spread]
+    else:
+        found.append(_spread)
+    if config.peers != "no":
+        found.append(_peers)
+    return found
+
+
+def _spread(asked: Asked, behind: Way) -> AbstractContextManager[Front] | None:
+    """Spread the nodes of a job that ask the origin all by themselves."""
+    return None if _has_peers(asked) else spread(asked, behind)
+
+
+def _peers(asked: Asked, behind: Way) -> AbstractContextManager[Front] | None:
+    """Put the other nodes of the job in front, where there are enough of them."""
+    if not _has_peers(asked):
+        return None
+
+    from hpcimg.peers.swarm import Swarm
+
+    return Swarm(asked, behind)
+
+
+def _has_peers(asked: Asked) -> bool:
+    request, config = asked.request, asked.config
+    if config.peers == "no" or len(request.nodes) < max(2, config.peers_min_nodes):
+        return False
+    if request.node not in request.nodes or request.owner is not None:
+        return False
+    if request.reference.mounted_file or os.geteuid() != 0:
+        return False
+    return config.peers != "auto" or importlib.util.find_spec("libtorrent") is not None
 
 
 def _mounted(origin: Origin, validator: str) -> hot.Mounted | None:
