@@ -129,12 +129,13 @@ class Tier:
         events.record(self._layout.events, name, job=self._request.job, **fields)
 
     def passed_over(self, why: str, *, unfinished: bool = False) -> None:
-        """Say that the tier could not be used, and leave it alone for a while."""
+        """Say that the tier could not be used; leave one that did not answer alone for a while."""
         does = "is not put there" if unfinished else "goes to the origin"
         log.warning("the site tier is passed over, and %s %s: %s", self.uri, does, why)
         self.event("site_failed", message=why)
-        with suppress(OSError):
-            atomic.write_file(_down(self._layout.state), why)
+        if self._child and self._child.gone:
+            with suppress(OSError):
+                atomic.write_file(_down(self._layout.state), why)
 
     def left_alone(self) -> bool:
         try:

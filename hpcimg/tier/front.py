@@ -134,7 +134,7 @@ class TierFront(Front):
                 "%s: another node does not get it done; going to the origin", self._tier.uri
             )
             self._tier.event("site_busy")
-            time.sleep(random.uniform(0, _JITTER_MAX_S))
+            time.sleep(random.uniform(0, min(_JITTER_MAX_S, self._tier.time_s() / 10)))
         return self.behind.fetch(descriptor, listener, validator=validator)
 
     def convert(
