@@ -27,11 +27,10 @@ from hpcimg.peers.engine import make_torrent
 from hpcimg.peers.transfer import Transfer
 from hpcimg.worker import protocol
 
-_GRACE_S = 3.0  # Prolog does not begin on all nodes at the same moment
 _FIRST_ONLY_S = 1.0  # for so long only the first in the order is asked
 _AT_A_TIME = 8  # nodes that are asked one after the other, before the first is asked again
-_BEHIND = 2  # nodes that may lead already, where this one came late
-_ELECTION_S = 20.0  # without anybody who leads
+_BEHIND = 16  # nodes that may lead already, where this one came late
+_ELECTION_S = 20.0  # without anybody who leads, beyond the time in which all begin
 _LEADERS = 3  # that are gone or get nowhere, before nobody is waited for any more
 _AGAIN_S = 0.1
 _LOOK_EVERY_S = 0.2
@@ -68,6 +67,7 @@ class _Member:
         self._told: asyncio.Queue[protocol.Wanted | Declined] = asyncio.Queue()
         self._published: asyncio.Future[tuple[int, int]]
         self._began = time.monotonic()
+        self._all_began = self._began + wanted.wait_s
         self._gone: set[str] = set()
         self._lost = 0  # leaders
         self._leader = ""  # of whom an image was found at
@@ -159,7 +159,7 @@ class _Member:
         if leader:
             await self._served_by(leader, until)
         while (now := time.monotonic()) < until:
-            late = not self._answers.all_came and now < self._began + _GRACE_S
+            late = not self._answers.all_came and now < self._all_began
             if not self._answers.waiting and (leader or not late):
                 break
             self._answers.changed.clear()
@@ -182,7 +182,7 @@ class _Member:
         """Return another node's image, None where this node is to bring it. Raises Unreachable."""
         self._answers.is_electing()
         ahead = self._order[: self._order.index(self._wanted.node)]
-        until = time.monotonic() + _ELECTION_S
+        until = max(time.monotonic(), self._all_began) + _ELECTION_S
         while time.monotonic() < until:
             names = [name for name in ahead if name not in self._gone]
             if not names:
@@ -201,10 +201,23 @@ class _Member:
     async def _first(self) -> Found | None:
         """Lead, unless one that comes after this node does already."""
         after = self._order[self._order.index(self._wanted.node) + 1 :]
-        for name in [name for name in after if name not in self._gone][:_BEHIND]:
-            outcome = await self._consult(name, only_leading=True)
-            if isinstance(outcome, Found):
-                return outcome
+        names = [name for name in after if name not in self._gone][:_BEHIND]
+        asked = [asyncio.create_task(self._consult(name, only_leading=True)) for name in names]
+        leaders = set()
+        try:
+            for task in asyncio.as_completed(asked):
+                outcome = await task
+                if isinstance(outcome, Found):
+                    return outcome
+                if isinstance(outcome, Elsewhere):
+                    leaders.add(outcome.node)
+        finally:
+            for each in asked:
+                each.cancel()
+        for name in (leaders & set(self._order)) - self._gone - {self._wanted.node}:
+            found = await self._follow(name)
+            if isinstance(found, Found):
+                return found
         if not self._may_lead:
             raise Unreachable("this node cannot lead", why="its port for questions is taken")
         return None
@@ -223,7 +236,7 @@ class _Member:
             case Lost():
                 self._pass_over(name)
                 return outcome
-            case Absent() if time.monotonic() > self._began + _GRACE_S:
+            case Absent() if time.monotonic() > self._all_began:
                 self._gone.add(name)
         return None
 
