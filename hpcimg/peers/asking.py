@@ -89,16 +89,27 @@ class Line:
 
 
 class Asker:
-    """Asks the nodes of one job. `port` is where they are asked; `listens` at which port
-    our part of a swarm is. A node that gets nowhere for `patience_s` seconds is lost."""
+    """Asks the nodes of one job.
+
+    `port` is where they are asked; `listens` at which port our part of a swarm is. A node that
+    gets nowhere for `patience_s` seconds is lost, after the `wait_s` in which all begin.
+    """
 
     def __init__(
-        self, desk: Desk, *, port: int, networks: Sequence[str], listens: int, patience_s: float
+        self,
+        desk: Desk,
+        *,
+        port: int,
+        networks: Sequence[str],
+        listens: int,
+        wait_s: float,
+        patience_s: float,
     ) -> None:
         self._desk = desk
         self._port = port
         self._networks = networks
         self._listens = listens
+        self._wait_s = wait_s
         self._patience_s = patience_s
 
     async def consult(
@@ -144,7 +155,8 @@ class Asker:
             case _:
                 return Absent()
         line.say("port", str(self._listens))
-        moved, seen, size = time.monotonic(), ["electing"], 0
+        # It may wait so long for another one before it leads.
+        moved, seen, size = time.monotonic() + self._wait_s, ["electing"], 0
         while True:
             words = await line.hear(SILENCE_S)
             if words[:1] == ["image"]:

@@ -92,6 +92,7 @@ class _Member:
             port=port,
             networks=wanted.networks,
             listens=self._transfer.port,
+            wait_s=wanted.wait_s,
             patience_s=wanted.patience_s,
         )
         self._answers = Answers(self._desk, nodes=wanted.nodes, networks=wanted.networks)
