@@ -62,7 +62,8 @@ class Line:
     async def hear(self, timeout_s: float) -> list[str]:
         """Return the words of the next line, none where there is none in time or ever again."""
         try:
-            line = await asyncio.wait_for(self._reader.readline(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                line = await self._reader.readline()
         except (OSError, ValueError, TimeoutError):
             return []
         return line.decode(errors="replace").split() if line.endswith(b"\n") else []
@@ -73,7 +74,8 @@ class Line:
 
     async def flush(self) -> None:
         """Wait until what was said is on its way. Raises OSError, TimeoutError."""
-        await asyncio.wait_for(self._writer.drain(), SILENCE_S)
+        async with asyncio.timeout(SILENCE_S):
+            await self._writer.drain()
 
     @property
     def address(self) -> str:
