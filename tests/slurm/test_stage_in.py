@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from pwd import getpwnam
 
 import pytest
 
+from hpcimg.slurm.features import Running
+from hpcimg.slurm.planned import Planned
+from hpcimg.slurm.query import Commands, running
 from tests.parts.cluster import Cluster
 from tests.parts.daemon import wait_until
+from tests.parts.slurmclient import USERS
 from tests.slurm.test_submit_filters import ETC, HAS_LUA
 
 pytestmark = pytest.mark.skipif(
@@ -18,6 +24,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 URI = "docker://registry.example.org/lab/x:1"
+# Starts are planned every second.
+SCHEDULER = "batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1"
 COMMENT = f"--comment=container:x={URI} container:/shared/y.sif"
 
 
@@ -43,7 +51,12 @@ class StageIn:
         self._submit.write_text(submit.replace("local STAGE_IN = false", "local STAGE_IN = true"))
         self._lua = directory / "burst_buffer.lua"
         self._lua.write_text(self.burst_buffer(hold=False))
-        self.cluster = Cluster(nodes=1, job_submit=self._submit, burst_buffer=self._lua)
+        self.cluster = Cluster(
+            nodes=1,
+            job_submit=self._submit,
+            burst_buffer=self._lua,
+            extra_conf=f"SchedulerParameters={SCHEDULER}",
+        )
 
     def burst_buffer(self, *, hold: bool) -> str:
         text = (ETC / "burst_buffer.lua").read_text()
@@ -65,7 +78,7 @@ class StageIn:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StageIn]:
+def running_one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StageIn]:
     stage_in = StageIn(Path(tmp_path_factory.mktemp("stage-in")))
     for parent in list(stage_in.asked.parents)[:3]:
         parent.chmod(0o755)
@@ -76,10 +89,10 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StageIn]:
 
 
 @pytest.fixture
-def stage_in(running: StageIn) -> StageIn:
-    running.asked.write_text("")
-    running.will(0, "fine")
-    return running
+def stage_in(running_one: StageIn) -> StageIn:
+    running_one.asked.write_text("")
+    running_one.will(0, "fine")
+    return running_one
 
 
 def test_while_the_job_waits_for_a_node(stage_in: StageIn) -> None:
@@ -145,3 +158,22 @@ def test_what_users_write_there_themselves(stage_in: StageIn, tmp_path: Path) ->
     assert cluster.wait(job) == "COMPLETED"
     assert stage_in.asked_for() == ["-- --queue docker://h/x;y"]
     assert not trap.exists()
+
+
+def test_planned_jobs_and_running_ones(stage_in: StageIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = stage_in.cluster
+    monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
+    go = cluster.work / "go-planned"
+    text = f"container:{URI} a|b\n1|0|n1|container:/evil"
+    busy = f"until [ -e {go} ]; do sleep 0.1; done"
+    first = cluster.sbatch(busy, "--exclusive", "--time=2", "--comment=x")
+    cluster.wait(first, until={"RUNNING"})
+    before = time.time()
+    second = cluster.sbatch("true", "--exclusive", "--time=1", f"--comment={text}")
+    wait_until(lambda: bool(Commands().planned()), timeout_s=60, what="a planned start")
+    [planned] = Commands().planned()
+    assert planned._replace(start=0.0) == Planned(0.0, getpwnam(USERS[0]).pw_uid, "n1", text)
+    assert before <= planned.start < before + 300
+    assert running() == [Running("n1", "x")]
+    go.touch()
+    assert cluster.wait(second) == "COMPLETED"
