@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 from hpcimg import look
@@ -125,7 +128,24 @@ def _openers(config: Config) -> Sequence[Opener]:
         from hpcimg.tier.front import open_front
 
         found.append(open_front)
+    if config.peers != "no":
+        found.append(_peers)
     return found
+
+
+def _peers(asked: Asked, behind: Way) -> AbstractContextManager[Front] | None:
+    """Put the other nodes of the job in front, where there are enough of them."""
+    request, config = asked.request, asked.config
+    if len(request.nodes) < max(2, config.peers_min_nodes) or request.node not in request.nodes:
+        return None
+    if request.owner is not None or request.reference.mounted_file or os.geteuid() != 0:
+        return None
+    if config.peers == "auto" and importlib.util.find_spec("libtorrent") is None:
+        return None
+
+    from hpcimg.peers.swarm import Swarm
+
+    return Swarm(asked, behind)
 
 
 def _mounted(origin: Origin, validator: str) -> hot.Mounted | None:

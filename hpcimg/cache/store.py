@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -332,7 +333,7 @@ def sweep(layout: Layout) -> int:
                 if processes.alive(name):
                     continue
                 on_disk = directory != layout.state_tmp
-                swept += trash.put(layout, path) if on_disk else atomic.remove(path)
+                swept += trash.put(layout, path) if on_disk else _remove(path)
             except OSError as error:
                 failed = error
     if failed:
@@ -340,6 +341,14 @@ def sweep(layout: Layout) -> int:
         events.record(layout.events, "sweep_failed", message=str(failed))
     trash.empty(layout)
     return swept
+
+
+def _remove(path: str) -> bool:
+    try:
+        return atomic.remove(path)
+    except IsADirectoryError:  # a job's, which was not yet in its place
+        shutil.rmtree(path)
+        return True
 
 
 @explained()
