@@ -52,6 +52,7 @@ def answer(conf: Config, job: str, who: Peer, uri: str, *, for_pyxis: bool) -> d
         log.error("%s", explained, extra=told)
         layout = Layout(conf.cache_path, conf.state_path)
         history.record_failure(layout, explained, job=job, uri=shown, took_s=took_s)
+        history.rotate(layout)  # a job can go on asking for what there is not, before any Epilog
         return {"error": explained.to_dict()}
     entry = staged.entry
     told = journal.fields(

@@ -315,6 +315,17 @@ def test_one_job_has_so_many_images(asked: Asked, url: str) -> None:
     assert "which is the limit for one job" in complained
 
 
+@v2
+def test_a_job_that_goes_on_asking_for_nothing_fills_no_tmpfs(asked: Asked) -> None:
+    node = asked.node
+    assert asked.stage(7, "ubuntu")[0] == 10
+    line = (node.state / "events.jsonl").read_text()
+    (node.state / "events.jsonl").write_text(line * (1 + (1 << 20) // len(line)))
+    assert asked.stage(7, "ubuntu")[0] == 10
+    assert not (node.state / "events.jsonl").exists()
+    assert node.hpcimg_json("status")["counts"]["failed"] > 1000
+
+
 @pytest.fixture
 def importer(asked: Asked) -> Callable[[int, str], subprocess.CompletedProcess[str]]:
     """Call the importer as pyxis does."""

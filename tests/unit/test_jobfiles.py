@@ -78,3 +78,10 @@ def test_what_the_importer_reads(layout: Layout) -> None:
     lines = Path(f"{layout.job('7')}/pyxis").read_text().splitlines()
     assert lines[2:4] == ["docker://x:1", "/images/1"]
     assert len(lines) == 6
+    # However often, and by however many names, it is asked for.
+    for number in range(3000):
+        jobfiles.add_for_pyxis(layout, "7", 1000, "docker://x:1", "/images/1")
+        jobfiles.add_for_pyxis(layout, "7", 1000, f"docker://user{number}@x#y", "/images/1")
+    text = Path(f"{layout.job('7')}/pyxis").read_text()
+    assert len(text) < jobfiles._PYXIS_MAX + 100
+    assert text.count("docker://x:1\n") == 1
