@@ -72,6 +72,11 @@ def run(argv: list[str], *, timeout_s: float = 0) -> subprocess.CompletedProcess
         raise Unreachable("slurmctld does not answer") from None
 
 
+def complaint(stderr: str) -> str:
+    """Return what one of Slurm's commands complains of: its last line has what it comes to."""
+    return next((line.strip() for line in reversed(stderr.splitlines()) if line.strip()), "")
+
+
 class Commands:
     """Slurm's own squeue."""
 
@@ -82,7 +87,7 @@ class Commands:
         """Return one field of the job, "" where Slurm knows no such job."""
         done = run(["squeue", "--noheader", "--states=all", f"--jobs={job}", f"--format={field}"])
         if done.returncode and "Invalid job id" not in done.stderr:
-            raise Unreachable("slurmctld cannot be asked", why=done.stderr.strip())
+            raise Unreachable("slurmctld cannot be asked", why=complaint(done.stderr))
         return done.stdout
 
 
