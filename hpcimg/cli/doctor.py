@@ -62,7 +62,8 @@ def _beyond_node(conf: Config) -> list[Finding]:
     query.look_in(conf.slurm_bin)
     layout = Layout(conf.cache_path, conf.state_path)
     found = [_imported(), *_tools(), _leftovers(layout), _failures(layout)]
-    return [*found, slurm_health.leases(layout), *slurm_health.slurm(conf), *reach.check(conf)]
+    found += [slurm_health.leases(layout), *slurm_health.slurm(conf), *slurm_health.helper(conf)]
+    return [*found, *reach.check(conf)]
 
 
 def _line(finding: Finding, columns: int) -> str:
