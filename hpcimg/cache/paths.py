@@ -45,6 +45,7 @@ class Layout:
         self.inflight = f"{state}/inflight"
         self.hot = f"{state}/hot"
         self.failures = f"{state}/failures"
+        self.leaders = f"{state}/leaders"
         self.state_tmp = f"{state}/tmp"
         self.socket = f"{state}/socket"
         self.turns = f"{state}/turns"

@@ -141,7 +141,7 @@ def _in_time(connection: socket.socket, who: Peer, verb: str, uri: str) -> dict[
         return 0
 
     limit_s = conf.deadline_s + _AFTER_S
-    code = watch.within(limit_s, work)
+    code = watch.within(lambda: limit_s, work)
     if code is None:
         raise DeadlinePassed(
             "the image was not ready in time",
