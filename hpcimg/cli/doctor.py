@@ -52,8 +52,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         output.print_json({"checks": [f._asdict() for f in findings], "problems": len(bad)})
     else:
+        columns = output.width()
         for finding in bad if args.node else findings:
-            print(_line(finding))
+            print(_line(finding, columns))
     return 1 if bad else 0
 
 
@@ -64,11 +65,13 @@ def _beyond_node(conf: Config) -> list[Finding]:
     found = [_imported(), *_tools(), _leftovers(layout), _failures(layout)]
     if conf.site_path:
         found.append(_site(conf))
-    return [*found, slurm_health.leases(layout), *slurm_health.slurm(conf), *reach.check(conf)]
+    found += [slurm_health.leases(layout), *slurm_health.slurm(conf), *slurm_health.helper(conf)]
+    return [*found, *reach.check(conf)]
 
 
-def _line(finding: Finding) -> str:
+def _line(finding: Finding, columns: int) -> str:
     text = printable(f"{finding.result:7} {finding.check}: {finding.sentence}")
+    text = "\n".join(output.wrapped(text, columns=columns, indent=" " * 8))
     style = {OK: "green", NOTE: "yellow", PROBLEM: "red"}[finding.result]
     return text.replace(finding.result, output.painted(finding.result, style), 1)
 
