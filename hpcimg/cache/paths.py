@@ -47,6 +47,8 @@ class Layout:
         self.failures = f"{state}/failures"
         self.leaders = f"{state}/leaders"
         self.state_tmp = f"{state}/tmp"
+        self.socket = f"{state}/socket"
+        self.turns = f"{state}/turns"
         self.events = f"{state}/events.jsonl"
         self.sizes = f"{state}/sizes.json"
         self.records = f"{state}/entries.json"

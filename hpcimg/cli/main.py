@@ -14,6 +14,7 @@ from hpcimg.cli import (
     config,
     doctor,
     explain,
+    features,
     gc,
     history,
     hooks,
@@ -24,6 +25,7 @@ from hpcimg.cli import (
     output,
     path,
     pin,
+    prefetch,
     rm,
     stage,
     status,
@@ -33,10 +35,11 @@ from hpcimg.cli import (
 from hpcimg.errors import Bug, HpcimgError
 
 _COMMANDS = {
-    "check": check, "stage": stage, "path": path, "status": status, "explain": explain,
-    "history": history, "ls": ls, "link": link, "pin": pin, "unpin": unpin, "rm": rm, "gc": gc,
+    "check": check, "stage": stage, "prefetch": prefetch, "path": path, "status": status,
+    "explain": explain, "history": history, "ls": ls, "link": link, "pin": pin, "unpin": unpin,
+    "rm": rm, "gc": gc,
     "verify": verify, "doctor": doctor, "metrics": metrics, "config": config,
-    "completion": completion, "hooks": hooks,
+    "completion": completion, "hooks": hooks, "features": features,
 }  # fmt: skip
 # New objects before Python looks for cycles: by default it does so all the while that the records
 # of a large cache are read, for a quarter of the time that this takes.

@@ -128,4 +128,6 @@ def _guess(head: bytes, size: int) -> str:
         return "it is JSON text"
     if head.startswith(b"\x1f\x8b"):
         return "it is a gzip archive"
+    if text.startswith(b"version https://git-lfs"):
+        return "it is what Git LFS has in the place of a file; get the file with `git lfs pull`"
     return "it begins with neither SIF's nor squashfs's mark"

@@ -23,17 +23,16 @@ from hpcimg.config import load as config
 from hpcimg.config.keys import Config
 from hpcimg.errors import (
     BadReference,
-    Bug,
     CacheUnusable,
     DeadlinePassed,
     HpcimgError,
-    from_os_error,
+    foreseen,
     printable,
 )
 from hpcimg.fetch.contract import Request
 from hpcimg.reference import told
 from hpcimg.site import policy
-from hpcimg.slurm import comment, jobfiles, pyxis, query, requeue
+from hpcimg.slurm import comment, hostlist, jobfiles, nodes, pyxis, query, requeue
 from hpcimg.units import format_duration, format_size
 from hpcimg.worker import starting
 from hpcimg.worker.accounts import User
@@ -133,10 +132,14 @@ def _stage_all(
     # The directory comes first: the epilog looks for leases where there is one.
     jobfiles.prepare(cache.layout, job)
     jobfiles.write_asked(cache.layout, job, uid, images, started=started, process=processes.tag())
+    together = nodes.together(dict(os.environ))
+    of_job = _nodes()
     for image, reference in zip(images, references, strict=True):
         began = time.time()
-        progress = _LoggedProgress(image.uri)
-        request = Request(reference, deadline, job, progress=progress, text=image.text, came=came)
+        request = Request(
+            reference, deadline, job, progress=_LoggedProgress(image.uri), text=image.text,
+            nodes=of_job, node=os.environ.get("SLURMD_NODENAME", ""), together=together, came=came,
+        )  # fmt: skip
         with _led(leader, image, conf, request) as request:
             staged = stage.stage(
                 conf, cache, request, user=User(uid, _group()), image_format=image.format
@@ -183,6 +186,16 @@ def _missed(conf: Config, written: str, right: str) -> HpcimgError:
     )
 
 
+def _nodes() -> tuple[str, ...]:
+    """Return the names of the job's nodes, none where Slurm does not say them."""
+    text = os.environ.get("SLURM_JOB_NODELIST") or os.environ.get("SLURM_NODELIST", "")
+    try:
+        return hostlist.expand(text)
+    except ValueError as error:
+        log.warning("the nodes of the job are not known: %s", error)
+        return ()
+
+
 def _group() -> int | None:
     """Return the job's group as slurmd has it from slurmctld, for a user unknown to the node."""
     gid = os.environ.get("SLURM_JOB_GID", "")
@@ -223,9 +236,7 @@ def _uri_of_failed(images: list[jobfiles.Image]) -> str:
 
 def _unforeseen(error: Exception) -> HpcimgError:
     log.error("unforeseen", exc_info=error)
-    if isinstance(error, OSError):
-        return from_os_error(error)
-    return Bug("hpcimg failed on this node", why=f"{type(error).__name__}: {error}")
+    return foreseen(error)
 
 
 def _requeued(conf: Config | None, job: str, error: HpcimgError) -> str:

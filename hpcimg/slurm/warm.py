@@ -83,7 +83,7 @@ def prolog(environ: dict[str, str], leaders: "list[Leader] | None" = None) -> in
     # Most jobs never come this far.
     from hpcimg.cache import events, hot
     from hpcimg.cache.paths import Layout
-    from hpcimg.slurm import jobfiles
+    from hpcimg.slurm import jobfiles, nodes
 
     started = time.time()
     until = time.monotonic() + _QUICK_S
@@ -98,6 +98,8 @@ def prolog(environ: dict[str, str], leaders: "list[Leader] | None" = None) -> in
     images = [jobfiles.Image(name, text) for name, text in wanted.images] + for_pyxis
     if not images:
         return 0
+    if nodes.together(environ) and conffiles.raw_value(files, "site", "path"):
+        return LONG_WAY  # the job's nodes agree upon one image there
     layout = Layout(*conffiles.directories(files))
     fingerprint = conffiles.fingerprint(files)
     jobfiles.prepare(layout, job)
@@ -136,9 +138,7 @@ def epilog(environ: dict[str, str]) -> int:
     if not job.isdigit() or not os.path.isdir(layout.job(job)):
         return 0
 
-    from hpcimg.cache import lease
     from hpcimg.slurm import jobfiles
 
-    lease.drop(layout, job)
-    jobfiles.remove(layout, job)
+    jobfiles.release(layout, job)
     return LONG_WAY

@@ -26,6 +26,7 @@ from hpcimg.errors import (
     CacheUnusable,
     Forbidden,
     HpcimgError,
+    Interrupted,
     MissingTool,
     NoRoom,
     TooLarge,
@@ -45,6 +46,7 @@ _FETCH_BYTES = 1 << 30
 _CONVERT_BYTES = 8 << 30
 _PROCESSOR_BYTES = 64 << 20
 _SLACK_BYTES = 64 << 20
+_SHARE_FILES = 256  # beside a connection of each node
 _NICENESS = 10  # the node's other jobs go first
 
 
@@ -73,6 +75,9 @@ def main() -> NoReturn:
     except ModuleNotFoundError as error:
         parent.fail(MissingTool.of_package(error))
     except Exception as error:
+        if isinstance(error, RuntimeError) and "new thread" in str(error):  # as Python says it
+            parent.fail(_no_more(order.uri, done, "no thread could be started"))
+            sys.exit(0)
         bug = Bug(f"hpcimg could not {doing} {order.uri}", why=repr(error))
         parent.fail(bug, traceback=traceback.format_exc())
     sys.exit(0)
@@ -95,6 +100,8 @@ class _Work:
                 return "convert", "converted"
             case protocol.Verify():
                 return "verify", "verified"
+            case protocol.Share():
+                return "share", "shared"
 
     def run(self) -> protocol.Report:
         """Carry the order out; return the last report. Raises HpcimgError and whatever else."""
@@ -105,6 +112,8 @@ class _Work:
                 return self._convert(order)
             case protocol.Verify() as order:
                 return self._verify(order)
+            case protocol.Share() as order:
+                return self._share(order)
 
     def _fetch(self, order: protocol.Fetch) -> protocol.Report:
         wanted = order.reference
@@ -150,14 +159,36 @@ class _Work:
         verify(Work(**order._asdict(), file=self._files[0]))
         return protocol.Done()
 
-    def _give_up_privileges(self, memory_bytes: int) -> None:
+    def _share(self, order: protocol.Share) -> protocol.Report:
+        from hpcimg.peers.member import share
+
+        namespaces.mount_own_proc()
+        self._give_up_privileges(_FETCH_BYTES, open_files=len(order.nodes) + _SHARE_FILES)
+        share(order, self._files, self._parent)
+        return protocol.Done()
+
+    def _give_up_privileges(
+        self, memory_bytes: int, *, open_files: int = privileges.MOST_FILES
+    ) -> None:
         # With some more, so that the parent can say first what is too large, and why.
         most = self._start.image_bytes + _SLACK_BYTES
-        privileges.give_up(self._start.account, file_bytes=most, memory_bytes=memory_bytes)
+        privileges.give_up(
+            self._start.account,
+            file_bytes=most,
+            memory_bytes=memory_bytes,
+            open_files=open_files,
+        )
         self._parent.end_without_it()
 
 
+def _no_more(uri: str, done: str, why: str) -> HpcimgError:
+    """Return the error where the node, or the account at hand, has as much at work as it may."""
+    return Interrupted(f"{uri} could not be {done} now", why=why)
+
+
 def _explain(error: OSError, uri: str, done: str, image_bytes: int) -> HpcimgError:
+    if error.errno in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+        return _no_more(uri, done, error.strerror or "")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoRoom(f"the disk of this node filled up while {uri} was {done}")
     if error.errno == errno.EFBIG:
@@ -187,6 +218,10 @@ class _Parent:
             text += data
             files += more
         return protocol.to_worker(text), files
+
+    def fileno(self) -> int:
+        """Return the socket by which it speaks."""
+        return self._socket.fileno()
 
     def end_without_it(self) -> None:
         """End where the parent died before the kernel was asked to tell."""

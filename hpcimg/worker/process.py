@@ -157,5 +157,7 @@ class Worker:
         if words := self._stderr.read(_READ):
             log.error("the %s of %s: %s", self._doing(), self.uri, words.decode(errors="replace"))
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        doing = {"fetch": "fetching", "convert": "converting", "verify": "verifying"}
+        doing = {
+            "fetch": "fetching", "convert": "converting", "verify": "verifying", "share": "sharing",
+        }  # fmt: skip
         return Interrupted(f"{doing[self._doing()]} {self.uri} failed", why=f"the worker {how}")
