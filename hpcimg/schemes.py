@@ -20,7 +20,8 @@ class Scheme(NamedTuple):
     `module` is the source. `slashes` tells `scheme://` from `scheme:`. `in_registry`
     is for images in an OCI registry, which may have mirrors. `as_user` is where the
     job's user may read what the unprivileged account may not. `query` is where an
-    address has a query, which may hold a secret.
+    address has a query, which may hold a secret. `parts` is, where a service's host may be left
+    out, how many parts a name has without it.
     """
 
     module: str
@@ -29,6 +30,7 @@ class Scheme(NamedTuple):
     in_registry: bool = False
     as_user: bool = False
     query: bool = False
+    parts: int = 0
 
     @property
     def mounted(self) -> bool:
@@ -44,8 +46,8 @@ SCHEMES: Mapping[str, Scheme] = {
     "file": Scheme("hpcimg.sources.files", "path", as_user=True),
     "oras": Scheme("hpcimg.sources.oci.image", "host", in_registry=True, as_user=True),
     "docker": Scheme("hpcimg.sources.oci.image", "host", in_registry=True, as_user=True),
-    "library": Scheme("hpcimg.sources.library", "service"),
-    "shub": Scheme("hpcimg.sources.shub", "service"),
+    "library": Scheme("hpcimg.sources.library", "service", parts=3),
+    "shub": Scheme("hpcimg.sources.shub", "service", parts=2),
     "s3": Scheme("hpcimg.sources.s3", "name", as_user=True),
     "swift": Scheme("hpcimg.sources.openstack.swift", "name", as_user=True),
     "oci": _LAYOUTS,
