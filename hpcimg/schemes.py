@@ -20,8 +20,8 @@ class Scheme(NamedTuple):
     `module` is the source. `slashes` distinguishes `scheme://` from `scheme:`. `in_registry` means
     an OCI registry, which may have mirrors. `as_user` means that the job's user may be able to read
     what the unprivileged account cannot. `query` means that an address may have a query, which can
-    contain a secret. `parts` is the number of parts of a name without a host, if a service's host may be
-    left out.
+    contain a secret. `parts` is the number of parts of a name without a host, if the host of a
+    service may be left out.
     """
 
     module: str
