@@ -185,7 +185,8 @@ class Answers:
             if self._state[0] == "follow":
                 return
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(guest.news.wait(), asking.TELL_EVERY_S)
+                async with asyncio.timeout(asking.TELL_EVERY_S):
+                    await guest.news.wait()
 
     async def _send_image(self, guest: Guest) -> None:
         torrent = self._torrent

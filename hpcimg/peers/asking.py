@@ -62,7 +62,8 @@ class Line:
     async def hear(self, timeout_s: float) -> list[str]:
         """Return the words of the next line, none where there is none in time or ever again."""
         try:
-            line = await asyncio.wait_for(self._reader.readline(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                line = await self._reader.readline()
         except (OSError, ValueError, TimeoutError):
             return []
         return line.decode(errors="replace").split() if line.endswith(b"\n") else []
@@ -73,7 +74,8 @@ class Line:
 
     async def flush(self) -> None:
         """Wait until what was said is on its way. Raises OSError, TimeoutError."""
-        await asyncio.wait_for(self._writer.drain(), SILENCE_S)
+        async with asyncio.timeout(SILENCE_S):
+            await self._writer.drain()
 
     @property
     def address(self) -> str:
@@ -89,16 +91,27 @@ class Line:
 
 
 class Asker:
-    """Asks the nodes of one job. `port` is where they are asked; `listens` at which port
-    our part of a swarm is. A node that gets nowhere for `patience_s` seconds is lost."""
+    """Asks the nodes of one job.
+
+    `port` is where they are asked; `listens` at which port our part of a swarm is. A node that
+    gets nowhere for `patience_s` seconds is lost, after the `wait_s` in which all begin.
+    """
 
     def __init__(
-        self, desk: Desk, *, port: int, networks: Sequence[str], listens: int, patience_s: float
+        self,
+        desk: Desk,
+        *,
+        port: int,
+        networks: Sequence[str],
+        listens: int,
+        wait_s: float,
+        patience_s: float,
     ) -> None:
         self._desk = desk
         self._port = port
         self._networks = networks
         self._listens = listens
+        self._wait_s = wait_s
         self._patience_s = patience_s
 
     async def consult(
@@ -144,7 +157,8 @@ class Asker:
             case _:
                 return Absent()
         line.say("port", str(self._listens))
-        moved, seen, size = time.monotonic(), ["electing"], 0
+        # It may wait so long for another one before it leads.
+        moved, seen, size = time.monotonic() + self._wait_s, ["electing"], 0
         while True:
             words = await line.hear(SILENCE_S)
             if words[:1] == ["image"]:

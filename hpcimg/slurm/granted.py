@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 
@@ -39,7 +40,8 @@ def answer(conf: Config, job: str, who: Peer, uri: str, *, for_pyxis: bool) -> d
         image_format = pyxis.FORMAT if for_pyxis else ""
         staged = _leased(conf, cache, request, who, image_format)
         if for_pyxis:
-            jobfiles.add_for_pyxis(cache.layout, job, who.uid, uri, staged.path)
+            with contextlib.suppress(FileNotFoundError):  # Epilog is at it, and nobody asks again
+                jobfiles.add_for_pyxis(cache.layout, job, who.uid, uri, staged.path)
     except Exception as error:
         if not isinstance(error, HpcimgError):
             log.error("unforeseen", exc_info=error)
@@ -52,6 +54,7 @@ def answer(conf: Config, job: str, who: Peer, uri: str, *, for_pyxis: bool) -> d
         log.error("%s", explained, extra=told)
         layout = Layout(conf.cache_path, conf.state_path)
         history.record_failure(layout, explained, job=job, uri=shown, took_s=took_s)
+        history.rotate(layout)  # a job can go on asking for what there is not, before any Epilog
         return {"error": explained.to_dict()}
     entry = staged.entry
     told = journal.fields(

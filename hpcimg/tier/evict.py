@@ -22,6 +22,7 @@ _YOUNG_S = 600.0  # used a moment ago: a node that mounts it read-only leaves no
 _MARK_S = 86400.0  # a copy that takes longer is of a node that is gone
 _JOB_S = 7 * 86400.0
 _FAILURE_S = 3600.0
+_FILES_MAX = 16384  # in a directory that grows by what users ask for
 _EVERY_S = 600.0
 _LEASE = "gc"
 
@@ -130,8 +131,9 @@ def _sweep(at: Places, now: float, max_age_s: float) -> int:
         at.failures: _FAILURE_S,
     }  # fmt: skip
     for directory, most_s in ages.items():
-        for path, seen in _files(directory):
-            if now - seen.st_mtime > most_s:
+        files = sorted(_files(directory), key=lambda file: file[1].st_mtime, reverse=True)
+        for number, (path, seen) in enumerate(files):
+            if now - seen.st_mtime > most_s or number >= _FILES_MAX:
                 swept += atomic.remove(path)
     for path, seen in _files(at.refs):
         record = records.load(path)

@@ -93,15 +93,15 @@ class TierFront(Front):
 
     def __init__(self, asked: Asked, behind: Way, *, shared: bool) -> None:
         super().__init__(behind)
-        service = asked.origin.service
+        origin = asked.origin
+        # What a registry says is not for its users to decide, as what a web server says may be.
+        in_registry = schemes.of(origin.wanted.scheme).in_registry
         self._tier = Tier(
             asked.config,
             asked.cache,
             asked.request,
-            host=service.url or asked.request.reference.host,
-            login=any(
-                at.shared and (at.auth_file or service.auth_text) for at in service.locations
-            ),
+            host=origin.wanted.host if in_registry else "",
+            login=any(at.shared for at in origin.service.locations),
         )
         self._origin = asked.origin
         # An operator who asks, and who waits for a server, ask it again.
@@ -132,7 +132,7 @@ class TierFront(Front):
         elif found["is"] == "busy":
             log.warning("%s: another node makes no progress; going to the origin", self._tier.uri)
             self._tier.event("site_busy")
-            time.sleep(random.uniform(0, _JITTER_MAX_S))
+            time.sleep(random.uniform(0, min(_JITTER_MAX_S, self._tier.time_s() / 10)))
         return self.behind.fetch(descriptor, listener, validator=validator)
 
     def convert(
@@ -230,6 +230,7 @@ class TierFront(Front):
         if isinstance(error, (NotFound, Forbidden)) or error.retry_after_s:
             with suppress(Trouble):
                 self._tier.ask("fail", error=error.to_dict())
+                self._tier.ask("trim", dry_run=False, when_due=True)
 
 
 class _Live:

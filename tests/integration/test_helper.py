@@ -243,6 +243,17 @@ def test_a_request_that_is_none(asked: Asked, text: str, told: str) -> None:
 def test_one_user_has_a_few_turns(asked: Asked, web: WebServer, url: str) -> None:
     """Those who connect and say nothing, or say it for ever, keep nobody else from it."""
     with ExitStack() as stack:
+        crowd = []
+        for _ in range(3 * helpers.TURNS):
+            crowd.append(stack.enter_context(asked.say(7, "stage")))
+            stack.callback(crowd[-1].kill)
+        wait_until(
+            lambda: sum(each.poll() is not None for each in crowd) >= 2 * helpers.TURNS,
+            timeout_s=20,
+            what="those who are sent away",
+        )
+        for each in crowd:  # the turns of those who were there first may be over by now
+            each.kill()
         for _ in range(helpers.TURNS):
             mute = stack.enter_context(asked.say(7, "stage"))
             stack.callback(mute.kill)
@@ -313,6 +324,17 @@ def test_one_job_has_so_many_images(asked: Asked, url: str) -> None:
     code, _, complained = asked.stage(7, url)
     assert code == 11
     assert "which is the limit for one job" in complained
+
+
+@v2
+def test_a_job_that_goes_on_asking_for_nothing_fills_no_tmpfs(asked: Asked) -> None:
+    node = asked.node
+    assert asked.stage(7, "ubuntu")[0] == 10
+    line = (node.state / "events.jsonl").read_text()
+    (node.state / "events.jsonl").write_text(line * (1 + (1 << 20) // len(line)))
+    assert asked.stage(7, "ubuntu")[0] == 10
+    assert not (node.state / "events.jsonl").exists()
+    assert node.hpcimg_json("status")["counts"]["failed"] > 1000
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -102,6 +103,33 @@ def test_an_image_in_layers_is_converted_once(cluster: Cluster, registry: Regist
     assert len(set(images)) == 1
     assert [via(node) for node in cluster.nodes] == [["origin"], ["site"], ["site"]]
     assert [len(list(node.cache.glob("blobs/*"))) for node in cluster.nodes] == [1, 0, 0]
+
+
+@pytest.mark.timeout(600)
+def test_a_job_array_on_sixty_four_nodes(
+    tmp_path: Path, shared: Path, registry: Registry, start: Start
+) -> None:
+    """Jobs of one node each, all at once: one fetch, one conversion."""
+    cluster = Cluster(tmp_path, shared, "wait = 10m\n", nodes=64)
+    content = make_layer({"etc/motd": b"hello"})
+    push_image(registry, "bio/x", "1", [content])
+    prologs = []
+    for number, node in enumerate(cluster.nodes, start=1):
+        cluster.configure(node, f"wait = 10m\n[registry {registry.host}]\ninsecure = yes\n")
+        prologs.append(start(node, number, f"container:docker://{registry.host}/bio/x:1"))
+    for prolog in prologs:
+        output, _ = prolog.communicate(timeout=400)
+        assert (prolog.returncode, output) == (0, "")
+    found = [node.task(number).image.read_bytes() for number, node in enumerate(cluster.nodes, 1)]
+    assert len(set(found)) == 1
+    ways = [via(node) for node in cluster.nodes]
+    assert sorted(ways) == [["origin"]] + [["site"]] * 63
+    digest = hashlib.sha256(content.data).hexdigest()
+    assert len(registry.blob_gets(f"sha256:{digest}")) == 1
+    gets = [r for r in registry.requests() if r.method == "GET" and "/manifests/" in r.path]
+    assert len(gets) == 1
+    assert len(cluster.images()) == 1
+    assert cluster.leftovers() == []
 
 
 def test_a_moved_tag_moves_the_bytes_once(
@@ -324,6 +352,17 @@ def test_it_does_not_grow_beyond_its_size(
         age(trimmed, 3600)
     assert sum(path.stat().st_size for path in cluster.images()) <= 1 << 20
     assert len(cluster.images()) == 2
+
+
+def test_the_doctor_looks_at_it(cluster: Cluster) -> None:
+    node = cluster.nodes[0]
+    [found] = [c for c in node.hpcimg_json("doctor")["checks"] if c["check"] == "site"]
+    assert found["result"] == "ok"
+    assert cluster.leftovers() == []
+    cluster.shared.chmod(0o777)
+    [found] = [c for c in node.hpcimg_json("doctor")["checks"] if c["check"] == "site"]
+    assert found["result"] == "PROBLEM"
+    assert "is not safe" in found["why"]
 
 
 def test_where_there_is_no_tier_there_is_nothing_to_tidy_up(cluster: Cluster) -> None:
