@@ -71,7 +71,7 @@ def test_of_a_complaint_the_last_line_counts(squeue: Squeue) -> None:
     squeue.say("", error="squeue: error: one\nsqueue: fatal: two\n\n", code=1)
     with pytest.raises(Unreachable) as caught:
         query.Commands().alive("12")
-    assert str(caught.value).startswith("slurmctld cannot be asked: squeue: fatal: two. ")
+    assert str(caught.value).startswith("slurmctld cannot be reached: squeue: fatal: two. ")
     assert query.complaint("") == ""
 
 
