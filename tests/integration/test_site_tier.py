@@ -192,7 +192,7 @@ def test_a_directory_that_a_user_can_write_is_not_used(
 def test_a_file_that_is_not_what_was_put_there_places_no_byte(
     cluster: Cluster, open_directory: Path, url: str, sif: bytes, harm: str
 ) -> None:
-    first, second, _ = cluster.nodes
+    first, second, third = cluster.nodes
     staged(first, 1, f"container:{url}", sif)
     [image] = cluster.images()
     match harm:
@@ -213,6 +213,9 @@ def test_a_file_that_is_not_what_was_put_there_places_no_byte(
             image.unlink()
     staged(second, 1, f"container:{url}", sif, how="fetched")
     assert via(second) == ["origin"]
+    # It is as it was before.
+    staged(third, 1, f"container:{url}", sif)
+    assert via(third) == ["site"]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"uri": 1}', "null", "\0"])
