@@ -109,6 +109,7 @@ class TierFront(Front):
         self._deadline = asked.request.deadline
         self._shared = shared
         self._ours = False
+        self._answered = True  # by the origin
         self._agreed: Record | None = None
 
     def fetch(self, descriptor: int, listener: Listener, *, validator: str) -> Outcome:
@@ -153,7 +154,7 @@ class TierFront(Front):
 
     def finish(self, staged: Staged) -> None:
         """Put the image into the tier, where we were to bring it."""
-        if self._ours and staged.how != "stale":
+        if self._ours and self._answered and staged.how != "stale":
             try:
                 self._tier.put("stock", staged)
             except Trouble as trouble:
@@ -219,10 +220,13 @@ class TierFront(Front):
         try:
             outcome = self.behind.fetch(descriptor, live, validator=known)
         except HpcimgError as error:
-            if not record or not isinstance(error, Unreachable):
+            # Who has the same as the tier knows what to do without the server.
+            if not record or not isinstance(error, Unreachable) or known == validator:
                 self._failed(error)
                 raise
             log.warning("%s: taking what the site has: %s", self._tier.uri, error)
+            self._answered = False
+            os.ftruncate(descriptor, 0)
             outcome = Unchanged()
         if not isinstance(outcome, Unchanged) or not record or known == validator:
             return outcome
