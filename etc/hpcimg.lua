@@ -523,7 +523,8 @@ local function nearly(piece)
     end
     if at and not piece:sub(1, at - 1):find("://", 1, true) then
         local before = stripped(piece:sub(1, at - 1), QUOTE_OR_OPEN)
-        if before == "" or before:find("[:=,|&]$") then
+        -- Whatever is between the key and the scheme: container>docker://x
+        if before == "" or before:find("[:=,|&]$") or starts_with(lower(before), KEY) then
             local uri, name = unquoted(piece:sub(at)), before:match("^(.*)=$")
             if name and (name .. "="):find(NAMED) and not is_key(name) then
                 return name .. "=" .. uri

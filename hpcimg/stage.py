@@ -41,13 +41,15 @@ def stage(
     user: User = ROOT,
     anew: bool = False,
     image_format: str = "",
+    for_all: bool = False,
 ) -> Staged:
     """Bring the requested image onto this node; return it when it is whole.
 
     An image that the unprivileged account can read is shared by all users, one read with the
     site's credentials only where the site says so; an image that only `user` can read stays
     private to that user. With `anew`, cached failures are ignored. `image_format` is the format
-    that the job needs, "" for the site's default. Raises HpcimgError.
+    that the job needs, "" for the site's default. With `for_all`, only an image that all users
+    share is staged. Raises HpcimgError.
     """
     began = time.monotonic()
     cache = cache.converting_to(image_format)
@@ -60,7 +62,10 @@ def stage(
         with in_front_of(asked, _openers(config)) as (way, fronts):
             return _ensured(cache, owned, way, fronts, origin.memory(anew=anew)), origin
 
-    staged, origin = _first_allowed(origins(config, cache, request, service, user=user), bring)
+    ways = origins(config, cache, request, service, user=user)
+    if for_all:
+        ways = iter([dataclasses.replace(next(ways), login_next=False)])
+    staged, origin = _first_allowed(ways, bring)
     if image_format not in ("", staged.entry.extension):
         raise NotAnImage(
             f"{wanted.uri} is no {image_format} file",

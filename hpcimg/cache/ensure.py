@@ -100,7 +100,7 @@ class _Ensure:
         staged = self._fresh(ref, "hit")
         if staged:
             return staged
-        began = time.monotonic()
+        began = self.request.came or time.monotonic()
         with self._lock(self.ref_id) as waited:
             ref = self._load_ref()
             staged = self._fresh(ref, "waited" if waited else "hit")
@@ -263,6 +263,7 @@ class _Ensure:
                     deadline=self.request.deadline,
                     waiting=functools.partial(self._waiting, each),
                     tell_every_s=self.cache.patience_s / 4,
+                    began=self.request.came,
                 )
                 try:
                     waited |= stack.enter_context(lock)
@@ -294,6 +295,7 @@ class _Ensure:
             raise _NotMoving
         if self.inflight:
             self.inflight.waits()
+        self.request.goes_on()
         waited = format_duration(seconds)
         log.info(
             "job %s waits for %s, which another job is fetching (%s so far; %s)",

@@ -46,8 +46,7 @@ def run(args: argparse.Namespace) -> int:
     orphans = 0
     if not args.dry_run:
         for job in ended:
-            lease.drop(layout, job)
-            jobfiles.remove(layout, job)
+            jobfiles.release(layout, job)
         orphans = store.sweep_orphans(layout)
         trash.empty_all(layout, time_s=_TIME_S)
         history.rotate(layout)

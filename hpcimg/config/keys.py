@@ -90,6 +90,9 @@ class Config:
     peers_linger_s: float
     peers_rate: int
     peers_munge_socket: str
+    prefetch_within_s: float
+    prefetch_per_user: int
+    prefetch_images: int
     slurm_bin: str
     pyxis: bool
     log_to: str
@@ -235,6 +238,12 @@ KEYS = (
         "how much a node sends to its peers, in bytes per second; 0 is no limit"),
     Key("peers", "munge_socket", "peers_munge_socket", "", read.optional(read.path),
         "munged's socket if it is not the usual one"),
+    Key("prefetch", "within", "prefetch_within_s", "1h", parse_duration,
+        "how far `hpcimg prefetch --queue` looks ahead, by Slurm's planned starts"),
+    Key("prefetch", "per_user", "prefetch_per_user", "4", read.count,
+        "how many images it brings for one user each time"),
+    Key("prefetch", "images", "prefetch_images", "20", read.count,
+        "how many images it brings each time"),
     Key("slurm", "bin", "slurm_bin", "", read.optional(read.path),
         "the directory of squeue and scontrol if it is not one of the system's"),
     Key("slurm", "pyxis", "pyxis", "no", read.boolean,

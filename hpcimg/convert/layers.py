@@ -52,6 +52,7 @@ _OTHERS = (
 _GZIP_CHUNK = 1 << 17
 _GZIP_HEADER = 1 << 16  # hardly any is longer
 _CHUNKS_AHEAD = 8
+_RECORD = 20 * 512  # what tar fills up with zeros
 _DIGESTS = ("sha256", "sha384", "sha512")
 
 Unpacked = Generator[bytes, None, None]
@@ -170,10 +171,12 @@ class Reader:
     def check_digest(self) -> None:
         """Raise NotAnImage where what was read, to the end, is not what the image says it is.
 
-        Some tools say the digest of the packed bytes, which is as good.
+        Some tools say the digest of the packed bytes, which is as good. Some leave out the zeros
+        to the end of a record of tar: skopeo and podman did where they made zstd:chunked.
         """
         found, expected = self._source.digest(), self._source.expected
-        if found != expected and self._source.packed_digest() != expected:
+        padded = self._source.digest(zeros=-self.position % _RECORD)
+        if expected not in (found, padded) and self._source.packed_digest() != expected:
             raise self.layer.refused(
                 f"its digest is {found}, and the image's configuration says {expected}"
             )
@@ -215,9 +218,13 @@ class _Source:
             return _ahead(self._digested(self._zstd_library()))
         return self._digested(self._packed(_CHUNK))
 
-    def digest(self) -> str:
-        """Return the digest of the unpacked bytes so far, "" where none is wanted."""
-        return f"{self._algorithm}:{self._hash.hexdigest()}" if self._hash else ""
+    def digest(self, *, zeros: int = 0) -> str:
+        """Return the digest of the unpacked bytes so far, and `zeros` more; "" for none wanted."""
+        if not self._hash:
+            return ""
+        padded = self._hash.copy()
+        padded.update(bytes(zeros))
+        return f"{self._algorithm}:{padded.hexdigest()}"
 
     def packed_digest(self) -> str:
         """Read the layer once more and return the digest of it as it is."""

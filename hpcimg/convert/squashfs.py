@@ -7,6 +7,7 @@ That of squashfs-tools 4.5 or newer reads archives, and gets one through a pipe;
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -82,6 +83,8 @@ def find_mksquashfs() -> Mksquashfs:
             check=False,
         )
     except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.ENOMEM):  # no process could be made for it
+            raise
         raise _missing(f"{path} does not run: {error.strerror}") from error
     if done.returncode in _KILLED:
         raise Interrupted(f"{path} could not be asked for its version", why=_WHY_KILLED)
@@ -177,6 +180,8 @@ def explain(code: int, said: str, uri: str) -> HpcimgError:
         return TooLarge(f"{uri} is too large", why=why)
     if code in _KILLED:
         return Interrupted(what, why=_WHY_KILLED)
+    if "failed to create thread" in said.lower():  # as many as the account may have
+        return Interrupted(what, why=said)
     if code < 0:
         return NotAnImage(what, why=f"it crashed, by signal {-code}", do="Use another image.")
     return NodeError(what, why=said or f"it ended with {code}")

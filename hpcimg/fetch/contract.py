@@ -114,6 +114,8 @@ class Request(NamedTuple):
     where that is not known. `together` names the job among those of all clusters where it has
     several nodes, which are to run one image. `agreed` is the key of that image, without its
     owner, and then no other will do. Both are "" for none.
+    The job `came` at that time.monotonic() value, if it has waited before. `goes_on` is called
+    whenever it is worth waiting for.
     """
 
     reference: Reference
@@ -126,6 +128,8 @@ class Request(NamedTuple):
     node: str = ""
     together: str = ""
     agreed: str = ""
+    came: float | None = None
+    goes_on: Callable[[], None] = lambda: None
 
 
 class Listener(Protocol):

@@ -110,9 +110,12 @@ def _shown(value: object) -> str:
 
 def _texts(said: dict[str, Any], key: str) -> tuple[str, ...]:
     values = said.get(key) or []
+    if isinstance(values, str) and key in ("Entrypoint", "Cmd"):
+        values = [values]  # as Docker reads it
     if not isinstance(values, list):
         raise _Wrong(f"{key} is no list")
-    return tuple(_text(value, key) for value in values)
+    # null is empty text, as Go reads it.
+    return tuple(_text("" if value is None else value, key) for value in values)
 
 
 def _text(value: object, key: str) -> str:

@@ -230,7 +230,8 @@ def _nearly(piece: str) -> str:
     at = min((at for scheme in IMAGE_SCHEMES if (at := lower.find(scheme)) >= 0), default=-1)
     if at >= 0 and "://" not in piece[:at]:
         before = piece[:at].strip(_QUOTES + _OPEN)
-        if not before or before[-1] in ":=,|&":
+        # Whatever is between the key and the scheme: container>docker://x, container/docker://x
+        if not before or before[-1] in ":=,|&" or before.translate(_TO_LOWER).startswith(_KEY):
             uri = _unquoted(piece[at:])
             name = before[:-1]
             is_name = before.endswith("=") and split_name(f"{name}={uri}")[0]

@@ -36,7 +36,7 @@ def bring(config: Config, cache: Cache, request: Request) -> str:
         with closing(Tier(config, cache, request)) as tier:
             if tier.ask("look")["is"] == THERE:
                 return THERE
-        staged = stage.stage(config, cache, request)
+        staged = stage.stage(config, cache, request, for_all=True)
         if staged.entry.private:
             raise NotAllowed(
                 f"{uri} has no place in the site tier", why="not all users may read it"

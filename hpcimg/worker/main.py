@@ -8,6 +8,7 @@ parent's rights.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import os
@@ -25,6 +26,7 @@ from hpcimg.errors import (
     CacheUnusable,
     Forbidden,
     HpcimgError,
+    Interrupted,
     MissingTool,
     NoRoom,
     TooLarge,
@@ -51,6 +53,9 @@ _NICENESS = 10  # the node's other jobs go first
 def main() -> NoReturn:
     """Carry out one order and end."""
     parent = _Parent()
+    with contextlib.suppress(ImportError):  # it is tried again where it can be said
+        for scheme in sys.argv[2:]:
+            importlib.import_module(schemes.of(scheme).module)
     start, files = parent.hear()
     assert isinstance(start, protocol.Start)
     order = start.order
@@ -70,6 +75,9 @@ def main() -> NoReturn:
     except ModuleNotFoundError as error:
         parent.fail(MissingTool.of_package(error))
     except Exception as error:
+        if isinstance(error, RuntimeError) and "new thread" in str(error):  # as Python says it
+            parent.fail(_no_more(order.uri, done, "no thread could be started"))
+            sys.exit(0)
         bug = Bug(f"hpcimg could not {doing} {order.uri}", why=repr(error))
         parent.fail(bug, traceback=traceback.format_exc())
     sys.exit(0)
@@ -173,7 +181,14 @@ class _Work:
         self._parent.end_without_it()
 
 
+def _no_more(uri: str, done: str, why: str) -> HpcimgError:
+    """Return the error where the node, or the account at hand, has as much at work as it may."""
+    return Interrupted(f"{uri} could not be {done} now", why=why)
+
+
 def _explain(error: OSError, uri: str, done: str, image_bytes: int) -> HpcimgError:
+    if error.errno in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+        return _no_more(uri, done, error.strerror or "")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoRoom(f"the disk of this node filled up while {uri} was {done}")
     if error.errno == errno.EFBIG:

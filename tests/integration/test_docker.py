@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 from hpcimg.cache import inflight
 from hpcimg.cache.paths import Layout
 from hpcimg.image.architecture import go_name
-from tests.integration.checks import let_pass, refused, staged, together
+from tests.integration.checks import failed, let_pass, refused, staged, together
 from tests.integration.conftest import MakeSif, Start
 from tests.parts import images, layers
 from tests.parts.daemon import PartError, wait_until
@@ -331,6 +332,19 @@ def test_a_conversion_that_is_killed(
     holds(node.stage(2, repository.comment()), {})
     assert repository.blob_gets(big) == 1
     assert node.leftovers() == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, which the limit is not for")
+def test_an_account_with_as_many_processes_as_it_may(repository: Repository, node: Node) -> None:
+    """Whoever keeps it so busy: it is no bug, and no fault of the node's."""
+    repository.push(layer(BASE), layer(TOP))
+    before = resource.getrlimit(resource.RLIMIT_NPROC)
+    resource.setrlimit(resource.RLIMIT_NPROC, (1, before[1]))
+    try:
+        task = node.stage(1, repository.comment())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NPROC, before)
+    failed(node, 1, task, "Interrupted", "could not be fetched now", "thread")
 
 
 def test_a_fetch_that_fails_keeps_the_layers_that_came(repository: Repository, node: Node) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -94,6 +95,23 @@ def test_several_images(node: Node, images_at: Path) -> None:
     comment = f"container:oci:{images_at}/oci"
     refused(node, 1, comment, "BadReference", "several images", "lab/tool:1.0", "Write :NAME")
     holds(node.stage(2, f"{comment}:lab/tool:1.0"))
+
+
+def test_signatures_beside_an_image_are_none(node: Node, images_at: Path) -> None:
+    """As `cosign save` puts them there, without names."""
+    index, blobs = images_at / "oci" / "index.json", images_at / "oci" / "blobs" / "sha256"
+    fields = json.loads(index.read_text())
+    config = {"digest": f"sha256:{'0' * 64}", "size": 2}
+    payload = {**config, "mediaType": "application/vnd.dev.cosign.simplesigning.v1+json"}
+    signature = json.dumps({"schemaVersion": 2, "config": config, "layers": [payload]}).encode()
+    digest = hashlib.sha256(signature).hexdigest()
+    (blobs / digest).write_bytes(signature)
+    (blobs / digest).chmod(0o644)
+    fields["manifests"][0]["annotations"] = {"io.containerd.image.name": "lab.example/tool:1.0"}
+    fields["manifests"].append({"digest": f"sha256:{digest}", "size": len(signature)})
+    index.write_text(json.dumps(fields))
+    holds(node.stage(1, f"container:oci:{images_at}/oci"))
+    holds(node.stage(2, f"container:oci:{images_at}/oci:lab.example/tool:1.0"))
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ class Cluster(SlurmClient):
         prolog_flags: str = "Alloc",
         cli_filter: Path | None = None,
         job_submit: Path | None = None,
+        burst_buffer: Path | None = None,
         etc: Path | None = None,
         extra_conf: str = "",
         lab: Lab | None = None,
@@ -55,12 +56,16 @@ class Cluster(SlurmClient):
         """Describe the cluster; nothing runs yet.
 
         lab: where the nodes live, each in the namespace of its name; else on this host's loopback.
-        cli_filter, job_submit: Lua files. etc: a directory with what the nodes have in /etc instead
-        of what this host has. extra_conf: lines of slurm.conf; a setting there takes
-        the place of the cluster's own.
+        cli_filter, job_submit, burst_buffer: Lua files. etc: a directory with what the nodes have
+        in /etc instead of what this host has. extra_conf: lines of slurm.conf; a setting there
+        takes the place of the cluster's own.
         """
         self.nodes = [f"n{number}" for number in range(1, nodes + 1)]
-        self._lua = {"cli_filter.lua": cli_filter, "job_submit.lua": job_submit}
+        self._lua = {
+            "cli_filter.lua": cli_filter,
+            "job_submit.lua": job_submit,
+            "burst_buffer.lua": burst_buffer,
+        }
         self._settings = {
             "Prolog": str(prolog),
             "TaskProlog": str(task_prolog),
@@ -68,6 +73,7 @@ class Cluster(SlurmClient):
             "PrologFlags": prolog_flags,
             "CliFilterPlugins": "lua" if cli_filter else "",
             "JobSubmitPlugins": "lua" if job_submit else "",
+            "BurstBufferType": "burst_buffer/lua" if burst_buffer else "",
         }
         self._etc = etc
         self._extra_conf = extra_conf

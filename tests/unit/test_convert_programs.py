@@ -91,6 +91,11 @@ def test_no_mksquashfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("echo FATAL ERROR: no threads >&2; exit 1", NodeError, "no threads"),
         (
+            "echo FATAL ERROR: Failed to create thread >&2; exit 1",
+            Interrupted,
+            "Failed to create thread",
+        ),
+        (
             "cat >/dev/null; echo Write failed because No space left on device >&2; exit 1",
             NoRoom,
             "",

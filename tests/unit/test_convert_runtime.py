@@ -87,6 +87,9 @@ def test_the_run_script(tree: Path) -> None:
         # Dockerfiles take the entry point of the image below away like this.
         ({"Entrypoint": [""], "Cmd": ["echo", "cmd"]}, [], "cmd\n"),
         ({"Entrypoint": [""]}, ["echo", "x"], "x\n"),
+        # Docker takes text for one word, and null for an empty one.
+        ({"Entrypoint": "echo", "Cmd": [None, "x"]}, [], " x\n"),
+        ({"Cmd": "date", "Entrypoint": ["echo"]}, [], "date\n"),
         ({}, ["echo", "x"], "x\n"),
         ({}, [], ""),
         ({"Entrypoint": None, "Cmd": None, "Env": None, "Labels": None}, ["echo"], "\n"),

@@ -128,6 +128,7 @@ def test_squashfs_cut_short_anywhere(look: Look, squashfs: bytes) -> None:
         (b'<?xml version="1.0"?><Error/>', "it is a web page"),
         (b'{"errors": []}', "it is JSON text"),
         (b"\x1f\x8b\x08\0", "it is a gzip archive"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "`git lfs pull`"),
         (b"\x7fELF", "neither SIF's nor squashfs's mark"),
         (LAUNCH_LINE, "neither SIF's nor squashfs's mark"),
         (bytes(10_000), "neither SIF's nor squashfs's mark"),

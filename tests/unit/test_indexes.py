@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hpcimg.errors import NotAnImage, WrongArchitecture
+from hpcimg.errors import NotAnImage, NotFound, WrongArchitecture
 from hpcimg.fetch.contract import Blob
 from hpcimg.image import ociconfig
 from hpcimg.image.architecture import go_name
@@ -47,6 +47,8 @@ class Store:
 
     def read_manifest(self, digest: str) -> Manifest:
         self.read.append(digest)
+        if digest not in self._texts:
+            raise NotFound(f"there is no {digest}")
         return manifests.parse(self._texts[digest].encode(), digest, "docker://x")
 
     def read_blob(self, digest: str) -> str:
@@ -81,6 +83,36 @@ def test_an_entry_without_a_platform_is_what_its_config_says(store: Store) -> No
     top = store.index((other, None), (right, HERE))
     assert store.chosen(top) == "right"
     assert store.read == [top, right]
+
+
+def test_what_is_no_image_is_passed_over(store: Store) -> None:
+    """Signatures and lists of parts: their config is often empty, and then means any machine."""
+    config = {"digest": store.add({}), "mediaType": "application/vnd.oci.empty.v1+json"}
+    signature = {"mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json"}
+    listed = store.add({"name": "sbom", "config": config, "layers": [signature]})
+    cleared = f"sha256:{'1' * 64}"
+    right = store.image("right")
+    assert store.chosen(store.index((listed, None), (cleared, None), (right, None))) == "right"
+    with pytest.raises(NotFound):
+        store.chosen(store.index((listed, None), (cleared, None)))
+    with pytest.raises(NotFound):
+        store.chosen(store.index((cleared, HERE), (right, None)))
+
+
+def sif_of(*layers: object) -> Blob | None:
+    return manifests.sif_layer(Manifest("", {"layers": list(layers)}))
+
+
+def test_a_sif_file_is_told_by_its_type_or_its_name() -> None:
+    known = {"mediaType": "application/vnd.sylabs.sif.layer.v1.sif"}
+    digest = {"digest": "sha256:" + "1" * 64, "size": 5}
+    # What `oras push registry/x:1 x.sif` makes of it.
+    pushed = {"mediaType": "application/vnd.oci.image.layer.v1.tar", **digest}
+    titled = {**pushed, "annotations": {"org.opencontainers.image.title": "dir/X.SIF"}}
+    assert sif_of({**known, **digest}) == sif_of(titled) == Blob("1" * 64, 5)
+    assert sif_of({"mediaType": "text/plain"}, {**known, **digest}) == Blob("1" * 64, 5)
+    for other in ([pushed], [titled, pushed], [{**titled, "annotations": {}}], [], [None]):
+        assert sif_of(*other) is None
 
 
 def test_what_an_index_has_is_said(store: Store) -> None:
@@ -165,6 +197,8 @@ def test_layers_of_all_kinds(kind: str) -> None:
         ({"digest": "sha512:" + "1" * 128}, "by sha512"),
         ({"mediaType": f"{LAYER}+encrypted"}, "are encrypted"),
         ({"mediaType": None}, "it holds None"),
+        ({"size": "5"}, "no size that can be one"),
+        ({"size": -1}, "no size that can be one"),
     ],
 )
 def test_layers_that_cannot_be_had(fields: dict[str, object], words: str) -> None:

@@ -137,7 +137,9 @@ class ImageFiles(ExitStack):
                 raise self.broken(f"the archive is damaged: {error}") from error
             raise explain(self._path, error) from error
         except (tarfile.TarError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
-            raise self.broken(f"the archive is damaged: {error}") from error
+            # tarfile has a line for each way in which it tried to open an archive.
+            why = str(error).partition("\n")[0].rstrip(":") or type(error).__name__
+            raise self.broken(f"the archive is damaged: {why}") from error
 
 
 def choose(images: Sequence[tuple[str, ...]], wanted: str, uri: str) -> list[int]:

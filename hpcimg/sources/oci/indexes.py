@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from hpcimg.errors import NotAnImage, WrongArchitecture
+from hpcimg.errors import NotAnImage, NotFound, WrongArchitecture
 from hpcimg.image import ociconfig
 from hpcimg.image.architecture import Platform, go_name, platform_of, rank, runs_here
 from hpcimg.sources.oci import manifests
@@ -67,16 +67,25 @@ class _Search:
             return manifest if said or self._is_for_here(manifest) else None
         if depth == _DEPTH_MAX:
             raise NotAnImage(f"{self._uri} holds no image", why="its indexes lead to ever more")
+        missing: NotFound | None = None
         for entry in self._entries(manifest):
             self._read += 1
             if self._read > _READ_MAX:
                 why = f"of {_READ_MAX} entries of its index none is for this machine"
                 raise NotAnImage(f"{self._uri} holds no image", why=why)
-            inner = self._content.read_manifest(entry.digest)
+            try:
+                inner = self._content.read_manifest(entry.digest)
+            except NotFound as error:
+                if entry.rank is not None:
+                    raise
+                missing = missing or error  # of signatures and the like, some were cleared away
+                continue
             inner = inner._replace(texts=manifest.texts + inner.texts)
             found = self.image(inner, depth=depth + 1, said=entry.rank is not None)
             if found:
                 return found
+        if missing:
+            raise missing
         return None
 
     def _entries(self, index: Manifest) -> list[_Entry]:
@@ -102,6 +111,8 @@ class _Search:
         """Tell whether an image is for this machine by its config."""
         if manifests.sif_layer(manifest):
             return True  # it says so itself, and is looked at when it is there
+        if manifests.is_artifact(manifest):
+            return False  # its config need not say what it is for, and then means this machine
         try:
             digest = manifests.config_digest(manifest, self._uri)
             platform = ociconfig.platform_in(self._content.read_blob(digest), self._uri)

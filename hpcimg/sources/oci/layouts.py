@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+from hpcimg.errors import UserError
 from hpcimg.fetch.contract import ORIGIN, Blob, bytes_of, text_of
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
@@ -19,7 +20,8 @@ from hpcimg.sources.oci import manifests
 from hpcimg.sources.oci.imagefiles import ImageFiles, choose, several
 from hpcimg.sources.oci.manifests import Manifest, hex_of, is_digest
 
-_NAMED = "org.opencontainers.image.ref.name"
+_NAMED = ("org.opencontainers.image.ref.name", "io.containerd.image.name")
+_READ_MAX = 32  # images without a name, to see which of them are none
 
 
 def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Settings) -> bool:
@@ -54,11 +56,14 @@ class _Layout:
             for entry in (entries if isinstance(entries, list) else [])
             if isinstance(entry, dict) and is_digest(entry.get("digest"))
         ]
-        names = [(_name_of(entry),) for entry in found]
+        names = [_names_of(entry) for entry in found]
         wanted = [found[number] for number in choose(names, self._name, self._files.uri)]
         if _is_one_image(wanted):
             return Manifest("", {"manifests": wanted})
         digests = {entry["digest"] for entry in wanted}
+        if 1 < len(digests) <= _READ_MAX:
+            # Signatures may be beside the image that they are of.
+            digests = set(filter(self._may_be_image, digests)) or digests
         if len(digests) > 1:
             raise several(names, self._files.uri)
         return self.read_manifest(digests.pop())
@@ -75,13 +80,21 @@ class _Layout:
         self._files.copy(name, blob, sink, what=f"sha256:{blob.sha256} in it")
         return False
 
+    def _may_be_image(self, digest: str) -> bool:
+        try:
+            return not manifests.is_artifact(self.read_manifest(digest))
+        except UserError:  # what cannot be read may have been one
+            return True
+
     def read_manifest(self, digest: str) -> Manifest:
         return manifests.parse(bytes_of(self.read_blob(digest)), digest, self._files.uri)
 
 
-def _name_of(entry: dict[str, Any]) -> str:
+def _names_of(entry: dict[str, Any]) -> tuple[str, ...]:
+    """Return the names of an image, "" for one without: containerd has the whole one elsewhere."""
     notes = entry.get("annotations")
-    return str(notes.get(_NAMED) or "") if isinstance(notes, dict) else ""
+    named = [notes.get(key) for key in _NAMED] if isinstance(notes, dict) else []
+    return tuple(dict.fromkeys(str(name) for name in named if name)) or ("",)
 
 
 def _is_one_image(entries: list[dict[str, Any]]) -> bool:
@@ -89,5 +102,5 @@ def _is_one_image(entries: list[dict[str, Any]]) -> bool:
     platforms = {
         platform_of(said) for entry in entries if isinstance(said := entry.get("platform"), dict)
     }
-    names = {_name_of(entry) for entry in entries}
+    names = {_names_of(entry) for entry in entries}
     return len(entries) > 1 and len(platforms) == len(entries) and len(names) == 1

@@ -33,6 +33,7 @@ _LAYER_TYPES = (
     "application/vnd.docker.image.rootfs.",
     "application/vnd.docker.container.image.rootfs.diff",  # of the first registries
 )
+_TITLE = "org.opencontainers.image.title"  # what `oras push` calls a file
 _TEXTS_MAX = 1 << 20  # of all manifests of an image together: they are passed between processes
 
 
@@ -87,12 +88,27 @@ def parse(body: bytes, digest: str, uri: str) -> Manifest:
 
 
 def sif_layer(manifest: Manifest) -> Blob | None:
-    """Return the SIF file that a manifest holds, if it holds one."""
-    layers = manifest.content.get("layers")
-    for layer in layers if isinstance(layers, list) else []:
-        if isinstance(layer, dict) and layer.get("mediaType") in _SIF_TYPES:
+    """Return the SIF file that a manifest holds, if it holds one.
+
+    It is told by its type, and where only one file was pushed without one, by its name.
+    """
+    layers = [layer for layer in manifest.content["layers"] if isinstance(layer, dict)]
+    for layer in layers:
+        if layer.get("mediaType") in _SIF_TYPES:
             return _blob(layer)
-    return None
+    notes = layers[0].get("annotations") if len(layers) == 1 else None
+    named = notes.get(_TITLE) if isinstance(notes, dict) else None
+    return _blob(layers[0]) if isinstance(named, str) and named.lower().endswith(".sif") else None
+
+
+def is_artifact(manifest: Manifest) -> bool:
+    """Tell whether a manifest holds what no image has, such as a signature or a list of parts."""
+    if "manifests" in manifest.content or sif_layer(manifest):
+        return False
+    return not all(
+        isinstance(layer, dict) and str(layer.get("mediaType", "")).startswith(_LAYER_TYPES)
+        for layer in manifest.content["layers"]
+    )
 
 
 def layers(manifest: Manifest, uri: str) -> tuple[Blob, ...]:
@@ -139,6 +155,8 @@ def _why_no_layer(layer: dict[str, Any], kind: str) -> str:
     if kind.startswith(_LAYER_TYPES) and isinstance(digest, str) and not is_digest(digest):
         algorithm = digest.partition(":")[0][:20]
         return f"a layer has a digest by {algorithm}, and hpcimg takes sha256 alone"
+    if kind.startswith(_LAYER_TYPES):
+        return "a layer has no digest, or no size that can be one"
     return f"it holds {kind}"
 
 
