@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from hpcimg.slurm import granted
+from hpcimg.slurm import admission
 from hpcimg.slurm import helper as helpers
 from tests.parts import images
 from tests.parts.daemon import PATH, wait_until
@@ -346,7 +346,7 @@ def test_two_who_ask_for_the_same_share_one_download(
 @v2
 def test_one_job_has_so_many_images(asked: Asked, url: str) -> None:
     assert asked.stage(7, url)[0] == 0
-    for number in range(granted.IMAGES):
+    for number in range(admission.IMAGES):
         lease = asked.node.state / "leases" / f"sha256-{number:064x}" / "7"
         lease.parent.mkdir()
         lease.touch()
