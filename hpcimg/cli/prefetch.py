@@ -13,7 +13,7 @@ from hpcimg.cli import output
 from hpcimg.config import files as conffiles
 from hpcimg.config import load as config
 from hpcimg.config.keys import Config
-from hpcimg.errors import HpcimgError
+from hpcimg.errors import HpcimgError, NodeError
 from hpcimg.fetch.contract import Request
 from hpcimg.prefetch import Brought
 from hpcimg.reference import Reference, told
@@ -54,12 +54,17 @@ def run(args: argparse.Namespace) -> int:
             began, shown = time.monotonic(), told(text)
             # Those of the queue have the time of one job together: the timer comes again.
             deadline = until if args.queue else began + conf.deadline_s
+            if began > deadline:
+                log.warning("no time is left for %s and what comes after it", shown)
+                break
             try:
                 wanted = policy.parse(conf, text)
                 if args.queue and conf.site_path and schemes.of(wanted.scheme).mounted:
                     continue  # it is on all nodes
                 brought.append(_bring(conf, cache, wanted, text, deadline, queue=args.queue))
             except HpcimgError as error:
+                if args.queue and isinstance(error, NodeError):
+                    raise
                 code = code or error.exit_code
                 results.append({"uri": shown, **output.error_fields(error)})
                 log.warning("%s: %s", shown, error)

@@ -1,9 +1,9 @@
 """The one process of a swarm that is root: it makes and reads munge's credentials.
 
 It never meets the network. A worker, which does, hands it what it was sent, and asks it for
-what it is to send; every credential begins with words of ours, which no other program takes
-for its own, and says for which job, image and nodes it is. What another node's root says of an
-image comes to this node's root by it, past the worker.
+what it is to send; every credential begins with words of ours, so that it is of no use to who
+speaks to another program, and says for which job, image and nodes it is. What another node's
+root says of an image comes to this node's root by it, past the worker.
 """
 
 from __future__ import annotations

@@ -87,16 +87,23 @@ def job_of(peer: Peer) -> str:
     Raises NotAllowed where it is in none, or in one of another user, Interrupted where it has
     ended, and what asking Slurm raises.
     """
-    try:
-        with open(f"/proc/{peer.pid}/cgroup", encoding="utf-8", errors="replace") as file:
-            text = file.read()
-    except OSError:
-        raise _gone() from None
-    job = from_cgroups(text, peer.uid) or _from_slurm(peer.pid)
+    job = job_by_cgroup(peer) or _from_slurm(peer.pid)
     if not peer.alive():
         raise _gone()
     if not job:
         raise _not_in_a_job()
+    return job
+
+
+def job_by_cgroup(peer: Peer) -> str:
+    """Return the job whose cgroup a process is in, "" for none. Raises likewise."""
+    try:
+        with open(f"/proc/{peer.pid}/cgroup", encoding="utf-8", errors="replace") as file:
+            job = from_cgroups(file.read(), peer.uid)
+    except OSError:
+        raise _gone() from None
+    if not peer.alive():
+        raise _gone()
     return job
 
 

@@ -206,7 +206,8 @@ class Keeper:
         try:
             self._keep(new, file)
             known = records.load(self._ref)
-            if known is None or known.resolved <= new.resolved:
+            # One of the future is of a node whose clock is wrong.
+            if known is None or not new.resolved < known.resolved <= time.time():
                 records.save(self._places, self._ref, new._asdict())
             atomic.remove(self._failure)
         finally:
@@ -267,7 +268,7 @@ class Keeper:
             seen = os.lstat(record.path(self._places))
         except FileNotFoundError:
             return False
-        return seen.st_size == record.size_bytes
+        return places.is_ours(seen) and seen.st_size == record.size_bytes
 
     def _remembered(self) -> HpcimgError | None:
         """Return the failure of another node's that counts for all, as long as it does."""

@@ -74,7 +74,7 @@ def test_a_holder_that_is_stopped_is_taken_over_within_the_lease(
         began = time.monotonic()
         staged(second, 1, f"container:{url}", sif)
         # Who stops the process beside Prolog is seen by others; who stops Prolog, by that one.
-        assert time.monotonic() - began < 3 * LEASE_S + 10
+        assert time.monotonic() - began < 3 * LEASE_S + 40  # on a busy machine
         for pid in stopped:
             os.kill(pid, signal.SIGCONT)
         finish(late)
@@ -211,14 +211,15 @@ def test_a_registry_that_asks_to_wait_is_left_alone_for_other_images_too(
     first, second = cluster.nodes
     host = web.url().removeprefix("http://")
     insecure = f"[registry {host}]\ninsecure = yes\n"
-    cluster.configure(first, f"[stage]\ndeadline = 5s\n{insecure}")
-    cluster.configure(second, f"[stage]\ndeadline = 60s\n{insecure}")
-    web.script("/v2/lab/x/manifests/1", [Status(429, "8")] * 100)
+    cluster.configure(first, f"[stage]\ndeadline = 14s\n{insecure}")
+    cluster.configure(second, f"[stage]\ndeadline = 90s\n{insecure}")
+    web.script("/v2/lab/x/manifests/1", [Status(429, "15")] * 100)
     refused(first, 1, f"container:oras://{host}/lab/x:1", "Unreachable")
-    asked, began = web.count(), time.monotonic()
+    asked = web.count()
     # It waits as the registry wished, and asks then.
     refused(second, 1, f"container:oras://{host}/lab/y:1", "NotFound")
-    assert time.monotonic() - began > 2
+    [told] = cluster.shared.glob("v*/failures/host-*")
+    assert time.time() - json.loads(told.read_text())["time"] >= 15
     assert web.count() > asked
 
 
@@ -227,7 +228,7 @@ def test_a_web_server_that_asks_to_wait_for_one_image_has_others(
 ) -> None:
     """One user's page is no reason to leave another user's image."""
     first, second = cluster.nodes
-    cluster.configure(first, "[stage]\ndeadline = 5s\n")
+    cluster.configure(first, "[stage]\ndeadline = 20s\n")
     web.script("/other.sif", [Status(429, "600")] * 100)
     refused(first, 1, f"container:{web.url('/other.sif')}", "Unreachable")
     staged(second, 1, f"container:{url}", sif)

@@ -23,7 +23,7 @@ from tests.parts.node import Node
 from tests.parts.ociimages import make_layer, push_image
 from tests.parts.registry import Registry
 from tests.parts.sitetier import Cluster, events
-from tests.parts.webfaults import Status
+from tests.parts.webfaults import Status, Truncate
 from tests.parts.webserver import WebServer
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, whose tier it is")
@@ -153,12 +153,20 @@ def test_a_moved_tag_moves_the_bytes_once(
 def test_what_the_server_does_not_answer_is_taken_from_the_tier(
     cluster: Cluster, web: WebServer, url: str, sif: bytes
 ) -> None:
+    first, second, _ = cluster.nodes
     for node in cluster.nodes:
         cluster.configure(node, "[stage]\ntag_ttl = 0s\n")
-    staged(cluster.nodes[0], 1, f"container:{url}", sif)
-    web.script("/x.sif", [Status(503)] * 100)
-    staged(cluster.nodes[1], 1, f"container:{url}", sif)
-    assert via(cluster.nodes[1]) == ["site"]
+    staged(first, 1, f"container:{url}", sif)
+    before = cluster.records()
+    # It breaks off in the middle of something larger, and then says nothing.
+    web.put("/x.sif", sif + bytes(1 << 20), etag='"2"')
+    web.script("/x.sif", [Truncate(len(sif) + 1000), *[Status(503)] * 100])
+    staged(second, 1, f"container:{url}", sif, how="fetched")
+    assert via(second) == ["site"]
+    staged(first, 2, f"container:{url}", sif, how="stale")
+    # Nobody takes that for news, and what is in the tier is as good as before.
+    assert cluster.records() == before
+    assert len(cluster.images()) == 1
 
 
 @pytest.mark.parametrize("harm", ["owner", "mode", "link", "above", "inside"])
@@ -192,7 +200,7 @@ def test_a_directory_that_a_user_can_write_is_not_used(
 def test_a_file_that_is_not_what_was_put_there_places_no_byte(
     cluster: Cluster, open_directory: Path, url: str, sif: bytes, harm: str
 ) -> None:
-    first, second, _ = cluster.nodes
+    first, second, third = cluster.nodes
     staged(first, 1, f"container:{url}", sif)
     [image] = cluster.images()
     match harm:
@@ -213,6 +221,9 @@ def test_a_file_that_is_not_what_was_put_there_places_no_byte(
             image.unlink()
     staged(second, 1, f"container:{url}", sif, how="fetched")
     assert via(second) == ["origin"]
+    # It is as it was before.
+    staged(third, 1, f"container:{url}", sif)
+    assert via(third) == ["site"]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"uri": 1}', "null", "\0"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,6 +22,7 @@ from hpcimg.fetch.contract import Listener, Outcome, Request, Way
 from hpcimg.fronts import Asked, Front, in_front_of, spread
 from hpcimg.reference import parse
 from hpcimg.stage import _ensured
+from tests.parts.node import ROOT
 from tests.parts.served import Content, Server, sha256, tiny_image
 
 URI = "https://images.example.org/x.sif"
@@ -118,3 +121,11 @@ def test_nodes_of_one_job_are_spread(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert opened(together="j")
     assert not opened()
+
+
+def test_what_a_site_does_not_have_is_not_loaded() -> None:
+    program = "import sys, hpcimg.slurm.prolog; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, text=True, capture_output=True, check=True
+    )
+    assert [name for name in done.stdout.split() if name.startswith("hpcimg.tier")] == []
