@@ -10,7 +10,7 @@ MATRIX ?= .matrix
 BIN := .venv/bin
 PACKAGING := $(filter-out %.py %.spec %.conf %/debian,$(wildcard packaging/*)) $(wildcard packaging/debian/p*)
 
-.PHONY: help example demo test test-kill test-long test-peers test-managers test-soak test-hostile test-matrix test-packages lint bench bench-throughput bench-docker install deb rpm clean
+.PHONY: help example demo test test-kill test-long test-peers test-managers test-soak test-hostile test-matrix test-packages lint bench bench-throughput bench-docker bench-scale install deb rpm clean
 help:
 	@echo "make demo              a throwaway Slurm, a registry, real jobs: see it work (two minutes)"
 	@echo "make test              all tests"
@@ -27,6 +27,7 @@ help:
 	@echo "make bench             time the warm hit and the cold ways"
 	@echo "make bench-throughput  time large files beside curl"
 	@echo "make bench-docker      time docker:// beside Apptainer"
+	@echo "make bench-scale       time a job of 64 nodes beside one node alone"
 	@echo "make install           install to PREFIX ($(PREFIX)), below DESTDIR if set"
 	@echo "make deb               build/hpcimg_VERSION_all.deb, for Debian and Ubuntu"
 	@echo "make rpm               build/hpcimg-VERSION-1.noarch.rpm, for RHEL, SLES and their kin"
@@ -93,6 +94,10 @@ bench: .venv/ready
 
 bench-throughput: .venv/ready
 	$(BIN)/python -m bench.throughput
+
+# Network namespaces with shaped links: five minutes, as root.
+bench-scale: .venv/ready
+	$(BIN)/python -m bench.scale
 
 # In Debian unstable's root file system of test-matrix, which has Apptainer.
 bench-docker:

@@ -6,6 +6,15 @@
 -- --comment, or later by scontrol update, is checked for all of them. Put this file and
 -- hpcimg.lua beside slurm.conf. It runs within slurmctld, under its locks.
 
+-- Bring a batch job's images while it is pending, by burst_buffer.lua. Root's jobs may not have that,
+-- and a job that asks for a burst buffer of its own keeps it.
+local STAGE_IN = false
+
+-- Let a job prefer nodes that have had its first image, by the features that `hpcimg features` sets.
+-- Only with SchedulerParameters=ignore_prefer_validation: Slurm refuses a feature that it does not
+-- know. A job that names features itself, as a constraint or a preference, keeps to those.
+local PREFER = false
+
 local CONSEQUENCE = "the job goes on, its container images were not checked or not asked for"
 
 -- Loaded for the jobs that ask for images only, and anew for each of them: a change is in
@@ -30,13 +39,50 @@ local function mentions_image(text)
         or small:find("hpcimg", 1, true))
 end
 
+-- The references in a comment, without their names.
+local function references_in(hpcimg, comment)
+    local found = {}
+    for _, text in ipairs(hpcimg.read(comment)) do
+        table.insert(found, text:match("^[A-Za-z_][A-Za-z0-9_]*=(.*)$") or text)
+    end
+    return found
+end
+
+-- What burst_buffer.lua reads, or nil where there is nothing to fetch.
+local function stage_in(images)
+    local words = {}
+    for _, image in ipairs(images) do
+        -- What is on a mounted file system is on all nodes already.
+        local mounted = image:find("^/") or image:find("^file:") or image:find("^oci[:-]")
+            or image:find("^docker%-archive:")
+        if not mounted then
+            table.insert(words, "container:" .. image)
+        end
+    end
+    return words[1] and "#BB_LUA " .. table.concat(words, " ")
+end
+
+-- The node feature of an image, as hpcimg/slurm/features.py names it.
+local function feature(image)
+    local name = "hpcimg_"
+    for _, factor in ipairs({ 31, 131 }) do
+        local number = 0
+        for at = 1, #image do
+            number = (number * factor + image:byte(at)) % 4294967291
+        end
+        name = name .. string.format("%08x", number)
+    end
+    return name
+end
+
 -- Bring the comment of job_desc in order. references may be nil.
-local function check(job_desc, references)
+local function check(job_desc, references, on_submit)
     local comment, extra = job_desc.comment, job_desc.extra
     if not (references or mentions_image(comment) or mentions_image(extra)) then
         return slurm.SUCCESS
     end
-    local merged, problem = load_hpcimg().merge(comment, references, extra)
+    local hpcimg = load_hpcimg()
+    local merged, problem = hpcimg.merge(comment, references, extra)
     if not merged then
         slurm.log_user("%s", problem)
         return slurm.ERROR
@@ -44,13 +90,22 @@ local function check(job_desc, references)
     if merged ~= (comment or "") then
         job_desc.comment = merged
     end
+    local images = on_submit and (STAGE_IN or PREFER) and references_in(hpcimg, merged) or {}
+    local is_staged = STAGE_IN and job_desc.script and job_desc.user_id ~= 0
+    if is_staged and (job_desc.burst_buffer or "") == "" then
+        job_desc.burst_buffer = stage_in(images)
+    end
+    local has_none = (job_desc.prefer or "") == "" and (job_desc.features or "") == ""
+    if PREFER and images[1] and has_none then
+        job_desc.prefer = feature(images[1])
+    end
     return slurm.SUCCESS
 end
 
 local function submit(job_desc)
     -- To look into the environment that srun and salloc do not send costs a line of log each.
     local environment = job_desc.script and job_desc.environment
-    return check(job_desc, environment and environment["HPCIMG_CONTAINER"])
+    return check(job_desc, environment and environment["HPCIMG_CONTAINER"], true)
 end
 
 -- An error in here or in hpcimg.lua must not refuse the jobs of the whole site.

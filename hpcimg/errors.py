@@ -225,6 +225,15 @@ def from_os_error(
     return make(f"{what} cannot {cannot}", why=error.strerror or str(error), do=do)
 
 
+def foreseen(error: Exception) -> HpcimgError:
+    """Return an error as one of ours: what is no OSError, and not explained yet, is a bug."""
+    if isinstance(error, HpcimgError):
+        return error
+    if isinstance(error, OSError):
+        return from_os_error(error)
+    return Bug("hpcimg failed on this node", why=f"{type(error).__name__}: {error}")
+
+
 @contextmanager
 def explained() -> Iterator[None]:
     """Let an OSError out as `from_os_error` explains it. A decorator, too."""

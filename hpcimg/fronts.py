@@ -38,8 +38,19 @@ class Front:
     def verify(self, descriptor: int, *, source: str) -> None:
         self.behind.verify(descriptor, source=source)
 
+    def agreed(self) -> str:
+        """Return the key of the image that the job's nodes run, as in a Request; "" if open."""
+        return ""
+
     def finish(self, staged: Staged) -> None:
         """Hear that the image is on this node. Not called where it could not be had."""
+
+    def settle(self, staged: Staged) -> str:
+        """Return what `agreed` is from now on, by proposing the image that is on this node.
+
+        Called after `finish`, for a job of several nodes that have not agreed yet.
+        """
+        return ""
 
 
 class Asked:

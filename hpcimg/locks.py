@@ -29,12 +29,14 @@ def held(
     deadline: float,
     waiting: Callable[[float], None],
     tell_every_s: float = float("inf"),
+    began: float | None = None,
 ) -> Iterator[bool]:
     """Hold the lock; give whether it had to be waited for.
 
     `deadline` is a time.monotonic() value; when it passes, DeadlinePassed is
     raised. While waiting, `waiting` is called every `tell_every_s` seconds, five at the
-    most, with the seconds waited so far. What it raises ends the wait.
+    most, with the seconds waited so far. What it raises ends the wait. Who waits may have
+    `began` before this.
     """
     try:  # here, so that a node without it can say so
         from filelock import FileLock, Timeout
@@ -42,7 +44,7 @@ def held(
         raise MissingTool.of_package(error) from None
     # The soft fallback would leave a marker behind when its holder is killed.
     lock = FileLock(path, mode=0o600, fallback_to_soft=False)
-    began = time.monotonic()
+    entered = time.monotonic()
     waited = False
     interval = min(_TELL_EVERY_S, tell_every_s)
     try:
@@ -57,9 +59,9 @@ def held(
                     raise DeadlinePassed(
                         "gave up waiting",
                         why="another job on this node was still fetching the same image after "
-                        f"{time.monotonic() - began:.0f} s",
+                        f"{time.monotonic() - (began or entered):.0f} s",
                     ) from None
-                waiting(time.monotonic() - began)
+                waiting(time.monotonic() - entered)
     except NotImplementedError as error:
         raise CacheUnusable(f"{path} cannot be locked", why=str(error)) from error
     except OSError as error:

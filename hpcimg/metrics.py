@@ -187,6 +187,11 @@ def counters(sums: Sums) -> list[Family]:
             (Sample({}, sums.total("served_bytes")),),
         ),
         _counter(
+            "hpcimg_peers_failed_total",
+            "Images that were fetched without the other nodes of the job, because these failed.",
+            (Sample({}, happened.get("peers_failed", 0)),),
+        ),
+        _counter(
             "hpcimg_evictions_total",
             "Images and layers that were removed: above the high watermark (limit), for a job's"
             " image (room), for a user's (share), by hand (rm), or damaged.",

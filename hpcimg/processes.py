@@ -1,9 +1,11 @@
-"""Telling a running process from one that is gone, across pid reuse and reboots."""
+"""Telling a running process from one that is gone, across pid reuse and reboots.
 
-from __future__ import annotations
+Imports only os: a job that waits is known by it.
+"""
 
-import functools
 import os
+
+_boot_id = ""
 
 
 def tag() -> str:
@@ -31,17 +33,19 @@ def alive(name: str) -> bool:
     return boot == boot_id() and _start_time(int(pid)) == started
 
 
-@functools.cache
 def boot_id() -> str:
     """Return a short text that is another after each boot."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read(8)
+    global _boot_id
+    if not _boot_id:
+        with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
+            _boot_id = file.read(8)
+    return _boot_id
 
 
 def _start_time(pid: int) -> str:
     """Return the process's start in clock ticks since boot, "" where there is none or it ended."""
     try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             # The command may hold blanks and brackets; the fields follow the last one.
             fields = file.read().rpartition(")")[2].split()
     except OSError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -44,6 +45,14 @@ def die_with_parent() -> Callable[[], None]:
             os._exit(1)  # it died before prctl was called
 
     return call
+
+
+def close_all_but(*keep: int) -> None:
+    """Close what a fork has left open, but the standard three and these."""
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        if descriptor > 2 and descriptor not in keep:
+            with contextlib.suppress(OSError):  # the listing's own
+                os.close(descriptor)
 
 
 def listen() -> IO[Any]:

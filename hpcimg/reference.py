@@ -5,7 +5,6 @@ Pure: no file, no network, no configuration but what is passed in.
 
 from __future__ import annotations
 
-import difflib
 import string
 from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -171,6 +170,8 @@ def _parse_uri(text: str, more: Collection[str]) -> Reference:
         raise _not_a_uri(text, lowered if colon else "", rest)
     if not known:
         names = [name for name, scheme in SCHEMES.items() if scheme.slashes]
+        import difflib  # only for what is written wrong
+
         near = difflib.get_close_matches(lowered, names, n=1)
         raise _bad(
             text,

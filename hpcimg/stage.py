@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import logging
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 from hpcimg import look
 from hpcimg.cache import events, hot
 from hpcimg.cache.ensure import Staged, ensure
+from hpcimg.cache.failures import Memory
+from hpcimg.cache.paths import owned as owned_name
 from hpcimg.cache.policy import Cache
 from hpcimg.config.keys import Config
 from hpcimg.errors import ANOTHER_LOGIN, NO_LOGIN, Forbidden, HpcimgError, NotAnImage
-from hpcimg.fetch.contract import Request
-from hpcimg.fronts import Asked, Opener, in_front_of
+from hpcimg.fetch.contract import Request, Way
+from hpcimg.fronts import Asked, Front, Opener, in_front_of
 from hpcimg.origin import Origin, origins
 from hpcimg.site import services
 from hpcimg.worker.accounts import ROOT, User
@@ -36,13 +41,15 @@ def stage(
     user: User = ROOT,
     anew: bool = False,
     image_format: str = "",
+    for_all: bool = False,
 ) -> Staged:
     """Bring the requested image onto this node; return it when it is whole.
 
     An image that the unprivileged account can read is shared by all users, one read with the
     site's credentials only where the site says so; an image that only `user` can read stays
     private to that user. With `anew`, cached failures are ignored. `image_format` is the format
-    that the job needs, "" for the site's default. Raises HpcimgError.
+    that the job needs, "" for the site's default. With `for_all`, only an image that all users
+    share is staged. Raises HpcimgError.
     """
     began = time.monotonic()
     cache = cache.converting_to(image_format)
@@ -53,12 +60,12 @@ def stage(
         owned = request._replace(owner=origin.owner)
         asked = Asked(config, cache, owned, origin)
         with in_front_of(asked, _openers(config)) as (way, fronts):
-            staged = ensure(cache, owned, way, origin.memory(anew=anew))
-            for front in fronts:
-                front.finish(staged)
-        return staged, origin
+            return _ensured(cache, owned, way, fronts, origin.memory(anew=anew)), origin
 
-    staged, origin = _first_allowed(origins(config, cache, request, service, user=user), bring)
+    ways = origins(config, cache, request, service, user=user)
+    if for_all:
+        ways = iter([dataclasses.replace(next(ways), login_next=False)])
+    staged, origin = _first_allowed(ways, bring)
     if image_format not in ("", staged.entry.extension):
         raise NotAnImage(
             f"{wanted.uri} is no {image_format} file",
@@ -76,6 +83,8 @@ def stage(
         scheme=wanted.scheme,
         **({"via": staged.via} if staged.via else {}),
     )
+    if not staged.fresh_until:  # other jobs may get another image
+        return staged
     with contextlib.suppress(OSError):  # the next job then takes the long way
         hot.remember(
             cache.layout,
@@ -89,6 +98,26 @@ def stage(
     return staged
 
 
+def _ensured(
+    cache: Cache, request: Request, way: Way, fronts: Sequence[Front], memory: Memory
+) -> Staged:
+    """Bring the image by the way, and let all nodes of its job run the same one."""
+    agreed = _first(front.agreed() for front in fronts) if request.together else ""
+    staged = ensure(cache, request._replace(agreed=agreed), way, memory)
+    for front in fronts:
+        front.finish(staged)
+    if request.together and not agreed:
+        agreed = _first(front.settle(staged) for front in fronts)
+        ours = staged.entry.key.removeprefix(owned_name("", request.owner))
+        if agreed not in ("", ours):
+            return ensure(cache, request._replace(agreed=agreed), way, memory)
+    return staged
+
+
+def _first(words: Iterable[str]) -> str:
+    return next(filter(None, words), "")
+
+
 def _openers(config: Config) -> Sequence[Opener]:
     """Return what this site has between its nodes and the origin, the nearest to that first.
 
@@ -99,7 +128,24 @@ def _openers(config: Config) -> Sequence[Opener]:
         from hpcimg.tier.front import open_front
 
         found.append(open_front)
+    if config.peers != "no":
+        found.append(_peers)
     return found
+
+
+def _peers(asked: Asked, behind: Way) -> AbstractContextManager[Front] | None:
+    """Put the other nodes of the job in front, where there are enough of them."""
+    request, config = asked.request, asked.config
+    if len(request.nodes) < max(2, config.peers_min_nodes) or request.node not in request.nodes:
+        return None
+    if request.owner is not None or request.reference.mounted_file or os.geteuid() != 0:
+        return None
+    if config.peers == "auto" and importlib.util.find_spec("libtorrent") is None:
+        return None
+
+    from hpcimg.peers.swarm import Swarm
+
+    return Swarm(asked, behind)
 
 
 def _mounted(origin: Origin, validator: str) -> hot.Mounted | None:

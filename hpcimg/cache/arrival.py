@@ -14,7 +14,7 @@ from hpcimg.cache.paths import fetching, owned
 from hpcimg.cache.policy import Cache, check_allowed
 from hpcimg.cache.room import Room
 from hpcimg.cache.store import Entry
-from hpcimg.errors import Damaged, NoRoom, NotAllowed
+from hpcimg.errors import Damaged, NoRoom, NotAllowed, Unreachable
 from hpcimg.fetch.contract import Blob, Fetched, Files, Offer, Request, Way, Whole, bytes_of
 from hpcimg.image import formats
 from hpcimg.locks import Lock
@@ -45,6 +45,7 @@ class Arrival(ExitStack):
         self._reference = request.reference
         self._uri = request.reference.uri
         self._owner = request.owner
+        self._agreed = request.agreed
         self._deadline = request.deadline
         self._tell = request.progress
         self._lock = lock
@@ -227,6 +228,11 @@ class Arrival(ExitStack):
         return known
 
     def _lock_fetching(self, key: str) -> None:
+        if self._agreed and key != owned(self._agreed, self._owner):
+            raise Unreachable(
+                f"{self._uri} is another image by now than the one that this job runs",
+                why="another node of the job has an earlier one, which cannot be had any more",
+            )
         if key != self.key:
             self._offered.enter_context(self._lock(fetching(key)))
             self.key = key

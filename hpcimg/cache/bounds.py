@@ -31,6 +31,8 @@ def keep(layout: Layout) -> None:
     if len(names) > LOCKS:
         for name in names:
             locks.remove_free(f"{layout.locks}/{name}")
+    for name in _listdir(layout.leaders):  # who ends well removes its own
+        locks.remove_free(f"{layout.leaders}/{name}")
 
 
 def _keep_newest(directory: str, *, most: int = 0) -> None:

@@ -43,7 +43,8 @@ def _directories(layout: Layout) -> dict[str, int]:
         layout.locks: private, layout.tmp: private, layout.work: 0o711,
         layout.trash: private,
         layout.jobs: 0o711, layout.leases: shared, layout.inflight: shared,
-        layout.hot: private, layout.failures: private, layout.state_tmp: private,
+        layout.hot: private, layout.failures: private, layout.leaders: private,
+        layout.state_tmp: private,
     }  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from hpcimg.cache import failures, inflight, lease, store
 from hpcimg.cache.arrival import Arrival
 from hpcimg.cache.failures import Memory
 from hpcimg.cache.inflight import Inflight
-from hpcimg.cache.paths import fetching
+from hpcimg.cache.paths import fetching, owned
 from hpcimg.cache.policy import Cache
 from hpcimg.cache.store import Entry, Ref
 from hpcimg.errors import (
@@ -100,7 +100,7 @@ class _Ensure:
         staged = self._fresh(ref, "hit")
         if staged:
             return staged
-        began = time.monotonic()
+        began = self.request.came or time.monotonic()
         with self._lock(self.ref_id) as waited:
             ref = self._load_ref()
             staged = self._fresh(ref, "waited" if waited else "hit")
@@ -123,11 +123,18 @@ class _Ensure:
             return staged
 
     def _load_ref(self) -> Ref | None:
+        if self.request.agreed:
+            return self._agreed()
         ref = store.load_ref(self.layout, self.ref_id)
         made_as = ref.key.rpartition("-")[2] if ref else ""
         if made_as in FORMATS and made_as != self.cache.image_format:
             return None  # the site has changed its mind since
         return ref
+
+    def _agreed(self) -> Ref:
+        """Return what the job's nodes have agreed upon: its like is never written down."""
+        key = owned(self.request.agreed, self.request.owner)
+        return Ref(self.reference.uri, key, "", time.time(), pinned=True)
 
     def _fresh(self, ref: Ref | None, how: str) -> Staged | None:
         now = time.time()
@@ -185,7 +192,8 @@ class _Ensure:
         """
         resolved = time.time() if asked is None else asked
         ref = Ref(self.reference.uri, key, validator, resolved, pinned=self.reference.pinned)
-        store.save_ref(self.layout, self.ref_id, ref)
+        if not self.request.agreed:  # it may be what a tag stood for a while ago
+            store.save_ref(self.layout, self.ref_id, ref)
         return self._leased(ref, how, locked=locked)
 
     def _stale(self, ref: Ref | None, error: TransientError, *, locked: str) -> Staged | None:
@@ -223,6 +231,8 @@ class _Ensure:
             self._add_uri(entry, ref.uri)
         path = store.path_of(self.layout, entry)
         fresh_until = ref.fresh_until(_RIGHTS_S if self.mounted else self.cache.tag_ttl_s)
+        if self.request.agreed:
+            fresh_until = 0.0  # another job asks again
         return Staged(entry, path, how, fresh_until, ref.validator)
 
     def _add_uri(self, entry: Entry, uri: str) -> None:
@@ -253,6 +263,7 @@ class _Ensure:
                     deadline=self.request.deadline,
                     waiting=functools.partial(self._waiting, each),
                     tell_every_s=self.cache.patience_s / 4,
+                    began=self.request.came,
                 )
                 try:
                     waited |= stack.enter_context(lock)
@@ -284,6 +295,7 @@ class _Ensure:
             raise _NotMoving
         if self.inflight:
             self.inflight.waits()
+        self.request.goes_on()
         waited = format_duration(seconds)
         log.info(
             "job %s waits for %s, which another job is fetching (%s so far; %s)",

@@ -57,7 +57,8 @@ def candidates(layout: Layout, now: float) -> list[Candidate]:
         used = 0.0 if entry.is_misnamed else used
         jobs = tuple(lease.holders(layout, entry.key))
         keep = entry.key in pinned
-        found.append(Candidate(entry.key, entry.size_bytes, used, jobs, entry.owner, keep))
+        unused = entry.unused(used)
+        found.append(Candidate(entry.key, entry.size_bytes, used, jobs, entry.owner, keep, unused))
     return found
 
 

@@ -37,12 +37,14 @@ class Inflight:
         self._layout = layout
         self._holds = holds
         self._min_rate = min_rate
+        self._request = request
+        self._heard = 0.0
         self._began: dict[str, float] = {}  # phases
         self._mark = (0.0, 0)  # when it was seen to move, and how far it was
         self._path = f"{layout.inflight}/{name}.json"
         self._mode = 0o644 if request.owner is None else 0o600
         self._next = 0.0
-        self._fields: dict[str, object] = {
+        self._fields: dict[str, Any] = {
             "version": 1, "uri": request.reference.uri, "job": request.job,
             "process": processes.tag(), "since": time.time(),
             "phase": "", "bytes": 0, "total": None, "written": 0, "coming": 0,
@@ -121,6 +123,14 @@ class Inflight:
         with contextlib.suppress(OSError):
             text = json.dumps(self._fields) + "\n"
             atomic.write_file(self._path, text, temp=temp, mode=self._mode)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Let who waits hear that it has moved since, unless it will be too late."""
+        moved, ends = self._fields["moved"], self._fields["ends"]
+        if moved > self._heard and (ends is None or ends < self._request.deadline):
+            self._heard = moved
+            self._request.goes_on()
 
 
 def moves(work: dict[str, Any], *, patience_s: float, deadline: float, now: float) -> bool:

@@ -60,6 +60,19 @@ def drop(layout: Layout, job: str) -> list[str]:
     return held
 
 
+def give_back(layout: Layout, key: str, job: str) -> None:
+    """Remove one lease of a job, where there is one."""
+    try:
+        os.unlink(layout.lease(key, job))
+    except FileNotFoundError:
+        pass
+
+
+def count(layout: Layout, job: str) -> int:
+    """Return how many leases a job holds."""
+    return sum(os.path.lexists(layout.lease(key, job)) for key in _names(layout.leases))
+
+
 def all_jobs(layout: Layout) -> set[str]:
     """Return every job that holds a lease."""
     return {job for key in _names(layout.leases) for job in holders(layout, key)}

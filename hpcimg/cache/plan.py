@@ -17,7 +17,7 @@ _FILES_COMING = 4  # and with a reference and what is unfinished
 class Candidate(NamedTuple):
     """An image as eviction sees it. `jobs` hold leases on it; it is private to `owner`.
 
-    A pinned one never goes.
+    A pinned one never goes, an `unused` one, which no job has used yet, goes first.
     """
 
     key: str
@@ -26,6 +26,7 @@ class Candidate(NamedTuple):
     jobs: tuple[str, ...] = ()
     owner: int | None = None
     pinned: bool = False
+    unused: bool = False
 
 
 class Disk(NamedTuple):
@@ -189,5 +190,5 @@ def _plan(candidates: list[Candidate], wanted: Wanted, *, min_age_s: float, now:
     pinned = tuple(c for c in candidates if c.pinned and not c.jobs)
     idle = [c for c in candidates if not c.jobs and not c.pinned]
     too_young = tuple(c for c in idle if now - c.last_used < min_age_s)
-    old = sorted(set(idle) - set(too_young), key=lambda c: (c.last_used, c.key))
+    old = sorted(set(idle) - set(too_young), key=lambda c: (not c.unused, c.last_used, c.key))
     return Plan(wanted.size_bytes, tuple(old), in_use, too_young, pinned, wanted.files)

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from hpcimg.errors import CacheUnusable, explained, from_os_error
 log = logging.getLogger(__name__)
 VERSION = 1
 BLOB = "blob"  # the extension of a layer or config that is kept to be shared by images
+_BEFORE_S = 1.0
 GRACE_S = 60.0  # how long a server that did not answer is left alone
 _ORPHAN_AGE_S = 3600.0
 # Converted images, by a digest that an archive stated and nobody had compared with its layers.
@@ -68,6 +70,11 @@ class Entry:
     def is_misnamed(self) -> bool:
         """Whether its key is one of earlier releases, which anybody could have it made under."""
         return _NAMED_BY_SOURCE.fullmatch(self.key) is not None
+
+    def unused(self, last_used: float) -> bool:
+        """Tell from the time of its last use whether there was none since it was fetched."""
+        # The kernel's own clock is some milliseconds late.
+        return last_used < self.fetched - _BEFORE_S / 2
 
     def serves(self, policy: str) -> bool:
         """Tell whether it may be handed out where images have to be verified by this policy."""
@@ -203,6 +210,18 @@ def mark_used(layout: Layout, key: str) -> None:
         os.utime(layout.meta(key))
 
 
+def mark_unused(layout: Layout, entry: Entry) -> None:
+    """Record that no job has used the image since it was fetched."""
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(layout.meta(entry.key), (entry.fetched - _BEFORE_S, entry.fetched - _BEFORE_S))
+
+
+def unused(layout: Layout, key: str) -> bool:
+    """Tell whether the image is marked so."""
+    entry = load_record(layout, key)
+    return entry is not None and entry.unused(last_used(layout, key))
+
+
 @contextmanager
 def unfinished(layout: Layout, name: str) -> Iterator[tuple[str, int]]:
     """Give (path, descriptor) of a new empty file in tmp/, gone at the end if still there.
@@ -314,7 +333,7 @@ def sweep(layout: Layout) -> int:
                 if processes.alive(name):
                     continue
                 on_disk = directory != layout.state_tmp
-                swept += trash.put(layout, path) if on_disk else atomic.remove(path)
+                swept += trash.put(layout, path) if on_disk else _remove(path)
             except OSError as error:
                 failed = error
     if failed:
@@ -322,6 +341,14 @@ def sweep(layout: Layout) -> int:
         events.record(layout.events, "sweep_failed", message=str(failed))
     trash.empty(layout)
     return swept
+
+
+def _remove(path: str) -> bool:
+    try:
+        return atomic.remove(path)
+    except IsADirectoryError:  # a job's, which was not yet in its place
+        shutil.rmtree(path)
+        return True
 
 
 @explained()

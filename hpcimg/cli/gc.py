@@ -10,15 +10,18 @@ from hpcimg.cache import events, evict, history, lease, store, trash
 from hpcimg.cache.paths import Layout
 from hpcimg.cli import output
 from hpcimg.config import load as config
+from hpcimg.config.keys import Config
 from hpcimg.errors import HpcimgError
 from hpcimg.slurm import jobfiles, query
+from hpcimg.tier.tidy import tidy
 from hpcimg.units import format_size
 
 HELP = """evict down to the low watermark and clear away what ended jobs left
 
 Drops the leases of jobs that Slurm does not know (any more), sweeps what killed
 work left behind, and evicts least recently used images where the cache is above
-its high watermark or the disk below its floor."""
+its high watermark or the disk below its floor. With --site it does so for the site
+tier instead: images that no node has asked for in a long time, and what is too much."""
 
 log = logging.getLogger(__name__)
 _TIME_S = 3600.0
@@ -26,11 +29,16 @@ _TIME_S = 3600.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="say what would go, change nothing")
+    parser.add_argument(
+        "--site", action="store_true", help="tidy up the site tier, for all nodes, and no cache"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     conf = config.load()
     logs.set_up("stderr", name="gc")
+    if args.site:
+        return _tidy_site(conf, args)
     query.look_in(conf.slurm_bin)
     cache = node.cache_of(conf) if args.dry_run else node.open_cache(conf)
     layout = cache.layout
@@ -38,8 +46,7 @@ def run(args: argparse.Namespace) -> int:
     orphans = 0
     if not args.dry_run:
         for job in ended:
-            lease.drop(layout, job)
-            jobfiles.remove(layout, job)
+            jobfiles.release(layout, job)
         orphans = store.sweep_orphans(layout)
         trash.empty_all(layout, time_s=_TIME_S)
         history.rotate(layout)
@@ -65,6 +72,28 @@ def run(args: argparse.Namespace) -> int:
         f"{format_size(report.freed_bytes)} {would}freed"
         f" of {format_size(report.plan.wanted_bytes)} wanted: {report.plan.describe()}"
     )
+    return 0
+
+
+def _tidy_site(conf: Config, args: argparse.Namespace) -> int:
+    report = tidy(conf, dry_run=args.dry_run)
+    if args.json:
+        output.print_json({
+            "dry_run": args.dry_run,
+            "busy": report.busy,
+            "freed_bytes": report.freed_bytes,
+            "held_bytes": report.held_bytes,
+            "evicted": [image.name for image in report.images],
+            "others": report.others,
+        })  # fmt: skip
+        return 0
+    if report.busy:
+        print("another node is at it")
+        return 0
+    would = "would be " if args.dry_run else ""
+    for image in report.images:
+        print(f"{image.name}: {would}evicted, {format_size(image.size_bytes)}")
+    print(f"{format_size(report.freed_bytes)} {would}freed of {format_size(report.held_bytes)}")
     return 0
 
 

@@ -52,20 +52,22 @@ def table(
     otherwise; 0 for no limit), the last cell loses its middle.
     """
     columns = width() if columns < 0 else columns
-    cells = [[printable(str(cell)) for cell in row] for row in rows]
+    cells = [[str(cell) for cell in row] for row in rows]
+    if not all("".join(row).isprintable() for row in cells):  # hardly ever, and rows may be many
+        cells = [[printable(cell) for cell in row] for row in cells]
     names = [head.removeprefix(">") for head in heads]
     widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
     before = sum(widths[:-1]) + 2 * (len(widths) - 1)
     if columns:
         widths[-1] = min(widths[-1], max(columns - before, _LAST_MIN))
+    form = "  ".join(
+        f"{{:{'>' if head.startswith('>') else '<'}{width}}}"
+        for head, width in zip(heads, widths, strict=True)
+    )
     lines = []
     for row in [names, *cells]:
         row[-1] = shortened(row[-1], widths[-1])
-        padded = [
-            cell.rjust(width) if head.startswith(">") else cell.ljust(width)
-            for cell, width, head in zip(row, widths, heads, strict=True)
-        ]
-        lines.append("  ".join(padded).rstrip())
+        lines.append(form.format(*row).rstrip())
     lines[0] = painted(lines[0], "bold")
     return lines
 

@@ -82,6 +82,16 @@ class Config:
     site_wait_s: float
     site_max_size: Size
     site_max_age_s: float
+    peers: str
+    peers_min_nodes: int
+    peers_port: int
+    peers_networks: tuple[str, ...]
+    peers_linger_s: float
+    peers_rate: int
+    peers_munge_socket: str
+    prefetch_within_s: float
+    prefetch_per_user: int
+    prefetch_images: int
     slurm_bin: str
     pyxis: bool
     log_to: str
@@ -211,6 +221,26 @@ KEYS = (
         "all images there together, 5T or a percentage of the file system"),
     Key("site", "max_age", "site_max_age_s", "30d", parse_duration,
         "an image there that no node has asked for in this time goes"),
+    Key("peers", "use", "peers", "auto", read.one_of("auto", "yes", "no"),
+        "whether the nodes of a job share what they fetch; auto: where libtorrent is installed"),
+    Key("peers", "min_nodes", "peers_min_nodes", "4", read.count,
+        "how many nodes a job has at least for that"),
+    Key("peers", "port", "peers_port", "8478", read.port,
+        "the first of the 16 TCP ports that they use"),
+    Key("peers", "networks", "peers_networks", INSIDE, read.networks,
+        "the networks that peers may be in"),
+    Key("peers", "linger", "peers_linger_s", "60s", parse_duration,
+        "how long Prolog goes on sending to the others when its own image is there"),
+    Key("peers", "rate", "peers_rate", "0", parse_size,
+        "how much a node sends to its peers, in bytes per second; 0 is no limit"),
+    Key("peers", "munge_socket", "peers_munge_socket", "", read.optional(read.path),
+        "munged's socket if it is not the usual one"),
+    Key("prefetch", "within", "prefetch_within_s", "1h", parse_duration,
+        "how far `hpcimg prefetch --queue` looks ahead, by Slurm's planned starts"),
+    Key("prefetch", "per_user", "prefetch_per_user", "4", read.count,
+        "how many images it brings for one user each time"),
+    Key("prefetch", "images", "prefetch_images", "20", read.count,
+        "how many images it brings each time"),
     Key("slurm", "bin", "slurm_bin", "", read.optional(read.path),
         "the directory of squeue and scontrol if it is not one of the system's"),
     Key("slurm", "pyxis", "pyxis", "no", read.boolean,
@@ -233,4 +263,7 @@ NAMED: dict[str, tuple[type, dict[str, Callable[[str], Any]]]] = {
 }
 SECTIONS = (*dict.fromkeys(key.section for key in KEYS), "alias")
 # Read from the raw text on the way to a hit, or by the task prolog's shell.
-READ_RAW = (("cache", "path"), ("state", "path"), ("stage", "registries_conf"), ("slurm", "pyxis"))
+READ_RAW = (
+    ("cache", "path"), ("state", "path"), ("stage", "registries_conf"), ("site", "path"),
+    ("slurm", "pyxis"),
+)  # fmt: skip

@@ -80,6 +80,14 @@ def count(text: str) -> int:
     return int(text)
 
 
+def port(text: str) -> int:
+    """Read the first of 16 ports, none of which takes root to listen at."""
+    number = count(text)
+    if not 1024 <= number <= 65520:
+        raise ValueError(f"{text!r} is no port from 1024 to 65520")
+    return number
+
+
 def words(text: str) -> tuple[str, ...]:
     """Read words between blanks or commas."""
     return tuple(text.replace(",", " ").split())

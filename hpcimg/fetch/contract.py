@@ -110,6 +110,12 @@ class Request(NamedTuple):
     `job` gets a lease on it ("" gets none). `owner` is the uid that the image is private to,
     None for a shared one. `deadline` is a time.monotonic() value for the whole request.
     `progress` is called as the fetch advances. `text` is the reference as it was written.
+    `nodes` are the names of all nodes of the job, `node` that of this one among them; () and ""
+    where that is not known. `together` names the job among those of all clusters where it has
+    several nodes, which are to run one image. `agreed` is the key of that image, without its
+    owner, and then no other will do. Both are "" for none.
+    The job `came` at that time.monotonic() value, if it has waited before. `goes_on` is called
+    whenever it is worth waiting for.
     """
 
     reference: Reference
@@ -118,6 +124,12 @@ class Request(NamedTuple):
     owner: int | None = None
     progress: Progress = lambda *_: None
     text: str = ""
+    nodes: tuple[str, ...] = ()
+    node: str = ""
+    together: str = ""
+    agreed: str = ""
+    came: float | None = None
+    goes_on: Callable[[], None] = lambda: None
 
 
 class Listener(Protocol):

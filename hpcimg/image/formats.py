@@ -9,7 +9,6 @@ them is bounded before it is used.
 from __future__ import annotations
 
 import os
-import platform
 import struct
 from typing import NamedTuple
 
@@ -56,7 +55,7 @@ def identify(descriptor: int, what: str, *, machine: str = "") -> Image:
         image = _squashfs(descriptor, _LAUNCH_LINE, size, what)
     else:
         raise NotAnImage(f"{what} is not an image", why=_guess(head, size))
-    machine = machine or platform.machine()
+    machine = machine or os.uname().machine
     if image.architecture not in ("", machine):
         raise WrongArchitecture(
             f"{what} is an image for another processor",

@@ -10,7 +10,7 @@ import logging
 import os
 
 from hpcimg import journal, logs, node
-from hpcimg.cache import evict, history, lease
+from hpcimg.cache import evict, history
 from hpcimg.config import load as config
 from hpcimg.errors import HpcimgError
 from hpcimg.slurm import jobfiles
@@ -45,8 +45,7 @@ def main() -> int:
         cache = node.open_cache(conf)
         # The short way did this, unless something was wrong with it; the directory went last.
         if os.path.lexists(cache.layout.job(job)):
-            lease.drop(cache.layout, job)
-            jobfiles.remove(cache.layout, job)
+            jobfiles.release(cache.layout, job)
         history.rotate(cache.layout)
         report = evict.trim(cache.layout, cache.limits, time_s=_TIME_S, in_full=False)
         if report.plan.wanted_bytes:

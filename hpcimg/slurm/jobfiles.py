@@ -1,12 +1,14 @@
 """The files of one job: its record, and the lines its task prolog prints.
 
-Imports only os and errno: the way to a warm hit writes them.
+Imports only what is built in: the way to a warm hit writes them.
 """
 
 import errno
 import os
+import time
 
 from hpcimg import acl, atomic
+from hpcimg.cache import lease
 from hpcimg.cache.paths import Layout
 from hpcimg.plainjson import dumps
 
@@ -59,13 +61,75 @@ def prepare(layout: Layout, job: str) -> None:
         _empty(directory)
 
 
+class Admitted:
+    """A job's directory: `number` tells it from a later one of this job, `made` who made it."""
+
+    __slots__ = ("made", "number")
+
+    def __init__(self, number: int, made: bool) -> None:
+        self.number = number
+        self.made = made
+
+
+def admit(layout: Layout, job: str, uid: int) -> Admitted:
+    """Make the directory of a job that Prolog had nothing to do for.
+
+    Epilog then looks for its leases, and its tasks start as before. It is there whole or not at
+    all. Where the job has one, that is it. Raises FileNotFoundError where Epilog is at it.
+    """
+    directory, is_ours = layout.job(job), False
+    if not os.path.lexists(directory):
+        from hpcimg import processes
+
+        made = processes.temp_path(layout.state_tmp, f"job-{job}")
+        os.mkdir(made, 0o755)
+        try:
+            _write(made, job, uid, [], {"state": READY, **_common([], time.time())})
+            os.rename(made, directory)  # over an empty one at the most
+            is_ours = True
+        except OSError as error:
+            _empty(made)
+            os.rmdir(made)
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another one was faster
+                raise
+    number = os.stat(directory).st_ino
+    if not is_open(layout, job, number):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), directory)
+    return Admitted(number, is_ours)
+
+
+def is_open(layout: Layout, job: str, number: int) -> bool:
+    """Tell whether Epilog is still to come for the job whose directory `admit` gave.
+
+    Then it releases what was leased to the job before.
+    """
+    try:
+        os.stat(f"{layout.job(job)}/task")
+        return os.stat(layout.job(job)).st_ino == number
+    except FileNotFoundError:
+        return False
+
+
+def add_for_pyxis(layout: Layout, job: str, uid: int, text: str, path: str) -> None:
+    """Let the importer of this job find an image by itself the next time."""
+    file, pair = f"{layout.job(job)}/pyxis", f"{text}\n{path}\n"
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        _write_file(file, pair, uid)
+        return
+    try:
+        os.write(descriptor, pair.encode())  # at once: a reader sees whole lines
+    finally:
+        os.close(descriptor)
+
+
 def write_asked(
     layout: Layout, job: str, uid: int, images: list[Image], *, started: float, process: str
 ) -> None:
     """Say what the job waits for, until it is told what came of it; `process` is its Prolog's."""
-    _write_record(
-        layout, job, uid, {"state": STAGING, "process": process, **_common(images, started)}
-    )
+    record = {"state": STAGING, "process": process, **_common(images, started)}
+    _write_record(layout.job(job), job, uid, record)
 
 
 def write_ready(
@@ -88,7 +152,7 @@ def write_ready(
     if len(ours) < len(images):
         pairs = [f"{image.text}\n{image.path}\n" for image in images if image.format]
         _write_file(f"{layout.job(job)}/pyxis", "".join(pairs), uid)
-    _write(layout, job, uid, lines, {"state": READY, **_common(images, started)})
+    _write(layout.job(job), job, uid, lines, {"state": READY, **_common(images, started)})
 
 
 def write_failed(
@@ -105,18 +169,24 @@ def write_failed(
     """Tell the job why it cannot run; its tasks print the message and end with 1."""
     lines = [f"print hpcimg: {message}", "exit 1"]
     failure = {"error": error, "class": kind, "message": message}
-    _write(layout, job, uid, lines, {"state": FAILED, **failure, **_common(images, started)})
+    _write(
+        layout.job(job), job, uid, lines, {"state": FAILED, **failure, **_common(images, started)}
+    )
 
 
-def remove(layout: Layout, job: str) -> bool:
-    """Remove the job's directory; return whether there was one."""
+def release(layout: Layout, job: str) -> None:
+    """Drop the leases of a job that has ended, then its directory.
+
+    The task file goes first: what is leased to the job from then on is not kept, see `is_open`.
+    """
     directory = layout.job(job)
+    atomic.remove(f"{directory}/task")
+    lease.drop(layout, job)
     try:
         _empty(directory)
         os.rmdir(directory)
     except FileNotFoundError:
-        return False
-    return True
+        pass
 
 
 def all_jobs(layout: Layout) -> set[str]:
@@ -178,15 +248,15 @@ def _common(images: list[Image], started: float) -> dict[str, object]:
     }
 
 
-def _write(layout: Layout, job: str, uid: int, lines: list[str], record: dict[str, object]) -> None:
-    _write_record(layout, job, uid, record)
+def _write(directory: str, job: str, uid: int, lines: list[str], record: dict[str, object]) -> None:
+    _write_record(directory, job, uid, record)
     # The task file comes last: once it is there, all is said.
-    _write_file(f"{layout.job(job)}/task", "".join(f"{line}\n" for line in lines), uid)
+    _write_file(f"{directory}/task", "".join(f"{line}\n" for line in lines), uid)
 
 
-def _write_record(layout: Layout, job: str, uid: int, record: dict[str, object]) -> None:
+def _write_record(directory: str, job: str, uid: int, record: dict[str, object]) -> None:
     record = {"version": 1, "job": job, "uid": uid, **record}
-    _write_file(f"{layout.job(job)}/record.json", dumps(record) + "\n", uid)
+    _write_file(f"{directory}/record.json", dumps(record) + "\n", uid)
 
 
 def _write_file(path: str, text: str, uid: int) -> None:

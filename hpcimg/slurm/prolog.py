@@ -8,29 +8,33 @@ returns 0 whatever happens, since any other exit code makes Slurm drain the node
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
+from collections.abc import Iterator
 
 from hpcimg import health, journal, logs, node, processes, stage
-from hpcimg.cache import events, history
+from hpcimg.cache import events, history, hot
+from hpcimg.cache.leader import Leader, Told
 from hpcimg.cache.paths import Layout
 from hpcimg.config import files as conffiles
 from hpcimg.config import load as config
 from hpcimg.config.keys import Config
 from hpcimg.errors import (
     BadReference,
-    Bug,
     CacheUnusable,
     DeadlinePassed,
     HpcimgError,
-    from_os_error,
+    foreseen,
+    printable,
 )
 from hpcimg.fetch.contract import Request
 from hpcimg.reference import told
 from hpcimg.site import policy
-from hpcimg.slurm import comment, jobfiles, pyxis, query, requeue
+from hpcimg.slurm import comment, hostlist, jobfiles, nodes, pyxis, query, requeue
 from hpcimg.units import format_duration, format_size
+from hpcimg.worker import starting
 from hpcimg.worker.accounts import User
 
 log = logging.getLogger(__name__)
@@ -64,9 +68,14 @@ def too_late(limit_s: float) -> None:
     _fail(job, int(uid), [], error, str(error), started)
 
 
-def main() -> int:
-    """Run Prolog for the job in the environment; return 0, or DRAIN where the node is at fault."""
-    started = time.time()
+def main(*, came: float | None = None, leader: Leader | None = None) -> int:
+    """Run Prolog for the job in the environment; return 0, or DRAIN where the node is at fault.
+
+    `came`, a time.monotonic() value, is when the hook began, where that was before this; other
+    jobs may wait for what this one is the `leader` of.
+    """
+    came = time.monotonic() if came is None else came
+    started = time.time() - (time.monotonic() - came)
     job, uid = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_JOB_UID", "")
     logs.set_up("syslog", name="prolog", job=job if job.isdigit() else "?")
     if not job.isdecimal() or not uid.isdecimal():  # not isdigit: int() takes no "²"
@@ -78,7 +87,7 @@ def main() -> int:
         conf = config.load()
         logs.set_up(conf.log_to, name="prolog", job=job)
         query.look_in(conf.slurm_bin)
-        _stage_all(conf, job, int(uid), images, started)
+        _stage_all(conf, job, int(uid), images, started, came, leader)
     except Exception as error:
         explained = error if isinstance(error, HpcimgError) else _unforeseen(error)
         log.error("%s", explained, extra=_told(explained, images, started))
@@ -87,13 +96,23 @@ def main() -> int:
         if conf and _at_fault(conf, explained):
             log.critical("Slurm is told to drain this node")
             return DRAIN
+    finally:
+        starting.end_early()
+        if leader:
+            leader.done()
     return 0
 
 
 def _stage_all(
-    conf: Config, job: str, uid: int, images: list[jobfiles.Image], started: float
+    conf: Config,
+    job: str,
+    uid: int,
+    images: list[jobfiles.Image],
+    started: float,
+    came: float,
+    leader: Leader | None,
 ) -> None:
-    deadline = time.monotonic() + conf.deadline_s
+    deadline = came + conf.deadline_s
     wanted = comment.read(*(os.environ.get(name, "") for name in comment.VARIABLES))
     for_pyxis = pyxis.take_out(wanted.images, os.environ.get(pyxis.VARIABLE, ""))
     images += [jobfiles.Image(name, text) for name, text in wanted.images[: comment.MAX_IMAGES]]
@@ -113,13 +132,18 @@ def _stage_all(
     # The directory comes first: the epilog looks for leases where there is one.
     jobfiles.prepare(cache.layout, job)
     jobfiles.write_asked(cache.layout, job, uid, images, started=started, process=processes.tag())
+    together = nodes.together(dict(os.environ))
+    of_job = _nodes()
     for image, reference in zip(images, references, strict=True):
         began = time.time()
-        progress = _LoggedProgress(image.uri)
-        request = Request(reference, deadline, job, progress=progress, text=image.text)
-        staged = stage.stage(
-            conf, cache, request, user=User(uid, _group()), image_format=image.format
-        )
+        request = Request(
+            reference, deadline, job, progress=_LoggedProgress(image.uri), text=image.text,
+            nodes=of_job, node=os.environ.get("SLURMD_NODENAME", ""), together=together, came=came,
+        )  # fmt: skip
+        with _led(leader, image, conf, request) as request:
+            staged = stage.stage(
+                conf, cache, request, user=User(uid, _group()), image_format=image.format
+            )
         image.key, image.path, image.source = staged.entry.key, staged.path, staged.how
         told = journal.fields(
             journal.STAGED, uri=image.uri, key=image.key, result=image.source,
@@ -127,6 +151,28 @@ def _stage_all(
         )  # fmt: skip
         log.info("%s is at %s (%s)", image.uri, image.path, image.source, extra=told)
     jobfiles.write_ready(cache.layout, job, uid, images, started=started, links=wanted.links)
+
+
+@contextlib.contextmanager
+def _led(
+    leader: Leader | None, image: jobfiles.Image, conf: Config, request: Request
+) -> Iterator[Request]:
+    """Let the jobs that wait for this image hear how it goes on, and wake them at the end."""
+    if leader is None or leader.name != hot.name_of(image.text, image.format):
+        yield request
+        return
+    leader.tell(
+        Told(
+            request.job,
+            printable(image.uri),
+            patience_s=conf.patience_s,
+            deadline_s=conf.deadline_s,
+        )
+    )
+    try:
+        yield request._replace(goes_on=leader.goes_on)
+    finally:
+        leader.done()
 
 
 def _missed(conf: Config, written: str, right: str) -> HpcimgError:
@@ -138,6 +184,16 @@ def _missed(conf: Config, written: str, right: str) -> HpcimgError:
     return BadReference(
         f"{told(written)!r} requests no image", why=f"did you mean {comment.MARK}{told(right)}"
     )
+
+
+def _nodes() -> tuple[str, ...]:
+    """Return the names of the job's nodes, none where Slurm does not say them."""
+    text = os.environ.get("SLURM_JOB_NODELIST") or os.environ.get("SLURM_NODELIST", "")
+    try:
+        return hostlist.expand(text)
+    except ValueError as error:
+        log.warning("the nodes of the job are not known: %s", error)
+        return ()
 
 
 def _group() -> int | None:
@@ -180,9 +236,7 @@ def _uri_of_failed(images: list[jobfiles.Image]) -> str:
 
 def _unforeseen(error: Exception) -> HpcimgError:
     log.error("unforeseen", exc_info=error)
-    if isinstance(error, OSError):
-        return from_os_error(error)
-    return Bug("hpcimg failed on this node", why=f"{type(error).__name__}: {error}")
+    return foreseen(error)
 
 
 def _requeued(conf: Config | None, job: str, error: HpcimgError) -> str:

@@ -1,4 +1,4 @@
-"""What pyslurm says of one job, asked in a process of its own.
+"""What pyslurm says of jobs, asked in a process of its own.
 
 libslurm ends the process that imported it where it finds no slurm.conf, after
 trying for a minute: no `except` sees that. So this is run as a program, by
@@ -12,15 +12,34 @@ import sys
 
 
 def main() -> int:
-    """Print the state of the job in the last argument as JSON, null for one that is unknown."""
+    """Print as JSON what the last arguments ask for.
+
+    `state JOB` is the job's state, "" for one that is unknown; `planned` the pending jobs whose
+    start is planned, with the fields of `hpcimg.slurm.planned.Planned`.
+    """
+    if sys.argv[-1] == "planned":
+        print(json.dumps(_planned()))
+    else:
+        print(json.dumps(_state(int(sys.argv[-1]))))
+    return 0
+
+
+def _state(job: int) -> str:
     import pyslurm
 
     try:
-        found = pyslurm.Job.load(int(sys.argv[-1]))
+        return str(pyslurm.Job.load(job).state)
     except pyslurm.RPCError as error:
         if "Invalid job id" not in str(error):
             raise
-        print("null")
-        return 0
-    print(json.dumps(str(found.state)))
-    return 0
+        return ""
+
+
+def _planned() -> list[tuple[float, int, str, str]]:
+    import pyslurm
+
+    return [
+        (float(job.start_time), int(job.user_id), str(job.scheduled_nodes or ""), job.comment or "")
+        for job in pyslurm.Jobs.load().values()
+        if job.state == "PENDING" and job.start_time
+    ]

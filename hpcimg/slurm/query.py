@@ -12,9 +12,12 @@ import logging
 import os
 import subprocess
 import sys
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from hpcimg.errors import HpcimgError, MissingTool, Unreachable
+from hpcimg.slurm.features import Running
+from hpcimg.slurm.planned import Planned
 
 log = logging.getLogger(__name__)
 _TIMEOUT_S = 30
@@ -37,6 +40,9 @@ class Slurm(Protocol):
     def alive(self, job: str) -> bool:
         """Tell whether the job still has, or may get, an allocation."""
 
+    def planned(self) -> list[Planned]:
+        """Return the pending jobs whose start is planned, in no order. Asks once for all."""
+
 
 def open_slurm() -> Slurm:
     """Return pyslurm's view where pyslurm is installed, else that of Slurm's commands."""
@@ -51,14 +57,18 @@ def look_in(directory: str) -> None:
         os.environ["PATH"] = f"{directory}:{os.environ.get('PATH', os.defpath)}"
 
 
-def run(argv: list[str], *, timeout_s: float = 0) -> subprocess.CompletedProcess[str]:
+def run(
+    argv: list[str], *, timeout_s: float = 0, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run one of Slurm's commands; its exit code is the caller's to judge.
 
-    Raises MissingTool where there is none, Unreachable where it takes too long.
+    `env` is what its environment has besides ours. Raises MissingTool where there is none,
+    Unreachable where it takes too long.
     """
     try:
         return subprocess.run(
             argv,
+            env={**os.environ, **(env or {})},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -72,11 +82,44 @@ def run(argv: list[str], *, timeout_s: float = 0) -> subprocess.CompletedProcess
         raise Unreachable("slurmctld does not answer") from None
 
 
+def running() -> list[Running]:
+    """Return the running jobs, in no order. Asks once for all. Raises as `run`, and Unreachable."""
+    return [Running(*row) for row in _rows("--states=running", fields=("%N", "%k"))]
+
+
+def scontrol(*arguments: str) -> str:
+    """Return what scontrol prints. Raises as `run`, and Unreachable where it fails."""
+    done = run(["scontrol", *arguments])
+    if done.returncode:
+        raise Unreachable(f"scontrol {arguments[0]} failed", why=done.stderr.strip())
+    return done.stdout
+
+
+def _rows(which: str, *, fields: Sequence[str]) -> list[list[str]]:
+    """Return fields of jobs, in squeue's spelling; the last of them may hold anything."""
+    # No user can write a comment that looks like the line of another job.
+    mark = f"{os.urandom(16).hex()}:"
+    argv = ["squeue", "--noheader", which, f"--format={mark}{'|'.join(fields)}"]
+    done = run(argv, env={"SLURM_TIME_FORMAT": "%s"})
+    if done.returncode:
+        raise Unreachable("slurmctld cannot be asked", why=done.stderr.strip())
+    rows = done.stdout.split(mark)[1:]
+    return [row.removesuffix("\n").split("|", len(fields) - 1) for row in rows]
+
+
 class Commands:
     """Slurm's own squeue."""
 
     def alive(self, job: str) -> bool:
         return any(state not in _ENDED for state in self._ask(job, "%T").split())
+
+    def planned(self) -> list[Planned]:
+        found = _rows("--start", fields=("%S", "%U", "%Y", "%k"))
+        return [
+            Planned(float(start), int(uid), nodes, comment)
+            for start, uid, nodes, comment in found
+            if start.isdecimal()
+        ]
 
     def _ask(self, job: str, field: str) -> str:
         """Return one field of the job, "" where Slurm knows no such job."""
@@ -98,18 +141,24 @@ class PySlurm:
         self._answers = True
 
     def alive(self, job: str) -> bool:
-        found = self._ask(job)
-        return self._otherwise.alive(job) if found is None else found not in ("", *_ENDED)
+        found = self._ask("state", job)
+        if found is None:
+            return self._otherwise.alive(job)
+        return str(found) not in ("", *_ENDED)
 
-    def _ask(self, job: str) -> str | None:
-        """Return the state that it tells, "" for a job that is unknown, None without an answer."""
+    def planned(self) -> list[Planned]:
+        found = self._ask("planned")
+        if found is None:
+            return self._otherwise.planned()
+        return [Planned(*fields) for fields in found]
+
+    def _ask(self, *question: str) -> Any:
+        """Return what it tells, None without an answer."""
         if not self._answers:
             return None
         try:
-            argv = [sys.executable, "-I", "-c", _ASK, json.dumps(sys.path), job]
-            done = run(argv, timeout_s=_PYSLURM_S)
-            said = json.loads(done.stdout)
-            return "" if said is None else str(said)
+            argv = [sys.executable, "-I", "-c", _ASK, json.dumps(sys.path), *question]
+            return json.loads(run(argv, timeout_s=_PYSLURM_S).stdout)
         except (HpcimgError, ValueError, TypeError):
             log.info("pyslurm does not answer: Slurm's commands are asked")
             self._answers = False

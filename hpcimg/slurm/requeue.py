@@ -7,7 +7,6 @@ for `AuthInfo=cred_expire` and a little before it is eligible again.
 
 from __future__ import annotations
 
-import random
 import time
 from typing import NamedTuple
 
@@ -43,6 +42,8 @@ def attempt(
     if int(restarts) >= limit:
         return Outcome(False, f"It was requeued {limit} of {limit} times." if limit else "")
     if nodes.isdecimal() and int(nodes) > 1:
+        import random  # few jobs come here
+
         time.sleep(random.uniform(0, min(int(nodes) * _SPREAD_S, _SPREAD_MAX_S)))
     try:
         refusal = _requeue(job)

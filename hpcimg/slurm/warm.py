@@ -1,34 +1,74 @@
 """The short way through Prolog and Epilog, before anything heavy is loaded.
 
-A job without an image, and one whose images are all warm, are done here. All
-else is left to `hpcimg.slurm.prolog` and `hpcimg.slurm.epilog`, by way of
-`hpcimg.slurm.watch`. A test names the modules that may be loaded here.
+A job without an image, one whose images are all warm, and one that waits for an image
+which another job brings, are done here. All else is left to `hpcimg.slurm.prolog`
+and `hpcimg.slurm.epilog`, by way of `hpcimg.slurm.watch`. A test names the modules that
+may be loaded here.
 """
 
 import os
+import sys
+import time
 
 from hpcimg.config import files as conffiles
 from hpcimg.slurm import comment
 
+TYPE_CHECKING = False  # that of typing takes longer to load than a hit takes
+if TYPE_CHECKING:
+    from hpcimg.cache.leader import Leader
+
 LONG_WAY = 10  # exit code: the hook goes on with the full program
+BROKEN = 11  # the full program was run, and did not end as it should
+_DRAIN = 43  # as `hpcimg.slurm.prolog` has it
 # Of hpcimg.slurm.pyxis, which most jobs do not need.
 _PYXIS_OPTION = "SPANK__SLURM_SPANK_OPTION_pyxis_container_image"
 _PYXIS_NAME = "PYXIS_CONTAINER_IMAGE"
 _QUICK_S = 1.0  # what takes longer, such as looks at a slow file system, is to have a deadline
+_AGAIN = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from hpcimg.slurm import watch; "
+    "sys.exit(watch.main(sys.argv[2], came=float(sys.argv[3])))"
+)
 
 
-def main(hook: str) -> int:
+def run(hook: str) -> int:
+    """Run a hook, "prolog" or "epilog", the long way too if need be; return its exit code.
+
+    0 and the one that drains the node are final, and BROKEN is for a long way that failed;
+    with any other, the hook goes the long way by itself.
+    """
+    came = time.monotonic()
+    leaders: list[Leader] = []
+    code = main(hook, leaders)
+    if code != LONG_WAY:
+        return code
+    if any(leader.abandoned for leader in leaders):  # a thread is left, and none can be ended
+        argv = [sys.executable, "-I", "-c", _AGAIN, sys.path[0], hook, repr(came)]
+        os.execv(argv[0], argv)  # noqa: S606
+    import site  # the hooks start without: the short way needs no packages
+
+    site.main()
+    from hpcimg.slurm import watch
+
+    leads = next((leader for leader in leaders if leader.leads), None)
+    code = watch.main(hook, came=came, leader=leads)
+    sys.stderr.flush()
+    return code if code in (0, _DRAIN) else BROKEN
+
+
+def main(hook: str, leaders: "list[Leader] | None" = None) -> int:
     """Run the short way of a hook, "prolog" or "epilog"; return 0 or LONG_WAY.
 
-    Whatever goes wrong here is left to the long way, which knows how to say it.
+    Whatever goes wrong here is left to the long way, which knows how to say it. What this
+    process leads or waited for is put into `leaders`; without, nobody is waited for.
     """
     try:
-        return {"prolog": prolog, "epilog": epilog}[hook](dict(os.environ))
+        environ = dict(os.environ)
+        return epilog(environ) if hook == "epilog" else prolog(environ, leaders)
     except Exception:
         return LONG_WAY
 
 
-def prolog(environ: dict[str, str]) -> int:
+def prolog(environ: dict[str, str], leaders: "list[Leader] | None" = None) -> int:
     """Return 0 when the job can start, LONG_WAY when there is work to do."""
     wanted = comment.read(*(environ.get(name, "") for name in comment.VARIABLES))
     if wanted.problem or wanted.missed[0]:
@@ -41,11 +81,9 @@ def prolog(environ: dict[str, str]) -> int:
         return LONG_WAY
 
     # Most jobs never come this far.
-    import time
-
     from hpcimg.cache import events, hot
     from hpcimg.cache.paths import Layout
-    from hpcimg.slurm import jobfiles
+    from hpcimg.slurm import jobfiles, nodes
 
     started = time.time()
     until = time.monotonic() + _QUICK_S
@@ -60,6 +98,8 @@ def prolog(environ: dict[str, str]) -> int:
     images = [jobfiles.Image(name, text) for name, text in wanted.images] + for_pyxis
     if not images:
         return 0
+    if nodes.together(environ) and conffiles.raw_value(files, "site", "path"):
+        return LONG_WAY  # the job's nodes agree upon one image there
     layout = Layout(*conffiles.directories(files))
     fingerprint = conffiles.fingerprint(files)
     jobfiles.prepare(layout, job)
@@ -69,15 +109,23 @@ def prolog(environ: dict[str, str]) -> int:
             return LONG_WAY
         text = hot.name_of(image.text, image.format)
         hit = hot.lookup(layout, text, job=job, uid=uid, fingerprint=fingerprint)
+        image.source = "hit"
+        if hit is None and leaders is not None:
+            from hpcimg.slurm import waiter
+
+            asks = waiter.Asks(files, layout, job, uid, images, started)
+            hit = waiter.wait(asks, image, text, fingerprint, leaders)
+            until = time.monotonic() + _QUICK_S
         if hit is None:
             return LONG_WAY
         sizes[hit.key] = hit.size_bytes
-        image.uri, image.key, image.path, image.source = hit.uri, hit.key, hit.path, "hit"
+        image.uri, image.key, image.path = hit.uri, hit.key, hit.path
     jobfiles.write_ready(layout, job, uid, images, started=started, links=wanted.links)
     took_s = round(time.time() - started, 4)
     for image in images:
         size = sizes[image.key]
-        events.record(layout.events, "hit", job=job, key=image.key, bytes=size, took_s=took_s)
+        how = image.source
+        events.record(layout.events, how, job=job, key=image.key, bytes=size, took_s=took_s)
     return 0
 
 
@@ -90,9 +138,7 @@ def epilog(environ: dict[str, str]) -> int:
     if not job.isdigit() or not os.path.isdir(layout.job(job)):
         return 0
 
-    from hpcimg.cache import lease
     from hpcimg.slurm import jobfiles
 
-    lease.drop(layout, job)
-    jobfiles.remove(layout, job)
+    jobfiles.release(layout, job)
     return LONG_WAY

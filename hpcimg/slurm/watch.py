@@ -9,38 +9,64 @@ would drain the node, hears in time that Prolog is done.
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
 from hpcimg import programs
+from hpcimg.cache.leader import Leader
+from hpcimg.worker import starting
 
-log = logging.getLogger(__name__)
+_MOMENT_S = 1.0
 _TO_END_S = 2.0  # after SIGKILL, for one that can be ended
 
 
-def main(hook: str) -> int:
-    """Run "prolog" or "epilog"; return what it returns, or 0 where its time was over."""
-    module = importlib.import_module(f"hpcimg.slurm.{hook}")
-    limit_s: float = module.limit_s()
-    code = within(limit_s, module.main)
+def main(hook: str, *, came: float | None = None, leader: Leader | None = None) -> int:
+    """Run "prolog" or "epilog"; return what it returns, or 0 where its time was over.
+
+    `came`, a time.monotonic() value, is when the hook began, where that was before, and
+    `leader` what others wait for.
+    """
+    began = time.monotonic() if came is None else came
+    name = f"hpcimg.slurm.{hook}"
+
+    def work() -> int:
+        arguments = {}
+        if came is not None and hook == "prolog":
+            arguments = {"came": came, "leader": leader}
+            if leader:  # what it leads is not there, so somebody has to fetch it
+                starting.early(_scheme_of(leader.name))
+        code: int = importlib.import_module(name).main(**arguments)
+        return code
+
+    def left_s() -> float:
+        limit_s: float = importlib.import_module(name).limit_s()
+        return limit_s - (time.monotonic() - began)
+
+    code = within(left_s, work)
     if code is None:
-        module.too_late(limit_s)
+        module = importlib.import_module(name)
+        module.too_late(module.limit_s())
         return 0
     return code
 
 
-def within(limit_s: float, work: Callable[[], int]) -> int | None:
+def _scheme_of(name: str) -> str:
+    """Return the scheme of a reference as the hot records have it."""
+    text = name.rpartition(" ")[2]
+    return "file" if text.startswith("/") else text.partition(":")[0]
+
+
+def within(limit_s: Callable[[], float], work: Callable[[], int]) -> int | None:
     """Return what `work` returns in a process of its own, None where it takes longer.
 
     Ends that process then, if it can be ended. One that is killed returns as a
-    shell has it, 128 and the signal. What it prints comes when it has ended.
+    shell has it, 128 and the signal. What it prints comes when it has ended. The limit is
+    asked for when that takes more than a moment: to know it takes a while, too.
     """
     # Not our standard error: a reader of that would wait for a process that cannot be ended.
     with programs.listen() as words, _told_of_children() as before:
@@ -50,7 +76,9 @@ def within(limit_s: float, work: Callable[[], int]) -> int | None:
             die_with_us()
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             _work(work, words.fileno())
-        status = _wait(child, limit_s)
+        status = _wait(child, _MOMENT_S)
+        if status is None:
+            status = _wait(child, limit_s())
         if status is None:
             os.kill(child, signal.SIGKILL)
             _wait(child, _TO_END_S)
@@ -79,6 +107,8 @@ def _work(work: Callable[[], int], words: int) -> NoReturn:
         os.dup2(words, 2)
         code = work()
     except BaseException:
+        import traceback  # a hook that ends well needs none
+
         traceback.print_exc()
     finally:
         sys.stdout.flush()

@@ -16,9 +16,10 @@ import time
 from typing import Any, NamedTuple
 
 from hpcimg import atomic, processes
+from hpcimg.config.values import Size
 from hpcimg.errors import HpcimgError, from_dict
 from hpcimg.locks import Lease
-from hpcimg.tier import places, records
+from hpcimg.tier import evict, places, records
 from hpcimg.tier.child import Channel
 from hpcimg.tier.places import Places, Trouble
 from hpcimg.tier.records import Record
@@ -26,6 +27,7 @@ from hpcimg.tier.records import Record
 _CHUNK = 4 << 20  # parallel file systems like large reads
 _TELL_EVERY_S = 0.5
 _LOOK_FIRST_S, _LOOK_MOST_S = 0.1, 2.0
+_SHOW_EVERY_S = 5.0
 _SERVER_AGE_MAX_S = 3600.0  # of what a server wished; a clock may be wrong
 
 
@@ -37,36 +39,61 @@ class Rules(NamedTuple):
     wait_s: float
     ttl_s: float
     error_ttl_s: float
+    max_size: Size
+    max_age_s: float
+
+
+class Asker(NamedTuple):
+    """Names of the failures that count: of one reference, and of its host."""
+
+    ref: str
+    host: str
 
 
 class Keeper:
-    """Answers the questions of one node about one reference, by its `ref_id`."""
+    """Answers the questions of one node about one reference, by its `ref_id`.
 
-    def __init__(self, rules: Rules, ref_id: str, channel: Channel) -> None:
+    `job` names the job that it is wanted for, among those of all clusters. `asker` says whose
+    failures are the node's as well.
+    """
+
+    def __init__(
+        self, rules: Rules, ref_id: str, channel: Channel, *, job: str, asker: Asker
+    ) -> None:
         self._rules = rules
         self._places = Places(rules.path)
         self._id = ref_id
         self._ref = f"{self._places.refs}/{ref_id}.json"
-        self._failure = f"{self._places.failures}/{ref_id}.json"
+        # What a reference was answered, and what its host asked of all who ask it.
+        self._failure = f"{self._places.failures}/{asker.ref}.json"
+        self._host = f"{self._places.failures}/{asker.host}.json"
+        self._agreed = f"{self._places.jobs}/{job}.{ref_id}.json"
+        self._progress = f"{self._places.leases}/{ref_id}.at"
+        self._shown = 0.0
         self._channel = channel
-        self._lease = Lease(f"{self._places.leases}/{ref_id}", rules.lease_s)
+        self._held: Lease | None = None
         self._heard = time.monotonic()
 
     def run(self) -> None:
         """Answer until nobody asks any more."""
+        prepared = False
         while True:
             asked = self._channel.hear(1.0)
             if asked is None:
                 # Its node is stopped, or hangs: others are to go on.
                 if time.monotonic() - self._heard > self._rules.lease_s:
-                    self._lease.release()
+                    self._give_back()
                 continue
             self._heard = time.monotonic()
             question, file = asked
             name = question.pop("do")
             if name == "live":
+                self._show(str(question["at"]))
                 continue
             try:
+                if not prepared:
+                    places.prepare(self._places)
+                    prepared = True
                 answer = getattr(self, f"do_{name}")(file=file, **question)
                 self._channel.answer(answer)
             except Trouble as trouble:
@@ -74,58 +101,90 @@ class Keeper:
             except OSError as error:
                 at = error.filename or self._rules.path
                 self._channel.fail(f"{at}: {error.strerror}")
+            except HpcimgError as error:
+                self._channel.fail(error.brief)
             except (RuntimeError, ValueError) as error:  # of the lease's
                 self._channel.fail(str(error))
             finally:
                 if file is not None:
                     os.close(file)
 
+    @property
+    def _lease(self) -> Lease:
+        if self._held is None:
+            self._held = Lease(f"{self._places.leases}/{self._id}", self._rules.lease_s)
+        return self._held
+
+    def _show(self, at: str) -> None:
+        """Let those who wait see that we move."""
+        if not self._held or not self._held.held or time.monotonic() < self._shown:
+            return
+        self._shown = time.monotonic() + _SHOW_EVERY_S
+        with contextlib.suppress(OSError):
+            records.save(self._places, self._progress, {"at": at}, durable=False)
+
+    def _give_back(self) -> None:
+        if self._held and self._held.held:
+            with contextlib.suppress(OSError):
+                atomic.remove(self._progress)
+        if self._held:
+            self._held.release()
+
     def do_look(self, *, file: None) -> dict[str, Any]:
         """Look without waiting for anybody."""
-        places.prepare(self._places)
         record = self._load()
         fresh = record is not None and record.fresh(self._rules.ttl_s)
         return {"is": "there" if fresh else "missing", "record": record and record._asdict()}
 
-    def do_find(self, *, file: None) -> dict[str, Any]:
-        """Say where the image is to come from.
+    def do_find(self, *, anew: bool, time_s: float, file: None) -> dict[str, Any]:
+        """Say within so many seconds where the image is to come from.
 
         `there`: from here. `ours`: we are to fetch it, and a record is of what may be out of
-        date. `failed`: nobody is to ask for it. `busy`: another node does not get it done.
+        date. `failed`: nobody is to ask for it; with `anew`, no earlier failure counts. `busy`:
+        another node does not get it done.
         """
-        places.prepare(self._places)
         began, delay = time.monotonic(), _LOOK_FIRST_S
+        moved, seen = began, records.read(self._progress)
         while True:
             record = self._load()
             if record and record.fresh(self._rules.ttl_s):
-                self._lease.release()
+                self._give_back()
                 with contextlib.suppress(OSError):  # mounted read-only: it is older, then
                     os.utime(record.path(self._places))
                 return {"is": "there", "record": record._asdict()}
-            if error := self._remembered():
+            error = None if anew else self._remembered()
+            left_s = began + time_s - time.monotonic()
+            if error and (error.retry_after_s is None or error.retry_after_s > left_s):
                 return {"is": "failed", "error": error.to_dict()}
-            if self._lease.held:
+            if self._held and self._held.held:
                 return {"is": "ours", "record": record and record._asdict()}
-            if self._lease.take():
+            # Where a server asked to be left alone for a while, it is.
+            if error is None and self._lease.take():
                 continue  # what was there may be out of date
-            if time.monotonic() - began > self._rules.wait_s:
+            if (now_at := records.read(self._progress)) != seen:
+                moved, seen = time.monotonic(), now_at
+            waited_s = time.monotonic() - moved
+            if left_s < _LOOK_MOST_S or (error is None and waited_s > self._rules.wait_s):
                 return {"is": "busy", "record": None}
             self._channel.say(waiting_s=round(time.monotonic() - began, 1))
             time.sleep(delay * random.uniform(0.5, 1.0))
             delay = min(delay * 1.5, _LOOK_MOST_S)
 
     def do_copy(self, *, record: dict[str, Any], file: int) -> dict[str, Any]:
-        """Copy an image into an empty file."""
+        """Copy an image into an empty file; say whether it was there."""
         wanted = records.from_fields(record)
         with self._reading(wanted):
-            image, seen = places.open_file(wanted.path(self._places))
+            try:
+                image, seen = places.open_file(wanted.path(self._places))
+            except FileNotFoundError:
+                return {"is": "gone"}
             try:
                 if seen.st_size != wanted.size_bytes:
                     raise Trouble(f"{wanted.path(self._places)} is cut short")
                 self._copy(image, file)
             finally:
                 os.close(image)
-        return {}
+        return {"is": "there"}
 
     def do_damaged(self, *, record: dict[str, Any], file: None) -> dict[str, Any]:
         """Remove an image that is not what its record says."""
@@ -135,30 +194,57 @@ class Keeper:
     def do_stock(self, *, record: dict[str, Any], file: int) -> dict[str, Any]:
         """Put an image here for all, and the reference that stands for it; give the lease back."""
         new = records.from_fields(record)
-        path = new.path(self._places)
         try:
-            if not self._has(new):
-                self._check_room(new.size_bytes)
-                self._put(new, path, file)
-            records.save(self._places, self._ref, new._asdict())
+            self._keep(new, file)
+            known = records.load(self._ref)
+            if known is None or known.resolved <= new.resolved:
+                records.save(self._places, self._ref, new._asdict())
             atomic.remove(self._failure)
         finally:
-            self._lease.release()
+            self._give_back()
         return {}
+
+    def do_agreed(self, *, file: None) -> dict[str, Any]:
+        """Return what the nodes of the job have agreed upon, if they have."""
+        record = records.load(self._agreed)
+        return {"record": record and record._asdict()}
+
+    def do_agree(self, *, record: dict[str, Any], shared: bool, file: int) -> dict[str, Any]:
+        """Let the job's nodes run this image, unless they run another one; return which.
+
+        One that is `shared` is here before others can hear of it.
+        """
+        new = records.from_fields(record)
+        if records.load(self._agreed) is None:
+            if shared:
+                self._keep(new, file)
+            records.save_first(self._places, self._agreed, new._asdict())
+        return self.do_agreed(file=None)
+
+    def do_trim(self, *, dry_run: bool, when_due: bool, file: None) -> dict[str, Any]:
+        """Let go what is too old or too much; with `when_due`, unless that was done lately."""
+        if when_due and not evict.due(self._places):
+            return {"busy": False, "images": [], "others": 0, "held_bytes": 0}
+        report = evict.trim(
+            self._places, max_size=self._rules.max_size, max_age_s=self._rules.max_age_s,
+            lease_s=self._rules.lease_s, dry_run=dry_run,
+        )  # fmt: skip
+        return report._asdict()
 
     def do_fail(self, *, error: dict[str, Any], file: None) -> dict[str, Any]:
         """Write down why the image cannot be had; give the lease back."""
+        fields = {"time": time.time(), "error": error}
+        paths = [self._failure, self._host] if error.get("retry_after_s") else [self._failure]
         try:
-            records.save(
-                self._places, self._failure, {"time": time.time(), "error": error}, durable=False
-            )
+            for path in paths:
+                records.save(self._places, path, fields, durable=False)
         finally:
-            self._lease.release()
+            self._give_back()
         return {}
 
     def do_release(self, *, file: None) -> dict[str, Any]:
         """Give the lease back."""
-        self._lease.release()
+        self._give_back()
         return {}
 
     def _load(self) -> Record | None:
@@ -174,7 +260,10 @@ class Keeper:
 
     def _remembered(self) -> HpcimgError | None:
         """Return the failure of another node's that counts for all, as long as it does."""
-        fields = records.read(self._failure)
+        return self._failed_before(self._failure) or self._failed_before(self._host)
+
+    def _failed_before(self, path: str) -> HpcimgError | None:
+        fields = records.read(path)
         try:
             if fields is None:
                 return None
@@ -189,6 +278,11 @@ class Keeper:
         if wished_s is not None:
             error.retry_after_s = for_s - age_s
         return error
+
+    def _keep(self, new: Record, file: int) -> None:
+        if not self._has(new):
+            self._check_room(new.size_bytes)
+            self._put(new, new.path(self._places), file)
 
     def _check_room(self, size_bytes: int) -> None:
         seen = os.statvfs(self._places.images)

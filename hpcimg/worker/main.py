@@ -8,6 +8,7 @@ parent's rights.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import os
@@ -45,12 +46,16 @@ _FETCH_BYTES = 1 << 30
 _CONVERT_BYTES = 8 << 30
 _PROCESSOR_BYTES = 64 << 20
 _SLACK_BYTES = 64 << 20
+_SHARE_FILES = 256  # beside a connection of each node
 _NICENESS = 10  # the node's other jobs go first
 
 
 def main() -> NoReturn:
     """Carry out one order and end."""
     parent = _Parent()
+    with contextlib.suppress(ImportError):  # it is tried again where it can be said
+        for scheme in sys.argv[2:]:
+            importlib.import_module(schemes.of(scheme).module)
     start, files = parent.hear()
     assert isinstance(start, protocol.Start)
     order = start.order
@@ -95,6 +100,8 @@ class _Work:
                 return "convert", "converted"
             case protocol.Verify():
                 return "verify", "verified"
+            case protocol.Share():
+                return "share", "shared"
 
     def run(self) -> protocol.Report:
         """Carry the order out; return the last report. Raises HpcimgError and whatever else."""
@@ -105,6 +112,8 @@ class _Work:
                 return self._convert(order)
             case protocol.Verify() as order:
                 return self._verify(order)
+            case protocol.Share() as order:
+                return self._share(order)
 
     def _fetch(self, order: protocol.Fetch) -> protocol.Report:
         wanted = order.reference
@@ -150,10 +159,25 @@ class _Work:
         verify(Work(**order._asdict(), file=self._files[0]))
         return protocol.Done()
 
-    def _give_up_privileges(self, memory_bytes: int) -> None:
+    def _share(self, order: protocol.Share) -> protocol.Report:
+        from hpcimg.peers.member import share
+
+        namespaces.mount_own_proc()
+        self._give_up_privileges(_FETCH_BYTES, open_files=len(order.nodes) + _SHARE_FILES)
+        share(order, self._files, self._parent)
+        return protocol.Done()
+
+    def _give_up_privileges(
+        self, memory_bytes: int, *, open_files: int = privileges.MOST_FILES
+    ) -> None:
         # With some more, so that the parent can say first what is too large, and why.
         most = self._start.image_bytes + _SLACK_BYTES
-        privileges.give_up(self._start.account, file_bytes=most, memory_bytes=memory_bytes)
+        privileges.give_up(
+            self._start.account,
+            file_bytes=most,
+            memory_bytes=memory_bytes,
+            open_files=open_files,
+        )
         self._parent.end_without_it()
 
 
@@ -194,6 +218,10 @@ class _Parent:
             text += data
             files += more
         return protocol.to_worker(text), files
+
+    def fileno(self) -> int:
+        """Return the socket by which it speaks."""
+        return self._socket.fileno()
 
     def end_without_it(self) -> None:
         """End where the parent died before the kernel was asked to tell."""

@@ -7,12 +7,10 @@ the others, and only then does the one who waits for the first hear of it.
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-log = logging.getLogger(__name__)
 _CLONE_NEWNS = 0x00020000
 _CLONE_NEWPID = 0x20000000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
@@ -33,14 +31,11 @@ def around_next_process() -> Iterator[None]:
     libc = ctypes.CDLL(None, use_errno=True)
     try:
         ours = os.open(_OURS, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        log.debug("no PID namespace: %s", error)
+    except OSError:
         yield
         return
     try:
         made = libc.unshare(_CLONE_NEWPID) == 0
-        if not made:
-            log.debug("no PID namespace: %s", os.strerror(ctypes.get_errno()))
         try:
             yield
         finally:
@@ -61,10 +56,8 @@ def mount_own_proc() -> None:
         return
     libc = ctypes.CDLL(None, use_errno=True)
     flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
-    if (
-        libc.unshare(_CLONE_NEWNS)
-        # What the node mounts later appears here too, and nothing the other way.
-        or libc.mount(b"none", b"/", None, _MS_REC | _MS_SLAVE, None)
-        or libc.mount(b"proc", b"/proc", b"proc", flags, None)
+    # What the node mounts later appears here too, and nothing the other way.
+    if libc.unshare(_CLONE_NEWNS) == 0 and not libc.mount(
+        b"none", b"/", None, _MS_REC | _MS_SLAVE, None
     ):
-        log.debug("no /proc of its own: %s", os.strerror(ctypes.get_errno()))
+        libc.mount(b"proc", b"/proc", b"proc", flags, None)

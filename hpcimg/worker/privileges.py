@@ -17,19 +17,21 @@ _PR_SET_NO_NEW_PRIVS = 38
 # No function of the C library's: keyctl(2).
 _KEYCTL = {"x86_64": 250, "aarch64": 219, "ppc64le": 271, "riscv64": 219, "s390x": 280}
 _JOIN_SESSION_KEYRING = 1
+MOST_FILES = 1024
 _NO_KEYRINGS = (errno.ENOSYS, errno.EPERM)  # of the kernel's; of a container, for all in it
-_MOST_FILES = 1024
 _FIRST_TO_GO = "1000"  # of the kernel's -1000 to 1000
 
 
-def give_up(account: Account | None, *, file_bytes: int, memory_bytes: int) -> None:
+def give_up(
+    account: Account | None, *, file_bytes: int, memory_bytes: int, open_files: int = MOST_FILES
+) -> None:
     """Become the account (None: stay who we are), within limits; end when the parent does.
 
     `file_bytes` is how large a file may get, which the kernel tells a write with
-    EFBIG; `memory_bytes` how much writable memory each process may have. When
-    the node runs out of memory, this process goes first. No other process of the account
-    can look into it, and the keys of the session that it was started in are not its own.
-    Raises OSError where one of this cannot be had.
+    EFBIG; `memory_bytes` how much writable memory each process may have, `open_files` how many
+    open files. When the node runs out of memory, this process goes first. No other process of
+    the account can look into it, and the keys of the session that it was started in are not its
+    own. Raises OSError where one of this cannot be had.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     _leave_keyring(libc)
@@ -40,7 +42,7 @@ def give_up(account: Account | None, *, file_bytes: int, memory_bytes: int) -> N
         (resource.RLIMIT_FSIZE, file_bytes),
         # Not RLIMIT_AS: threads and Go reserve far more than they use.
         (resource.RLIMIT_DATA, memory_bytes),
-        (resource.RLIMIT_NOFILE, _MOST_FILES),
+        (resource.RLIMIT_NOFILE, open_files),
     ):
         _limit(what, most)
     # It is inherited, and slurmd is exempt. Later the file belongs to root.

@@ -9,25 +9,18 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from hpcimg.errors import Bug, DeadlinePassed, HpcimgError, Interrupted
-from hpcimg.worker import namespaces, protocol
+from hpcimg.worker import protocol, starting
 from hpcimg.worker.accounts import Account
 
 log = logging.getLogger(__name__)
-_START = "import sys; sys.path.insert(0, sys.argv[1]); from hpcimg.worker.main import main; main()"
-_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _READ = 1 << 16
 _LINE_MAX = 16 << 20  # an offer holds the config and the manifests of an image
 _TO_END_S = 5.0  # after SIGKILL, where the deadline is nearer
-# What decides how the network is reached. Nothing else of our environment is the child's.
-_PROXIES = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
-_CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
-_PASSED_ON = (*_PROXIES, *(name.upper() for name in _PROXIES), *_CERTIFICATES)
 
 
 class Sandbox(NamedTuple):
@@ -51,21 +44,7 @@ class Worker:
         self._sandbox = sandbox
         self._heard = bytearray()
         self._left = False
-        self._ours, theirs = socket.socketpair()
-        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-        with theirs, namespaces.around_next_process():
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-c", _START, _ROOT],
-                stdin=theirs.fileno(),
-                stdout=subprocess.PIPE,
-                # Not ours: who reads that would wait for a process that cannot be ended.
-                stderr=subprocess.PIPE,
-                bufsize=0,
-                # Of its own, so that what it starts can be killed with it.
-                start_new_session=True,
-                # An account's .netrc is no place for what all jobs may fetch.
-                env={**environment, "NETRC": "/dev/null", "LC_ALL": "C.UTF-8"},
-            )
+        self._process, self._ours = starting.take()
         assert self._process.stdout
         assert self._process.stderr
         self._stdout = self._process.stdout
@@ -178,5 +157,7 @@ class Worker:
         if words := self._stderr.read(_READ):
             log.error("the %s of %s: %s", self._doing(), self.uri, words.decode(errors="replace"))
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        doing = {"fetch": "fetching", "convert": "converting", "verify": "verifying"}
+        doing = {
+            "fetch": "fetching", "convert": "converting", "verify": "verifying", "share": "sharing",
+        }  # fmt: skip
         return Interrupted(f"{doing[self._doing()]} {self.uri} failed", why=f"the worker {how}")

@@ -64,7 +64,28 @@ class Verify(NamedTuple):
     directory: str
 
 
-Order = Fetch | Convert | Verify
+class Share(NamedTuple):
+    """The order to bring an image together with the other nodes of a job.
+
+    The socket of the process that signs comes with it. `wanted` names the
+    image; `job`, `node` and `nodes` are as in `hpcimg.fetch.contract.Request`; `directory` is
+    an empty one. Times are in seconds, `rate` is in bytes per second.
+    """
+
+    uri: str
+    wanted: str
+    job: str
+    node: str
+    nodes: tuple[str, ...]
+    port: int
+    networks: tuple[str, ...]
+    directory: str
+    patience_s: float
+    linger_s: float
+    rate: int
+
+
+Order = Fetch | Convert | Verify | Share
 
 
 class Start(NamedTuple):
@@ -88,6 +109,19 @@ class Digest(NamedTuple):
     """The answer to DigestWanted."""
 
     sha256: str
+
+
+class Advance(NamedTuple):
+    """How far this node's own fetch is, to one that leads."""
+
+    phase: str
+    done: int
+
+
+class Published(NamedTuple):
+    """The image is on this node: its file comes with this, to be read."""
+
+    size_bytes: int
 
 
 # From the worker. A `layer` is None where the image is one file.
@@ -134,6 +168,24 @@ class Converted(NamedTuple):
     beside: int
 
 
+class Leading(NamedTuple):
+    """This node is to bring the image for the others. What follows are Advance and Published."""
+
+
+class Awaiting(NamedTuple):
+    """Another node brings the image, and is so far."""
+
+    phase: str
+    done: int
+
+
+class Found(NamedTuple):
+    """Another node has the image. What it is was said past the worker.
+
+    The answer is Wanted, with a file for the image, or Declined; Published follows either.
+    """
+
+
 class Done(NamedTuple):
     """The order is carried out."""
 
@@ -150,13 +202,13 @@ class Failed(NamedTuple):
     retry_after_s: str = ""
 
 
-Answer = Wanted | Declined | Digest
+Answer = Wanted | Declined | Digest | Advance | Published
 Report = (
     Offering | DigestWanted | Moved | Rewound | Retrying | Converted | Done | Unchanged | Declined
-    | Failed
+    | Leading | Awaiting | Found | Failed
 )  # fmt: skip
 Message = Start | Answer | Report
-_ORDERS = (Fetch, Convert, Verify)
+_ORDERS = (Fetch, Convert, Verify, Share)
 _NUMBER_MAX = 1 << 53  # as exact in JSON as elsewhere; bytes, counts, uids
 _TEXT_MAX = 4000  # characters of what is kept or shown
 
@@ -180,6 +232,8 @@ def from_worker(line: bytes) -> Report:
             return Failed(*(text[:_TEXT_MAX] for text in report))
         case Retrying(why, wait_s):
             return Retrying(why[:_TEXT_MAX], wait_s)
+        case Awaiting(phase, done):
+            return Awaiting(phase[:_TEXT_MAX], done)
     return report
 
 

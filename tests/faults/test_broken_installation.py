@@ -164,7 +164,7 @@ def test_a_package_that_is_missing(module: str, package: str, checkout: Path, no
 def test_the_one_exit_code_that_drains(
     code: int, hook_ends: int, checkout: Path, node: Node
 ) -> None:
-    program = f"def limit_s(): return 30\ndef main(): return {code}\n"
+    program = f"def limit_s(): return 30\ndef main(**_): return {code}\n"
     (checkout / "hpcimg" / "slurm" / "prolog.py").write_text(program)
     hook = checkout / "prolog" / "hpcimg-prolog"
     done = subprocess.run([str(hook)], env=node.environment(1, COMMENT), timeout=30, check=False)

@@ -67,7 +67,7 @@ def test_many_slow_looks_are_left_to_the_way_that_has_a_deadline(
 
 def test_who_takes_too_long_is_ended() -> None:
     began = time.monotonic()
-    assert watch.within(0.2, lambda: time.sleep(60) or 0) is None
+    assert watch.within(lambda: 0.2, lambda: time.sleep(60) or 0) is None
     assert time.monotonic() - began < IN_TIME_S
 
 
@@ -77,7 +77,7 @@ def test_who_ends_in_time_is_heard(code: int, capsys: pytest.CaptureFixture[str]
         os.write(2, b"it is done")
         return code
 
-    assert watch.within(60, work) == code
+    assert watch.within(lambda: 60.0, work) == code
     assert "it is done" in capsys.readouterr().err
 
 
@@ -86,7 +86,7 @@ def test_who_is_killed_is_no_faulty_node() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
         return 0
 
-    assert watch.within(60, work) == 128 + signal.SIGKILL
+    assert watch.within(lambda: 60.0, work) == 128 + signal.SIGKILL
 
 
 def test_it_does_not_outlive_who_watches(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_it_does_not_outlive_who_watches(tmp_path: Path) -> None:
 
     watcher = os.fork()
     if watcher == 0:
-        watch.within(60, work)
+        watch.within(lambda: 60.0, work)
         os._exit(0)
     wait_until(lambda: pid_file.exists() and pid_file.read_text(), timeout_s=10, what="its pid")
     os.kill(watcher, signal.SIGKILL)

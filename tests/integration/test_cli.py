@@ -20,8 +20,8 @@ from tests.parts.webserver import WebServer
 
 MIB = 1 << 20
 COMMANDS = (
-    "check", "stage", "path", "status", "explain", "history", "ls", "pin", "unpin", "rm", "gc",
-    "verify", "doctor", "metrics", "config",
+    "check", "stage", "prefetch", "path", "status", "explain", "history", "ls", "pin", "unpin",
+    "rm", "gc", "verify", "doctor", "metrics", "config",
 )  # fmt: skip
 
 
@@ -97,7 +97,18 @@ def test_a_cache_that_cannot_be_used(node: Node) -> None:
     assert str(node.cache) in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [[], ["stage"], ["path"], ["no-such"], ["ls", "--no-such"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["stage"],
+        ["prefetch"],
+        ["prefetch", "--queue", "x"],
+        ["path"],
+        ["no-such"],
+        ["ls", "--no-such"],
+    ],
+)
 def test_wrong_usage(node: Node, arguments: list[str]) -> None:
     done = node.hpcimg(*arguments)
     assert (done.returncode, done.stdout) == (2, "")

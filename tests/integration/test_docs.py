@@ -440,12 +440,18 @@ def test_every_json_field_is_described(world: World, docs_web: WebServer) -> Non
     node, url = world.node, docs_web.url("/bwa.sif")
     node.prolog(1, f"container:{docs_web.url('/nothing.sif')}")
     node.prolog(2, f"container:{docs_web.url('/samtools.sif')}")
+    (node.directory / "squeue").write_text("#!/bin/sh\n")
+    (node.directory / "scontrol").write_text("#!/bin/sh\n")
+    for name in ("squeue", "scontrol"):
+        (node.directory / name).chmod(0o755)
+    node.configure(f"[slurm]\nbin = {node.directory}\n")
     calls = {
-        "check": [url, "x"], "stage": [url], "path": [url], "status": [], "ls": [],
-        "link": ["--as", "nextflow", str(node.directory / "links")],
+        "check": [url, "x"], "stage": [url], "prefetch": [url], "path": [url], "status": [],
+        "ls": [], "link": ["--as", "nextflow", str(node.directory / "links")],
         "gc": ["--dry-run"], "config": [], "doctor": [], "explain": ["1"], "history": [],
         "pin": [url], "unpin": [url], "verify": [], "metrics": [], "rm": [url],
         "completion": ["bash"], "hooks": [str(node.directory / "hooks")],
+            "features": [],
     }  # fmt: skip
     assert set(calls) == set(cli._COMMANDS)
     for name, arguments in calls.items():

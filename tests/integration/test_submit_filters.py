@@ -14,6 +14,7 @@ import pytest
 
 from hpcimg import reference, schemes
 from hpcimg.slurm import comment as comments
+from hpcimg.slurm import features
 from tests.comment_cases import ASKS, INNOCENT, LINKS, MISSED, PROBLEMS
 from tests.reference_cases import INVALID, VALID
 
@@ -482,3 +483,57 @@ def test_all_functions_that_slurm_asks_for(lua: Lua) -> None:
     code = lua.load("cli_filter.lua") + lua.load("job_submit.lua")
     code += "answer(slurm_cli_setup_defaults({}, true)) answer(slurm_cli_post_submit(0, 1, 2))"
     assert lua.run(code) == ["0", "0"]
+
+
+# What a site can switch on in job_submit.lua
+
+URI = "docker://registry.example.org/lab/x:1"
+
+
+def submitted(lua: Lua, *switches: str, comment: str, **fields: str) -> tuple[str, str]:
+    """Submit a batch job of an ordinary user; return its burst buffer and its preference."""
+    path = lua.directory / "job_submit.lua"
+    for switch in switches:
+        assert f"local {switch} = false" in path.read_text()
+        path.write_text(path.read_text().replace(f"{switch} = false", f"{switch} = true"))
+    job = {"comment": quoted(comment), "script": "''", "user_id": "1000", "environment": "{}"}
+    job.update(fields)
+    code = lua.load("job_submit.lua")
+    code += f"local job = {{ {', '.join(f'{name} = {value}' for name, value in job.items())} }}\n"
+    code += f"assert({JOB_HOOKS['submit']} == 0)"
+    burst_buffer, prefer = lua.run(code + "answer(job.burst_buffer) answer(job.prefer)")
+    return burst_buffer, prefer
+
+
+def test_nothing_is_switched_on(lua: Lua) -> None:
+    assert submitted(lua, comment=f"container:{URI}") == ("nil", "nil")
+
+
+@pytest.mark.parametrize(
+    ("comment", "fields", "expected"),
+    [
+        (f"container:{URI}", {}, f"#BB_LUA container:{URI}"),
+        (f"container:/x.sif container:b={URI}", {}, f"#BB_LUA container:{URI}"),
+        ("container:/x.sif container:oci:/y:1 container:file:///z.sif", {}, "nil"),
+        (f"container:{URI}", {"user_id": "0"}, "nil"),
+        (f"container:{URI}", {"script": "nil"}, "nil"),
+        (f"container:{URI}", {"burst_buffer": "'#DW jobdw'"}, "#DW jobdw"),
+        ("nothing of ours", {}, "nil"),
+    ],
+)
+def test_what_is_brought_early(
+    lua: Lua, comment: str, fields: dict[str, str], expected: str
+) -> None:
+    assert submitted(lua, "STAGE_IN", comment=comment, **fields) == (expected, "nil")
+
+
+def test_what_is_preferred(lua: Lua) -> None:
+    comment = f"container:a={URI} container:/y.sif"
+    assert submitted(lua, "PREFER", comment=comment) == ("nil", features.name_of(URI))
+
+
+@pytest.mark.parametrize("name", ["features", "prefer"])
+def test_what_the_user_wants_goes_first(lua: Lua, name: str) -> None:
+    fields = {name: "'gpu'"}
+    _, prefer = submitted(lua, "PREFER", comment=f"container:{URI}", **fields)
+    assert prefer == ("gpu" if name == "prefer" else "nil")

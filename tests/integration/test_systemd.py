@@ -15,6 +15,9 @@ ETC = ROOT / "etc"
 SERVICES = sorted((ETC / "systemd").glob("*.service"))
 UNITS = sorted((ETC / "systemd").iterdir())
 _EXPOSURE_MAX = 3.0  # of 10, as systemd-analyze counts
+# They start processes in namespaces of their own, as Prolog does, which takes CAP_SYS_ADMIN.
+_EXPOSURE_OF = {"hpcimg-prefetch": 3.6, "hpcimg@": 4.5}
+HELPER = "hpcimg@"
 
 
 def needs(program: str) -> pytest.MarkDecorator:
@@ -26,10 +29,12 @@ def needs(program: str) -> pytest.MarkDecorator:
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
 def test_units_are_without_mistakes(unit: Path, tmp_path: Path) -> None:
     for path in UNITS:  # a timer needs its service beside it; what they start is not here
-        text = path.read_text().replace("/usr/lib/hpcimg/bin/hpcimg", "/bin/true")
+        text = re.sub(r"/usr/lib/hpcimg/bin/[\w-]+", "/bin/true", path.read_text())
         (tmp_path / path.name).write_text(text)
+    # Of a template, one instance.
+    name = unit.name.replace("@.", "@1.")
     done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", tmp_path / unit.name],
+        ["systemd-analyze", "verify", "--man=no", tmp_path / name],
         capture_output=True,
         text=True,
         check=False,
@@ -50,12 +55,16 @@ def test_services_are_hardened(unit: Path) -> None:
     found = re.search(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
     if found is None:
         pytest.skip(f"this systemd-analyze has no offline check: {done.stderr.strip()}")
-    assert float(found[1]) <= _EXPOSURE_MAX
+    assert float(found[1]) <= _EXPOSURE_OF.get(unit.stem, _EXPOSURE_MAX)
 
 
 def test_each_service_has_a_timer() -> None:
-    assert {unit.stem for unit in UNITS if unit.suffix == ".timer"} == {u.stem for u in SERVICES}
+    timers = {unit.stem for unit in UNITS if unit.suffix == ".timer"}
+    assert timers == {unit.stem for unit in SERVICES} - {HELPER}
+    assert {unit.name for unit in UNITS if unit.suffix == ".socket"} == {"hpcimg.socket"}
     for unit in SERVICES:
+        if unit.stem == HELPER:
+            continue
         [command] = re.findall(
             r"^ExecStart=/usr/lib/hpcimg/bin/hpcimg (\w+)", unit.read_text(), re.M
         )

@@ -126,3 +126,34 @@ def test_those_who_waited_share_a_failure(
     failed(node, 1, node.task(1), "NotFound")
     failed(node, 2, node.task(2), "NotFound")
     assert web.count() == 1
+
+
+def test_a_waiter_goes_on_by_itself(
+    start: Start, node: Node, web: WebServer, url: str, sif: bytes
+) -> None:
+    """Where the one that fetches does not move."""
+    node.configure("[stage]\npatience = 0.3s\n")
+    with web.hold("/x.sif", after_bytes=100_000) as hold:
+        first = start(node, 1, f"container:{url}")
+        hold.wait_reached()
+        second = start(node, 2, f"container:{url}")
+        wait_for_log(node, "job 2 waits for", "job 2 does not wait any longer")
+        web.wait_count(2, timeout_s=30)
+        hold.release()
+        finish(first)
+        finish(second)
+    for job in (1, 2):
+        got(node, job, node.task(job), sif)
+
+
+def test_jobs_that_wait_are_shown(start: Start, node: Node, web: WebServer, url: str) -> None:
+    with web.hold("/x.sif") as hold:
+        first = start(node, 1, f"container:{url}")
+        hold.wait_reached()
+        second = start(node, 2, f"container:{url}")
+        wait_for_log(node, "job 2 waits for")
+        [waiting] = node.hpcimg_json("status")["waiting"]
+        assert (waiting["job"], waiting["uris"], waiting["for_jobs"]) == ("2", [url], ["1"])
+        hold.release()
+        finish(first)
+        finish(second)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from tests.parts.daemon import PATH, Daemon, free_ports, listens, missing_commands, wait_until
+from tests.parts.lab import Lab
 from tests.parts.processes import descendants, kill_processes
 from tests.parts.slurmclient import USERS, SlurmClient
 from tests.parts.slurmconf import SLURM_USER, slurm_conf
@@ -47,17 +48,24 @@ class Cluster(SlurmClient):
         prolog_flags: str = "Alloc",
         cli_filter: Path | None = None,
         job_submit: Path | None = None,
+        burst_buffer: Path | None = None,
         etc: Path | None = None,
         extra_conf: str = "",
+        lab: Lab | None = None,
     ) -> None:
         """Describe the cluster; nothing runs yet.
 
-        cli_filter, job_submit: Lua files. etc: a directory with what the nodes have in /etc instead
-        of what this host has. extra_conf: lines of slurm.conf; a setting there takes
-        the place of the cluster's own.
+        lab: where the nodes live, each in the namespace of its name; else on this host's loopback.
+        cli_filter, job_submit, burst_buffer: Lua files. etc: a directory with what the nodes have
+        in /etc instead of what this host has. extra_conf: lines of slurm.conf; a setting there
+        takes the place of the cluster's own.
         """
         self.nodes = [f"n{number}" for number in range(1, nodes + 1)]
-        self._lua = {"cli_filter.lua": cli_filter, "job_submit.lua": job_submit}
+        self._lua = {
+            "cli_filter.lua": cli_filter,
+            "job_submit.lua": job_submit,
+            "burst_buffer.lua": burst_buffer,
+        }
         self._settings = {
             "Prolog": str(prolog),
             "TaskProlog": str(task_prolog),
@@ -65,9 +73,11 @@ class Cluster(SlurmClient):
             "PrologFlags": prolog_flags,
             "CliFilterPlugins": "lua" if cli_filter else "",
             "JobSubmitPlugins": "lua" if job_submit else "",
+            "BurstBufferType": "burst_buffer/lua" if burst_buffer else "",
         }
         self._etc = etc
         self._extra_conf = extra_conf
+        self._lab = lab
         self._daemons: dict[str, Daemon] = {}
 
     @staticmethod
@@ -196,6 +206,7 @@ class Cluster(SlurmClient):
             self.directory,
             nodes=self.nodes,
             ports=self._ports,
+            addresses=self._addresses(),
             settings=self._settings,
             extra=self._extra_conf,
         )
@@ -206,7 +217,17 @@ class Cluster(SlurmClient):
 
     def _start_node(self, node: str, *options: str) -> None:
         argv = ["slurmd", "-D", "-f", str(self.conf), "-N", node, *options]
-        self._start_daemon(node, among_users(self._etc, argv) if self._etc else argv)
+        if self._etc:
+            argv = among_users(self._etc, argv)
+        if self._lab:
+            argv = [*self._lab.enter(f"{self._lab.name}-{node}"), *argv]
+        self._start_daemon(node, argv)
+
+    def _addresses(self) -> list[str]:
+        """Return where slurmctld is, and then where the nodes are."""
+        if self._lab is None:
+            return ["127.0.0.1"] * (1 + len(self.nodes))
+        return [self._lab.join_host(), *(node.address for node in self._lab.nodes)]
 
     def _start_daemon(self, name: str, argv: list[str], *, user: str = "root") -> None:
         self._daemons[name] = Daemon(

@@ -40,6 +40,7 @@ class Node:
         self.uid = os.getuid() if uid is None else uid
         self.extra = ""  # of the jobs to come, as sbatch's --extra
         self.gid: int | None = None  # of the jobs, where slurmd says it
+        self.nodes = ""  # of the jobs to come, as slurmd writes them
         self.configure(settings)
 
     def configure(self, settings: str = "") -> None:
@@ -62,6 +63,8 @@ class Node:
         }
         if self.extra:
             fields["SLURM_JOB_EXTRA"] = self.extra
+        if self.nodes:
+            fields |= {"SLURM_NODELIST": self.nodes, "SLURM_CLUSTER_NAME": "cluster"}
         if self.gid is not None:
             fields["SLURM_JOB_GID"] = str(self.gid)
         return fields if comment is None else {**fields, "SLURM_JOB_COMMENT": comment}

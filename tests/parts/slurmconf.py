@@ -19,18 +19,19 @@ def slurm_conf(
     *,
     nodes: Sequence[str],
     ports: Sequence[int],
+    addresses: Sequence[str],
     settings: dict[str, str],
     extra: str,
 ) -> str:
     """Return the file for nodes that all live on this host below one directory.
 
-    ports: one for slurmctld, then one for each node. settings: what the caller's parameters
-    ask for. extra: lines of slurm.conf; a setting there takes the place of ours, as a second
-    line of the same name makes every Slurm command complain. AuthInfo is the exception: ours
+    ports, addresses: one for slurmctld, then one for each node. settings: what the caller's
+    parameters ask for. extra: lines of slurm.conf; a setting there takes the place of ours, as a
+    second line of the same name makes every Slurm command complain. AuthInfo is the exception: ours
     names the munge socket, so its options are replaced one by one.
     """
     host = socket.gethostname().split(".")[0]
-    merged = {**_defaults(directory, host, ports[0]), **settings}
+    merged = {**_defaults(directory, f"{host}({addresses[0]})", ports[0]), **settings}
     names = {name.lower(): name for name in merged}
     added = []
     for line in extra.splitlines():
@@ -42,8 +43,8 @@ def slurm_conf(
         name, value = names.get(found[1].lower(), found[1]), found[2]
         merged[name] = _join(merged[name], value) if name == "AuthInfo" else value
     lines = [f"{name}={value}" for name, value in merged.items() if value]
-    for node, port in zip(nodes, ports[1:], strict=True):
-        where = f"NodeHostname={host} NodeAddr=127.0.0.1 Port={port}"
+    for node, address, port in zip(nodes, addresses[1:], ports[1:], strict=True):
+        where = f"NodeHostname={host} NodeAddr={address} Port={port}"
         lines.append(f"NodeName={node} {where} CPUs=4 RealMemory=2000")
     lines.append(f"PartitionName=test Nodes={','.join(nodes)} Default=YES MaxTime=INFINITE")
     return "\n".join([*lines, *added, ""])
@@ -58,7 +59,7 @@ def _join(ours: str, theirs: str) -> str:
 def _defaults(directory: Path, host: str, port: int) -> dict[str, str]:
     return {
         "ClusterName": "test",
-        "SlurmctldHost": f"{host}(127.0.0.1)",
+        "SlurmctldHost": host,
         "SlurmctldPort": str(port),
         "SlurmUser": SLURM_USER,
         "AuthType": "auth/munge",

@@ -50,14 +50,15 @@ class Hold:
 
 
 class WebServer:
-    """HTTP/1.1, with `tls` over TLS, on a free port of 127.0.0.1. Use as a context manager.
+    """HTTP/1.1, with `tls` over TLS, on a free port of an address. Use as a context manager.
 
     Paths are matched without their query. `log` has every request in the order of arrival.
     With TLS, `certificate` is the PEM file that clients have to trust.
     """
 
-    def __init__(self, *, tls: bool = False) -> None:
+    def __init__(self, *, tls: bool = False, address: str = "127.0.0.1") -> None:
         """Describe the server; nothing listens yet."""
+        self.address = address
         self.log: list[Request] = []
         self.certificate = Path()
         self._tls = tls
@@ -97,7 +98,7 @@ class WebServer:
 
     def url(self, path: str = "") -> str:
         """Return the address of a path."""
-        return f"http{'s' if self._tls else ''}://127.0.0.1:{self.port}{path}"
+        return f"http{'s' if self._tls else ''}://{self.address}:{self.port}{path}"
 
     # What is served
 
@@ -217,7 +218,7 @@ class _Server(socketserver.ThreadingTCPServer):
         self.errors: list[BaseException] = []
         self._context = context
         self._connections: set[socket.socket] = set()
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__((web.address, 0), _Handler)
 
     def get_request(self) -> tuple[socket.socket, Any]:
         connection, address = super().get_request()

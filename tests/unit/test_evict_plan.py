@@ -172,13 +172,13 @@ def plans(draw: st.DrawFn) -> tuple[list[Candidate], Limits, Plan]:
 
 
 @given(plans())
-def test_no_victim_is_in_use_or_young_and_the_oldest_goes_first(
+def test_no_victim_is_in_use_or_young_and_the_unused_and_the_oldest_go_first(
     made: tuple[list[Candidate], Limits, Plan],
 ) -> None:
     candidates, limits, plan = made
     assert all(not victim.jobs for victim in plan.victims)
     assert all(NOW - victim.last_used >= limits.min_age_s for victim in plan.victims)
-    ages = [victim.last_used for victim in plan.victims]
+    ages = [(not victim.unused, victim.last_used) for victim in plan.victims]
     assert ages == sorted(ages)
     assert not any(victim.pinned for victim in plan.victims)
     # Everything is in one of the four, once.

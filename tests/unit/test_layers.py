@@ -29,6 +29,9 @@ FORBIDDEN = {
     "hpcimg.fronts": ("hpcimg.stage", *TOP),
     # In a process beside Prolog, on a file system that may not answer.
     "hpcimg.tier.keeper": ("hpcimg.cache", "hpcimg.worker", "hpcimg.site", "hpcimg.stage", *TOP),
+    # What meets the network is not root, and what is root does not load it.
+    "hpcimg.peers.member": ("hpcimg.cache", "hpcimg.stage", "hpcimg.site", "hpcimg.config", *TOP),
+    "hpcimg.peers.swarm": ("hpcimg.peers.engine", "hpcimg.peers.asking", *TOP),
     "hpcimg.node": ("hpcimg.sources", "hpcimg.worker", "hpcimg.site", "hpcimg.stage", *TOP),
     "hpcimg.status": TOP,
     # It reads what strangers made: only bytes go in, one file comes out.
@@ -51,6 +54,7 @@ ONLY_IN = {
     "urllib3": ("hpcimg.http.session", "hpcimg.http.adapter"),
     "argparse": ("hpcimg.cli",),
     "botocore": ("hpcimg.sources.aws",),
+    "libtorrent": ("hpcimg.peers.engine",),
     "pyslurm": ("hpcimg.slurm.pyslurmjobs",),
 }
 

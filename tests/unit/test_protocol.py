@@ -14,6 +14,8 @@ from hpcimg.reference import Reference
 from hpcimg.worker import main, protocol
 from hpcimg.worker.accounts import Account
 from hpcimg.worker.protocol import (
+    Advance,
+    Awaiting,
     Convert,
     Converted,
     Digest,
@@ -21,10 +23,14 @@ from hpcimg.worker.protocol import (
     Done,
     Failed,
     Fetch,
+    Found,
+    Leading,
     Moved,
     Offering,
+    Published,
     Retrying,
     Rewound,
+    Share,
     Start,
     Verify,
     Wanted,
@@ -35,6 +41,7 @@ ORDERS = (
     Fetch(Reference("docker", "h/x:1"), SETTINGS, "v"),
     Convert("docker://h/x:1", "{}", "/work", "sif", "zstd:1", 1 << 40),
     Verify("docker://h/x:1", "sif", "/keys", "", "/work"),
+    Share("docker://h/x:1", "a", "7", "n1", ("n1", "n2"), 8478, ("10.0.0.0/8",), "/work", 9, 60, 0),
 )
 A = "a" * 64
 REPORTS = (
@@ -42,6 +49,7 @@ REPORTS = (
     Offering(Offer("v", 12)),
     DigestWanted(None), DigestWanted(3), Moved(None, 1 << 40, None), Moved(0, 1, 2), Rewound(1),
     Retrying("\x1b[31m\udc00", 1.5), Converted(1, None, 0), Done(), Unchanged(), Declined(),
+    Leading(), Awaiting("fetching on n1", 5), Found(),
     Failed("NotFound", "what", "why", "do", "traceback"),
 )  # fmt: skip
 
@@ -56,7 +64,12 @@ def test_orders_arrive_as_they_were_given(order: protocol.Order, account: Accoun
     assert type(found.order) is type(order)
 
 
-@pytest.mark.parametrize("answer", [Wanted((0, 2)), Wanted(()), Declined(), Digest("12")])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Wanted((0, 2)), Wanted(()), Declined(), Digest("12"), Advance("fetching", 5), Published(5),
+    ],
+)  # fmt: skip
 def test_answers_arrive_as_they_were_given(answer: protocol.Answer) -> None:
     found = protocol.to_worker(protocol.encode(answer))
     assert (type(found), found) == (type(answer), answer)

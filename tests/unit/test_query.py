@@ -9,6 +9,7 @@ import pytest
 
 from hpcimg.errors import MissingTool, Unreachable
 from hpcimg.slurm import query
+from hpcimg.slurm.planned import Planned
 from hpcimg.slurm.query import Commands, PySlurm, open_slurm
 
 
@@ -90,6 +91,32 @@ def test_no_squeue(squeue: Squeue, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         Commands().alive("12")
 
 
+MARK = (
+    "for word; do case $word in --format=*) mark=${word#--format=}; mark=${mark%%:*}:;; esac; done"
+)
+
+
+def test_planned_jobs_whatever_their_comments_say(squeue: Squeue) -> None:
+    """A line in a comment that looks like another job's is none."""
+    squeue.will(
+        f"{MARK}\n"
+        'test "$SLURM_TIME_FORMAT" = %s || exit 1\n'
+        "printf '%s200|7|n[1-2]|a|b\n1|0|n1|container:/evil\n' $mark\n"
+        "printf '%s300|8||(null)\n%sN/A|9||container:/x.sif\n' $mark $mark"
+    )
+    assert Commands().planned() == [
+        Planned(200.0, 7, "n[1-2]", "a|b\n1|0|n1|container:/evil"),
+        Planned(300.0, 8, "", "(null)"),
+    ]
+    assert "--start" in squeue.asked
+
+
+def test_planned_jobs_of_a_slurmctld_that_is_down(squeue: Squeue) -> None:
+    squeue.say("", error="Unable to contact slurm controller (connect failure)", code=1)
+    with pytest.raises(Unreachable, match="Unable to contact"):
+        Commands().planned()
+
+
 # pyslurm
 
 
@@ -98,6 +125,16 @@ PYSLURM = """
 import os, time, types
 class RPCError(Exception): pass
 JOBS = {1: "RUNNING", 2: "COMPLETED", 6: "PENDING"}
+class Jobs:
+    @staticmethod
+    def load():
+        fields = dict(user_id=7, start_time=100, scheduled_nodes="n1", comment=None)
+        later = dict(fields, start_time=0, scheduled_nodes=None)
+        return {
+            1: types.SimpleNamespace(state="RUNNING", **fields),
+            6: types.SimpleNamespace(state="PENDING", **fields),
+            7: types.SimpleNamespace(state="PENDING", **later),
+        }
 class Job:
     @classmethod
     def load(cls, number):
@@ -125,6 +162,11 @@ def test_pyslurm(pyslurm: Path, squeue: Squeue) -> None:
     assert isinstance(slurm, PySlurm)
     assert [slurm.alive(job) for job in ("1", "2", "6", "9")] == [True, False, True, False]
     assert "pyslurm" not in sys.modules
+
+
+def test_planned_jobs_by_pyslurm(pyslurm: Path, squeue: Squeue) -> None:
+    squeue.say("", error="not to be asked", code=1)
+    assert open_slurm().planned() == [Planned(100.0, 7, "n1", "")]
 
 
 @pytest.mark.parametrize("job", ["3", "4", "5"])

@@ -7,15 +7,18 @@ Who adds one here has measured it.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from hpcimg.slurm import pyxis
 from hpcimg.slurm import warm as warm_way
+from tests.integration.checks import finish, wait_for_log
 from tests.parts import images
 from tests.parts.node import EPILOG, PROLOG, ROOT, Node
 from tests.parts.webserver import WebServer
@@ -33,7 +36,8 @@ OURS = {
     "hpcimg.plainjson",
     "hpcimg.cache", "hpcimg.cache.events", "hpcimg.cache.hot", "hpcimg.cache.lease",
     "hpcimg.cache.paths",
-    "hpcimg.slurm", "hpcimg.slurm.comment", "hpcimg.slurm.jobfiles", "hpcimg.slurm.warm",
+    "hpcimg.slurm", "hpcimg.slurm.comment", "hpcimg.slurm.jobfiles", "hpcimg.slurm.nodes",
+    "hpcimg.slurm.warm",
 }  # fmt: skip
 # As the hooks start it, with an eye on what it loads and on what it does.
 PROGRAM = """
@@ -43,11 +47,13 @@ done = []
 sys.addaudithook(lambda name, _: done.append(name))
 sys.path.insert(0, sys.argv[1])
 from hpcimg.slurm.warm import main
-code = main(sys.argv[2])
+code = main(sys.argv[2], [] if "waits" in sys.argv else None)
 loaded = sorted(set(sys.modules) - at_start)
 import json
 print(json.dumps({"code": code, "loaded": loaded, "done": sorted(set(done))}))
 """
+# And those of a job that waits for an image which another job brings.
+WAITING = {"hpcimg.slurm.waiter", "hpcimg.cache.leader", "hpcimg.processes", "fcntl"}
 FORBIDDEN_EVENTS = ("socket.", "subprocess.", "os.fork", "os.exec", "os.posix_spawn", "os.system")
 
 
@@ -62,10 +68,12 @@ def warm(node: Node, web: WebServer, tmp_path: Path) -> str:
     return " ".join(words)
 
 
-def run(node: Node, hook: str, job: int, comment: str | None = None) -> dict[str, list[str] | int]:
+def run(
+    node: Node, hook: str, job: int, comment: str | None = None, *words: str
+) -> dict[str, list[str] | int]:
     """Run the short way; return its exit code, what it loaded and what it did."""
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", PROGRAM, str(ROOT), hook],
+        [sys.executable, "-I", "-S", "-c", PROGRAM, str(ROOT), hook, *words],
         env=node.environment(job, comment),
         text=True,
         capture_output=True,
@@ -172,6 +180,26 @@ def test_what_is_not_warm_is_left_to_the_long_way(node: Node, warm: str) -> None
     seen = run(node, "prolog", 2, other)
     assert seen["code"] == 10
     assert set(seen["loaded"]) <= STANDARD | OURS
+
+
+def test_a_job_that_waits(node: Node, web: WebServer, tmp_path: Path) -> None:
+    """It loads hardly more than a hit, and no package."""
+    url = web.put("/slow.sif", images.make_sif(tmp_path / "x", {"x": b"x"}).read_bytes())
+    comment = f"container:{url}"
+    with web.hold("/slow.sif") as hold, node.start_prolog(1, comment) as first:
+        hold.wait_reached()
+        with ThreadPoolExecutor() as pool:
+            second = pool.submit(run, node, "prolog", 2, comment, "waits")
+            wait_for_log(node, f"job 2 waits for {url}")
+            hold.release()
+        finish(first)
+    seen = second.result()
+    assert seen["code"] == 0
+    assert set(seen["loaded"]) <= STANDARD | OURS | WAITING
+    assert [event for event in seen["done"] if event.startswith(FORBIDDEN_EVENTS)] == []
+    assert [image["source"] for image in node.record(2)["images"]] == ["waited"]
+    assert web.count() == 1
+    assert os.listdir(node.state / "leaders") == []
 
 
 @pytest.mark.parametrize("hook", [PROLOG, EPILOG])

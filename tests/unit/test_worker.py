@@ -20,7 +20,7 @@ from hpcimg.errors import DeadlinePassed, Interrupted, TooLarge
 from hpcimg.fetch.contract import Fetched, Files, Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.reference import Reference
-from hpcimg.worker import monitor, namespaces, process
+from hpcimg.worker import monitor, namespaces, process, starting
 from hpcimg.worker.protocol import Convert, Digest, DigestWanted, Fetch, Rewound
 from tests.parts.node import ROOT
 
@@ -55,7 +55,7 @@ def say(line):
 
 
 def worker(*, seconds: float = 30) -> process.Worker:
-    """Start a process, for `_START` as a test has it."""
+    """Start a process, for `_PROGRAM` as a test has it."""
     sandbox = process.Sandbox(None, time.monotonic() + seconds, 0)
     return process.Worker(order(Path("/x")), sandbox)
 
@@ -69,7 +69,7 @@ def has_namespaces() -> bool:
 @pytest.mark.skipif(not has_namespaces(), reason="PID namespaces cannot be made here")
 def test_what_it_detached_is_gone_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "held"
-    monkeypatch.setattr(process, "_START", DETACHED.format(path=str(path)))
+    monkeypatch.setattr(starting, "_PROGRAM", DETACHED.format(path=str(path)))
     with worker() as made:
         said = made.hear()
         while said is None:
@@ -96,7 +96,7 @@ print('["Rewound", %d]' % len([name for name in os.listdir("/proc") if name.isdi
 @pytest.mark.skipif(not has_namespaces(), reason="PID namespaces cannot be made here")
 def test_a_conversion_sees_its_own_processes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     before = len(os.listdir("/proc"))
-    monkeypatch.setattr(process, "_START", SEES.format(root=str(ROOT)))
+    monkeypatch.setattr(starting, "_PROGRAM", SEES.format(root=str(ROOT)))
     with worker() as made:
         assert made.hear() == Rewound(1)
     assert len(os.listdir("/proc")) > before / 2  # ours is what it was
@@ -110,7 +110,7 @@ while True:
 
 
 def test_who_asks_and_does_not_listen_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "_START", ASKS_AND_DOES_NOT_LISTEN)
+    monkeypatch.setattr(starting, "_PROGRAM", ASKS_AND_DOES_NOT_LISTEN)
     with worker(seconds=2) as made:
         assert made.hear() == DigestWanted(None)
         full = [b"0" * 100_000] * 100  # more than waits in any socket
@@ -120,20 +120,22 @@ def test_who_asks_and_does_not_listen_is_given_up(monkeypatch: pytest.MonkeyPatc
 
 def test_without_namespaces_it_runs_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(namespaces, "_OURS", "/nonexistent")
-    monkeypatch.setattr(process, "_START", "import os; print('[\"Rewound\", %d]' % os.getppid())")
+    monkeypatch.setattr(
+        starting, "_PROGRAM", "import os; print('[\"Rewound\", %d]' % os.getppid())"
+    )
     with worker() as made:
         assert made.hear() == Rewound(os.getpid())
 
 
 def test_who_never_ends_to_speak_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     program = "while True: os.write(1, b'[\"Rewound\", null]\\n' * 1000)"
-    monkeypatch.setattr(process, "_START", f"import os\n{program}")
+    monkeypatch.setattr(starting, "_PROGRAM", f"import os\n{program}")
     with worker(seconds=2) as made, pytest.raises(DeadlinePassed, match="was not ready in time"):
         all(made.hear() for _ in itertools.count())
 
 
 def test_who_hangs_up_and_stays_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "_START", "import os, time; os.close(1); time.sleep(60)")
+    monkeypatch.setattr(starting, "_PROGRAM", "import os, time; os.close(1); time.sleep(60)")
     with worker(seconds=1) as made, pytest.raises(DeadlinePassed):
         made.hear()
 
@@ -161,7 +163,7 @@ def traced(pid: int) -> Iterator[None]:
 
 
 def test_who_cannot_be_ended_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "_START", "import time; time.sleep(60)")
+    monkeypatch.setattr(starting, "_PROGRAM", "import time; time.sleep(60)")
     monkeypatch.setattr(process, "_TO_END_S", 0.2)
     made = worker(seconds=0.2)
     process_of = made._process
@@ -208,7 +210,7 @@ time.sleep(60)
 def test_what_is_digested_is_what_is_there_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "_START", SPEAKS + CHANGES_ITS_MIND)
+    monkeypatch.setattr(starting, "_PROGRAM", SPEAKS + CHANGES_ITS_MIND)
     target = tmp_path / "target"
     fetched = fetch(Path("/x"), target, 10_000)
     assert target.read_bytes() == b"B" * 10 + b"A" * 990
@@ -257,7 +259,7 @@ def test_nothing_is_kept_that_somebody_else_can_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brings: Callable[[Path, Path, int], object]
 ) -> None:
     path = str(tmp_path / "friend")
-    monkeypatch.setattr(process, "_START", SPEAKS + HANDS_IT_ON.format(friend=path))
+    monkeypatch.setattr(starting, "_PROGRAM", SPEAKS + HANDS_IT_ON.format(friend=path))
     with socket.socket(socket.AF_UNIX) as friend:
         friend.bind(path)
         friend.listen()

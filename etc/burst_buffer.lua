@@ -1,0 +1,133 @@
+-- burst_buffer.lua: a job's images are in the site tier before the job is started.
+--
+--     BurstBufferType=burst_buffer/lua   in slurm.conf, with this file beside it
+--
+-- Slurm calls slurm_bb_data_in while a job is pending, and starts the job when it is done. What
+-- is fetched is what stands behind #BB_LUA in the job's script, where job_submit.lua puts the
+-- images of the comment (STAGE_IN there), so that users write nothing new. It runs as SlurmUser on
+-- the host of slurmctld, which has to mount the site tier. See docs/how-images-travel.md.
+
+-- What brings images, as who may write in the site tier. In /etc/sudoers.d/hpcimg:
+--     slurm ALL=(root) NOPASSWD: /usr/bin/hpcimg prefetch *
+local COMMAND = "sudo -n /usr/bin/hpcimg prefetch"
+-- Whether a job whose image cannot be had is held, with the reason in squeue. Otherwise it starts,
+-- and ends with the sentence that Prolog has for it, in its own output.
+local HOLD = false
+
+local MAX_IMAGES = 32
+local MAX_URI = 1024
+local MARK = "container:"
+-- What a reference may have, which is nothing that ends a quoted word of the shell.
+local FORBIDDEN = "[^A-Za-z0-9%-._~:/?#%[%]@!&()*+,;=%%]"
+
+-- The references in the script's directives. Users can write these lines themselves.
+local function references(path)
+    local found, seen = {}, {}
+    local script = io.open(path)
+    if not script then
+        return found
+    end
+    for line in script:lines() do
+        for word in (line:match("^#BB_LUA%s+(.*)") or ""):gmatch("%S+") do
+            local uri = word:sub(1, #MARK) == MARK and word:sub(#MARK + 1) or ""
+            local fits = uri ~= "" and #uri <= MAX_URI and not uri:find(FORBIDDEN)
+            if fits and not seen[uri] and #found < MAX_IMAGES then
+                seen[uri] = true
+                table.insert(found, uri)
+            end
+        end
+    end
+    script:close()
+    return found
+end
+
+-- Bring them. Returns the exit code, and the last thing that was said.
+local function prefetch(uris)
+    local words = {}
+    for _, uri in ipairs(uris) do
+        table.insert(words, "'" .. uri .. "'")
+    end
+    local command = COMMAND .. " -- " .. table.concat(words, " ") .. " 2>&1 </dev/null; echo $?"
+    local pipe = io.popen(command)
+    local lines = {}
+    for line in pipe:lines() do
+        table.insert(lines, line)
+    end
+    pipe:close()
+    local code = tonumber(table.remove(lines) or "")
+    return code or 127, lines[#lines] or ""
+end
+
+local function data_in(job, script)
+    local uris = references(script)
+    if #uris == 0 then
+        return slurm.SUCCESS
+    end
+    local code, said = prefetch(uris)
+    slurm.log_info("hpcimg: job %s: prefetch of %d ended with %d: %s", job, #uris, code, said)
+    -- 10 to 19: it cannot be had. Anything else may be otherwise when the job starts.
+    if HOLD and code >= 10 and code < 20 then
+        return slurm.ERROR, said
+    end
+    return slurm.SUCCESS
+end
+
+-- An error in here must not hold the jobs of the whole site.
+function slurm_bb_data_in(job, script, ...)
+    local ok, result, said = pcall(data_in, tostring(job), script)
+    if ok then
+        return result, said
+    end
+    slurm.log_error("hpcimg: burst_buffer.lua: %s", tostring(result))
+    return slurm.SUCCESS
+end
+
+-- Slurm wants all of these to be there.
+
+function slurm_bb_job_process(_script)
+    return slurm.SUCCESS
+end
+
+function slurm_bb_pools()
+    return slurm.SUCCESS, '{"pools": []}'
+end
+
+function slurm_bb_job_teardown(_job, _script, _hurry)
+    return slurm.SUCCESS
+end
+
+function slurm_bb_setup(_job, _uid, _gid, _pool, _size, _script)
+    return slurm.SUCCESS
+end
+
+function slurm_bb_test_data_in(_job, _script)
+    return slurm.SUCCESS, "" -- done, and not under way
+end
+
+function slurm_bb_real_size(_job)
+    return slurm.SUCCESS, "0"
+end
+
+function slurm_bb_paths(_job, _script, _path_file)
+    return slurm.SUCCESS
+end
+
+function slurm_bb_pre_run(_job, _script)
+    return slurm.SUCCESS
+end
+
+function slurm_bb_post_run(_job, _script)
+    return slurm.SUCCESS
+end
+
+function slurm_bb_data_out(_job, _script)
+    return slurm.SUCCESS
+end
+
+function slurm_bb_test_data_out(_job, _script)
+    return slurm.SUCCESS, ""
+end
+
+function slurm_bb_get_status(...)
+    return slurm.SUCCESS, "hpcimg brings images into the site tier"
+end

@@ -1,0 +1,95 @@
+"""hpcimg prefetch: bring images here before a job needs them."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+
+from hpcimg import logs, node, prefetch
+from hpcimg.cache import history
+from hpcimg.cache.policy import Cache
+from hpcimg.cli import output
+from hpcimg.config import files as conffiles
+from hpcimg.config import load as config
+from hpcimg.config.keys import Config
+from hpcimg.errors import HpcimgError
+from hpcimg.fetch.contract import Request
+from hpcimg.prefetch import Brought
+from hpcimg.reference import told
+from hpcimg.site import policy
+from hpcimg.slurm import planned, query
+from hpcimg.units import format_duration, format_size
+
+log = logging.getLogger(__name__)
+HELP = """bring images here before a job needs them
+
+Into the site tier where there is one, and into this node's cache. Images that only
+one user may read are left to jobs. What no job has used is the first to go when
+room is needed. Goes on where one fails; exit code: that of the first that did.
+With --queue, what Slurm's pending jobs ask for that are to start soon: without a
+site tier, on this node alone. Then what users ask for fails nothing."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("uri", nargs="*", metavar="URI", help="a reference, a path or an alias")
+    parser.add_argument(
+        "--queue", action="store_true", help="what pending jobs ask for, the first to start first"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    if bool(args.uri) == args.queue:
+        args.parser.error("name images, or write --queue")
+    conf = config.load()
+    logs.set_up(conf.log_to if args.queue else "stderr", name="prefetch")
+    texts = _in_queue(conf) if args.queue else args.uri
+    cache = node.open_cache(conf)
+    until = time.monotonic() + conf.deadline_s
+    brought: list[Brought] = []
+    results: list[dict[str, object]] = []
+    code = 0
+    try:
+        for text in texts:
+            began, shown = time.monotonic(), told(text)
+            # Those of the queue have the time of one job together: the timer comes again.
+            deadline = until if args.queue else began + conf.deadline_s
+            try:
+                brought.append(_bring(conf, cache, text, deadline, anew=not args.queue))
+            except HpcimgError as error:
+                code = code or error.exit_code
+                results.append({"uri": shown, **output.error_fields(error)})
+                log.warning("%s: %s", shown, error)
+                if not args.queue:  # what a job asks for in vain, the job is told when it runs
+                    took_s = time.monotonic() - began
+                    history.record_failure(cache.layout, error, job="", uri=shown, took_s=took_s)
+                continue
+            how, entry, _ = brought[-1]
+            size = entry.size_bytes if entry else None
+            key = entry.key if entry else None
+            results.append({"uri": shown, "key": key, "how": how, "bytes": size})
+            took = format_duration(time.monotonic() - began)
+            what = "" if size is None else f", {format_size(size)}"
+            log.info("%s: %s%s in %s", shown, how, what, took)
+    finally:
+        for each in brought:
+            prefetch.leave(cache, each)
+    if args.json:
+        output.print_json({"images": results})
+    return 0 if args.queue else code
+
+
+def _in_queue(conf: Config) -> list[str]:
+    """Return what pending jobs ask for. Raises Unreachable, MissingTool."""
+    query.look_in(conf.slurm_bin)
+    limits = planned.Limits(conf.prefetch_within_s, conf.prefetch_per_user, conf.prefetch_images)
+    here = "" if conf.site_path else conffiles.node_name()
+    return planned.choose(query.open_slurm().planned(), limits, now=time.time(), node=here)
+
+
+def _bring(conf: Config, cache: Cache, text: str, deadline: float, *, anew: bool) -> Brought:
+    wanted = policy.parse(conf, text)
+    with output.Meter() as meter:
+        progress = meter.show if anew else lambda *_: None
+        request = Request(wanted, deadline, progress=progress, text=text)
+        return prefetch.bring(conf, cache, request, anew=anew)

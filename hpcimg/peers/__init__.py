@@ -1,0 +1,1 @@
+"""The nodes of one job share an image that none of them has yet."""

@@ -1,0 +1,158 @@
+"""The one process of a swarm that is root: it makes and reads munge's credentials.
+
+It never meets the network. A worker, which does, hands it what it was sent, and asks it for
+what it is to send; every credential begins with words of ours, which no other program takes
+for its own, and says for which job, image and nodes it is. What another node's root says of an
+image comes to this node's root by it, past the worker.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn
+
+from hpcimg import programs
+from hpcimg.errors import HpcimgError, Unreachable
+from hpcimg.fetch.contract import Whole
+from hpcimg.peers.libmunge import Munge
+
+# With the version of what peers say to each other: another release's nodes are no peers.
+_MARK = b"hpcimg-peers 1\n"
+_LINE_MAX = 64 << 10
+_ANSWER_S = 5.0
+# A question; the answer that somebody is there; what the image is.
+ASK, HELLO, IMAGE = KINDS = ("ask", "hello", "image")
+
+
+class Identity(NamedTuple):
+    """What all credentials of one member are about, and who may be spoken to."""
+
+    job: str
+    wanted: str
+    node: str
+    nodes: tuple[str, ...]
+
+
+class Signer:
+    """The process, as who started it has it. A context manager.
+
+    `worker` is the socket by which the worker asks; close it once the worker has it.
+    """
+
+    def __init__(self, identity: Identity, munge_socket: str) -> None:
+        """Start it. Raises HpcimgError where there is no munge."""
+        munge = Munge(munge_socket)
+        self._ours, theirs = socket.socketpair()
+        self.worker, asks = socket.socketpair()
+        die_with_us = programs.die_with_parent()
+        self._pid = os.fork()
+        if self._pid == 0:
+            die_with_us()
+            _serve(munge, identity, theirs.detach(), asks.detach())
+        theirs.close()
+        asks.close()
+        self._ours.settimeout(_ANSWER_S)
+        self._said = self._ours.makefile("rb")
+
+    def __enter__(self) -> Signer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
+        self._said.close()
+        self._ours.close()
+        self.worker.close()
+
+    def publish(self, whole: Whole) -> None:
+        """Let other nodes be told what the image is that this node has."""
+        self._ours.sendall(json.dumps(whole).encode() + b"\n")
+
+    def told(self) -> Whole:
+        """Return what another node's root said the image is. Raises Unreachable."""
+        try:
+            return Whole(*json.loads(self._said.readline(_LINE_MAX)))
+        except (OSError, ValueError, TypeError) as error:
+            raise Unreachable("nobody said what the image is", why=str(error)) from None
+
+
+class Notary:
+    """What the process does for the worker, with `tell` for its own side's root."""
+
+    def __init__(self, munge: Munge, identity: Identity, tell: Callable[[Whole], None]) -> None:
+        self._munge = munge
+        self._identity = identity
+        self._tell = tell
+        self.whole: Whole | None = None
+
+    def answer(self, request: Any) -> list[str] | None:
+        """Return what a request asks for, None where that is refused. Raises HpcimgError."""
+        match request:
+            case ["sign", str(kind), str(to), str(nonce), str(word)]:
+                return self._sign(kind, to, nonce, word)
+            case ["read", str(kind), str(credential)]:
+                return self._read(kind, credential)
+        return None
+
+    def _sign(self, kind: str, to: str, nonce: str, word: str) -> list[str] | None:
+        if kind not in KINDS or to not in self._identity.nodes:
+            return None
+        if kind == IMAGE and self.whole is None:
+            return None
+        whole = self.whole if kind == IMAGE else None
+        job, wanted, node, _ = self._identity
+        said = json.dumps([kind, job, wanted, node, to, nonce, word, whole]).encode()
+        return [self._munge.encode(_MARK + said)]
+
+    def _read(self, kind: str, credential: str) -> list[str] | None:
+        payload = self._munge.decode(credential)
+        if payload is None or not payload.startswith(_MARK):
+            return None
+        said, job, wanted, node, to, nonce, word, whole = json.loads(payload[len(_MARK) :])
+        ours = self._identity
+        if (said, job, wanted, to) != (kind, ours.job, ours.wanted, ours.node):
+            return None
+        if node not in ours.nodes:
+            return None
+        if kind == IMAGE:
+            self._tell(Whole(*whole))
+        return [node, nonce, word]
+
+
+def _serve(munge: Munge, identity: Identity, root: int, worker: int) -> NoReturn:
+    """Answer until either side is gone, or says what cannot be understood."""
+    try:
+        programs.close_all_but(root, worker)
+        notary = Notary(munge, identity, lambda whole: _send(root, whole))
+        heard: dict[int, bytes] = {root: b"", worker: b""}
+        while True:
+            for descriptor in select.select([root, worker], [], [])[0]:
+                data = os.read(descriptor, _LINE_MAX)
+                if not data:
+                    os._exit(0)
+                *lines, heard[descriptor] = (heard[descriptor] + data).split(b"\n")
+                if len(heard[descriptor]) > _LINE_MAX:
+                    os._exit(1)
+                for line in lines:
+                    if descriptor == root:
+                        notary.whole = Whole(*json.loads(line))
+                    else:
+                        _send(worker, _answered(notary, line))
+    finally:
+        os._exit(1)
+
+
+def _answered(notary: Notary, line: bytes) -> Any:
+    try:
+        return [notary.answer(json.loads(line)), ""]
+    except HpcimgError as error:
+        return [None, error.brief]
+
+
+def _send(descriptor: int, said: Any) -> None:
+    os.write(descriptor, json.dumps(said).encode() + b"\n")

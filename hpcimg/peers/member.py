@@ -1,0 +1,301 @@
+"""This node as a member of a job's swarm: what runs in the worker, without rights.
+
+    electing -> leading    the image comes by the way behind, is published, is sent to the others
+             -> following  the image comes from the others, is published, is sent on
+
+A leader that is gone, or gets nowhere, is passed over, and the next one leads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures.thread  # noqa: F401  # and what resolves names: before rights are given up
+import contextlib
+import encodings.idna  # noqa: F401
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from hpcimg.errors import Unreachable
+from hpcimg.fetch.contract import Declined
+from hpcimg.peers import order
+from hpcimg.peers.answering import Answers
+from hpcimg.peers.asking import Absent, Asker, Elsewhere, Found, Line, Lost
+from hpcimg.peers.desk import Desk
+from hpcimg.peers.engine import make_torrent
+from hpcimg.peers.transfer import Transfer
+from hpcimg.worker import protocol
+
+_GRACE_S = 3.0  # Prolog does not begin on all nodes at the same moment
+_FIRST_ONLY_S = 1.0  # for so long only the first in the order is asked
+_AT_A_TIME = 8  # nodes that are asked one after the other, before the first is asked again
+_BEHIND = 2  # nodes that may lead already, where this one came late
+_ELECTION_S = 20.0  # without anybody who leads
+_LEADERS = 3  # that are gone or get nowhere, before nobody is waited for any more
+_AGAIN_S = 0.1
+_LOOK_EVERY_S = 0.2
+_DRY_S = 2.0  # without a byte, before the leader is connected to as well
+_LINGER_LOOK_S = 0.5
+_ORPHANED_S = 5.0  # without a byte, where the leader is gone
+
+
+class Parent(Protocol):
+    """Who started this process."""
+
+    def fileno(self) -> int:
+        """Return the socket that can be read when there is something to hear."""
+
+    def hear(self) -> tuple[protocol.Start | protocol.Answer, list[int]]:
+        """Return the next message, and the files that come with it."""
+
+    def say(self, report: protocol.Report) -> None:
+        """Tell it something."""
+
+
+def share(wanted: protocol.Share, files: Sequence[int], parent: Parent) -> None:
+    """Carry the order out. Raises HpcimgError, OSError."""
+    asyncio.run(_Member(wanted, files, parent).run())
+
+
+class _Member:
+    def __init__(self, wanted: protocol.Share, files: Sequence[int], parent: Parent) -> None:
+        self._wanted = wanted
+        [signer] = files
+        self._file = -1
+        self._parent = parent
+        self._desk = Desk(signer)
+        self._told: asyncio.Queue[protocol.Wanted | Declined] = asyncio.Queue()
+        self._published: asyncio.Future[tuple[int, int]]
+        self._began = time.monotonic()
+        self._gone: set[str] = set()
+        self._lost = 0  # leaders
+        self._leader = ""  # of whom an image was found at
+        self._order = order.of_leaders(wanted.job, wanted.wanted, wanted.nodes)
+
+    async def run(self) -> None:
+        wanted = self._wanted
+        self._transfer = Transfer(
+            order.swarm_ports(wanted.port),
+            networks=wanted.networks,
+            rate=wanted.rate,
+            directory=wanted.directory,
+        )
+        await self._desk.open()
+        self._published = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().add_reader(self._parent.fileno(), self._hear)
+        # What becomes of one connection is nobody's business; a traceback of it is read by none.
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        port = order.question_port(wanted.port, wanted.job)
+        self._asker = Asker(
+            self._desk,
+            port=port,
+            networks=wanted.networks,
+            listens=self._transfer.port,
+            patience_s=wanted.patience_s,
+        )
+        self._answers = Answers(self._desk, nodes=wanted.nodes, networks=wanted.networks)
+        self._may_lead = await self._answers.listen(port)
+        try:
+            await self._take_part()
+        finally:
+            await self._answers.end()
+            self._transfer.end()
+
+    def _hear(self) -> None:
+        message, files = self._parent.hear()
+        match message:
+            case protocol.Advance(phase, done):
+                self._answers.leads(phase, done)
+            case protocol.Published(size):
+                self._published.set_result((files[0], size))
+            case protocol.Wanted() | Declined():
+                self._close_file()
+                self._file = files[0] if files else -1
+                self._told.put_nowait(message)
+
+    def _close_file(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = -1
+
+    async def _take_part(self) -> None:
+        while (found := await self._elect()) is not None:
+            self._parent.say(protocol.Found())
+            if isinstance(await self._told.get(), Declined) or await self._fetch(found):
+                await self._after(found)
+                return
+            found.line.close()
+            self._pass_over(self._leader)
+        await self._lead()
+
+    async def _lead(self) -> None:
+        self._answers.leads("asking", 0)
+        self._close_file()  # of an attempt to follow: another process is to write it
+        self._parent.say(protocol.Leading())
+        file, size = await self._published
+        self._answers.leads("checking", size)
+        torrent = await asyncio.to_thread(make_torrent, file, size)
+        self._transfer.share(torrent, file, whole=True)
+        self._answers.has(torrent, self._transfer.port)
+        await self._linger(None)
+
+    async def _after(self, found: Found) -> None:
+        """Be of use to the others, once the image is on this node."""
+        file, _ = await self._published
+        self._transfer.begin_again()
+        self._transfer.share(found.torrent, file, whole=True)
+        self._connect(found)
+        self._answers.has(found.torrent, self._transfer.port)
+        found.line.say("whole")
+        await self._linger(found.line)
+
+    async def _linger(self, leader: Line | None) -> None:
+        """Go on as long as others may need this node, but not for ever.
+
+        Who followed is told by its `leader` when all are served.
+        """
+        until = time.monotonic() + self._wanted.linger_s
+        if leader:
+            await self._served_by(leader, until)
+        while (now := time.monotonic()) < until:
+            late = not self._answers.all_came and now < self._began + _GRACE_S
+            if not self._answers.waiting and (leader or not late):
+                break
+            self._answers.changed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._answers.changed.wait(), _LINGER_LOOK_S)
+
+    async def _served_by(self, leader: Line, until: float) -> None:
+        """Wait until the leader says that all are served.
+
+        Where it is gone before, the others will soon ask this node.
+        """
+        while (left_s := until - time.monotonic()) > 0:
+            words = await leader.hear(left_s)
+            if not words:
+                await asyncio.sleep(max(0.0, min(2 * _ORPHANED_S, until - time.monotonic())))
+            if words in ([], ["end"]):
+                return
+
+    async def _elect(self) -> Found | None:
+        """Return another node's image, None where this node is to bring it. Raises Unreachable."""
+        self._answers.is_electing()
+        ahead = self._order[: self._order.index(self._wanted.node)]
+        until = time.monotonic() + _ELECTION_S
+        while time.monotonic() < until:
+            names = [name for name in ahead if name not in self._gone]
+            if not names:
+                return await self._first()
+            alone = time.monotonic() < self._began + _FIRST_ONLY_S
+            for name in names[: 1 if alone else _AT_A_TIME]:
+                outcome = await self._follow(name)
+                if isinstance(outcome, Found):
+                    return outcome
+                if isinstance(outcome, Lost):
+                    until = time.monotonic() + _ELECTION_S
+                    break
+            await asyncio.sleep(_AGAIN_S)
+        raise Unreachable("the nodes of the job do not agree on who fetches")
+
+    async def _first(self) -> Found | None:
+        """Lead, unless one that comes after this node does already."""
+        after = self._order[self._order.index(self._wanted.node) + 1 :]
+        for name in [name for name in after if name not in self._gone][:_BEHIND]:
+            outcome = await self._consult(name, only_leading=True)
+            if isinstance(outcome, Found):
+                return outcome
+        if not self._may_lead:
+            raise Unreachable("this node cannot lead", why="its port for questions is taken")
+        return None
+
+    async def _follow(self, name: str) -> Found | Lost | None:
+        """Ask a node that comes before this one, and whom it follows; note who is gone."""
+        outcome = await self._consult(name)
+        if isinstance(outcome, Elsewhere):
+            name = outcome.node
+            if name in self._gone or name not in self._order or name == self._wanted.node:
+                return None
+            outcome = await self._consult(name)
+        match outcome:
+            case Found():
+                return outcome
+            case Lost():
+                self._pass_over(name)
+                return outcome
+            case Absent() if time.monotonic() > self._began + _GRACE_S:
+                self._gone.add(name)
+        return None
+
+    def _pass_over(self, name: str) -> None:
+        self._gone.add(name)
+        self._answers.is_electing()
+        self._lost += 1
+        if self._lost >= _LEADERS:
+            raise Unreachable("no node of the job brings the image to the others")
+
+    async def _consult(
+        self, name: str, *, only_leading: bool = False
+    ) -> Found | Elsewhere | Absent | Lost:
+        def heard(phase: str, done: int) -> None:
+            self._answers.follows(name)
+            self._parent.say(protocol.Awaiting(f"{phase} on {name}", done))
+
+        outcome = await self._asker.consult(name, heard=heard, only_leading=only_leading)
+        if isinstance(outcome, Found):
+            self._leader = name
+            self._answers.follows(name)
+        return outcome
+
+    async def _fetch(self, found: Found) -> bool:
+        """Fetch the image from the others; False where they get nowhere."""
+        os.ftruncate(self._file, 0)
+        size = found.torrent.size_bytes
+        self._transfer.share(
+            found.torrent, self._file, whole=False, index=found.number, count=found.among
+        )
+        self._connect(found)
+        lost = asyncio.Event()
+        listening = asyncio.create_task(_until_silent(found.line, lost.set))
+        last, moved, connected = -1, time.monotonic(), False
+        try:
+            while True:
+                done, whole = self._transfer.received()
+                now = time.monotonic()
+                if done != last:
+                    last, moved = done, now
+                    self._parent.say(protocol.Moved(None, done, size))
+                if whole:
+                    break
+                dry_s = now - moved
+                if dry_s > (_ORPHANED_S if lost.is_set() else self._wanted.patience_s):
+                    self._reopen()
+                    return False
+                if dry_s > _DRY_S and not connected:
+                    self._transfer.connect(*found.leader)
+                    connected = True
+                await asyncio.sleep(_LOOK_EVERY_S)
+        finally:
+            listening.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await listening
+        self._transfer.end()
+        self._close_file()
+        self._parent.say(protocol.Done())
+        return True
+
+    def _reopen(self) -> None:
+        self._transfer.begin_again()
+        self._parent.say(protocol.Rewound(None))
+
+    def _connect(self, found: Found) -> None:
+        for address, port in found.members:
+            self._transfer.connect(address, port)
+        if 0 in order.neighbours(found.number, found.among):
+            self._transfer.connect(*found.leader)
+
+
+async def _until_silent(line: Line, gone: Callable[[], None]) -> None:
+    while await line.hear(10.0):
+        pass
+    gone()

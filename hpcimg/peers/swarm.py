@@ -1,0 +1,273 @@
+"""The way to an image by the other nodes of the job, in front of any other way.
+
+Root's part: it starts a worker that meets the network, and a process that signs for it; it
+takes from the second what the image is, and digests what the first has brought. One node of
+the job, the leader, goes the way behind; whoever gets nowhere does so too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from hpcimg import digests
+from hpcimg.cache import events, store
+from hpcimg.cache.ensure import Staged
+from hpcimg.errors import Bug, Damaged, HpcimgError, from_dict
+from hpcimg.fetch.contract import (
+    PEERS,
+    Converting,
+    Declined,
+    Fetched,
+    Files,
+    Listener,
+    Offer,
+    Outcome,
+    Unchanged,
+    Way,
+    Whole,
+)
+from hpcimg.fronts import Asked, Front
+from hpcimg.peers.credentials import Identity, Signer
+from hpcimg.worker import accounts, protocol
+from hpcimg.worker.process import Sandbox, Worker
+from hpcimg.worker.seal import seal
+
+log = logging.getLogger(__name__)
+_ADVANCE_EVERY_S = 1.0
+_TO_LEAVE_S = 5.0  # beyond the time that a worker lingers
+
+
+class Swarm(ExitStack, Front):
+    """The nodes of one job, as a way to one image. A context manager: at its end all is ended."""
+
+    def __init__(self, asked: Asked, behind: Way) -> None:
+        ExitStack.__init__(self)
+        Front.__init__(self, behind)
+        self._asked = asked
+        self._uri = asked.request.reference.uri
+        self._account = accounts.unprivileged(asked.config.account)
+        self._worker: Worker | None = None
+        self._signer: Signer | None = None
+        self._by_cache: HpcimgError | None = None
+        self._over = False
+
+    def fetch(self, descriptor: int, listener: Listener, *, validator: str) -> Outcome:
+        leading = False
+        if self._over:
+            return self.behind.fetch(descriptor, listener, validator=validator)
+        try:
+            self._join()
+            outcome = self._follow(descriptor, listener, validator)
+            if outcome is not None:
+                return outcome
+            leading = True
+        except HpcimgError as error:
+            if error is self._by_cache:
+                raise
+            self._give_up(error)
+            _empty(descriptor)
+        if leading:
+            log.info("%s: this node fetches for the other nodes of the job", self._uri)
+            listener = _Reporting(listener, self._advance)
+        return self.behind.fetch(descriptor, listener, validator=validator)
+
+    def convert(
+        self, descriptor: int, *, image_config: str, layers: Sequence[int], progress: Converting
+    ) -> Fetched:
+        def told(done: int, total: int | None, beside: int) -> None:
+            self._advance("converting", done)
+            progress(done, total, beside)
+
+        return self.behind.convert(
+            descriptor, image_config=image_config, layers=layers, progress=told
+        )
+
+    def finish(self, staged: Staged) -> None:
+        """Send the image to the nodes that still need it, for as long as the site says."""
+        worker, signer, entry = self._worker, self._signer, staged.entry
+        self._over = True
+        if worker is None or signer is None or entry.owner is not None:
+            return
+        try:
+            signer.publish(
+                Whole(
+                    staged.validator, entry.key, entry.sha256, entry.size_bytes, entry.source, PEERS
+                )
+            )
+            with open(staged.path, "rb") as file:
+                worker.tell(protocol.Published(entry.size_bytes), [file.fileno()])
+            until = time.monotonic() + self._asked.config.peers_linger_s + _TO_LEAVE_S
+            while time.monotonic() < until:
+                if isinstance(_heard(worker), protocol.Done):
+                    return
+        except (HpcimgError, OSError) as error:
+            log.warning("%s is no longer sent to the other nodes of the job: %s", self._uri, error)
+
+    def _join(self) -> None:
+        """Start what takes part. Raises HpcimgError."""
+        config, request, cache = self._asked.config, self._asked.request, self._asked.cache
+        account = self._account
+        # What nodes that are set up in another way would get is another image.
+        kind = f"{request.reference.address} {cache.image_format} {cache.verified}"
+        wanted = hashlib.sha256(kind.encode()).hexdigest()
+        identity = Identity(request.job, wanted, request.node, request.nodes)
+        signer = self.enter_context(Signer(identity, config.peers_munge_socket))
+        directory = self.enter_context(
+            store.work_directory(cache.layout, account.uid if account else None)
+        )
+        order = protocol.Share(
+            uri=self._uri,
+            wanted=wanted,
+            job=request.job,
+            node=request.node,
+            nodes=request.nodes,
+            port=config.peers_port,
+            networks=config.peers_networks,
+            directory=directory,
+            patience_s=config.patience_s,
+            linger_s=config.peers_linger_s,
+            rate=config.peers_rate,
+        )
+        most = cache.limits.max_size
+        sandbox = Sandbox(account, request.deadline, min(most, cache.max_image_size or most))
+        worker = self.enter_context(Worker(order, sandbox))
+        worker.begin([signer.worker.fileno()])
+        signer.worker.close()
+        self._signer, self._worker = signer, worker
+
+    def _follow(self, descriptor: int, listener: Listener, validator: str) -> Outcome | None:
+        """Bring the image from the others; return None where this node is to lead."""
+        worker = self._worker
+        assert worker
+        whole: Whole | None = None
+        phase, done, total, said = "waiting", 0, None, ""
+        while True:
+            match _heard(worker):
+                case protocol.Leading():
+                    if whole:  # the leader that had it is gone
+                        _empty(descriptor)
+                    return None
+                case protocol.Awaiting(how, _):
+                    if how != said:
+                        log.info("%s: %s", self._uri, how)
+                    said = how
+                case protocol.Found():
+                    whole, outcome = self._found(descriptor, listener, validator)
+                    if outcome is not None:
+                        worker.tell(Declined())
+                        return outcome
+                    worker.tell(protocol.Wanted(()), [descriptor])
+                case protocol.Moved(None, moved, size) if whole:
+                    phase, done, total = "fetching", min(moved, whole.size_bytes), size
+                case protocol.Rewound(None):
+                    phase, done, total = "waiting", 0, None
+                case protocol.Done() if whole:
+                    return self._take(descriptor, whole)
+                case None:
+                    pass
+                case _:
+                    raise Bug("a swarm's worker said what it may not say now")
+            self._cache(listener.progress, phase, done, total)
+
+    def _found(
+        self, descriptor: int, listener: Listener, validator: str
+    ) -> tuple[Whole, Outcome | None]:
+        """Offer the cache what another node has; return it, and the outcome where that is all."""
+        assert self._signer
+        whole = self._signer.told()
+        if validator and whole.validator == validator:
+            return whole, Unchanged()
+        if self._cache(listener.offered, whole) is None:
+            return whole, Declined()
+        if self._account is not None:  # libtorrent opens the file by a name
+            os.fchown(descriptor, self._account.uid, -1)
+        return whole, None
+
+    def _take(self, descriptor: int, whole: Whole) -> Fetched:
+        """Return what is in the file, which nobody can write to any more. Raises Damaged."""
+        seal(descriptor, uri=self._uri)
+        deadline = self._asked.request.deadline
+        fetched = digests.of_file(descriptor, uri=self._uri, deadline=deadline)
+        if fetched != (whole.size_bytes, whole.sha256):
+            raise Damaged(f"{self._uri} is not what the leader of the job has")
+        return fetched
+
+    def _cache(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """Tell the cache something; what it has against it is no failure of the peers."""
+        try:
+            return call(*arguments)
+        except HpcimgError as error:
+            self._by_cache = error
+            raise
+
+    def _advance(self, phase: str, done: int) -> None:
+        """Let the others know how far this node's fetch is."""
+        if self._worker is None:
+            return
+        try:
+            self._worker.tell(protocol.Advance(phase, done))
+        except HpcimgError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: HpcimgError) -> None:
+        """Go on without the others, and say so. Raises DeadlinePassed."""
+        log.warning("%s is fetched without the other nodes of the job: %s", self._uri, error)
+        path = self._asked.cache.layout.events
+        events.record(
+            path,
+            "peers_failed",
+            job=self._asked.request.job,
+            error=type(error).__name__,
+            uri=self._uri,
+        )
+        self._worker = self._signer = None
+        self.close()
+
+
+class _Reporting:
+    """A listener that tells the other nodes as well how far a fetch is."""
+
+    def __init__(self, listener: Listener, advance: Callable[[str, int], None]) -> None:
+        self._listener = listener
+        self._advance = advance
+        self._next = 0.0
+
+    def offered(self, offer: Offer | Whole) -> Files | None:
+        return self._listener.offered(offer)
+
+    def arrived(self, number: int, fetched: Fetched) -> None:
+        self._listener.arrived(number, fetched)
+
+    def progress(self, phase: str, done: int, total: int | None) -> None:
+        self._listener.progress(phase, done, total)
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + _ADVANCE_EVERY_S
+            self._advance(phase, done)
+
+
+def _heard(worker: Worker) -> protocol.Report | None:
+    report = worker.hear()
+    if isinstance(report, protocol.Failed):
+        if report.traceback:
+            log.error("%s", report.traceback)
+        raise from_dict(report._asdict())
+    return report
+
+
+def _empty(descriptor: int) -> None:
+    """Make the file again what it was before the first byte: empty, ours, open to be written."""
+    path = f"/proc/self/fd/{descriptor}"
+    os.fchown(descriptor, os.geteuid(), -1)
+    os.fchmod(descriptor, 0o600)
+    writable = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.dup2(writable, descriptor, inheritable=False)
+    finally:
+        os.close(writable)
+    os.ftruncate(descriptor, 0)

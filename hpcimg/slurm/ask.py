@@ -1,0 +1,81 @@
+"""Asking the helper of this node for an image, as a process of a job.
+
+Imports only the standard library and hpcimg.errors: the importer of pyxis starts a Python for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import socket
+import sys
+import time
+
+from hpcimg.errors import HpcimgError, NodeError, Unreachable, from_dict
+
+NO_HELPER = 3  # exit code: there is none, or this is not for it
+_PATIENCE_S = 900.0  # with one that has no turn for us; one that works ends by its own deadline
+_PAUSE_S = 0.2, 5.0  # the first one and the longest
+_ANSWER_MAX = 64 << 10
+
+
+def ask(path: str, verb: str, uri: str) -> dict[str, object] | None:
+    """Have an image staged by the helper behind a socket; return its path, key, bytes and how.
+
+    Where too much is asked for at a time, ask again. Returns None where there is no helper, or
+    where it is not to do this. Raises HpcimgError, as the helper does, or Unreachable.
+    """
+    until, pause = time.monotonic() + _PATIENCE_S, _PAUSE_S[0]
+    while True:
+        try:
+            answer = _asked_once(path, f"{verb} {uri}\n")
+        except (FileNotFoundError, ConnectionRefusedError, PermissionError):
+            return None
+        if error := answer.get("error"):
+            raise from_dict(error if isinstance(error, dict) else {})
+        if answer.get("declined"):
+            return None
+        if not answer.get("busy"):
+            return answer
+        if time.monotonic() > until:
+            raise Unreachable(
+                f"{uri} was not staged", why="too much is asked for on this node at this time"
+            )
+        # Those who wait do not come all at once.
+        time.sleep(pause * random.uniform(0.5, 1.0))
+        pause = min(2 * pause, _PAUSE_S[1])
+
+
+def _asked_once(path: str, line: str) -> dict[str, object]:
+    """Return one answer. systemd closes a connection that is one too many: that is busy, too."""
+    heard = b""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(path)
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            connection.sendall(line.encode("ascii", "replace"))
+        with contextlib.suppress(ConnectionResetError):
+            while len(heard) < _ANSWER_MAX and (more := connection.recv(_ANSWER_MAX)):
+                heard += more
+    if not heard:
+        return {"busy": True}
+    try:
+        answer = json.loads(heard)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise NodeError(f"the helper at {path} is not understood")
+    return answer
+
+
+def main() -> int:
+    """Print the path of what the arguments, a socket, a verb and a reference, ask for."""
+    try:
+        answer = ask(*sys.argv[1:])
+    except HpcimgError as error:
+        print(f"hpcimg: {error}", file=sys.stderr)
+        return error.exit_code
+    if answer is None:
+        return NO_HELPER
+    print(answer["path"])
+    return 0

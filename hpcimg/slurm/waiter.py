@@ -1,0 +1,92 @@
+"""A Prolog that waits for what another one brings: a hit as soon as it is there.
+
+It keeps little in memory and sleeps in the kernel, since a large node may have hundreds.
+"""
+
+import os
+import time
+
+from hpcimg import processes
+from hpcimg.cache import hot, leader
+from hpcimg.cache.paths import Layout
+from hpcimg.config import files as conffiles
+from hpcimg.slurm import jobfiles
+
+_SYSLOG = "/dev/log"
+
+
+class Asks:
+    """What a job asks for now, and where."""
+
+    __slots__ = ("came", "files", "images", "job", "layout", "started", "uid")
+
+    def __init__(
+        self,
+        files: list[tuple[str, str]],
+        layout: Layout,
+        job: str,
+        uid: int,
+        images: list[jobfiles.Image],
+        started: float,
+    ) -> None:
+        self.came = time.monotonic()
+        self.files = files
+        self.layout = layout
+        self.job = job
+        self.uid = uid
+        self.images = images
+        self.started = started
+
+
+def wait(
+    asks: Asks, image: jobfiles.Image, text: str, fingerprint: str, leaders: list[leader.Leader]
+) -> hot.Hit | None:
+    """Wait for one of the job's images where another job brings it, or lead from here on.
+
+    `text` is its name among the hot records. What is waited for, or led, is put into
+    `leaders`; with None the long way is to be taken.
+    """
+    place = leader.join(asks.layout.leaders, asks.uid, fingerprint, text)
+    if place is None:
+        return None
+    leaders.append(place)
+
+    def say(told: leader.Told) -> None:
+        image.uri = told.uri
+        jobfiles.write_asked(
+            asks.layout, asks.job, asks.uid, asks.images,
+            started=asks.started, process=processes.tag(),
+        )  # fmt: skip
+        waits = f"job {asks.job} waits for {told.uri}, which another job is fetching"
+        _log(asks.files, asks.job, f"{waits} (job {told.job})")
+
+    if not place.leads and not place.wait(asks.came, say):
+        return None
+    # Somebody may just have brought it.
+    hit = hot.lookup(asks.layout, text, job=asks.job, uid=asks.uid, fingerprint=fingerprint)
+    if hit:
+        place.done()
+        image.source = "waited"
+    return hit
+
+
+def _log(files: list[tuple[str, str]], job: str, text: str) -> None:
+    """Log a line as `hpcimg.logs` does, without what takes its time there."""
+    to = conffiles.raw_value(files, "log", "to") or "syslog"
+    if to == "syslog" and os.path.exists(_SYSLOG):
+        import syslog
+
+        syslog.openlog("hpcimg", syslog.LOG_PID, syslog.LOG_DAEMON)
+        syslog.syslog(syslog.LOG_INFO, f"prolog job {job}: INFO: {text}")
+        return
+    now = time.strftime("%Y-%m-%d %H:%M:%S")
+    line = f"{now} hpcimg prolog job {job}: INFO: {text}\n".encode("utf-8", "replace")
+    file = 2
+    if to not in ("syslog", "stderr"):
+        try:
+            file = os.open(to, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError:
+            pass
+    os.write(file, line)
+    if file != 2:
+        os.close(file)

@@ -1,0 +1,169 @@
+"""What leaves the site tier: by age and by size, by one node at a time, and nothing that is read.
+
+An image's last use is the modification time of its file. All times are those of the file
+system, so that nobody's clock has a say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from hpcimg import atomic
+from hpcimg.config.values import Size
+from hpcimg.locks import Lease
+from hpcimg.tier import records
+from hpcimg.tier.places import Places
+
+_LOW = 0.9  # of the size: so far down it goes, once it is passed
+_YOUNG_S = 600.0  # used a moment ago: a node that mounts it read-only leaves no mark
+_MARK_S = 86400.0  # a copy that takes longer is of a node that is gone
+_JOB_S = 7 * 86400.0
+_FAILURE_S = 3600.0
+_EVERY_S = 600.0
+_LEASE = "gc"
+
+
+class Image(NamedTuple):
+    """An image file of the tier; `used` is a time of its file system."""
+
+    name: str
+    size_bytes: int
+    used: float
+
+
+class Report(NamedTuple):
+    """What went, or would go; `others` are small files. `busy`: another node is at it."""
+
+    images: tuple[Image, ...] = ()
+    others: int = 0
+    held_bytes: int = 0
+    busy: bool = False
+
+    @property
+    def freed_bytes(self) -> int:
+        return sum(image.size_bytes for image in self.images)
+
+
+def plan(
+    images: Iterable[Image], *, limit: int, max_age_s: float, now: float, read: frozenset[str]
+) -> tuple[Image, ...]:
+    """Return what is to go: all that is too old, then the least recently used beyond the limit."""
+    images = sorted(images, key=lambda image: (image.used, image.name))
+    held = sum(image.size_bytes for image in images)
+    enough = held - int(limit * _LOW) if held > limit else 0
+    going: list[Image] = []
+    for image in images:
+        age_s = now - image.used
+        if age_s < _YOUNG_S or image.name.partition(".")[0] in read:
+            continue
+        if age_s > max_age_s or sum(gone.size_bytes for gone in going) < enough:
+            going.append(image)
+    return tuple(going)
+
+
+def due(at: Places) -> bool:
+    """Tell whether nobody has looked for what is to go for a while, and let others think so.
+
+    Raises OSError.
+    """
+    path = f"{at.base}/trimmed"
+    with contextlib.suppress(FileNotFoundError):
+        if 0 <= _now(at) - os.lstat(path).st_mtime < _EVERY_S:
+            return False
+    atomic.write_file(path, "", temp=records.temp_path(at), mode=0o600)
+    return True
+
+
+def trim(
+    at: Places, *, max_size: Size, max_age_s: float, lease_s: float, dry_run: bool = False
+) -> Report:
+    """Remove what is to go, as who owns the tier. Raises OSError, HpcimgError, RuntimeError."""
+    lease = Lease(f"{at.leases}/{_LEASE}", lease_s)
+    if not lease.take():
+        return Report(busy=True)
+    try:
+        return _trim(at, max_size, max_age_s, dry_run=dry_run)
+    finally:
+        lease.release()
+
+
+def _trim(at: Places, max_size: Size, max_age_s: float, *, dry_run: bool) -> Report:
+    now = _now(at)
+    seen = os.statvfs(at.images)
+    images = [
+        Image(os.path.basename(path), each.st_size, each.st_mtime)
+        for path, each in _files(at.images)
+    ]
+    going = plan(
+        images,
+        limit=max_size.of(seen.f_blocks * seen.f_frsize),
+        max_age_s=max_age_s,
+        now=now,
+        read=_read(at, now),
+    )
+    held = sum(image.size_bytes for image in images)
+    if dry_run:
+        return Report(going, 0, held)
+    gone = tuple(image for image in going if _remove(at, image, now))
+    return Report(gone, _sweep(at, now, max_age_s), held - sum(i.size_bytes for i in gone))
+
+
+def _remove(at: Places, image: Image, now: float) -> bool:
+    """Take an image away unless somebody has begun to read it meanwhile."""
+    path, aside = f"{at.images}/{image.name}", records.temp_path(at)
+    os.rename(path, aside)
+    if image.name.partition(".")[0] in _read(at, now):
+        os.rename(aside, path)
+        return False
+    os.unlink(aside)
+    return True
+
+
+def _sweep(at: Places, now: float, max_age_s: float) -> int:
+    """Remove records that are of no use any more, and what was left behind."""
+    swept = 0
+    ages = {
+        at.tmp: _MARK_S, at.readers: _MARK_S, at.leases: _MARK_S, at.jobs: _JOB_S,
+        at.failures: _FAILURE_S,
+    }  # fmt: skip
+    for directory, most_s in ages.items():
+        for path, seen in _files(directory):
+            if now - seen.st_mtime > most_s:
+                swept += atomic.remove(path)
+    for path, seen in _files(at.refs):
+        record = records.load(path)
+        old = now - seen.st_mtime > max_age_s
+        if now - seen.st_mtime > _YOUNG_S and (
+            old or record is None or not os.path.lexists(record.path(at))
+        ):
+            swept += atomic.remove(path)
+    return swept
+
+
+def _read(at: Places, now: float) -> frozenset[str]:
+    """Return what is being copied, by the digest that begins a mark's name."""
+    marks = _files(at.readers)
+    return frozenset(
+        os.path.basename(path).partition("~")[0]
+        for path, seen in marks
+        if now - seen.st_mtime < _MARK_S
+    )
+
+
+def _now(at: Places) -> float:
+    path = records.temp_path(at)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        return os.fstat(descriptor).st_mtime
+    finally:
+        os.close(descriptor)
+        os.unlink(path)
+
+
+def _files(directory: str) -> Iterator[tuple[str, os.stat_result]]:
+    for name in os.listdir(directory):
+        with contextlib.suppress(FileNotFoundError):
+            yield f"{directory}/{name}", os.lstat(f"{directory}/{name}")

@@ -1,0 +1,216 @@
+"""Bad days of the site tier: holders that are killed or stopped, file systems that fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.faults.disk import CannotMount, Disk, small_disk
+from tests.integration.checks import finish, got, refused, staged
+from tests.parts import hungmount
+from tests.parts.daemon import wait_until
+from tests.parts.images import make_sif
+from tests.parts.node import Node
+from tests.parts.processes import descendants
+from tests.parts.sitetier import Cluster, events
+from tests.parts.webfaults import Status
+from tests.parts.webserver import WebServer
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, whose tier it is")
+LEASE_S = 2.0
+
+
+@pytest.fixture
+def shared(open_directory: Path) -> Path:
+    directory = open_directory / "site"
+    directory.mkdir(mode=0o755)
+    return directory
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, shared: Path) -> Cluster:
+    return Cluster(tmp_path, shared, f"lease = {LEASE_S:.0f}s\n", nodes=2)
+
+
+@pytest.fixture
+def sif(tmp_path: Path) -> bytes:
+    return make_sif(tmp_path / "x.sif", {"x": b"x"}, size_bytes=3 << 20).read_bytes()
+
+
+@pytest.fixture
+def url(web: WebServer, sif: bytes) -> str:
+    return web.put("/x.sif", sif, etag='"1"')
+
+
+def via(node: Node) -> list[str]:
+    return [event["via"] for event in events(node, "fetched")]
+
+
+def signalled(prolog: subprocess.Popen[str], number: int) -> None:
+    for pid in [prolog.pid, *descendants(prolog.pid)]:
+        os.kill(pid, number)
+
+
+@pytest.mark.parametrize("all_of_it", [True, False])
+def test_a_holder_that_is_stopped_is_taken_over_within_the_lease(
+    cluster: Cluster, web: WebServer, url: str, sif: bytes, all_of_it: bool
+) -> None:
+    first, second = cluster.nodes
+    with web.hold("/x.sif", after_bytes=1 << 20) as hold:
+        late = first.start_prolog(1, f"container:{url}")
+        hold.wait_reached()
+        stopped = [late.pid, *descendants(late.pid)] if all_of_it else keeping(late)
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        hold.release()
+        began = time.monotonic()
+        staged(second, 1, f"container:{url}", sif)
+        # Who stops the process beside Prolog is seen by others; who stops Prolog, by that one.
+        assert time.monotonic() - began < 3 * LEASE_S + 10
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+        finish(late)
+    got(first, 1, first.task(1), sif)
+    assert web.count() == 2
+    assert len(cluster.images()) == 1
+
+
+def keeping(prolog: subprocess.Popen[str]) -> list[int]:
+    """Return Prolog's processes without the one that keeps the lease."""
+    found = []
+    for pid in [prolog.pid, *descendants(prolog.pid)]:
+        names = os.listdir(f"/proc/{pid}/task")
+        if len(names) == 1:  # the lease is renewed by a thread
+            found.append(pid)
+    return found
+
+
+def test_a_holder_that_is_killed(cluster: Cluster, web: WebServer, url: str, sif: bytes) -> None:
+    first, second = cluster.nodes
+    with web.hold("/x.sif", after_bytes=1 << 20) as hold:
+        late = first.start_prolog(1, f"container:{url}")
+        hold.wait_reached()
+        waits = second.start_prolog(1, f"container:{url}")
+        wait_until(lambda: any(second.state.glob("inflight/*")), timeout_s=20, what="it")
+        signalled(late, signal.SIGKILL)
+        late.communicate()
+        hold.release()
+        finish(waits)
+    got(second, 1, second.task(1), sif)
+    assert web.count() == 2
+
+
+def test_who_is_waited_for_in_vain(cluster: Cluster, web: WebServer, url: str, sif: bytes) -> None:
+    first, second = cluster.nodes
+    cluster.configure(second, f"lease = {LEASE_S:.0f}s\nwait = 1s\n")
+    with web.hold("/x.sif", after_bytes=1 << 20) as hold:
+        late = first.start_prolog(1, f"container:{url}")
+        hold.wait_reached()
+        other = second.start_prolog(1, f"container:{url}")
+        web.wait_count(2, timeout_s=30)
+        hold.release()
+        finish(other)
+        finish(late)
+    assert len(events(second, "site_busy")) == 1
+    assert via(second) == ["origin"]
+
+
+def test_a_file_system_that_does_not_answer(
+    tmp_path: Path, open_directory: Path, url: str, sif: bytes
+) -> None:
+    with ExitStack() as stack:
+        try:
+            mount = stack.enter_context(hungmount.mounted(open_directory, 0, 0))
+        except OSError as error:
+            pytest.skip(f"no FUSE here: {error}")
+        cluster = Cluster(tmp_path, mount, nodes=1)
+        [node] = cluster.nodes
+        cluster.configure(node, "[stage]\nconnect_timeout = 1s\n")
+        began = time.monotonic()
+        staged(node, 1, f"container:{url}", sif)
+        assert time.monotonic() - began < 15
+        assert len(events(node, "site_failed")) == 1
+        assert "did not answer" in events(node, "site_failed")[0]["message"]
+        # The next job does not wait for it again.
+        refused(node, 2, f"container:{url}.no", "NotFound")
+        assert len(events(node, "site_failed")) == 1
+
+
+@pytest.fixture
+def disk(open_directory: Path) -> Iterator[Disk]:
+    try:
+        with small_disk(open_directory / "disk", size="16M") as disk:
+            (disk.path / "site").mkdir(mode=0o755)
+            yield disk
+    except CannotMount as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def on_disk(tmp_path: Path, disk: Disk) -> Cluster:
+    return Cluster(tmp_path, disk.path / "site", nodes=2)
+
+
+def test_a_full_file_system(on_disk: Cluster, disk: Disk, url: str, sif: bytes) -> None:
+    for node in on_disk.nodes[:1]:
+        other = disk.fill()
+        staged(node, 1, f"container:{url}", sif)
+        other.unlink()
+    assert on_disk.images() == []
+    assert on_disk.leftovers() == []
+    assert len(events(on_disk.nodes[0], "site_failed")) == 1
+    staged(on_disk.nodes[1], 1, f"container:{url}", sif)
+    assert len(on_disk.images()) == 1
+
+
+def test_a_file_system_that_is_read_only(
+    on_disk: Cluster, disk: Disk, web: WebServer, url: str, sif: bytes
+) -> None:
+    first, second = on_disk.nodes
+    staged(first, 1, f"container:{url}", sif)
+    disk.remount("ro")
+    try:
+        # What is there can be read, and what is not is fetched.
+        staged(second, 1, f"container:{url}", sif)
+        assert via(second) == ["site"]
+        other = make_sif(second.directory / "y.sif", {"y": b"y"}).read_bytes()
+        staged(second, 2, f"container:{web.put('/y.sif', other)}", other)
+        assert via(second) == ["site", "origin"]
+    finally:
+        disk.remount("rw")
+
+
+def test_a_server_that_asks_one_node_to_wait_hears_of_no_other(
+    cluster: Cluster, web: WebServer, url: str, sif: bytes
+) -> None:
+    first, second = cluster.nodes
+    for node in cluster.nodes:
+        cluster.configure(node, "[stage]\ndeadline = 20s\n")
+    web.script("/x.sif", [Status(429, "600")] * 100)
+    refused(first, 1, f"container:{url}", "Unreachable")
+    asked = web.count()
+    refused(second, 1, f"container:{url}", "Unreachable", "Another node was told so")
+    assert web.count() == asked
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_clock_that_is_an_hour_off(
+    cluster: Cluster, web: WebServer, url: str, sif: bytes, hours: int
+) -> None:
+    """What the first node wrote is of the past or of the future, as the second one sees it."""
+    first, second = cluster.nodes
+    staged(first, 1, f"container:{url}", sif)
+    [path] = cluster.shared.glob("v*/refs/*")
+    fields = cluster.records()[0]
+    path.write_text(json.dumps({**fields, "resolved": fields["resolved"] + hours * 3600}))
+    staged(second, 1, f"container:{url}", sif)
+    # The server is asked whether it has changed, and sends nothing.
+    assert via(second) == ["site"]

@@ -1,0 +1,268 @@
+"""The nodes of one job share an image: on a good day, and on bad ones.
+
+Each node is a network namespace with a cache of its own, and runs the real hooks with the
+real munge and libtorrent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from hpcimg.peers import order
+from hpcimg.reference import parse
+from tests.parts.daemon import wait_until
+from tests.parts.lab import Lab, LabNode
+
+pytestmark = pytest.mark.skipif(bool(Lab.missing()), reason=Lab.missing() or "-")
+_IMAGE = 3_000_000
+_SETTINGS = """
+[peers]
+use = yes
+networks = {network}
+munge_socket = {munge}
+[stage]
+tag_ttl = 1s
+patience = 4s
+"""
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """Four nodes whose links nothing slows down."""
+    with Lab(4, settings=_SETTINGS) as made:
+        yield made
+
+
+@pytest.fixture
+def url(lab: Lab) -> str:
+    """The address of a new image."""
+    return lab.put(size_bytes=_IMAGE)
+
+
+def content(lab: Lab, url: str) -> bytes:
+    """Return what is at an address."""
+    return (lab.directory / url.rpartition("/")[2]).read_bytes()
+
+
+def check(lab: Lab, job: int, url: str, nodes: list[LabNode]) -> None:
+    """See that the job has just this image on the nodes, and that nothing is left over."""
+    for node in nodes:
+        task = node.task(job)
+        assert task.code == 0, (task.printed, node.log())
+        assert task.image.read_bytes() == content(lab, url)
+        assert node.leftovers() == []
+        assert f"{job}: ERROR" not in node.log()
+    assert lab.swarm_processes() == []
+
+
+def leaders(lab: Lab, job: int, url: str) -> list[LabNode]:
+    """Return the nodes in the order in which they lead."""
+    kind = f"{parse(url).address} squashfs "
+    wanted = hashlib.sha256(kind.encode()).hexdigest()
+    names = order.of_leaders(str(job), wanted, [node.name for node in lab.nodes])
+    return [lab.nodes[int(name[1:]) - 1] for name in names]
+
+
+def warnings(node: LabNode, job: int) -> list[str]:
+    """Return what a node warned of."""
+    return [line for line in node.log().splitlines() if f"job {job}: WARNING" in line]
+
+
+def peers_failed(node: LabNode) -> int:
+    """Return how often a node has had to go on without its peers."""
+    return int(node.hpcimg_json("status")["counts"].get("peers_failed", 0))
+
+
+def test_sixteen_nodes_take_one_image_from_the_origin() -> None:
+    size = 2_000_000
+    with Lab(16, node_rate=32, origin_rate=8, settings=_SETTINGS) as lab:
+        alone = lab.run(1, lab.put(size_bytes=size), lab.nodes[:1])
+        before, url = lab.origin_sent(), lab.put(size_bytes=size)
+        sent = [node.sent() for node in lab.nodes]
+        run = lab.run(2, url)
+        assert lab.origin_sent() - before <= 1.05 * size
+        # No link had to carry it sixteen times, nor the time that this takes.
+        assert max(n.sent() - s for n, s in zip(lab.nodes, sent, strict=True)) < 6 * size
+        assert run.median_s < 16 / 2 * size * 8 / 8e6 + alone.median_s
+        check(lab, 2, url, lab.nodes)
+        assert [warning for node in lab.nodes for warning in warnings(node, 2)] == []
+
+
+def test_a_leader_that_is_killed_half_way_is_followed_by_the_next(lab: Lab, url: str) -> None:
+    job = 10
+    leader, *others = leaders(lab, job, url)
+    before = lab.origin_sent()
+    with lab.web.hold(f"/{url.rpartition('/')[2]}", after_bytes=_IMAGE // 2) as hold:
+        prologs = lab.start(job, url)
+        hold.wait_reached(timeout_s=30)
+        os.killpg(prologs.pop(leader.name).pid, signal.SIGKILL)
+        hold.wait_reached(timeout_s=30)  # the next one
+        hold.release()
+        lab.wait(prologs, began=time.monotonic())
+    check(lab, job, url, others)
+    assert lab.origin_sent() - before <= 2.05 * _IMAGE
+    assert content(lab, url) not in [path.read_bytes() for path in leader.images()]
+
+
+def test_a_leader_that_is_killed_while_it_sends_is_followed_by_the_next(lab: Lab, url: str) -> None:
+    job = 15
+    leader, *others = leaders(lab, job, url)
+    before = lab.origin_sent()
+    try:
+        slow = lab.settings.replace("[peers]", "[peers]\nrate = 300K")
+        for node in lab.nodes:
+            node.configure(slow)
+        prologs = lab.start(job, url)
+        wait_until(
+            lambda: any(arrives(node) for node in others), timeout_s=30, what="the first bytes"
+        )
+        os.killpg(prologs.pop(leader.name).pid, signal.SIGKILL)
+        lab.wait(prologs, began=time.monotonic())
+    finally:
+        for node in lab.nodes:
+            node.configure(lab.settings)
+    check(lab, job, url, others)
+    assert 1.9 * _IMAGE <= lab.origin_sent() - before <= 2.1 * _IMAGE
+
+
+def arrives(node: LabNode) -> bool:
+    """Tell whether a part of an image has come from other nodes."""
+    found = [json.loads(path.read_text()) for path in (node.state / "inflight").glob("*.json")]
+    return any(work["phase"] == "fetching" and work["bytes"] > 0 for work in found)
+
+
+def test_a_leader_that_is_cut_off_is_passed_over(lab: Lab, url: str) -> None:
+    job = 20
+    leader, *others = leaders(lab, job, url)
+    with lab.web.hold(f"/{url.rpartition('/')[2]}", after_bytes=_IMAGE // 2) as hold:
+        prologs = lab.start(job, url)
+        hold.wait_reached(timeout_s=30)
+        with leader.cut_off():
+            cut = prologs.pop(leader.name)
+            hold.wait_reached(timeout_s=40)  # the next one
+            hold.release()
+            lab.wait(prologs, began=time.monotonic())
+            check_others = [node.task(job).code for node in others]
+        lab.wait({leader.name: cut}, began=time.monotonic())
+    assert check_others == [0, 0, 0]
+    check(lab, job, url, lab.nodes)
+
+
+def test_a_leader_that_gets_nowhere_is_passed_over(lab: Lab, url: str) -> None:
+    job = 30
+    leader, *others = leaders(lab, job, url)
+    with lab.web.hold(f"/{url.rpartition('/')[2]}", after_bytes=_IMAGE // 2) as hold:
+        prologs = lab.start(job, url)
+        hold.wait_reached(timeout_s=30)
+        hold.wait_reached(timeout_s=30)
+        hold.release()
+        lab.wait(prologs, began=time.monotonic())
+    check(lab, job, url, lab.nodes)
+    assert all(f"on {leader.name}" in node.log() for node in others)
+
+
+def test_what_is_not_what_the_leader_has_is_fetched_from_the_origin(lab: Lab, url: str) -> None:
+    """The leader's disk has changed the image that it has: its pieces are as wrong as the whole."""
+    job = 41
+    leader, *others = leaders(lab, job, url)
+    lab.run(40, url, [leader])
+    [image] = [path for path in leader.images() if path.read_bytes() == content(lab, url)]
+    with image.open("r+b") as file:
+        file.seek(_IMAGE // 2)
+        file.write(b"rubbish")
+    time.sleep(1.1)  # until the tag is asked for again
+    lab.run(job, url)
+    check(lab, job, url, others)
+    for node in others:
+        [warning] = warnings(node, job)
+        assert "is not what the leader of the job has" in warning
+
+
+def test_a_node_without_munge_fetches_for_itself(lab: Lab, url: str) -> None:
+    job = 50
+    odd, *others = reversed(leaders(lab, job, url))
+    settings = lab.settings.replace(str(lab.munge.socket), "/nonexistent")
+    odd.configure(settings)
+    failed, before = peers_failed(odd), lab.origin_sent()
+    try:
+        lab.run(job, url)
+    finally:
+        odd.configure(lab.settings)
+    check(lab, job, url, lab.nodes)
+    [warning] = warnings(odd, job)
+    assert "munged does not answer" in warning
+    assert peers_failed(odd) == failed + 1
+    assert lab.origin_sent() - before <= 2.1 * _IMAGE
+    assert [warning for node in others for warning in warnings(node, job)] == []
+
+
+def test_who_is_not_root_gets_no_answer(lab: Lab, url: str) -> None:
+    job = 60
+    leader = leaders(lab, job, url)[0]
+    node, other = lab.nodes[:2]
+    told = f'hpcimg-peers 1\n["ask", "{job}", "", "{other.name}", "{leader.name}", "1", "", null]'
+    of_user = subprocess.run(
+        ["setpriv", "--reuid=65534", "--clear-groups", "munge", f"--socket={lab.munge.socket}",
+         "--restrict-uid=0"],
+        input=told, text=True, capture_output=True, check=True,
+    ).stdout.strip()  # fmt: skip
+    with lab.web.hold(f"/{url.rpartition('/')[2]}", after_bytes=_IMAGE // 2) as hold:
+        prologs = lab.start(job, url)
+        hold.wait_reached(timeout_s=30)
+        for question in (f"ask {of_user}", "ask nothing", "hello", "\0" * 100, "x" * 200_000):
+            with lab.inside(node.namespace):
+                connection = socket.create_connection(
+                    (leader.address, order.question_port(8478, str(job))), timeout=10
+                )
+            with connection:
+                connection.sendall(f"{question}\n".encode())
+                try:
+                    assert connection.recv(100) == b""
+                except ConnectionResetError:
+                    pass
+        hold.release()
+        lab.wait(prologs, began=time.monotonic())
+    check(lab, job, url, lab.nodes)
+
+
+def test_nodes_that_differ_in_their_settings_are_no_peers(lab: Lab, url: str) -> None:
+    job = 70
+    odd = lab.nodes[0]
+    odd.configure(lab.settings + "format = sif\n")
+    before = lab.origin_sent()
+    try:
+        lab.run(job, url)
+    finally:
+        odd.configure(lab.settings)
+    check(lab, job, url, lab.nodes)
+    assert 1.9 * _IMAGE <= lab.origin_sent() - before <= 2.1 * _IMAGE
+
+
+def test_a_job_of_few_nodes_has_no_peers(lab: Lab, url: str) -> None:
+    before = lab.origin_sent()
+    lab.run(80, url, lab.nodes[:3])
+    check(lab, 80, url, lab.nodes[:3])
+    assert lab.origin_sent() - before >= 3 * _IMAGE
+
+
+def test_a_prolog_that_is_killed_leaves_what_the_next_one_sweeps(lab: Lab, url: str) -> None:
+    job = 90
+    follower = leaders(lab, job, url)[1]
+    with lab.web.hold(f"/{url.rpartition('/')[2]}", after_bytes=_IMAGE // 2) as hold:
+        prologs = lab.start(job, url)
+        hold.wait_reached(timeout_s=30)
+        wait_until(lambda: f"job {job}: INFO" in follower.log(), timeout_s=20, what="a follower")
+        os.killpg(prologs.pop(follower.name).pid, signal.SIGKILL)
+        hold.release()
+        lab.wait(prologs, began=time.monotonic())
+    lab.run(91, url, [follower])
+    check(lab, 91, url, [follower])
