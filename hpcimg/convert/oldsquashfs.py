@@ -1,7 +1,7 @@
-"""Packing a merged image by a mksquashfs that reads no archives: squashfs-tools 4.3 and 4.4.
+"""Packing a merged image by way of a directory, into which it is unpacked first.
 
-The image is unpacked into a directory first, so the disk has to have room for its
-files. Options are those that 4.3 has.
+For a mksquashfs that reads no archives, squashfs-tools 4.3 and 4.4, and for what newer ones are
+too slow to read from one. The disk has to have room for the files. Options are those that 4.3 has.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def _run(
 
 
 def _known(mksquashfs: Mksquashfs, compression: str) -> str:
-    """Return the compression that is wanted, or one that is always there: builds differ."""
+    """Return the compression that is wanted, or one that is always there: old builds differ."""
+    if mksquashfs.reads_tar:
+        return compression
     said = subprocess.run(
         [mksquashfs.path, "-help"],
         stdin=subprocess.DEVNULL,
