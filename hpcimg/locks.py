@@ -84,6 +84,11 @@ class Lease:
 
         self._lease = SoftFileLease(path, lease_duration=duration_s, mode=0o600, timeout=0)
 
+    @staticmethod
+    def load() -> None:
+        """Import what leases need, before changing to an account that may not read it."""
+        from filelock import SoftFileLease  # noqa: F401
+
     def take(self) -> bool:
         """Try once; return whether we hold it. Raises OSError, RuntimeError."""
         from filelock import Timeout

@@ -17,6 +17,7 @@ from hpcimg.cache.policy import Cache
 from hpcimg.config.keys import Config
 from hpcimg.errors import ConfigError
 from hpcimg.fetch.contract import Request
+from hpcimg.locks import Lease
 from hpcimg.tier.child import Channel, Child
 from hpcimg.tier.keeper import Asker, Keeper, Rules
 from hpcimg.tier.places import Trouble
@@ -37,8 +38,7 @@ def start(config: Config, ref_id: str, job: str, asker: Asker) -> Child:
         config.error_ttl_s, config.site_max_size, config.site_max_age_s,
     )  # fmt: skip
     account = _account(config.site_account, config.account) if os.geteuid() == 0 else None
-    # Loaded here: the account may not be able to read the modules.
-    from filelock import SoftFileLease  # noqa: F401
+    Lease.load()
 
     def work(channel: Channel) -> None:
         Keeper(rules, ref_id, channel, job=job, asker=asker).run()
