@@ -37,6 +37,8 @@ def start(config: Config, ref_id: str, job: str, asker: Asker) -> Child:
         config.error_ttl_s, config.site_max_size, config.site_max_age_s,
     )  # fmt: skip
     account = _account(config.site_account, config.account) if os.geteuid() == 0 else None
+    # Loaded here: the account may not be able to read the modules.
+    from filelock import SoftFileLease  # noqa: F401
 
     def work(channel: Channel) -> None:
         Keeper(rules, ref_id, channel, job=job, asker=asker).run()

@@ -297,7 +297,7 @@ def test_a_user_who_has_the_ports_of_the_leader_is_no_leader(lab: Lab, url: str)
     check(lab, job, url, lab.nodes)
     assert lab.origin_sent() - before <= 2.1 * _IMAGE
     [warning] = warnings(leader, job)
-    assert "its port for questions is taken" in warning
+    assert "its control port is in use" in warning
     assert [warning for node in others for warning in warnings(node, job)] == []
 
 
