@@ -72,6 +72,11 @@ def held(
         lock.release()
 
 
+def load_leases() -> None:
+    """Import what a Lease needs, by a process that may not read that any more later."""
+    from filelock import SoftFileLease, Timeout  # noqa: F401
+
+
 class Lease:
     """A lock between nodes: a file that its holder renews. Some mounts lie about flock(2).
 

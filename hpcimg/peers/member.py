@@ -177,7 +177,7 @@ class _Member:
         """Return another node's image, None where this node is to bring it. Raises Unreachable."""
         self._answers.is_electing()
         ahead = self._order[: self._order.index(self._wanted.node)]
-        until = max(time.monotonic(), self._all_began) + _ELECTION_S
+        until = max(time.monotonic(), self._all_began) + self._patience()
         while time.monotonic() < until:
             names = [name for name in ahead if name not in self._gone]
             if not names:
@@ -188,10 +188,14 @@ class _Member:
                 if isinstance(outcome, Found):
                     return outcome
                 if isinstance(outcome, Lost):
-                    until = time.monotonic() + _ELECTION_S
+                    until = time.monotonic() + self._patience()
                     break
             await asyncio.sleep(_AGAIN_S)
         raise Unreachable("the nodes of the job do not agree on who fetches")
+
+    def _patience(self) -> float:
+        """Return how long an election may take: all notice by then that a leader is gone."""
+        return _ELECTION_S + (self._wanted.patience_s if self._lost else 0.0)
 
     async def _first(self) -> Found | None:
         """Lead, unless one that comes after this node does already."""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from hpcimg import programs
+from hpcimg.locks import load_leases
 from hpcimg.tier.places import Trouble
 
 _MESSAGE_MAX = 96 << 10
@@ -67,6 +68,7 @@ class Child:
             try:
                 _keep_only(theirs.fileno())
                 if uid_gid:
+                    load_leases()  # Python may be where the account cannot read
                     _become(*uid_gid)
                 end_with_us()  # after setuid, which resets it in the kernel
                 work(Channel(theirs))
