@@ -10,7 +10,7 @@ MATRIX ?= .matrix
 BIN := .venv/bin
 PACKAGING := $(filter-out %.py %.spec %.conf %/debian,$(wildcard packaging/*)) $(wildcard packaging/debian/p*)
 
-.PHONY: help example demo test test-kill test-long test-peers test-managers test-soak test-hostile test-matrix test-packages lint bench bench-throughput bench-docker bench-scale install deb rpm clean
+.PHONY: help example demo test test-kill test-long test-peers test-managers test-soak test-hostile test-matrix test-packages lint bench bench-throughput bench-docker bench-scale bench-peers install deb rpm clean
 help:
 	@echo "make demo              a throwaway Slurm, a registry, real jobs: see it work (two minutes)"
 	@echo "make test              all tests"
@@ -28,6 +28,7 @@ help:
 	@echo "make bench-throughput  time large files beside curl"
 	@echo "make bench-docker      time docker:// beside Apptainer"
 	@echo "make bench-scale       time a job of 64 nodes beside one node alone"
+	@echo "make bench-peers       time docker:// beside all others that can be had"
 	@echo "make install           install to PREFIX ($(PREFIX)), below DESTDIR if set"
 	@echo "make deb               build/hpcimg_VERSION_all.deb, for Debian and Ubuntu"
 	@echo "make rpm               build/hpcimg-VERSION-1.noarch.rpm, for RHEL, SLES and their kin"
@@ -57,7 +58,7 @@ test-kill: .venv/ready
 	HPCIMG_KILL_ROUNDS=1000 $(BIN)/python -m pytest --timeout=0 tests/faults/test_kill.py
 
 test-long: .venv/ready
-	HPCIMG_LONG=1 $(BIN)/python -m pytest tests/faults/test_cache_machine.py tests/faults/test_every_call.py tests/faults/test_fuzz.py
+	HPCIMG_LONG=1 $(BIN)/python -m pytest tests/faults/test_cache_machine.py tests/faults/test_every_call.py tests/faults/test_fuzz.py tests/faults/test_kill_steps.py tests/faults/test_write_errors.py
 
 test-peers: .venv/ready
 	HPCIMG_PEERS=10000 $(BIN)/python -m pytest --numprocesses 2 tests/integration/test_peers.py
@@ -102,6 +103,11 @@ bench-scale: .venv/ready
 # In Debian unstable's root file system of test-matrix, which has Apptainer.
 bench-docker:
 	$(PYTHON) -m tests.matrix --directory "$(MATRIX)" --run "$(BIN)/python -m bench.docker" sid
+
+# Those of the others that are not installed there for tests come with it.
+bench-peers:
+	$(PYTHON) -m tests.matrix --directory "$(MATRIX)" --run "apt-get install -q -y --no-install-recommends podman" sid
+	$(PYTHON) -m tests.matrix --directory "$(MATRIX)" --run "$(BIN)/python -m bench.peers" sid
 
 # A tree that runs wherever it is moved to or mounted, read-only too: nothing in it names DESTDIR,
 # and byte code is compared with its source by content, since copies change times. What hooks may

@@ -61,7 +61,7 @@ end
 local function data_in(job, script)
     local uris = references(script)
     if #uris == 0 then
-        return slurm.SUCCESS
+        return slurm.SUCCESS, ""
     end
     local code, said = prefetch(uris)
     slurm.log_info("hpcimg: job %s: prefetch of %d ended with %d: %s", job, #uris, code, said)
@@ -69,7 +69,7 @@ local function data_in(job, script)
     if HOLD and code >= 10 and code < 20 then
         return slurm.ERROR, said
     end
-    return slurm.SUCCESS
+    return slurm.SUCCESS, ""
 end
 
 -- An error in here must not hold the jobs of the whole site.
@@ -79,7 +79,7 @@ function slurm_bb_data_in(job, script, ...)
         return result, said
     end
     slurm.log_error("hpcimg: burst_buffer.lua: %s", tostring(result))
-    return slurm.SUCCESS
+    return slurm.SUCCESS, ""
 end
 
 -- Slurm requires all of these functions.

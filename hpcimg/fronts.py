@@ -6,14 +6,19 @@ asked first, and what it does not have it gets from the way behind it, the origi
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
+from hpcimg import schemes
 from hpcimg.cache.ensure import Staged
 from hpcimg.cache.policy import Cache
 from hpcimg.config.keys import Config
 from hpcimg.fetch.contract import Converting, Fetched, Listener, Outcome, Request, Way
 from hpcimg.origin import Origin
+
+SPREAD_S = 1.0
 
 
 class Front:
@@ -53,6 +58,14 @@ class Front:
         return ""
 
 
+class Spread(Front):
+    """Nodes of one job, which all begin at the same moment, do not ask a server all at once."""
+
+    def fetch(self, descriptor: int, listener: Listener, *, validator: str) -> Outcome:
+        time.sleep(random.uniform(0, SPREAD_S))
+        return super().fetch(descriptor, listener, validator=validator)
+
+
 class Asked:
     """What is asked for, as who opens a front has to know it."""
 
@@ -65,6 +78,13 @@ class Asked:
 
 # Gives a front before the way behind it; None where it has nothing to do with what is asked.
 Opener = Callable[[Asked, Way], "AbstractContextManager[Front] | None"]
+
+
+def spread(asked: Asked, behind: Way) -> AbstractContextManager[Front] | None:
+    """Return what spreads the nodes of a job that have nothing else in front of the origin."""
+    if not asked.request.together or schemes.of(asked.request.reference.scheme).mounted:
+        return None
+    return nullcontext(Spread(behind))
 
 
 @contextmanager

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from hpcimg import schemes
-from hpcimg.cache import store
+from hpcimg.cache import store, turns
 from hpcimg.cache.failures import Memory
 from hpcimg.cache.policy import Cache
 from hpcimg.config.keys import Config
@@ -60,7 +62,23 @@ class Origin:
 
     def fetch(self, descriptor: int, listener: Listener, *, validator: str) -> Outcome:
         order = protocol.Fetch(self.wanted, self._settings(bool(validator)), validator)
-        return monitor.fetch(order, descriptor, listener, self._sandbox(self.account))
+        with self._turn(listener):
+            return monitor.fetch(order, descriptor, listener, self._sandbox(self.account))
+
+    @contextmanager
+    def _turn(self, listener: Listener) -> Iterator[None]:
+        """Wait until not too many fetches of this node ask the same server, but not for long."""
+        if schemes.of(self.wanted.scheme).mounted:
+            yield
+            return
+        patience_s = min(self.cache.patience_s, (self.deadline - time.monotonic()) / 2)
+        with turns.turn(
+            self.cache.layout,
+            self.service.url or self.wanted.host,
+            patience_s=patience_s,
+            waiting=lambda: listener.progress("waiting", 0, None),
+        ):
+            yield
 
     def convert(
         self, descriptor: int, *, image_config: str, layers: Sequence[int], progress: Converting

@@ -33,6 +33,12 @@ def alive(name: str) -> bool:
     return boot == boot_id() and _start_time(int(pid)) == started
 
 
+def is_older(pid: int, than: int) -> bool:
+    """Tell whether a running process began before another one, or in the same clock tick."""
+    began, other = _start_time(pid), _start_time(than)
+    return bool(began and other) and int(began) <= int(other)
+
+
 def boot_id() -> str:
     """Return a short text that differs after each boot."""
     global _boot_id

@@ -230,6 +230,8 @@ def _address(text: str, scheme: str, rest: str) -> Reference:
             host = spelling.host(host, port=_PORTS[scheme])
             after = spelling.web_path(after)
             return Reference(scheme, f"{host}/{after}{mark}{query}")
+        if row.parts and rest.count("/") == row.parts:
+            return Reference(scheme, f"{spelling.host(host, port=443)}/{after}")
     except ValueError as error:
         raise BadReference(
             f"{told(text)!r} is not a reference to an image", why=str(error)

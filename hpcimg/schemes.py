@@ -20,7 +20,8 @@ class Scheme(NamedTuple):
     `module` is the source. `slashes` distinguishes `scheme://` from `scheme:`. `in_registry` means
     an OCI registry, which may have mirrors. `as_user` means that the job's user may be able to read
     what the unprivileged account cannot. `query` means that an address may have a query, which can
-    contain a secret.
+    contain a secret. `parts` is the number of parts of a name without a host, if the host of a
+    service may be left out.
     """
 
     module: str
@@ -29,6 +30,7 @@ class Scheme(NamedTuple):
     in_registry: bool = False
     as_user: bool = False
     query: bool = False
+    parts: int = 0
 
     @property
     def mounted(self) -> bool:
@@ -44,8 +46,8 @@ SCHEMES: Mapping[str, Scheme] = {
     "file": Scheme("hpcimg.sources.files", "path", as_user=True),
     "oras": Scheme("hpcimg.sources.oci.image", "host", in_registry=True, as_user=True),
     "docker": Scheme("hpcimg.sources.oci.image", "host", in_registry=True, as_user=True),
-    "library": Scheme("hpcimg.sources.library", "service"),
-    "shub": Scheme("hpcimg.sources.shub", "service"),
+    "library": Scheme("hpcimg.sources.library", "service", parts=3),
+    "shub": Scheme("hpcimg.sources.shub", "service", parts=2),
     "s3": Scheme("hpcimg.sources.s3", "name", as_user=True),
     "swift": Scheme("hpcimg.sources.openstack.swift", "name", as_user=True),
     "oci": _LAYOUTS,

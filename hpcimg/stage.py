@@ -24,7 +24,7 @@ from hpcimg.cache.policy import Cache
 from hpcimg.config.keys import Config
 from hpcimg.errors import ANOTHER_LOGIN, NO_LOGIN, Forbidden, HpcimgError, NotAnImage
 from hpcimg.fetch.contract import Request, Way
-from hpcimg.fronts import Asked, Front, Opener, in_front_of
+from hpcimg.fronts import Asked, Front, Opener, in_front_of, spread
 from hpcimg.origin import Origin, origins
 from hpcimg.site import services
 from hpcimg.worker.accounts import ROOT, User
@@ -128,24 +128,37 @@ def _openers(config: Config) -> Sequence[Opener]:
         from hpcimg.tier.front import open_front
 
         found.append(open_front)
+    else:
+        found.append(_spread)
     if config.peers != "no":
         found.append(_peers)
     return found
 
 
+def _spread(asked: Asked, behind: Way) -> AbstractContextManager[Front] | None:
+    """Spread the nodes of a job that ask the origin all by themselves."""
+    return None if _has_peers(asked) else spread(asked, behind)
+
+
 def _peers(asked: Asked, behind: Way) -> AbstractContextManager[Front] | None:
     """Put the other nodes of the job in front, where there are enough of them."""
-    request, config = asked.request, asked.config
-    if len(request.nodes) < max(2, config.peers_min_nodes) or request.node not in request.nodes:
-        return None
-    if request.owner is not None or request.reference.mounted_file or os.geteuid() != 0:
-        return None
-    if config.peers == "auto" and importlib.util.find_spec("libtorrent") is None:
+    if not _has_peers(asked):
         return None
 
     from hpcimg.peers.swarm import Swarm
 
     return Swarm(asked, behind)
+
+
+def _has_peers(asked: Asked) -> bool:
+    request, config = asked.request, asked.config
+    if config.peers == "no" or len(request.nodes) < max(2, config.peers_min_nodes):
+        return False
+    if request.node not in request.nodes or request.owner is not None:
+        return False
+    if request.reference.mounted_file or os.geteuid() != 0:
+        return False
+    return config.peers != "auto" or importlib.util.find_spec("libtorrent") is not None
 
 
 def _mounted(origin: Origin, validator: str) -> hot.Mounted | None:

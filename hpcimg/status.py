@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from hpcimg import health, node
-from hpcimg.cache import evict, history, index, inflight, lease, pins, scrub
+from hpcimg.cache import directories, evict, history, index, inflight, lease, pins, scrub
 from hpcimg.cache.paths import Layout
 from hpcimg.cache.policy import Limits
 from hpcimg.cache.store import Entry
@@ -68,8 +68,10 @@ def look(config: Config) -> Seen:
             problems = health.full(
                 held.size_bytes, free, limits, images=held.number, free_files=files
             )
+            if os.access(layout.cache, os.W_OK):  # of its owner: to others it is as it should be
+                directories.check(layout)
         except HpcimgError as error:
-            problems = [str(error)]
+            problems.append(str(error))
     failures = [event for event in history.recent(layout) if event["event"] == "failed"]
     return Seen(
         images=_held(entry for entry in entries if not entry.is_blob),

@@ -104,10 +104,11 @@ class Leader:
         woken = _thread.allocate_lock()
         woken.acquire()
         held: list[bool] = []
+        file = self._file
 
         def sleep() -> None:
             try:
-                fcntl.flock(self._file, fcntl.LOCK_EX)
+                fcntl.flock(file, fcntl.LOCK_EX)
                 held.append(True)
             except OSError:
                 pass

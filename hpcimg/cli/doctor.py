@@ -17,6 +17,7 @@ from hpcimg.health import NOTE, OK, PROBLEM, Finding
 from hpcimg.site import reach
 from hpcimg.slurm import health as slurm_health
 from hpcimg.slurm import query
+from hpcimg.tier import tidy
 from hpcimg.units import format_duration
 
 HELP = """check this node for problems, and say what to do about them
@@ -51,8 +52,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         output.print_json({"checks": [f._asdict() for f in findings], "problems": len(bad)})
     else:
+        columns = output.width()
         for finding in bad if args.node else findings:
-            print(_line(finding))
+            print(_line(finding, columns))
     return 1 if bad else 0
 
 
@@ -61,13 +63,24 @@ def _beyond_node(conf: Config) -> list[Finding]:
     query.look_in(conf.slurm_bin)
     layout = Layout(conf.cache_path, conf.state_path)
     found = [_imported(), *_tools(), _leftovers(layout), _failures(layout)]
-    return [*found, slurm_health.leases(layout), *slurm_health.slurm(conf), *reach.check(conf)]
+    if conf.site_path:
+        found.append(_site(conf))
+    found += [slurm_health.leases(layout), *slurm_health.slurm(conf), *slurm_health.helper(conf)]
+    return [*found, *reach.check(conf)]
 
 
-def _line(finding: Finding) -> str:
+def _line(finding: Finding, columns: int) -> str:
     text = printable(f"{finding.result:7} {finding.check}: {finding.sentence}")
+    text = "\n".join(output.wrapped(text, columns=columns, indent=" " * 8))
     style = {OK: "green", NOTE: "yellow", PROBLEM: "red"}[finding.result]
     return text.replace(finding.result, output.painted(finding.result, style), 1)
+
+
+def _site(conf: Config) -> Finding:
+    if why := tidy.check(conf):
+        do = "Nodes fetch for themselves until that is mended: see howto-site-tier.md."
+        return Finding("site", PROBLEM, "the site tier cannot be used from here", why, do)
+    return Finding("site", OK, f"the site tier {conf.site_path} can be used")
 
 
 def _imported() -> Finding:

@@ -6,17 +6,17 @@ import argparse
 import logging
 import time
 
-from hpcimg import logs, node, prefetch
+from hpcimg import logs, node, prefetch, schemes
 from hpcimg.cache import history
 from hpcimg.cache.policy import Cache
 from hpcimg.cli import output
 from hpcimg.config import files as conffiles
 from hpcimg.config import load as config
 from hpcimg.config.keys import Config
-from hpcimg.errors import HpcimgError
+from hpcimg.errors import HpcimgError, NodeError
 from hpcimg.fetch.contract import Request
 from hpcimg.prefetch import Brought
-from hpcimg.reference import told
+from hpcimg.reference import Reference, told
 from hpcimg.site import policy
 from hpcimg.slurm import planned, query
 from hpcimg.units import format_duration, format_size
@@ -54,9 +54,17 @@ def run(args: argparse.Namespace) -> int:
             began, shown = time.monotonic(), told(text)
             # Those of the queue have the time of one job together: the timer comes again.
             deadline = until if args.queue else began + conf.deadline_s
+            if began > deadline:
+                log.warning("no time is left for %s and what comes after it", shown)
+                break
             try:
-                brought.append(_bring(conf, cache, text, deadline, anew=not args.queue))
+                wanted = policy.parse(conf, text)
+                if args.queue and conf.site_path and schemes.of(wanted.scheme).mounted:
+                    continue  # it is on all nodes
+                brought.append(_bring(conf, cache, wanted, text, deadline, queue=args.queue))
             except HpcimgError as error:
+                if args.queue and isinstance(error, NodeError):
+                    raise
                 code = code or error.exit_code
                 results.append({"uri": shown, **output.error_fields(error)})
                 log.warning("%s: %s", shown, error)
@@ -87,9 +95,10 @@ def _in_queue(conf: Config) -> list[str]:
     return planned.choose(query.open_slurm().planned(), limits, now=time.time(), node=here)
 
 
-def _bring(conf: Config, cache: Cache, text: str, deadline: float, *, anew: bool) -> Brought:
-    wanted = policy.parse(conf, text)
+def _bring(
+    conf: Config, cache: Cache, wanted: Reference, text: str, deadline: float, *, queue: bool
+) -> Brought:
     with output.Meter() as meter:
-        progress = meter.show if anew else lambda *_: None
+        progress = meter.show if not queue else lambda *_: None
         request = Request(wanted, deadline, progress=progress, text=text)
-        return prefetch.bring(conf, cache, request, anew=anew)
+        return prefetch.bring(conf, cache, request, anew=not queue)

@@ -85,6 +85,7 @@ class Config:
     peers_min_nodes: int
     peers_port: int
     peers_networks: tuple[str, ...]
+    peers_wait_s: float
     peers_linger_s: float
     peers_rate: int
     peers_munge_socket: str
@@ -228,6 +229,8 @@ KEYS = (
         "the first of the 16 TCP ports that they use"),
     Key("peers", "networks", "peers_networks", INSIDE, read.networks,
         "the networks that peers may be in"),
+    Key("peers", "wait", "peers_wait_s", "5s", parse_duration,
+        "how long after the first a node's Prolog may begin, and still be waited for"),
     Key("peers", "linger", "peers_linger_s", "60s", parse_duration,
         "how long Prolog keeps sending to the others after its own image has arrived"),
     Key("peers", "rate", "peers_rate", "0", parse_size,

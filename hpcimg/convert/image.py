@@ -12,11 +12,13 @@ from hpcimg.convert.additions import Additions
 from hpcimg.convert.layers import Layer
 from hpcimg.convert.progress import Progress, Tell
 from hpcimg.convert.receiver import Receiver
+from hpcimg.convert.stream import TooWide
 from hpcimg.convert.tree import NeedsReplay
 from hpcimg.convert.writer import Writer
 from hpcimg.errors import NotAnImage
 from hpcimg.image import ociconfig
 
+Way = Callable[[Writer, list[Layer], Additions, merge.Progress], None]
 _LAYER_BYTES = 1 << 30  # that any layer may unpack to, in addition
 
 
@@ -50,24 +52,27 @@ def convert(work: Work, tell: Tell) -> None:
     mksquashfs = squashfs.find_mksquashfs()
     progress = Progress(tell, layers, apart=not mksquashfs.reads_tar)
     additions = runtime.additions(config, work.format)
+    offset = sif.PARTITION_OFFSET if work.format == "sif" else 0
+    output = squashfs.Output(work.output, offset, work.compression, work.uri)
+    by_archive = partial(squashfs.pack, mksquashfs, output)
+    by_directory = partial(
+        oldsquashfs.pack, mksquashfs, output, directory=work.directory, packed=progress.packed
+    )
 
-    pack = squashfs.pack
-    if not mksquashfs.reads_tar:
-        pack = partial(oldsquashfs.pack, directory=work.directory, packed=progress.packed)
+    def fill(way: Way, receiver: Receiver) -> None:
+        writer = Writer(receiver, work.uri, work.max_unpacked_bytes)
+        way(writer, layers, additions, partial(progress.read, receiver))
 
-    def pack_by(way: Callable[[Writer, list[Layer], Additions, merge.Progress], None]) -> None:
-        def fill(receiver: Receiver) -> None:
-            writer = Writer(receiver, work.uri, work.max_unpacked_bytes)
-            way(writer, layers, additions, partial(progress.read, receiver))
-
-        offset = sif.PARTITION_OFFSET if work.format == "sif" else 0
-        output = squashfs.Output(work.output, offset, work.compression, work.uri)
-        pack(mksquashfs, output, fill)
+    def pack(by: Callable[[Callable[[Receiver], None]], None]) -> None:
+        try:
+            by(partial(fill, merge.merge))
+        except NeedsReplay:
+            by(partial(fill, replay.replay))
 
     try:
-        pack_by(merge.merge)
-    except NeedsReplay:
-        pack_by(replay.replay)
+        pack(by_archive if mksquashfs.reads_tar else by_directory)
+    except TooWide:
+        pack(by_directory)
     if work.format == "sif":
         sif.write_front(work.output)
     progress.end()

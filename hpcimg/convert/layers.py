@@ -33,7 +33,8 @@ def _library(name: str) -> Any:
         return None
 
 
-zstd = _library("compression.zstd")  # from Python 3.14 on
+# Python's own from 3.14 on, or the same for older ones.
+zstd = _library("compression.zstd") or _library("backports.zstd")
 # Twice as fast as Python's own, which it is like in all that is used here.
 gzip = _library("isal.isal_zlib") or zlib
 

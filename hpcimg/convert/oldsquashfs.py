@@ -1,7 +1,8 @@
-"""Packing a merged image with a mksquashfs that cannot read archives: squashfs-tools 4.3 and 4.4.
+"""Packing a merged image by way of a directory, into which it is unpacked first.
 
-The image is first unpacked into a directory, so the disk needs room for its files. Only options of
-4.3 are used.
+For a mksquashfs that cannot read archives, squashfs-tools 4.3 and 4.4, and for images that newer
+ones read too slowly from an archive. The disk needs room for the files. Only options of 4.3 are
+used.
 """
 
 from __future__ import annotations
@@ -75,7 +76,9 @@ def _run(
 
 
 def _known(mksquashfs: Mksquashfs, compression: str) -> str:
-    """Return the wanted compression, or one that is always available: builds differ."""
+    """Return the wanted compression, or one that is always available: old builds differ."""
+    if mksquashfs.reads_tar:
+        return compression
     said = subprocess.run(
         [mksquashfs.path, "-help"],
         stdin=subprocess.DEVNULL,

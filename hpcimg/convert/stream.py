@@ -21,20 +21,32 @@ _BLOCK = 512
 _PADDING = [bytes(-size % _BLOCK) for size in range(_BLOCK)]
 _OCTAL_LIMIT = 8**11
 _BATCH_BYTES = 1 << 18
+# mksquashfs looks through all of a directory for each name that it reads from an archive: 100,000
+# take minutes.
+_WIDEST = 20_000
+
+
+class TooWide(Exception):
+    """A directory has more in it than mksquashfs is to read from an archive."""
 
 
 class Stream:
-    """Writes members into a pipe, in large pieces. Raises OSError if it is closed."""
+    """Writes members into a pipe, in large pieces. Raises OSError if it is closed, and TooWide."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._pieces: list[bytes] = []
+        self._widths: dict[bytes, int] = {}
         self._waiting = 0
         self.content_bytes = 0
         self.disk_bytes = 0  # always
 
     def add(self, member: Member, content: Iterable[bytes] = ()) -> None:
         """Add a member; for a file, `content` yields its `size` bytes."""
+        above = member.name[: max(0, member.name.rfind(b"/"))]
+        self._widths[above] = width = self._widths.get(above, 0) + 1
+        if width > _WIDEST:
+            raise TooWide
         self._put(header(member))
         if member.size:
             self.content_bytes += member.size

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import requests
 
 from hpcimg.errors import Damaged, TransientError, Unreachable
-from hpcimg.fetch.contract import Offer
+from hpcimg.fetch.contract import MIRROR, Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
 from hpcimg.http import mirrors, ranges
@@ -20,6 +20,7 @@ from hpcimg.http.retry import attempts
 from hpcimg.http.session import NUMBER, Authorization, check_status, request
 from hpcimg.http.urls import shown
 
+MakeOffer = Callable[[requests.Response, int | None], Offer]
 _CHUNK = 1 << 18  # a broken connection loses the current chunk
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 
@@ -35,7 +36,7 @@ class Get(NamedTuple):
     url: str
     headers: Mapping[str, str] | Callable[[], Mapping[str, str]] = MappingProxyType({})
     authorization: Authorization | None = None
-    offer: Callable[[requests.Response, int | None], Offer] | None = None
+    offer: MakeOffer | None = None
     check: Callable[[requests.Response], None] = check_status
 
 
@@ -58,11 +59,15 @@ def download(
         given = wanted.headers
         return mirrors.conditions(given() if callable(given) else given)
 
-    for mirror in mirrors.addresses(wanted.url, settings.mirrors):
+    found = mirrors.addresses(wanted.url, settings.mirrors)
+    known = sink.offered
+    if found and wanted.offer is None and known is not None:
+        wanted = wanted._replace(offer=lambda _response, _total: known)
+    for mirror in found:
         with mirrors.passed_over(mirror, sink):
             unchanged = download_from(
                 session,
-                Get(mirror, asked, offer=wanted.offer, check=_at_once),
+                Get(mirror, asked, offer=_by_mirror(wanted.offer), check=_at_once),
                 sink,
                 mirrors.for_files(settings),
                 size_bytes=size_bytes,
@@ -74,6 +79,13 @@ def download(
     return download_from(
         session, wanted, sink, settings, size_bytes=size_bytes, stored_bytes=stored_bytes
     )
+
+
+def _by_mirror(offer: MakeOffer | None) -> MakeOffer | None:
+    """Return what makes the same offer, as had from a mirror."""
+    if offer is None:
+        return None
+    return lambda response, total: offer(response, total)._replace(via=MIRROR)
 
 
 def _at_once(response: requests.Response) -> None:

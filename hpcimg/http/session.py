@@ -43,6 +43,7 @@ NUMBER = re.compile(r"[0-9]{1,18}")
 JSON_MAX = 4 << 20  # the OCI specification's limit for manifests
 _CONNECTIONS_KEPT = 16  # beyond that they are closed after use, with a warning
 _REFUSED = frozenset({401, 403, 404, 429})
+_OF_URLLIB3 = re.compile(r"^\w+\(host='[^']*', port=\d+\): ")
 _TRY_AGAIN = frozenset({408, 425, 429})
 
 
@@ -199,6 +200,11 @@ def _send(
         ) from None
 
 
+def said(status: int) -> str:
+    """Return a status with what it is called; what the server calls it is its own business."""
+    return f"{status} {http.client.responses.get(status, '')}".strip()
+
+
 def check_status(response: requests.Response, where: str = "") -> None:
     """Raise the error for a status of 400 and above, in terms that users understand.
 
@@ -206,7 +212,7 @@ def check_status(response: requests.Response, where: str = "") -> None:
     """
     status = response.status_code
     where = where or shown(response.url)
-    why = f"the server answered {status} {response.reason or ''}".strip()
+    why = f"the server answered {said(status)}"
     if status < 400:
         return
     if status in (401, 403):
@@ -303,5 +309,6 @@ def _reason(error: BaseException) -> str:
         case (_, str(words)) if not isinstance(inner, OSError):
             return words
     text = str(inner)
-    # urllib3 puts "<object at 0x...>: " before the interesting part.
-    return text.rpartition(">: ")[2] or type(inner).__name__
+    # urllib3 puts "<object at 0x...>: " or "Name(host='...', port=...): " before the
+    # interesting part.
+    return _OF_URLLIB3.sub("", text.rpartition(">: ")[2]) or type(inner).__name__

@@ -13,7 +13,7 @@ from hpcimg.peers.desk import Desk
 from hpcimg.peers.engine import Torrent
 
 _FIRST_S = 5.0  # until a question was asked
-_CREDENTIAL_MAX = 64 << 10
+_QUESTION_MAX = 64 << 10
 _SPARE = 16  # connections more than there are nodes
 _FROM_ONE = 4  # of them from one address
 
@@ -55,9 +55,7 @@ class Answers:
     async def listen(self, port: int) -> bool:
         """Answer from now on; False where the port is taken."""
         try:
-            self._server = await asyncio.start_server(
-                self._answer, None, port, limit=_CREDENTIAL_MAX, backlog=1024
-            )
+            self._server = await asyncio.start_server(self._answer, None, port, backlog=1024)
         except OSError:
             return False
         return True
@@ -116,7 +114,7 @@ class Answers:
         self.changed.set()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        line = Line(reader, writer)
+        line = Line(reader, writer, most=_QUESTION_MAX)
         address = line.address
         task = asyncio.current_task()
         assert task
@@ -133,7 +131,9 @@ class Answers:
             line.close()
 
     async def _meet(self, line: Line) -> None:
-        match await line.hear(_FIRST_S):
+        async with asyncio.timeout(_FIRST_S):
+            words = await line.hear(_FIRST_S)
+        match words:
             case ["ask", credential]:
                 read = await self._desk.read(credentials.ASK, credential)
             case _:
@@ -185,7 +185,8 @@ class Answers:
             if self._state[0] == "follow":
                 return
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(guest.news.wait(), asking.TELL_EVERY_S)
+                async with asyncio.timeout(asking.TELL_EVERY_S):
+                    await guest.news.wait()
 
     async def _send_image(self, guest: Guest) -> None:
         torrent = self._torrent

@@ -20,9 +20,11 @@ from hpcimg.peers import credentials
 from hpcimg.peers.desk import Desk
 from hpcimg.peers.engine import Torrent
 
-LINE_MAX = 8 << 20  # piece hashes of the largest image
+_IMAGE_LINE_MAX = 8 << 20  # piece hashes of the largest image
 CONNECT_S = 2.0
 SILENCE_S = 8.0
+_FLUSH_S = 30.0
+_READ = 1 << 16
 TELL_EVERY_S = 1.0
 _DIGESTED_PER_S = 200e6  # bytes: a leader that looks through the whole image says nothing new
 
@@ -53,19 +55,29 @@ class Found(NamedTuple):
 
 
 class Line:
-    """A connection to another node, a line at a time."""
+    """A connection to another node, a line at a time. No line may be longer than `most`."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, most: int
+    ) -> None:
         self._reader = reader
         self._writer = writer
+        self._most = most
+        self._heard = b""
 
-    async def hear(self, timeout_s: float) -> list[str]:
-        """Return the words of the next line, none where there is none in time or ever again."""
-        try:
-            line = await asyncio.wait_for(self._reader.readline(), timeout_s)
-        except (OSError, ValueError, TimeoutError):
-            return []
-        return line.decode(errors="replace").split() if line.endswith(b"\n") else []
+    async def hear(self, silence_s: float) -> list[str]:
+        """Return the words of the next line; none after such a silence, or where none follows."""
+        while (end := self._heard.find(b"\n")) < 0:
+            try:
+                async with asyncio.timeout(silence_s):
+                    data = await self._reader.read(_READ)
+            except (OSError, TimeoutError):
+                return []
+            if not data or len(self._heard) > self._most:
+                return []
+            self._heard += data
+        line, self._heard = self._heard[:end], self._heard[end + 1 :]
+        return line.decode(errors="replace").split()
 
     def say(self, *words: str) -> None:
         """Send a line. What cannot be sent shows when the other side is heard no more."""
@@ -73,7 +85,8 @@ class Line:
 
     async def flush(self) -> None:
         """Wait until what was said is on its way. Raises OSError, TimeoutError."""
-        await asyncio.wait_for(self._writer.drain(), SILENCE_S)
+        async with asyncio.timeout(_FLUSH_S):
+            await self._writer.drain()
 
     @property
     def address(self) -> str:
@@ -89,16 +102,27 @@ class Line:
 
 
 class Asker:
-    """Asks the nodes of one job. `port` is where they are asked; `listens` at which port
-    our part of a swarm is. A node that gets nowhere for `patience_s` seconds is lost."""
+    """Asks the nodes of one job.
+
+    `port` is where they are asked; `listens` at which port our part of a swarm is. A node that
+    gets nowhere for `patience_s` seconds is lost, after the `wait_s` in which all begin.
+    """
 
     def __init__(
-        self, desk: Desk, *, port: int, networks: Sequence[str], listens: int, patience_s: float
+        self,
+        desk: Desk,
+        *,
+        port: int,
+        networks: Sequence[str],
+        listens: int,
+        wait_s: float,
+        patience_s: float,
     ) -> None:
         self._desk = desk
         self._port = port
         self._networks = networks
         self._listens = listens
+        self._wait_s = wait_s
         self._patience_s = patience_s
 
     async def consult(
@@ -128,7 +152,9 @@ class Asker:
                     if not within(self._networks, str(address[0])):
                         continue
                     with contextlib.suppress(OSError):
-                        return Line(*await asyncio.open_connection(*address[:2], limit=LINE_MAX))
+                        return Line(
+                            *await asyncio.open_connection(*address[:2]), most=_IMAGE_LINE_MAX
+                        )
         return None
 
     async def _converse(
@@ -144,7 +170,8 @@ class Asker:
             case _:
                 return Absent()
         line.say("port", str(self._listens))
-        moved, seen, size = time.monotonic(), ["electing"], 0
+        # It may wait so long for another one before it leads.
+        moved, seen, size = time.monotonic() + self._wait_s, ["electing"], 0
         while True:
             words = await line.hear(SILENCE_S)
             if words[:1] == ["image"]:
@@ -170,9 +197,7 @@ class Asker:
         """Read what the image is: its torrent is what root over there has signed."""
         try:
             credential, text = words
-            size, length, pieces, index, count, port, members = json.loads(
-                base64.b64decode(text, validate=True)
-            )
+            size, length, pieces, index, count, port, members = json.loads(text)
             read = await self._desk.read(credentials.IMAGE, credential)
             if read is None or read[:2] != (node, nonce):
                 return Lost()
@@ -194,7 +219,7 @@ def image_line(
     """Return the word that follows the credential in an `image` line."""
     pieces = base64.b64encode(torrent.pieces).decode()
     said = [torrent.size_bytes, torrent.piece_length, pieces, index, count, port, members]
-    return base64.b64encode(json.dumps(said).encode()).decode()
+    return json.dumps(said, separators=(",", ":"))
 
 
 def within(networks: Sequence[str], address: str) -> bool:

@@ -1,9 +1,9 @@
-"""The only process of a swarm that is root: it creates and decodes munge credentials.
+"""The one process of a swarm that is root: it makes and reads munge's credentials.
 
-It has no network connections. The worker, which has, passes it what it received, and requests
-credentials to send. Every credential begins with a fixed text, so that no other program accepts
-it, and names the job, the image and the nodes. What another node's root says about an image
-reaches this node's root through this process, bypassing the worker.
+It never meets the network. A worker, which does, hands it what it was sent, and asks it for
+what it is to send; every credential begins with words of ours, so that it is of no use to who
+speaks to another program, and says for which job, image and nodes it is. What another node's
+root says of an image comes to this node's root by it, past the worker.
 """
 
 from __future__ import annotations

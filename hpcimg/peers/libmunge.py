@@ -10,7 +10,7 @@ from hpcimg.errors import MissingTool, Unreachable
 
 _LIBRARY = "libmunge.so.2"
 _SOCKET, _UID_RESTRICTION = 8, 9  # munge_ctx_set(3)
-_ROOT = 0
+_ROOT, _NOBODY = 0, 0xFFFFFFFF
 
 
 class Munge:
@@ -25,16 +25,15 @@ class Munge:
         self._libc = ctypes.CDLL(None)
         self._lib.munge_ctx_create.restype = ctypes.c_void_p
         self._lib.munge_strerror.restype = ctypes.c_char_p
-        self._context = ctypes.c_void_p(self._lib.munge_ctx_create())
-        if socket:
-            self._check(self._lib.munge_ctx_set(self._context, _SOCKET, os.fsencode(socket)))
-        self._check(self._lib.munge_ctx_set(self._context, _UID_RESTRICTION, ctypes.c_uint(_ROOT)))
+        # Two: what is read leaves in its context what it was made with, or nothing that can be.
+        self._to_make, self._to_read = self._context(socket), self._context(socket)
+        self._check(self._lib.munge_ctx_set(self._to_make, _UID_RESTRICTION, ctypes.c_uint(_ROOT)))
 
     def encode(self, payload: bytes) -> str:
         """Return a credential. Raises Unreachable."""
         made = ctypes.c_void_p()
         self._check(
-            self._lib.munge_encode(ctypes.byref(made), self._context, payload, len(payload))
+            self._lib.munge_encode(ctypes.byref(made), self._to_make, payload, len(payload))
         )
         try:
             return ctypes.string_at(made).decode("ascii")
@@ -47,10 +46,10 @@ class Munge:
         munged decodes each credential only once.
         """
         payload, length = ctypes.c_void_p(), ctypes.c_int()
-        uid, gid = ctypes.c_uint(), ctypes.c_uint()
+        uid, gid = ctypes.c_uint(_NOBODY), ctypes.c_uint(_NOBODY)
         code = self._lib.munge_decode(
             credential.encode(),
-            self._context,
+            self._to_read,
             *(ctypes.byref(each) for each in (payload, length, uid, gid)),
         )
         try:
@@ -59,6 +58,12 @@ class Munge:
             return ctypes.string_at(payload, length.value)
         finally:
             self._libc.free(payload)
+
+    def _context(self, socket: str) -> ctypes.c_void_p:
+        context = ctypes.c_void_p(self._lib.munge_ctx_create())
+        if socket:
+            self._check(self._lib.munge_ctx_set(context, _SOCKET, os.fsencode(socket)))
+        return context
 
     def _check(self, code: Any) -> None:
         if code:

@@ -14,24 +14,23 @@ import contextlib
 import encodings.idna  # noqa: F401
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from hpcimg.errors import Unreachable
 from hpcimg.fetch.contract import Declined
 from hpcimg.peers import order
 from hpcimg.peers.answering import Answers
-from hpcimg.peers.asking import Absent, Asker, Elsewhere, Found, Line, Lost
+from hpcimg.peers.asking import SILENCE_S, Absent, Asker, Elsewhere, Found, Line, Lost
 from hpcimg.peers.desk import Desk
 from hpcimg.peers.engine import make_torrent
 from hpcimg.peers.transfer import Transfer
 from hpcimg.worker import protocol
 
-_GRACE_S = 3.0  # Prolog does not begin on all nodes at the same moment
 _FIRST_ONLY_S = 1.0  # for so long only the first in the order is asked
 _AT_A_TIME = 8  # nodes that are asked one after the other, before the first is asked again
-_BEHIND = 2  # nodes that may lead already, where this one came late
-_ELECTION_S = 20.0  # without anybody who leads
+_BEHIND = 16  # nodes that may lead already, where this one came late
+_ELECTION_S = 20.0  # without anybody who leads, beyond the time in which all begin
 _LEADERS = 3  # that are gone or get nowhere, before nobody is waited for any more
 _AGAIN_S = 0.1
 _LOOK_EVERY_S = 0.2
@@ -68,6 +67,7 @@ class _Member:
         self._told: asyncio.Queue[protocol.Wanted | Declined] = asyncio.Queue()
         self._published: asyncio.Future[tuple[int, int]]
         self._began = time.monotonic()
+        self._all_began = self._began + wanted.wait_s
         self._gone: set[str] = set()
         self._lost = 0  # leaders
         self._leader = ""  # of whom an image was found at
@@ -92,6 +92,7 @@ class _Member:
             port=port,
             networks=wanted.networks,
             listens=self._transfer.port,
+            wait_s=wanted.wait_s,
             patience_s=wanted.patience_s,
         )
         self._answers = Answers(self._desk, nodes=wanted.nodes, networks=wanted.networks)
@@ -121,9 +122,10 @@ class _Member:
 
     async def _take_part(self) -> None:
         while (found := await self._elect()) is not None:
+            leader = _Leader(found.line)
             self._parent.say(protocol.Found())
-            if isinstance(await self._told.get(), Declined) or await self._fetch(found):
-                await self._after(found)
+            if isinstance(await self._told.get(), Declined) or await self._fetch(found, leader):
+                await self._after(found, leader)
                 return
             found.line.close()
             self._pass_over(self._leader)
@@ -140,7 +142,7 @@ class _Member:
         self._answers.has(torrent, self._transfer.port)
         await self._linger(None)
 
-    async def _after(self, found: Found) -> None:
+    async def _after(self, found: Found, leader: _Leader) -> None:
         """Be of use to the others, once the image is on this node."""
         file, _ = await self._published
         self._transfer.begin_again()
@@ -148,41 +150,34 @@ class _Member:
         self._connect(found)
         self._answers.has(found.torrent, self._transfer.port)
         found.line.say("whole")
-        await self._linger(found.line)
+        await self._linger(leader)
 
-    async def _linger(self, leader: Line | None) -> None:
+    async def _linger(self, leader: _Leader | None) -> None:
         """Go on as long as others may need this node, but not for ever.
 
         Who followed is told by its `leader` when all are served.
         """
         until = time.monotonic() + self._wanted.linger_s
         if leader:
-            await self._served_by(leader, until)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._wanted.linger_s):
+                    await leader.silent.wait()
+            if not leader.said_end:  # the others will soon ask this node
+                await asyncio.sleep(max(0.0, min(2 * _ORPHANED_S, until - time.monotonic())))
         while (now := time.monotonic()) < until:
-            late = not self._answers.all_came and now < self._began + _GRACE_S
+            late = not self._answers.all_came and now < self._all_began
             if not self._answers.waiting and (leader or not late):
                 break
             self._answers.changed.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._answers.changed.wait(), _LINGER_LOOK_S)
-
-    async def _served_by(self, leader: Line, until: float) -> None:
-        """Wait until the leader says that all are served.
-
-        Where it is gone before, the others will soon ask this node.
-        """
-        while (left_s := until - time.monotonic()) > 0:
-            words = await leader.hear(left_s)
-            if not words:
-                await asyncio.sleep(max(0.0, min(2 * _ORPHANED_S, until - time.monotonic())))
-            if words in ([], ["end"]):
-                return
+                async with asyncio.timeout(_LINGER_LOOK_S):
+                    await self._answers.changed.wait()
 
     async def _elect(self) -> Found | None:
         """Return another node's image, None where this node is to bring it. Raises Unreachable."""
         self._answers.is_electing()
         ahead = self._order[: self._order.index(self._wanted.node)]
-        until = time.monotonic() + _ELECTION_S
+        until = max(time.monotonic(), self._all_began) + _ELECTION_S
         while time.monotonic() < until:
             names = [name for name in ahead if name not in self._gone]
             if not names:
@@ -201,10 +196,23 @@ class _Member:
     async def _first(self) -> Found | None:
         """Lead, unless one that comes after this node does already."""
         after = self._order[self._order.index(self._wanted.node) + 1 :]
-        for name in [name for name in after if name not in self._gone][:_BEHIND]:
-            outcome = await self._consult(name, only_leading=True)
-            if isinstance(outcome, Found):
-                return outcome
+        names = [name for name in after if name not in self._gone][:_BEHIND]
+        asked = [asyncio.create_task(self._consult(name, only_leading=True)) for name in names]
+        leaders = set()
+        try:
+            for task in asyncio.as_completed(asked):
+                outcome = await task
+                if isinstance(outcome, Found):
+                    return outcome
+                if isinstance(outcome, Elsewhere):
+                    leaders.add(outcome.node)
+        finally:
+            for each in asked:
+                each.cancel()
+        for name in (leaders & set(self._order)) - self._gone - {self._wanted.node}:
+            found = await self._follow(name)
+            if isinstance(found, Found):
+                return found
         if not self._may_lead:
             raise Unreachable("this node cannot lead", why="its control port is in use")
         return None
@@ -223,7 +231,7 @@ class _Member:
             case Lost():
                 self._pass_over(name)
                 return outcome
-            case Absent() if time.monotonic() > self._began + _GRACE_S:
+            case Absent() if time.monotonic() > self._all_began:
                 self._gone.add(name)
         return None
 
@@ -247,7 +255,7 @@ class _Member:
             self._answers.follows(name)
         return outcome
 
-    async def _fetch(self, found: Found) -> bool:
+    async def _fetch(self, found: Found, leader: _Leader) -> bool:
         """Fetch the image from the others; False where they get nowhere."""
         os.ftruncate(self._file, 0)
         size = found.torrent.size_bytes
@@ -255,30 +263,23 @@ class _Member:
             found.torrent, self._file, whole=False, index=found.number, count=found.among
         )
         self._connect(found)
-        lost = asyncio.Event()
-        listening = asyncio.create_task(_until_silent(found.line, lost.set))
         last, moved, connected = -1, time.monotonic(), False
-        try:
-            while True:
-                done, whole = self._transfer.received()
-                now = time.monotonic()
-                if done != last:
-                    last, moved = done, now
-                    self._parent.say(protocol.Moved(None, done, size))
-                if whole:
-                    break
-                dry_s = now - moved
-                if dry_s > (_ORPHANED_S if lost.is_set() else self._wanted.patience_s):
-                    self._reopen()
-                    return False
-                if dry_s > _DRY_S and not connected:
-                    self._transfer.connect(*found.leader)
-                    connected = True
-                await asyncio.sleep(_LOOK_EVERY_S)
-        finally:
-            listening.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await listening
+        while True:
+            done, whole = self._transfer.received()
+            now = time.monotonic()
+            if done != last:
+                last, moved = done, now
+                self._parent.say(protocol.Moved(None, done, size))
+            if whole:
+                break
+            dry_s = now - moved
+            if dry_s > (_ORPHANED_S if leader.silent.is_set() else self._wanted.patience_s):
+                self._reopen()
+                return False
+            if dry_s > _DRY_S and not connected:
+                self._transfer.connect(*found.leader)
+                connected = True
+            await asyncio.sleep(_LOOK_EVERY_S)
         self._transfer.end()
         self._close_file()
         self._parent.say(protocol.Done())
@@ -295,7 +296,17 @@ class _Member:
             self._transfer.connect(*found.leader)
 
 
-async def _until_silent(line: Line, gone: Callable[[], None]) -> None:
-    while await line.hear(10.0):
-        pass
-    gone()
+class _Leader:
+    """Hears a leader to its end: `silent` is set then, `said_end` where that was meant."""
+
+    def __init__(self, line: Line) -> None:
+        self.silent = asyncio.Event()
+        self.said_end = False
+        self._listening = asyncio.create_task(self._listen(line))
+
+    async def _listen(self, line: Line) -> None:
+        while words := await line.hear(SILENCE_S):
+            if words == ["end"]:
+                self.said_end = True
+                break
+        self.silent.set()

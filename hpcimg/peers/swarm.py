@@ -130,6 +130,7 @@ class Swarm(ExitStack, Front):
             port=config.peers_port,
             networks=config.peers_networks,
             directory=directory,
+            wait_s=config.peers_wait_s,
             patience_s=config.patience_s,
             linger_s=config.peers_linger_s,
             rate=config.peers_rate,

@@ -11,6 +11,7 @@ from hpcimg.reference import Reference
 from hpcimg.schemes import SCHEMES, of
 
 _WILD = frozenset("*?[")
+_TAG = ":latest"
 
 
 def parse(config: Config, text: str) -> Reference:
@@ -25,7 +26,8 @@ def _allowed(config: Config, wanted: Reference) -> bool:
     """Tell whether a reference is allowed, however a server interprets its address."""
     readings = wanted.readings()
     allow, deny = (
-        [_spelled(each) for each in patterns] for patterns in (config.allow, config.deny)
+        [spelled for each in patterns for spelled in (each, _spelled(each))]
+        for patterns in (config.allow, config.deny)
     )
     if not all(reference.matches_any(read, allow) for read in readings):
         return False
@@ -37,7 +39,7 @@ def _spelled(pattern: str) -> str:
     """Return a pattern with its host in canonical form, if it has one without a wildcard."""
     scheme, mark, rest = pattern.partition("://")
     host, slash, path = rest.partition("/")
-    if mark and of(scheme).begins == "host" and not _WILD & set(host):
+    if mark and of(scheme).begins in ("host", "service") and not _WILD & set(host):
         try:
             host = spelling.host(host, port=80 if scheme == "http" else 443)
         except ValueError:
@@ -53,8 +55,19 @@ def _others(config: Config, wanted: Reference) -> Iterator[Reference]:
             if row.in_registry:
                 yield wanted._replace(scheme=name)
     url = config.service_url(wanted.scheme)
-    if url:  # with and without the host of the site's own service
-        host = url.partition("://")[2].partition("/")[0]
+    if url:  # with the site's own service and the tag named, and without
+        host = _host_of(url)
         beside = wanted.rest.removeprefix(f"{host}/")
-        yield wanted._replace(rest=beside)
-        yield wanted._replace(rest=f"{host}/{beside}")
+        for rest in (beside, f"{host}/{beside}"):
+            yield wanted._replace(rest=rest)
+            yield wanted._replace(
+                rest=rest.removesuffix(_TAG) if rest.endswith(_TAG) else rest + _TAG
+            )
+
+
+def _host_of(url: str) -> str:
+    host = url.partition("://")[2].partition("/")[0]
+    try:
+        return spelling.host(host, port=443)
+    except ValueError:
+        return host

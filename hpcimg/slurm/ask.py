@@ -16,6 +16,7 @@ from hpcimg.errors import HpcimgError, NodeError, Unreachable, from_dict
 
 NO_HELPER = 3  # exit code: there is none, or this is not for it
 _PATIENCE_S = 900.0  # with one that has no turn for us; one that works ends by its own deadline
+_SILENCE_S = 60.0  # with a socket behind which nobody says a word
 _PAUSE_S = 0.2, 5.0  # the first one and the longest
 _ANSWER_MAX = 64 << 10
 
@@ -23,20 +24,26 @@ _ANSWER_MAX = 64 << 10
 def ask(path: str, verb: str, uri: str) -> dict[str, object] | None:
     """Have an image staged by the helper behind a socket; return its path, key, bytes and how.
 
-    Where too much is asked for at a time, ask again. Returns None where there is no helper, or
-    where it is not to do this. Raises HpcimgError, as the helper does, or Unreachable.
+    Where too much is asked for at a time, ask again. Returns None where there is no helper, where
+    none comes to answer, or where it is not to do this. Raises HpcimgError, as the helper does,
+    or Unreachable.
     """
-    until, pause = time.monotonic() + _PATIENCE_S, _PAUSE_S[0]
+    began, pause = time.monotonic(), _PAUSE_S[0]
+    until, silent_until = began + _PATIENCE_S, began + _SILENCE_S
     while True:
         try:
             answer = _asked_once(path, f"{verb} {uri}\n")
         except (FileNotFoundError, ConnectionRefusedError, PermissionError):
             return None
+        if answer:
+            silent_until = time.monotonic() + _SILENCE_S
+        elif time.monotonic() > silent_until:
+            return None
         if error := answer.get("error"):
             raise from_dict(error if isinstance(error, dict) else {})
         if answer.get("declined"):
             return None
-        if not answer.get("busy"):
+        if answer and not answer.get("busy"):
             return answer
         if time.monotonic() > until:
             raise Unreachable(
@@ -48,7 +55,10 @@ def ask(path: str, verb: str, uri: str) -> dict[str, object] | None:
 
 
 def _asked_once(path: str, line: str) -> dict[str, object]:
-    """Return one answer. systemd closes a connection that is one too many: that is busy, too."""
+    """Return one answer, an empty one where the connection was closed without a word.
+
+    systemd does that with one that is one too many, and so does a helper that cannot be started.
+    """
     heard = b""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(path)
@@ -58,7 +68,7 @@ def _asked_once(path: str, line: str) -> dict[str, object]:
             while len(heard) < _ANSWER_MAX and (more := connection.recv(_ANSWER_MAX)):
                 heard += more
     if not heard:
-        return {"busy": True}
+        return {}
     try:
         answer = json.loads(heard)
     except ValueError:

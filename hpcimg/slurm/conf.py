@@ -47,7 +47,7 @@ def settings() -> Settings:
     try:
         done = query.run(["scontrol", "show", "config"])
         if done.returncode:
-            raise Unreachable("slurmctld cannot be reached", why=" ".join(done.stderr.split()))
+            raise Unreachable("slurmctld cannot be reached", why=query.complaint(done.stderr))
         return Settings(_SHOWN.findall(done.stdout))
     except HpcimgError:
         path = os.environ.get("SLURM_CONF") or DEFAULT_FILE

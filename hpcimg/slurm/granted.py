@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
+from typing import NamedTuple
 
 from hpcimg import journal, logs, node, stage
-from hpcimg.cache import history, lease
+from hpcimg.cache import history
 from hpcimg.cache.ensure import Staged
 from hpcimg.cache.paths import Layout
-from hpcimg.cache.policy import Cache
 from hpcimg.config.keys import Config
-from hpcimg.errors import HpcimgError, Interrupted, NotAllowed, foreseen
+from hpcimg.errors import HpcimgError, foreseen
 from hpcimg.fetch.contract import Request
 from hpcimg.site import policy
-from hpcimg.slurm import jobfiles, jobs, pyxis
+from hpcimg.slurm import admission, jobfiles, pyxis
 from hpcimg.slurm.peer import Peer
 from hpcimg.worker.accounts import User
 
 log = logging.getLogger(__name__)
-IMAGES = 256  # that one job may have leased when it asks for another one
 
 
 def answer(conf: Config, job: str, who: Peer, uri: str, *, for_pyxis: bool) -> dict[str, object]:
@@ -37,9 +37,18 @@ def answer(conf: Config, job: str, who: Peer, uri: str, *, for_pyxis: bool) -> d
         cache = node.open_cache(conf)
         request = Request(wanted, time.monotonic() + conf.deadline_s, job, text=uri)
         image_format = pyxis.FORMAT if for_pyxis else ""
-        staged = _leased(conf, cache, request, who, image_format)
+        user = User(who.uid, who.gid)
+
+        def bring() -> _Brought:
+            staged = stage.stage(conf, cache, request, user=user, image_format=image_format)
+            return _Brought(staged.entry.key, staged)
+
+        brought = admission.leased(cache.layout, job, who, bring)
+        assert brought
+        staged = brought.staged
         if for_pyxis:
-            jobfiles.add_for_pyxis(cache.layout, job, who.uid, uri, staged.path)
+            with contextlib.suppress(FileNotFoundError):  # Epilog is at it, and nobody asks again
+                jobfiles.add_for_pyxis(cache.layout, job, who.uid, uri, staged.path)
     except Exception as error:
         if not isinstance(error, HpcimgError):
             log.error("unforeseen", exc_info=error)
@@ -52,6 +61,7 @@ def answer(conf: Config, job: str, who: Peer, uri: str, *, for_pyxis: bool) -> d
         log.error("%s", explained, extra=told)
         layout = Layout(conf.cache_path, conf.state_path)
         history.record_failure(layout, explained, job=job, uri=shown, took_s=took_s)
+        history.rotate(layout)  # a job can go on asking for what there is not, before any Epilog
         return {"error": explained.to_dict()}
     entry = staged.entry
     told = journal.fields(
@@ -62,30 +72,8 @@ def answer(conf: Config, job: str, who: Peer, uri: str, *, for_pyxis: bool) -> d
     return {"path": staged.path, "key": entry.key, "bytes": entry.size_bytes, "how": staged.how}
 
 
-def _leased(conf: Config, cache: Cache, request: Request, who: Peer, image_format: str) -> Staged:
-    """Stage the image for a job that is not over, so that Epilog comes after the lease."""
-    layout, job = cache.layout, request.job
-    record = jobs.record(layout, job)
-    if record is not None and record["uid"] != who.uid:
-        raise NotAllowed(f"job {job} is another user's")
-    if lease.count(layout, job) >= IMAGES:
-        raise NotAllowed(f"job {job} has {IMAGES} images, which is the limit for one job")
-    over = Interrupted(f"job {job} has ended on this node")
-    while True:
-        try:
-            admitted = jobfiles.admit(layout, job, who.uid)
-        except FileNotFoundError:
-            raise over from None
-        if not who.alive():
-            # Epilog may have gone before there was a directory.
-            if admitted.made and not lease.count(layout, job):
-                jobfiles.release(layout, job)
-            raise over
-        user = User(who.uid, who.gid)
-        staged = stage.stage(conf, cache, request, user=user, image_format=image_format)
-        if jobfiles.is_open(layout, job, admitted.number):
-            return staged
-        lease.give_back(layout, staged.entry.key, job)
-        if not who.alive():
-            raise over
-        # Who asked is alive, and so is the job: another one of its processes was not, just above.
+class _Brought(NamedTuple):
+    """A staged image, and the key by which it is leased."""
+
+    key: str
+    staged: Staged

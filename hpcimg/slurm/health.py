@@ -35,6 +35,17 @@ def slurm(config: Config) -> list[Finding]:
     return [*found, *timers(settings, config.deadline_s), *pyxis(settings, config.state_path)]
 
 
+def helper(config: Config) -> list[Finding]:
+    """Where images are staged for pyxis: look whether running jobs can ask for theirs."""
+    path = Layout(config.cache_path, config.state_path).socket
+    if not config.pyxis:
+        return []
+    if os.path.exists(path):
+        return [Finding("socket", OK, f"running jobs ask for images at {path}")]
+    why = "enroot imports by itself what an srun --container-image within a job names"
+    return [Finding("socket", NOTE, f"there is no {path}", why, "Enable hpcimg.socket.")]
+
+
 def _hook(name: str, patterns: list[str]) -> Finding:
     wanted = f"hpcimg-{'task-prolog' if name == 'TaskProlog' else name.lower()}"
     paths = [path for pattern in patterns for path in sorted(glob.glob(pattern)) or [pattern]]

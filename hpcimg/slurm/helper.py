@@ -56,9 +56,7 @@ def main() -> int:
         try:
             answer = _serve(connection)
         except Exception as error:
-            if not isinstance(error, HpcimgError):
-                traceback.print_exc()
-            answer = {"error": foreseen(error).to_dict()}
+            answer = _error(error)
         if answer:
             _tell(connection, answer)
     return 0
@@ -127,30 +125,82 @@ def _read_request(connection: socket.socket) -> tuple[str, str]:
 
 def _in_time(connection: socket.socket, who: Peer, verb: str, uri: str) -> dict[str, object]:
     """Stage the image in a child process with a time limit. Its answer is sent from there."""
-    from hpcimg.config import load as config
-    from hpcimg.slurm import query, watch
-
-    conf = config.load()
-    query.look_in(conf.slurm_bin)
-    job = peer.job_of(who)
+    from hpcimg.slurm import watch
 
     def work() -> int:
-        from hpcimg.slurm import granted
-
-        _tell(connection, granted.answer(conf, job, who, uri, for_pyxis=verb == "pyxis"))
+        _tell(connection, _hit(who, verb, uri) or _staged(who, verb, uri))
         return 0
 
-    limit_s = conf.deadline_s + _AFTER_S
-    code = watch.within(lambda: limit_s, work)
+    code = watch.within(_limit_s, work)
     if code is None:
         raise DeadlinePassed(
             "the image was not ready in time",
-            why=f"hpcimg took longer than {limit_s:.0f} s: a disk of this node may hang",
+            why=f"hpcimg took longer than {_limit_s():.0f} s: a disk of this node may hang",
             do="Tell the administrators: this node needs attention.",
         )
     if code:
         raise Interrupted("staging failed", why=f"its process exited with code {code}")
     return {}
+
+
+def _limit_s() -> float:
+    """Return for how long the process that stages may take at the most."""
+    from hpcimg.config import load as config
+
+    try:
+        return float(config.load().deadline_s) + _AFTER_S
+    except HpcimgError:
+        return _AFTER_S
+
+
+def _hit(who: Peer, verb: str, uri: str) -> dict[str, object] | None:
+    """Return the answer for an image that is warm, None where there is more to do or to say."""
+    from hpcimg.cache import events, hot
+    from hpcimg.slurm import admission, jobfiles, pyxis
+
+    began = time.monotonic()
+    image_format = pyxis.FORMAT if verb == "pyxis" else ""
+    try:
+        files = conffiles.read_files(conffiles.main_file())
+        layout, job = Layout(*conffiles.directories(files)), peer.job_by_cgroup(who)
+        if image_format and conffiles.raw_value(files, "slurm", "pyxis") not in conffiles.YES:
+            return None
+        name, fingerprint = hot.name_of(uri, image_format), conffiles.fingerprint(files)
+
+        def look() -> hot.Hit | None:
+            return hot.lookup(layout, name, job=job, uid=who.uid, fingerprint=fingerprint)
+
+        hit = admission.leased(layout, job, who, look) if job else None
+        if hit is None:
+            return None
+        if image_format:
+            jobfiles.add_for_pyxis(layout, job, who.uid, uri, hit.path)
+        took_s = round(time.monotonic() - began, 4)
+        size = hit.size_bytes
+        events.record(layout.events, "hit", job=job, key=hit.key, bytes=size, took_s=took_s)
+        return {"path": hit.path, "key": hit.key, "bytes": size, "how": "hit"}
+    except Exception:
+        return None
+
+
+def _staged(who: Peer, verb: str, uri: str) -> dict[str, object]:
+    """Stage the image; return the answer, errors included."""
+    try:
+        from hpcimg.config import load as config
+        from hpcimg.slurm import granted, query
+
+        conf = config.load()
+        query.look_in(conf.slurm_bin)
+        return granted.answer(conf, peer.job_of(who), who, uri, for_pyxis=verb == "pyxis")
+    except Exception as error:
+        return _error(error)
+
+
+def _error(error: Exception) -> dict[str, object]:
+    """Return what is answered for an error."""
+    if not isinstance(error, HpcimgError):
+        traceback.print_exc()
+    return {"error": foreseen(error).to_dict()}
 
 
 def _tell(connection: socket.socket, answer: dict[str, object]) -> None:

@@ -13,6 +13,7 @@ from hpcimg.cache.paths import Layout
 from hpcimg.plainjson import dumps
 
 STAGING, READY, FAILED = "staging", "ready", "failed"  # the states of a job's record
+_PYXIS_MAX = 64 << 10  # bytes
 _TEXT_MAX = 4096  # characters; a comment may be longer than any valid one
 
 
@@ -111,15 +112,20 @@ def is_open(layout: Layout, job: str, number: int) -> bool:
 
 
 def add_for_pyxis(layout: Layout, job: str, uid: int, text: str, path: str) -> None:
-    """Let the job's importer find an image by itself the next time."""
+    """Let the job's importer find an image by itself the next time.
+
+    One image has many names, and all jobs share the tmpfs: beyond a limit, they are left out.
+    """
     file, pair = f"{layout.job(job)}/pyxis", f"{text}\n{path}\n"
     try:
-        descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
+        descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW)
     except FileNotFoundError:
         _write_file(file, pair, uid)
         return
     try:
-        os.write(descriptor, pair.encode())  # in one write: a reader sees complete lines
+        before = os.read(descriptor, _PYXIS_MAX)
+        if pair.encode() not in before and len(before) < _PYXIS_MAX:
+            os.write(descriptor, pair.encode())  # in one write: a reader sees complete lines
     finally:
         os.close(descriptor)
 

@@ -9,6 +9,7 @@ afterwards, by a descriptor of it (pidfd_open(2)).
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import select
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from hpcimg import processes
 from hpcimg.errors import Interrupted, NotAllowed
 
 _SO_PEERPIDFD = 77  # Linux 6.5; the socket module does not name it yet
@@ -56,15 +58,27 @@ def connected_to(connection: socket.socket) -> Iterator[Peer]:
         raise _not_in_a_job()
     try:
         pidfd = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
-    except OSError:
-        try:
-            pidfd = os.pidfd_open(pid)
-        except OSError:
+    except OSError as error:
+        # Where the kernel knows it and the process has ended, its number may be another's by now.
+        if error.errno != errno.ENOPROTOOPT:
             raise _gone() from None
+        pidfd = _open_older(pid)
     try:
         yield Peer(pid, uid, gid, pidfd)
     finally:
         os.close(pidfd)
+
+
+def _open_older(pid: int) -> int:
+    """Return a descriptor of a process that is older than this one, as who connected has to be."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        raise _gone() from None
+    if not processes.is_older(pid, os.getpid()):
+        os.close(pidfd)
+        raise _gone()
+    return pidfd
 
 
 def job_of(peer: Peer) -> str:
@@ -73,16 +87,23 @@ def job_of(peer: Peer) -> str:
     Raises NotAllowed where it is in none, or in one of another user, Interrupted where it has
     ended, and what asking Slurm raises.
     """
-    try:
-        with open(f"/proc/{peer.pid}/cgroup", encoding="utf-8", errors="replace") as file:
-            text = file.read()
-    except OSError:
-        raise _gone() from None
-    job = from_cgroups(text, peer.uid) or _from_slurm(peer.pid)
+    job = job_by_cgroup(peer) or _from_slurm(peer.pid)
     if not peer.alive():
         raise _gone()
     if not job:
         raise _not_in_a_job()
+    return job
+
+
+def job_by_cgroup(peer: Peer) -> str:
+    """Return the job whose cgroup a process is in, "" for none. Raises likewise."""
+    try:
+        with open(f"/proc/{peer.pid}/cgroup", encoding="utf-8", errors="replace") as file:
+            job = from_cgroups(file.read(), peer.uid)
+    except OSError:
+        raise _gone() from None
+    if not peer.alive():
+        raise _gone()
     return job
 
 

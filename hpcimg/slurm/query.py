@@ -82,6 +82,11 @@ def run(
         raise Unreachable("slurmctld does not answer") from None
 
 
+def complaint(stderr: str) -> str:
+    """Return what one of Slurm's commands complains of: its last line has what it comes to."""
+    return next((line.strip() for line in reversed(stderr.splitlines()) if line.strip()), "")
+
+
 def running() -> list[Running]:
     """Return the running jobs, in no particular order. A single query. Raises as `run`."""
     return [Running(*row) for row in _rows("--states=running", fields=("%N", "%k"))]
@@ -91,7 +96,7 @@ def scontrol(*arguments: str) -> str:
     """Return scontrol's output. Raises as `run`, and Unreachable if it fails."""
     done = run(["scontrol", *arguments])
     if done.returncode:
-        raise Unreachable(f"scontrol {arguments[0]} failed", why=done.stderr.strip())
+        raise Unreachable(f"scontrol {arguments[0]} failed", why=complaint(done.stderr))
     return done.stdout
 
 
@@ -102,7 +107,7 @@ def _rows(which: str, *, fields: Sequence[str]) -> list[list[str]]:
     argv = ["squeue", "--noheader", which, f"--format={mark}{'|'.join(fields)}"]
     done = run(argv, env={"SLURM_TIME_FORMAT": "%s"})
     if done.returncode:
-        raise Unreachable("slurmctld cannot be reached", why=done.stderr.strip())
+        raise Unreachable("slurmctld cannot be reached", why=complaint(done.stderr))
     rows = done.stdout.split(mark)[1:]
     return [row.removesuffix("\n").split("|", len(fields) - 1) for row in rows]
 
@@ -125,7 +130,7 @@ class Commands:
         """Return one field of the job, "" if Slurm does not know the job."""
         done = run(["squeue", "--noheader", "--states=all", f"--jobs={job}", f"--format={field}"])
         if done.returncode and "Invalid job id" not in done.stderr:
-            raise Unreachable("slurmctld cannot be reached", why=done.stderr.strip())
+            raise Unreachable("slurmctld cannot be reached", why=complaint(done.stderr))
         return done.stdout
 
 

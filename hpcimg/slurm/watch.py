@@ -21,7 +21,7 @@ from hpcimg import programs
 from hpcimg.cache.leader import Leader
 from hpcimg.worker import starting
 
-_MOMENT_S = 1.0
+_MOMENT_S = 1.0  # most hooks are done by then
 _TO_END_S = 2.0  # after SIGKILL, for a process that can be killed
 
 
@@ -49,6 +49,8 @@ def main(hook: str, *, came: float | None = None, leader: Leader | None = None) 
 
     code = within(left_s, work)
     if code is None:
+        if leader:  # of a process that may never end
+            leader.done()
         module = importlib.import_module(name)
         module.too_late(module.limit_s())
         return 0

@@ -37,6 +37,8 @@ def start(config: Config, ref_id: str, job: str, asker: Asker) -> Child:
         config.error_ttl_s, config.site_max_size, config.site_max_age_s,
     )  # fmt: skip
     account = _account(config.site_account, config.account) if os.geteuid() == 0 else None
+    # Loaded here: the account may not be able to read the modules.
+    from filelock import SoftFileLease  # noqa: F401
 
     def work(channel: Channel) -> None:
         Keeper(rules, ref_id, channel, job=job, asker=asker).run()
@@ -47,7 +49,8 @@ def start(config: Config, ref_id: str, job: str, asker: Asker) -> Child:
 class Tier:
     """The site tier for one image that is wanted. The process begins with the first question.
 
-    What the server `host` answers is the same for all who ask it with a `login`, or without.
+    What the server `host` wishes, "" for none, counts for all who ask it with a `login`, or
+    for all without.
     """
 
     def __init__(
@@ -69,7 +72,7 @@ class Tier:
         self._id = hashlib.sha256(name.encode()).hexdigest()
         answers = "login" if login else "all"
         of_host = hashlib.sha256(host.encode()).hexdigest()
-        self._asker = Asker(f"{self._id}-{answers}", f"host-{of_host}-{answers}")
+        self._asker = Asker(f"{self._id}-{answers}", f"host-{of_host}-{answers}" if host else "")
         self._child: Child | None = None
         self._told = 0.0
 
@@ -128,12 +131,13 @@ class Tier:
         events.record(self._layout.events, name, job=self._request.job, **fields)
 
     def passed_over(self, why: str, *, unfinished: bool = False) -> None:
-        """Say that the tier could not be used, and leave it alone for a while."""
+        """Say that the tier could not be used; leave one that did not answer alone for a while."""
         does = "is not stored there" if unfinished else "goes to the origin"
         log.warning("the site tier is bypassed, and %s %s: %s", self.uri, does, why)
         self.event("site_failed", message=why)
-        with suppress(OSError):
-            atomic.write_file(_down(self._layout.state), why)
+        if self._child and self._child.gone:
+            with suppress(OSError):
+                atomic.write_file(_down(self._layout.state), why)
 
     def left_alone(self) -> bool:
         try:

@@ -22,6 +22,7 @@ _YOUNG_S = 600.0  # used a moment ago: a node that mounts it read-only leaves no
 _MARK_S = 86400.0  # a copy that takes longer is of a node that is gone
 _JOB_S = 7 * 86400.0
 _FAILURE_S = 3600.0
+_FILES_MAX = 16384  # in a directory that grows by what users ask for
 _EVERY_S = 600.0
 _LEASE = "gc"
 
@@ -114,7 +115,10 @@ def _trim(at: Places, max_size: Size, max_age_s: float, *, dry_run: bool) -> Rep
 def _remove(at: Places, image: Image, now: float) -> bool:
     """Take an image away unless somebody has begun to read it meanwhile."""
     path, aside = f"{at.images}/{image.name}", records.temp_path(at)
-    os.rename(path, aside)
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:  # somebody found it damaged
+        return False
     if image.name.partition(".")[0] in _read(at, now):
         os.rename(aside, path)
         return False
@@ -127,19 +131,18 @@ def _sweep(at: Places, now: float, max_age_s: float) -> int:
     swept = 0
     ages = {
         at.tmp: _MARK_S, at.readers: _MARK_S, at.leases: _MARK_S, at.jobs: _JOB_S,
-        at.failures: _FAILURE_S,
+        at.failures: _FAILURE_S, at.refs: max_age_s,
     }  # fmt: skip
     for directory, most_s in ages.items():
-        for path, seen in _files(directory):
-            if now - seen.st_mtime > most_s:
+        files = sorted(_files(directory), key=lambda file: file[1].st_mtime, reverse=True)
+        for number, (path, seen) in enumerate(files):
+            age_s = now - seen.st_mtime
+            useless = age_s > most_s or number >= _FILES_MAX
+            if directory == at.refs and age_s > _YOUNG_S:
+                record = records.load(path)
+                useless |= record is None or not os.path.lexists(record.path(at))
+            if useless:
                 swept += atomic.remove(path)
-    for path, seen in _files(at.refs):
-        record = records.load(path)
-        old = now - seen.st_mtime > max_age_s
-        if now - seen.st_mtime > _YOUNG_S and (
-            old or record is None or not os.path.lexists(record.path(at))
-        ):
-            swept += atomic.remove(path)
     return swept
 
 

@@ -93,15 +93,15 @@ class TierFront(Front):
 
     def __init__(self, asked: Asked, behind: Way, *, shared: bool) -> None:
         super().__init__(behind)
-        service = asked.origin.service
+        origin = asked.origin
+        # What a registry says is not for its users to decide, as what a web server says may be.
+        in_registry = schemes.of(origin.wanted.scheme).in_registry
         self._tier = Tier(
             asked.config,
             asked.cache,
             asked.request,
-            host=service.url or asked.request.reference.host,
-            login=any(
-                at.shared and (at.auth_file or service.auth_text) for at in service.locations
-            ),
+            host=origin.wanted.host if in_registry else "",
+            login=any(at.shared for at in origin.service.locations),
         )
         self._origin = asked.origin
         # An operator who asks, and who waits for a server, ask it again.
@@ -109,6 +109,7 @@ class TierFront(Front):
         self._deadline = asked.request.deadline
         self._shared = shared
         self._ours = False
+        self._answered = True  # by the origin
         self._agreed: Record | None = None
 
     def fetch(self, descriptor: int, listener: Listener, *, validator: str) -> Outcome:
@@ -116,23 +117,26 @@ class TierFront(Front):
             return self._fetch_agreed(self._agreed, descriptor, listener)
         if not self._shared:
             return self.behind.fetch(descriptor, listener, validator=validator)
-        found = self._find(listener)
-        record = records.from_fields(found["record"]) if found.get("record") else None
-        if found["is"] == "there" and record:
+        for _ in range(2):  # what is damaged, or was evicted just now, is to be there again
+            found = self._find(listener)
+            if found["is"] != "there":
+                break
+            record = records.from_fields(found["record"])
             outcome = copied(self._tier, record, descriptor, listener, deadline=self._deadline)
             if outcome is not None:
                 return outcome
-        elif found["is"] == "failed":
+        if found["is"] == "failed":
             error = from_dict(found["error"])
             error.do += " (Another node was told so.)"
             raise error
-        elif found["is"] == "ours":
+        if found["is"] == "ours":
             self._ours = True
-            return self._fetch(descriptor, listener, record, validator=validator)
-        elif found["is"] == "busy":
+            known = records.from_fields(found["record"]) if found["record"] else None
+            return self._fetch(descriptor, listener, known, validator=validator)
+        if found["is"] == "busy":
             log.warning("%s: another node makes no progress; going to the origin", self._tier.uri)
             self._tier.event("site_busy")
-            time.sleep(random.uniform(0, _JITTER_MAX_S))
+            time.sleep(random.uniform(0, min(_JITTER_MAX_S, self._tier.time_s() / 10)))
         return self.behind.fetch(descriptor, listener, validator=validator)
 
     def convert(
@@ -148,12 +152,13 @@ class TierFront(Front):
 
     def finish(self, staged: Staged) -> None:
         """Put the image into the tier, where we were to bring it."""
-        if self._ours and staged.how != "stale":
+        if self._ours and self._answered and staged.how != "stale":
             try:
                 self._tier.put("stock", staged)
-                self._tier.ask("trim", dry_run=False, when_due=True)
             except Trouble as trouble:
                 self._tier.passed_over(str(trouble), unfinished=True)
+                return
+            self._trim()
 
     def agreed(self) -> str:
         return self._settled(lambda: self._tier.ask("agreed"))
@@ -213,10 +218,13 @@ class TierFront(Front):
         try:
             outcome = self.behind.fetch(descriptor, live, validator=known)
         except HpcimgError as error:
-            if not record or not isinstance(error, Unreachable):
+            # Who has the same as the tier knows what to do without the server.
+            if not record or not isinstance(error, Unreachable) or known == validator:
                 self._failed(error)
                 raise
             log.warning("%s: using the site tier's image: %s", self._tier.uri, error)
+            self._answered = False
+            os.ftruncate(descriptor, 0)
             outcome = Unchanged()
         if not isinstance(outcome, Unchanged) or not record or known == validator:
             return outcome
@@ -230,6 +238,12 @@ class TierFront(Front):
         if isinstance(error, (NotFound, Forbidden)) or error.retry_after_s:
             with suppress(Trouble):
                 self._tier.ask("fail", error=error.to_dict())
+                self._trim()
+
+    def _trim(self) -> None:
+        """Let go what is too much there: each fetch, and each failure, may have made it so."""
+        with suppress(Trouble):  # the next one tries again
+            self._tier.ask("trim", dry_run=False, when_due=True)
 
 
 class _Live:

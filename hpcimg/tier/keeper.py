@@ -44,7 +44,7 @@ class Rules(NamedTuple):
 
 
 class Asker(NamedTuple):
-    """Names of the failures that count: of one reference, and of its host."""
+    """Names of the failures that count: of one reference, and of its host, "" for none."""
 
     ref: str
     host: str
@@ -66,7 +66,7 @@ class Keeper:
         self._ref = f"{self._places.refs}/{ref_id}.json"
         # What a reference was answered, and what its host asked of all who ask it.
         self._failure = f"{self._places.failures}/{asker.ref}.json"
-        self._host = f"{self._places.failures}/{asker.host}.json"
+        self._host = f"{self._places.failures}/{asker.host}.json" if asker.host else ""
         self._agreed = f"{self._places.jobs}/{job}.{ref_id}.json"
         self._progress = f"{self._places.leases}/{ref_id}.at"
         self._shown = 0.0
@@ -129,6 +129,15 @@ class Keeper:
                 atomic.remove(self._progress)
         if self._held:
             self._held.release()
+
+    def do_check(self, *, file: None) -> dict[str, Any]:
+        """Write something here, and remove it again."""
+        path = records.temp_path(self._places)
+        try:
+            records.save(self._places, path, {})
+        finally:
+            atomic.remove(path)
+        return {}
 
     def do_look(self, *, file: None) -> dict[str, Any]:
         """Look without waiting for anybody."""
@@ -197,7 +206,8 @@ class Keeper:
         try:
             self._keep(new, file)
             known = records.load(self._ref)
-            if known is None or known.resolved <= new.resolved:
+            # One of the future is of a node whose clock is wrong.
+            if known is None or not new.resolved < known.resolved <= time.time():
                 records.save(self._places, self._ref, new._asdict())
             atomic.remove(self._failure)
         finally:
@@ -234,7 +244,9 @@ class Keeper:
     def do_fail(self, *, error: dict[str, Any], file: None) -> dict[str, Any]:
         """Write down why the image cannot be had; give the lease back."""
         fields = {"time": time.time(), "error": error}
-        paths = [self._failure, self._host] if error.get("retry_after_s") else [self._failure]
+        paths = [self._failure]
+        if self._host and error.get("retry_after_s"):
+            paths.append(self._host)
         try:
             for path in paths:
                 records.save(self._places, path, fields, durable=False)
@@ -256,11 +268,12 @@ class Keeper:
             seen = os.lstat(record.path(self._places))
         except FileNotFoundError:
             return False
-        return seen.st_size == record.size_bytes
+        return places.is_ours(seen) and seen.st_size == record.size_bytes
 
     def _remembered(self) -> HpcimgError | None:
         """Return the failure of another node's that counts for all, as long as it does."""
-        return self._failed_before(self._failure) or self._failed_before(self._host)
+        error = self._failed_before(self._failure)
+        return error or (self._failed_before(self._host) if self._host else None)
 
     def _failed_before(self, path: str) -> HpcimgError | None:
         fields = records.read(path)

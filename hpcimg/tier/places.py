@@ -57,35 +57,40 @@ def prepare(places: Places) -> None:
 
 def check_way(path: str) -> None:
     """Raise Trouble where others than root and we could put another directory at this path."""
-    seen = os.lstat(path)
-    _check(seen, path)
-    above = path
-    while above != "/":
-        above = os.path.dirname(above)
-        seen = os.stat(above)
-        sticky = seen.st_mode & stat.S_ISVTX
-        if not _ours(seen) or (seen.st_mode & _WRITABLE and not sticky):
-            raise _unsafe(seen, above)
+    _check(os.lstat(path), path)
+    # As it is written, and as links above it lead.
+    for above in (path, os.path.realpath(path)):
+        while above != "/":
+            above = os.path.dirname(above)
+            seen = os.stat(above)
+            sticky = seen.st_mode & stat.S_ISVTX
+            if not _owned(seen) or (seen.st_mode & _WRITABLE and not sticky):
+                raise _unsafe(seen, above)
 
 
 def open_file(path: str) -> tuple[int, os.stat_result]:
     """Open a file of the tier to read it. Raises OSError, and Trouble where it is not ours."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     seen = os.fstat(descriptor)
-    if not stat.S_ISREG(seen.st_mode) or not _ours(seen) or seen.st_mode & _WRITABLE:
+    if not is_ours(seen):
         os.close(descriptor)
         raise _unsafe(seen, path)
     return descriptor, seen
 
 
+def is_ours(seen: os.stat_result) -> bool:
+    """Tell whether this is a file that nobody but root and we can have written."""
+    return stat.S_ISREG(seen.st_mode) and _owned(seen) and not seen.st_mode & _WRITABLE
+
+
 def _check(seen: os.stat_result, path: str) -> None:
     if not stat.S_ISDIR(seen.st_mode):
         raise Trouble(f"{path} is not a directory")
-    if not _ours(seen) or seen.st_mode & _WRITABLE:
+    if not _owned(seen) or seen.st_mode & _WRITABLE:
         raise _unsafe(seen, path)
 
 
-def _ours(seen: os.stat_result) -> bool:
+def _owned(seen: os.stat_result) -> bool:
     return seen.st_uid in (0, os.geteuid())
 
 

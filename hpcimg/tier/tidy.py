@@ -1,8 +1,9 @@
-"""Letting go what the site tier holds too much of, on one host for all."""
+"""What operators do with the site tier: look whether it works, let go what is too much."""
 
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from hpcimg.config.keys import Config
 from hpcimg.errors import ConfigError, Unreachable
@@ -20,15 +21,25 @@ def tidy(config: Config, *, dry_run: bool) -> evict.Report:
     if not config.site_path:
         raise ConfigError("there is no site tier", do="Set [site] path in hpcimg.conf.")
     try:
-        child = start(config, "", "", Asker("", ""))
-        try:
-            found = child.ask(
-                do="trim", dry_run=dry_run, when_due=False,
-                patience_s=_TIME_S, until=time.monotonic() + _TIME_S,
-            )  # fmt: skip
-        finally:
-            child.end()
+        found = _ask(config, _TIME_S, do="trim", dry_run=dry_run, when_due=False)
     except Trouble as trouble:
         raise Unreachable("the site tier cannot be cleaned up", why=str(trouble)) from None
     images = tuple(Image(*image) for image in found["images"])
     return evict.Report(images, found["others"], found["held_bytes"], found["busy"])
+
+
+def check(config: Config) -> str:
+    """Return why the site tier cannot be used from here, "" where it can."""
+    try:
+        _ask(config, config.connect_timeout_s, do="check")
+    except Trouble as trouble:
+        return str(trouble)
+    return ""
+
+
+def _ask(config: Config, time_s: float, **question: Any) -> dict[str, Any]:
+    child = start(config, "", "", Asker("", ""))
+    try:
+        return child.ask(patience_s=time_s, until=time.monotonic() + time_s, **question)
+    finally:
+        child.end()

@@ -79,6 +79,7 @@ class Share(NamedTuple):
     port: int
     networks: tuple[str, ...]
     directory: str
+    wait_s: float
     patience_s: float
     linger_s: float
     rate: int

@@ -470,7 +470,7 @@ class CacheMachine(RuleBasedStateMachine):
 
 TestCache = CacheMachine.TestCase
 TestCache.settings = settings(
-    max_examples=10_000 if LONG else 200,
+    max_examples=10_000 if LONG else 100,
     stateful_step_count=50 if LONG else 30,
     deadline=None,
     report_multiple_bugs=False,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcimg.cache import hot
+from hpcimg.cache import hot, leader
 from hpcimg.cache.paths import Layout
 from hpcimg.slurm import prolog, warm, watch
 from tests.integration.checks import failed, refused, staged
@@ -122,3 +122,27 @@ def test_the_job_is_told_that_prolog_was_not_done(
     assert watch.main("prolog") == 0
     words = "the images of this job were not ready in time"
     failed(node, 1, node.task(1), "DeadlinePassed", words)
+
+
+def test_nobody_waits_for_one_that_was_given_up(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in node.environment(1, "container:/x.sif").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(prolog, "_AFTER_S", -539.5)
+    leaders = str(node.state / "leaders")
+    ours = leader.join(leaders, 1000, "f", "/x.sif")
+    assert ours
+    # As of a process that cannot be killed, and has the file open as well.
+    child = os.dup(ours._file)
+
+    def hangs(**_: object) -> int:
+        time.sleep(60)
+        return 0
+
+    monkeypatch.setattr(prolog, "main", hangs)
+    assert watch.main("prolog", came=time.monotonic(), leader=ours) == 0
+    next_one = leader.join(leaders, 1000, "f", "/x.sif")
+    assert next_one
+    assert next_one.leads
+    os.close(child)

@@ -74,7 +74,7 @@ def test_a_holder_that_is_stopped_is_taken_over_within_the_lease(
         began = time.monotonic()
         staged(second, 1, f"container:{url}", sif)
         # Who stops the process beside Prolog is seen by others; who stops Prolog, by that one.
-        assert time.monotonic() - began < 3 * LEASE_S + 10
+        assert time.monotonic() - began < 3 * LEASE_S + 40  # on a busy machine
         for pid in stopped:
             os.kill(pid, signal.SIGCONT)
         finish(late)
@@ -136,7 +136,7 @@ def test_a_file_system_that_does_not_answer(
         cluster.configure(node, "[stage]\nconnect_timeout = 1s\n")
         began = time.monotonic()
         staged(node, 1, f"container:{url}", sif)
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 60  # of a deadline of 540
         assert len(events(node, "site_failed")) == 1
         assert "did not answer" in events(node, "site_failed")[0]["message"]
         # The next job does not wait for it again.
@@ -156,7 +156,7 @@ def disk(open_directory: Path) -> Iterator[Disk]:
 
 @pytest.fixture
 def on_disk(tmp_path: Path, disk: Disk) -> Cluster:
-    return Cluster(tmp_path, disk.path / "site", nodes=2)
+    return Cluster(tmp_path, disk.path / "site", nodes=3)
 
 
 def test_a_full_file_system(on_disk: Cluster, disk: Disk, url: str, sif: bytes) -> None:
@@ -174,7 +174,7 @@ def test_a_full_file_system(on_disk: Cluster, disk: Disk, url: str, sif: bytes) 
 def test_a_file_system_that_is_read_only(
     on_disk: Cluster, disk: Disk, web: WebServer, url: str, sif: bytes
 ) -> None:
-    first, second = on_disk.nodes
+    first, second, third = on_disk.nodes
     staged(first, 1, f"container:{url}", sif)
     disk.remount("ro")
     try:
@@ -184,6 +184,10 @@ def test_a_file_system_that_is_read_only(
         other = make_sif(second.directory / "y.sif", {"y": b"y"}).read_bytes()
         staged(second, 2, f"container:{web.put('/y.sif', other)}", other)
         assert via(second) == ["site", "origin"]
+        # To read from it goes on as before.
+        staged(third, 1, f"container:{web.url('/y.sif')}", other)
+        staged(third, 2, f"container:{url}", sif)
+        assert via(third) == ["origin", "site"]
     finally:
         disk.remount("rw")
 
@@ -199,6 +203,63 @@ def test_a_server_that_asks_one_node_to_wait_hears_of_no_other(
     asked = web.count()
     refused(second, 1, f"container:{url}", "Unreachable", "Another node was told so")
     assert web.count() == asked
+
+
+def test_a_registry_that_asks_to_wait_is_left_alone_for_other_images_too(
+    cluster: Cluster, web: WebServer
+) -> None:
+    first, second = cluster.nodes
+    host = web.url().removeprefix("http://")
+    insecure = f"[registry {host}]\ninsecure = yes\n"
+    cluster.configure(first, f"[stage]\ndeadline = 14s\n{insecure}")
+    cluster.configure(second, f"[stage]\ndeadline = 90s\n{insecure}")
+    web.script("/v2/lab/x/manifests/1", [Status(429, "15")] * 100)
+    refused(first, 1, f"container:oras://{host}/lab/x:1", "Unreachable")
+    asked = web.count()
+    # It waits as the registry wished, and asks then.
+    refused(second, 1, f"container:oras://{host}/lab/y:1", "NotFound")
+    [told] = cluster.shared.glob("v*/failures/host-*")
+    assert time.time() - json.loads(told.read_text())["time"] >= 15
+    assert web.count() > asked
+
+
+def test_a_web_server_that_asks_to_wait_for_one_image_has_others(
+    cluster: Cluster, web: WebServer, url: str, sif: bytes
+) -> None:
+    """One user's page is no reason to leave another user's image."""
+    first, second = cluster.nodes
+    cluster.configure(first, "[stage]\ndeadline = 20s\n")
+    web.script("/other.sif", [Status(429, "600")] * 100)
+    refused(first, 1, f"container:{web.url('/other.sif')}", "Unreachable")
+    staged(second, 1, f"container:{url}", sif)
+
+
+def test_two_clusters_and_two_releases_share_a_directory(
+    cluster: Cluster, web: WebServer, url: str, sif: bytes
+) -> None:
+    later = cluster.shared / "v2-x86_64"
+    later.mkdir(mode=0o700)
+    (later / "refs").write_text("another form")
+    for node in cluster.nodes:
+        staged(node, 1, f"container:{url}", sif)
+    assert web.count() == 1
+    assert (later / "refs").read_text() == "another form"
+
+
+def test_nodes_that_disagree_about_the_lease_fetch_for_themselves(
+    cluster: Cluster, web: WebServer, url: str, sif: bytes
+) -> None:
+    first, second = cluster.nodes
+    cluster.configure(second, "lease = 30s\n")
+    with web.hold("/x.sif", after_bytes=1 << 20) as hold:
+        late = first.start_prolog(1, f"container:{url}")
+        hold.wait_reached()
+        other = second.start_prolog(1, f"container:{url}")
+        web.wait_count(2, timeout_s=30)
+        hold.release()
+        finish(other)
+        finish(late)
+    assert "must agree on lease_duration" in second.log()
 
 
 @pytest.mark.parametrize("hours", [-1, 1])

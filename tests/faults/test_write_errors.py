@@ -14,7 +14,7 @@ from tests.parts.images import make_sif
 from tests.parts.node import Node
 
 # As many runs as there are calls, on a machine that may be busy.
-pytestmark = pytest.mark.timeout(360)
+pytestmark = pytest.mark.timeout(900)
 
 # The disk is full, which passes; the disk is broken, which somebody has to see to.
 CLASSES = {"ENOSPC": "transient", "EIO": "node", "EDQUOT": "transient", "EROFS": "node"}

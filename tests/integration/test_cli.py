@@ -203,6 +203,13 @@ def test_status_finds_problems(node: Node, url: str, sif: bytes, settings: str, 
     assert words in problem
 
 
+def test_status_finds_directories_that_others_may_change(node: Node, url: str, sif: bytes) -> None:
+    staged(node, 1, f"container:{url}", sif)
+    node.state.chmod(0o777)
+    done = node.hpcimg("status")
+    assert (done.returncode, "state is not safe" in done.stdout) == (1, True)
+
+
 def test_a_hostile_message_does_not_reach_the_terminal(node: Node) -> None:
     node.state.mkdir()
     event = {"time": 1, "event": "failed", "job": "\x1b[2J", "message": "\x1b]0;x\x07\nPROBLEM: y"}

@@ -451,6 +451,20 @@ def test_pyxis_without_the_mount_that_task_prolog_needs(
     assert slurm_health.pyxis(settings, "/run/hpcimg", enroot=str(tmp_path)) == []
 
 
+def test_pyxis_without_the_socket_of_running_jobs(node: Node) -> None:
+    def found() -> list[tuple[str, str]]:
+        checks = node.hpcimg_json("doctor")["checks"]
+        return [(each["result"], each["what"]) for each in checks if each["check"] == "socket"]
+
+    assert found() == []
+    node.configure("[slurm]\npyxis = yes\n")
+    assert found() == [("note", f"there is no {node.state}/socket")]
+    node.state.mkdir()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(node.state / "socket"))
+        assert [result for result, _ in found()] == ["ok"]
+
+
 # A network file system, and servers
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import re
 import shutil
 import socket
 import subprocess
@@ -20,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from hpcimg.slurm import granted
+from hpcimg.slurm import admission
 from hpcimg.slurm import helper as helpers
 from tests.parts import images
 from tests.parts.daemon import PATH, wait_until
@@ -116,6 +117,13 @@ def asked(cgroups: Jobs) -> Iterator[Asked]:
     shutil.rmtree(directory)
 
 
+@pytest.fixture(scope="module")
+def registry() -> Iterator[Registry]:
+    with Registry() as registry:
+        push_image(registry, "lab/x", "1", [make_layer({"hello": os.urandom(100_000)})])
+        yield registry
+
+
 v2 = pytest.mark.parametrize("cgroups", ["v2"], indirect=True)  # where it does not matter which
 
 
@@ -135,6 +143,27 @@ def test_a_job_asks_and_its_epilog_releases(asked: Asked, url: str) -> None:
     node.epilog(7)
     assert node.leases() == set()
     assert list(node.state.glob("jobs/*")) == []
+    assert node.leftovers() == []
+
+
+@v2
+def test_the_capabilities_of_the_unit_are_enough(asked: Asked, registry: Registry) -> None:
+    """To fetch as another account and as the user, to convert, to keep what is private."""
+    unit = (ROOT / "etc/systemd/hpcimg@.service").read_text()
+    lines = re.findall(r"^CapabilityBoundingSet=(.*)$", unit, re.M)
+    kept = [f"+{name.removeprefix('CAP_').lower()}" for name in " ".join(lines).split()]
+    under = ["setpriv", "--no-new-privs", f"--bounding-set=-all,{','.join(kept)}"]
+    asked.helper.__exit__()
+    node = asked.node
+    node.configure(f"[registry {registry.host}]\ninsecure = yes\n[stage]\nformat = squashfs\n")
+    private = node.directory / "private.sif"
+    private.write_bytes(images.make_sif(node.directory / "x.sif", {"a": b"b"}).read_bytes())
+    private.chmod(0o400)
+    os.chown(private, USER, USER)
+    with Helper(node.state, node.environment(0), under=under):
+        code, said, complained = asked.stage(7, f"docker://{registry.host}/lab/x:1", str(private))
+    assert code == 0, complained
+    assert Path(said.splitlines()[1]).parent.name == str(USER)
     assert node.leftovers() == []
 
 
@@ -243,6 +272,17 @@ def test_a_request_that_is_none(asked: Asked, text: str, told: str) -> None:
 def test_one_user_has_a_few_turns(asked: Asked, web: WebServer, url: str) -> None:
     """Those who connect and say nothing, or say it for ever, keep nobody else from it."""
     with ExitStack() as stack:
+        crowd = []
+        for _ in range(3 * helpers.TURNS):
+            crowd.append(stack.enter_context(asked.say(7, "stage")))
+            stack.callback(crowd[-1].kill)
+        wait_until(
+            lambda: sum(each.poll() is not None for each in crowd) >= 2 * helpers.TURNS,
+            timeout_s=20,
+            what="those who are sent away",
+        )
+        for each in crowd:  # the turns of those who were there first may be over by now
+            each.kill()
         for _ in range(helpers.TURNS):
             mute = stack.enter_context(asked.say(7, "stage"))
             stack.callback(mute.kill)
@@ -306,13 +346,24 @@ def test_two_who_ask_for_the_same_share_one_download(
 @v2
 def test_one_job_has_so_many_images(asked: Asked, url: str) -> None:
     assert asked.stage(7, url)[0] == 0
-    for number in range(granted.IMAGES):
+    for number in range(admission.IMAGES):
         lease = asked.node.state / "leases" / f"sha256-{number:064x}" / "7"
         lease.parent.mkdir()
         lease.touch()
     code, _, complained = asked.stage(7, url)
     assert code == 11
     assert "which is the limit for one job" in complained
+
+
+@v2
+def test_a_job_that_goes_on_asking_for_nothing_fills_no_tmpfs(asked: Asked) -> None:
+    node = asked.node
+    assert asked.stage(7, "ubuntu")[0] == 10
+    line = (node.state / "events.jsonl").read_text()
+    (node.state / "events.jsonl").write_text(line * (1 + (1 << 20) // len(line)))
+    assert asked.stage(7, "ubuntu")[0] == 10
+    assert not (node.state / "events.jsonl").exists()
+    assert node.hpcimg_json("status")["counts"]["failed"] > 1000
 
 
 @pytest.fixture
@@ -334,25 +385,25 @@ def importer(asked: Asked) -> Callable[[int, str], subprocess.CompletedProcess[s
 
 @v2
 def test_the_importer_asks_for_what_prolog_did_not_see(
-    asked: Asked, importer: Callable[[int, str], subprocess.CompletedProcess[str]]
+    asked: Asked,
+    registry: Registry,
+    importer: Callable[[int, str], subprocess.CompletedProcess[str]],
 ) -> None:
     node = asked.node
-    with Registry() as registry:
-        push_image(registry, "lab/x", "1", [make_layer({"hello": os.urandom(100_000)})])
-        uri = f"docker://{registry.host}#lab/x:1"
-        insecure = f"[registry {registry.host}]\ninsecure = yes\n[stage]\nformat = sif\n"
-        node.configure(f"{insecure}[slurm]\npyxis = yes\n")
-        done = importer(7, uri)
-        path = Path(done.stdout.strip())
-        assert (done.returncode, done.stderr, path.suffix) == (0, "", ".squashfs")
-        assert node.leases() == {(path.stem, "7")}
-        none = importer(7, f"docker://{registry.host}#lab/none:1")
-        assert (none.returncode, none.stdout) == (1, "")
-        assert none.stderr.startswith("hpcimg: there is nothing at docker://")
-        # Once it is there no Python is started for it, and nobody is asked.
-        asked.helper.__exit__()
-        assert importer(7, uri).stdout.strip() == str(path)
-        asked.helper.__enter__()
-        node.configure(insecure)
-        done = importer(8, uri)
-        assert "enroot: not found" in done.stderr
+    uri = f"docker://{registry.host}#lab/x:1"
+    insecure = f"[registry {registry.host}]\ninsecure = yes\n[stage]\nformat = sif\n"
+    node.configure(f"{insecure}[slurm]\npyxis = yes\n")
+    done = importer(7, uri)
+    path = Path(done.stdout.strip())
+    assert (done.returncode, done.stderr, path.suffix) == (0, "", ".squashfs")
+    assert node.leases() == {(path.stem, "7")}
+    none = importer(7, f"docker://{registry.host}#lab/none:1")
+    assert (none.returncode, none.stdout) == (1, "")
+    assert none.stderr.startswith("hpcimg: there is nothing at docker://")
+    # Once it is there no Python is started for it, and nobody is asked.
+    asked.helper.__exit__()
+    assert importer(7, uri).stdout.strip() == str(path)
+    asked.helper.__enter__()
+    node.configure(insecure)
+    done = importer(8, uri)
+    assert "enroot: not found" in done.stderr

@@ -15,6 +15,8 @@ from tests.integration.test_mirrors import conf
 from tests.parts.nginxmirror import NginxMirror
 from tests.parts.node import Node
 from tests.parts.registry import MANIFEST, Registry
+from tests.parts.registryclient import auth_file
+from tests.parts.tokenserver import TokenServer
 from tests.parts.webanswer import Answer, Request
 from tests.parts.webserver import WebServer
 
@@ -162,3 +164,23 @@ def test_nodes_that_have_it_as_their_mirror(tmp_path: Path, sif: bytes) -> None:
         assert [task.image.read_bytes() == sif for task in tasks] == [True] * 3
         asked = [r.path.split("/")[-2] for r in origin.requests() if r.method == "GET"]
         assert sorted(asked) == ["blobs", "manifests"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, whose the site's logins are")
+def test_a_login_that_the_site_has_for_the_mirror(tmp_path: Path, sif: bytes) -> None:
+    """As with Docker Hub: the registry sends to a token server, through the mirror."""
+    (tmp_path / "x.sif").write_bytes(sif)
+    with TokenServer() as tokens, Registry(tokens=tokens) as origin:
+        origin.push_sif(tmp_path / "x.sif", "lab/x", "1")
+        with NginxMirror(registries={named(origin): origin.url}) as mirror:
+            login = tmp_path / "login.json"
+            login.write_text(auth_file(mirror.host))
+            shared = f"[registry {mirror.host}]\nauth_file = {login}\nshared = yes\n"
+            for number in range(2):
+                (tmp_path / str(number)).mkdir()
+                node = Node(tmp_path / str(number), conf(origin, mirror.host))
+                more = node.directory / "conf.d/more.conf"
+                more.write_text(shared)
+                task = node.stage(1, f"container:oras://{origin.host}/lab/x:1")
+                assert task.code == 0, (task.printed, node.log())
+        assert len(origin.blob_gets()) == 1

@@ -24,6 +24,7 @@ from tests.integration.conftest import MakeSif
 from tests.parts.node import Node
 from tests.parts.ociimages import make_layer, push_image
 from tests.parts.registry import Registry
+from tests.parts.registryclient import auth_file
 from tests.parts.sitetier import Cluster
 from tests.parts.webserver import WebServer
 
@@ -139,6 +140,36 @@ def test_a_tag_of_a_registry_that_moves(cluster: Cluster, registry: Registry, lo
         first.directory.parent / "n3", f"[registry {registry.host}]\ninsecure = yes\n"
     )
     assert third.stage(2, comment).code == 0
+
+
+def test_a_private_image_is_agreed_upon_and_not_put_there(
+    cluster: Cluster, tmp_path: Path, make_sif: MakeSif
+) -> None:
+    """The site's login is for who asked alone: what is written down is a digest."""
+    if missing := Registry.missing():
+        pytest.skip(missing)
+    with Registry(basic=True) as registry:
+        login = tmp_path / "login.json"
+        login.write_text(auth_file(registry.host))
+        for node in cluster.nodes:
+            node.uid = GAMES
+            settings = f"[registry {registry.host}]\ninsecure = yes\nauth_file = {login}\n"
+            cluster.configure(node, settings)
+        comment = f"container:oras://{registry.host}/lab/x:1"
+        first, second = cluster.nodes
+        old = push_sif(registry, tmp_path, make_sif())
+        staged(first, 1, comment, old)
+        new = push_sif(registry, tmp_path, make_sif())
+        staged(second, 1, comment, old)
+        assert cluster.images() == []
+        staged(second, 2, comment, new)
+
+
+def push_sif(registry: Registry, directory: Path, data: bytes) -> bytes:
+    path = directory / "pushed.sif"
+    path.write_bytes(data)
+    registry.push_sif(path, "lab/x", "1")
+    return data
 
 
 def key(node: Node, job: int, comment: str) -> str:

@@ -320,7 +320,8 @@ class Terminal:
                   "COLUMNS": str(columns), "LINES": "24", "LC_ALL": "C.UTF-8"}  # fmt: skip
         program = "import sys; from hpcimg.cli.main import main; sys.exit(main())"
         self.process = subprocess.Popen(
-            [sys.executable, "-c", program, *arguments],
+            # A shell has what it runs in the background ignore SIGINT.
+            ["env", "--default-signal=INT", sys.executable, "-c", program, *arguments],
             env={"PATH": os.environ["PATH"], **fields, **environment},
             stdin=slave,
             stdout=slave,
@@ -355,7 +356,7 @@ def test_screens_fit(node: Node, web: WebServer, make_sif: MakeSif, columns: int
     refused(node, 2, f"container:{long}.no", "NotFound")
     (node.directory / "conf.d" / "z.conf").write_text("[cache]\nmax_size = 1000\n")
     assert node.hpcimg("pin", long).returncode == 0
-    for command in (["status"], ["ls"], ["history"], ["explain", "2"]):
+    for command in (["status"], ["ls"], ["history"], ["explain", "2"], ["doctor"]):
         terminal = Terminal(node, *command, columns=columns)
         shown = terminal.read_until().replace("\r", "")
         terminal.end()

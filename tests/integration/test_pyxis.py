@@ -2,7 +2,8 @@
 
 pyxis and enroot are in no package registry. What they do is played here: Slurm's variable for
 Prolog; then `importer get`, as the job's user with standard input closed and without PATH, and
-`importer release` twice, the last time without SLURMD_NODENAME.
+`importer release` twice, the last time without SLURMD_NODENAME. `slurm/test_importer.py` has it
+run where pyxis does, by a plugin of Slurm's.
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ import hashlib
 import time
 
 import pytest
+import requests
 
-from hpcimg.errors import Damaged, Forbidden, Unreachable
+from hpcimg.errors import Damaged, Forbidden, NotFound, Unreachable
 from hpcimg.fetch.contract import Blob
 from hpcimg.fetch.settings import Settings
 from hpcimg.http.download import Get, download
@@ -57,6 +58,18 @@ def test_an_address_that_is_none_is_the_servers_fault(web: WebServer, place: str
     with pytest.raises((Unreachable, Forbidden)) as caught:
         get(web.url("/from"))
     assert "/from" in caught.value.what
+
+
+def test_what_is_told_of_an_answer_and_of_none() -> None:
+    answer = requests.Response()
+    answer.url, answer.reason = "http://h/x", "whatever a server says"
+    for status, named in ((404, "404 Not Found"), (599, "599")):
+        answer.status_code = status
+        with pytest.raises((NotFound, Unreachable)) as caught:
+            check_status(answer)
+        assert caught.value.why == f"the server answered {named}"
+    with pytest.raises(Unreachable, match=r"read: Failed to establish a new connection: "):
+        get("http://127.0.0.1:9/x")
 
 
 def test_ten_redirects_are_followed(web: WebServer) -> None:

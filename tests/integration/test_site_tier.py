@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -22,7 +23,7 @@ from tests.parts.node import Node
 from tests.parts.ociimages import make_layer, push_image
 from tests.parts.registry import Registry
 from tests.parts.sitetier import Cluster, events
-from tests.parts.webfaults import Status
+from tests.parts.webfaults import Status, Truncate
 from tests.parts.webserver import WebServer
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, whose tier it is")
@@ -104,6 +105,33 @@ def test_an_image_in_layers_is_converted_once(cluster: Cluster, registry: Regist
     assert [len(list(node.cache.glob("blobs/*"))) for node in cluster.nodes] == [1, 0, 0]
 
 
+@pytest.mark.timeout(600)
+def test_a_job_array_on_sixty_four_nodes(
+    tmp_path: Path, shared: Path, registry: Registry, start: Start
+) -> None:
+    """Jobs of one node each, all at once: one fetch, one conversion."""
+    cluster = Cluster(tmp_path, shared, "wait = 10m\n", nodes=64)
+    content = make_layer({"etc/motd": b"hello"})
+    push_image(registry, "bio/x", "1", [content])
+    prologs = []
+    for number, node in enumerate(cluster.nodes, start=1):
+        cluster.configure(node, f"wait = 10m\n[registry {registry.host}]\ninsecure = yes\n")
+        prologs.append(start(node, number, f"container:docker://{registry.host}/bio/x:1"))
+    for prolog in prologs:
+        output, _ = prolog.communicate(timeout=400)
+        assert (prolog.returncode, output) == (0, "")
+    found = [node.task(number).image.read_bytes() for number, node in enumerate(cluster.nodes, 1)]
+    assert len(set(found)) == 1
+    ways = [via(node) for node in cluster.nodes]
+    assert sorted(ways) == [["origin"]] + [["site"]] * 63
+    digest = hashlib.sha256(content.data).hexdigest()
+    assert len(registry.blob_gets(f"sha256:{digest}")) == 1
+    gets = [r for r in registry.requests() if r.method == "GET" and "/manifests/" in r.path]
+    assert len(gets) == 1
+    assert len(cluster.images()) == 1
+    assert cluster.leftovers() == []
+
+
 def test_a_moved_tag_moves_the_bytes_once(
     cluster: Cluster, web: WebServer, url: str, sif: bytes, make_sif: MakeSif
 ) -> None:
@@ -125,12 +153,20 @@ def test_a_moved_tag_moves_the_bytes_once(
 def test_what_the_server_does_not_answer_is_taken_from_the_tier(
     cluster: Cluster, web: WebServer, url: str, sif: bytes
 ) -> None:
+    first, second, _ = cluster.nodes
     for node in cluster.nodes:
         cluster.configure(node, "[stage]\ntag_ttl = 0s\n")
-    staged(cluster.nodes[0], 1, f"container:{url}", sif)
-    web.script("/x.sif", [Status(503)] * 100)
-    staged(cluster.nodes[1], 1, f"container:{url}", sif)
-    assert via(cluster.nodes[1]) == ["site"]
+    staged(first, 1, f"container:{url}", sif)
+    before = cluster.records()
+    # It breaks off in the middle of something larger, and then says nothing.
+    web.put("/x.sif", sif + bytes(1 << 20), etag='"2"')
+    web.script("/x.sif", [Truncate(len(sif) + 1000), *[Status(503)] * 100])
+    staged(second, 1, f"container:{url}", sif, how="fetched")
+    assert via(second) == ["site"]
+    staged(first, 2, f"container:{url}", sif, how="stale")
+    # Nobody takes that for news, and what is in the tier is as good as before.
+    assert cluster.records() == before
+    assert len(cluster.images()) == 1
 
 
 @pytest.mark.parametrize("harm", ["owner", "mode", "link", "above", "inside"])
@@ -164,7 +200,7 @@ def test_a_directory_that_a_user_can_write_is_not_used(
 def test_a_file_that_is_not_what_was_put_there_places_no_byte(
     cluster: Cluster, open_directory: Path, url: str, sif: bytes, harm: str
 ) -> None:
-    first, second, _ = cluster.nodes
+    first, second, third = cluster.nodes
     staged(first, 1, f"container:{url}", sif)
     [image] = cluster.images()
     match harm:
@@ -185,6 +221,9 @@ def test_a_file_that_is_not_what_was_put_there_places_no_byte(
             image.unlink()
     staged(second, 1, f"container:{url}", sif, how="fetched")
     assert via(second) == ["origin"]
+    # It is as it was before.
+    staged(third, 1, f"container:{url}", sif)
+    assert via(third) == ["site"]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"uri": 1}', "null", "\0"])
@@ -324,6 +363,17 @@ def test_it_does_not_grow_beyond_its_size(
         age(trimmed, 3600)
     assert sum(path.stat().st_size for path in cluster.images()) <= 1 << 20
     assert len(cluster.images()) == 2
+
+
+def test_the_doctor_looks_at_it(cluster: Cluster) -> None:
+    node = cluster.nodes[0]
+    [found] = [c for c in node.hpcimg_json("doctor")["checks"] if c["check"] == "site"]
+    assert found["result"] == "ok"
+    assert cluster.leftovers() == []
+    cluster.shared.chmod(0o777)
+    [found] = [c for c in node.hpcimg_json("doctor")["checks"] if c["check"] == "site"]
+    assert found["result"] == "PROBLEM"
+    assert "is not safe" in found["why"]
 
 
 def test_where_there_is_no_tier_there_is_nothing_to_tidy_up(cluster: Cluster) -> None:

@@ -6,12 +6,14 @@ real munge and libtorrent.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 
@@ -266,3 +268,36 @@ def test_a_prolog_that_is_killed_leaves_what_the_next_one_sweeps(lab: Lab, url: 
         lab.wait(prologs, began=time.monotonic())
     lab.run(91, url, [follower])
     check(lab, 91, url, [follower])
+
+
+def test_a_user_who_has_the_ports_of_the_leader_is_no_leader(lab: Lab, url: str) -> None:
+    job = 95
+    leader, *others = leaders(lab, job, url)
+    before = lab.origin_sent()
+    port = order.question_port(8478, str(job))
+    with lab.inside(leader.namespace):
+        listener = socket.create_server((leader.address, port))
+    with listener:
+        answering = threading.Thread(target=say_nonsense, args=(listener,))
+        answering.start()
+        lab.run(job, url)
+        listener.shutdown(socket.SHUT_RDWR)
+        answering.join()
+    check(lab, job, url, lab.nodes)
+    assert lab.origin_sent() - before <= 2.1 * _IMAGE
+    [warning] = warnings(leader, job)
+    assert "its control port is in use" in warning
+    assert [warning for node in others for warning in warnings(node, job)] == []
+
+
+def say_nonsense(listener: socket.socket) -> None:
+    """Answer each question as one who cannot know what to say, until the listener ends."""
+    with contextlib.suppress(OSError):
+        while True:
+            connection, _ = listener.accept()
+            with connection, contextlib.suppress(OSError):
+                assert connection.recv(4) == b"ask "
+                connection.sendall(b"hello MUNGE:nothing:\nelecting\nimage a b\n")
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(1 << 16):
+                    pass

@@ -16,6 +16,7 @@ from tests.parts.nginxmirror import NginxMirror
 from tests.parts.node import Node
 from tests.parts.objectstore import SITE
 from tests.parts.publish import in_library
+from tests.parts.sitetier import events
 from tests.parts.webanswer import Answer, Fault
 from tests.parts.webfaults import Corrupt, Html, Ok, Status, Truncate
 from tests.parts.webserver import WebServer
@@ -36,6 +37,11 @@ def mirrored(node: Node, web: WebServer, mirror: WebServer) -> Node:
     return node
 
 
+def fetched_via(node: Node) -> list[str]:
+    """Return where each image's bytes came from."""
+    return [event["via"] for event in events(node, "fetched")]
+
+
 def conf(web: WebServer, mirror: WebServer) -> str:
     return f"[mirror it]\nof = {web.url()}\nurl = {mirror.url('/at')}/\n"
 
@@ -49,6 +55,7 @@ def test_the_mirror_goes_first(
     let_pass(mirrored, HOUR + 1)
     staged(mirrored, 2, comment, sif, how="unchanged")
     assert [r.headers.get("If-None-Match") for r in mirror.requests()] == [None, '"1"']
+    assert fetched_via(mirrored) == ["mirror"]
     assert web.count() == 0
 
 
@@ -70,6 +77,7 @@ def test_a_mirror_that_does_not_serve(
     mirror.put("/at/x.sif", sif)
     mirror.script("/at/x.sif", [fault] * 2)
     staged(mirrored, 1, f"container:{url}", sif, how="fetched")
+    assert fetched_via(mirrored) == ["origin"]
     assert web.count(path="/x.sif") == 1
     assert f"mirror 127.0.0.1:{mirror.port}: " in mirrored.log()
 
@@ -131,6 +139,7 @@ def test_a_library(
         for path in (IMAGE, FILE):
             mirror.handle(path, lambda _: Answer(429, {"Retry-After": "600"}))
     staged(node, 1, f"container:{URI}", data)
+    assert fetched_via(node) == ["mirror" if kind == "good" else "origin"]
     assert (web.count("GET", IMAGE), web.count("GET", FILE)) == {
         "good": (0, 0), "wrong file": (0, 1), "busy": (1, 1),
     }[kind]  # fmt: skip

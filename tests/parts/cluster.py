@@ -16,12 +16,11 @@ from typing import Self
 
 from tests.parts.daemon import PATH, Daemon, free_ports, listens, missing_commands, wait_until
 from tests.parts.lab import Lab
+from tests.parts.munge import MUNGE_USER
 from tests.parts.processes import descendants, kill_processes
 from tests.parts.slurmclient import USERS, SlurmClient
 from tests.parts.slurmconf import SLURM_USER, slurm_conf
 from tests.parts.users import among_users
-
-MUNGE_USER = "munge"
 
 _COMMANDS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "salloc", "scontrol", "setpriv")
 _START_TIMEOUT_S = 60

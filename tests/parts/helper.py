@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,15 +21,16 @@ if Path("/sys/fs/cgroup/cgroup.controllers").exists():
 class Helper:
     """systemd-socket-activate, which starts a helper for each connection as hpcimg.socket does.
 
-    A context manager. `socket` is the path, `env` what the helpers get in their environment.
+    A context manager. `socket` is the path, `env` what the helpers get in their environment,
+    `under` a command that becomes the helper.
     """
 
-    def __init__(self, state: Path, env: Mapping[str, str]) -> None:
+    def __init__(self, state: Path, env: Mapping[str, str], *, under: Sequence[str] = ()) -> None:
         self.socket = state / "socket"
         self._daemon = Daemon(
             [
                 "systemd-socket-activate", "--accept", "--inetd", f"--listen={self.socket}",
-                *(f"--setenv={name}={value}" for name, value in env.items()), str(HELPER),
+                *(f"--setenv={name}={value}" for name, value in env.items()), *under, str(HELPER),
             ],
             output=Path(f"{state}.helper.log"),
         )  # fmt: skip

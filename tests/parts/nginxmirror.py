@@ -40,8 +40,11 @@ class NginxMirror:
         registries: Mapping[str, str] | None = None,
         servers: Mapping[str, str] | None = None,
     ) -> None:
-        """Choose the port; nothing runs yet. `registries` and `servers` are its two tables."""
-        self._tables = {"hpcimg_registry": registries or {}, "hpcimg_server": servers or {}}
+        """Choose the port; nothing runs yet.
+
+        `registries` and `servers` take the place of its two tables, None leaves what is shipped.
+        """
+        self._tables = {"hpcimg_registry": registries, "hpcimg_server": servers}
         self.port, self._inner = free_ports(2)
         self.host = f"127.0.0.1:{self.port}"
         self.url = f"http://{self.host}"
@@ -75,14 +78,12 @@ class NginxMirror:
         self._daemon.stop()
         shutil.rmtree(self.directory)
 
-    def log(self) -> str:
-        """Return what nginx complained of."""
-        return (self.directory / "log").read_text(errors="replace")
-
     def _conf(self) -> str:
         """Return the configuration with this host's port, places and tables in it."""
         text = CONF.read_text()
         for name, table in self._tables.items():
+            if table is None:
+                continue
             before, after = re.split(rf"(?<= \${name} {{\n)[^}}]*", text)
             rows = [f"    {key}  {value};\n" for key, value in table.items()]
             text = "".join([before, *rows, after])

@@ -35,7 +35,7 @@ class Hold:
         self._reached = threading.Semaphore(0)
         self._released = threading.Event()
 
-    def wait_reached(self, timeout_s: float = 10) -> None:
+    def wait_reached(self, timeout_s: float = 60) -> None:
         """Wait until one more response stands at the hold; raise TimeoutError."""
         if not self._reached.acquire(timeout=timeout_s):
             raise TimeoutError(f"nothing reached the hold within {timeout_s:g} s")
@@ -166,7 +166,7 @@ class WebServer:
         return len(self.requests(method, path))
 
     def wait_count(
-        self, count: int, method: str = "", path: str = "", *, timeout_s: float = 10
+        self, count: int, method: str = "", path: str = "", *, timeout_s: float = 60
     ) -> None:
         """Wait until there were so many requests; raise TimeoutError."""
         with self._changed:

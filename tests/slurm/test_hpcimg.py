@@ -91,6 +91,25 @@ def test_each_node_of_a_job_fetches_once(site: Site) -> None:
         assert sum("/lab/wide/" in path for path in paths) == gets
 
 
+def test_the_nodes_of_a_job_run_one_version_of_a_tag(site: Site, open_directory: Path) -> None:
+    """One of them knows an earlier version, within its time to live, and the other one none."""
+    shared = open_directory / "site"
+    shared.mkdir(mode=0o755)
+    site.configure(f"[site]\npath = {shared}\n")
+    url = site.put("version")
+    comment = f"--comment=container:{url}"
+    completed(site, site.cluster.sbatch("true", "--nodelist=n1", comment))
+    site.web.put("/version.sif", site.image("later").read_bytes(), etag='"2"')
+    for path in shared.glob("v*/refs/*"):
+        path.unlink()
+    step = f"srun --nodes=2 sh -c '{read(site)}'"
+    [output] = completed(site, site.cluster.sbatch(step, "--nodes=2", "--nodelist=n1,n2", comment))
+    assert len(set(output.splitlines())) == 1
+    # Which cluster it was is part of the name.
+    [record] = shared.glob("v*/jobs/*")
+    assert record.name.split(".")[0] not in ("", "0")
+
+
 def test_images_with_names(site: Site) -> None:
     names = ["first", "second", "third"]
     urls = [site.put(name) for name in names]

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from pwd import getpwnam
 
 import pytest
 
+from hpcimg.slurm.features import Running
+from hpcimg.slurm.planned import Planned
+from hpcimg.slurm.query import Commands, running
 from tests.parts.cluster import Cluster
 from tests.parts.daemon import wait_until
+from tests.parts.slurmclient import USERS
 from tests.slurm.test_submit_filters import ETC, HAS_LUA
 
 pytestmark = pytest.mark.skipif(
@@ -18,14 +25,17 @@ pytestmark = pytest.mark.skipif(
 )
 
 URI = "docker://registry.example.org/lab/x:1"
+# Starts are planned every second.
+SCHEDULER = "batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1"
 COMMENT = f"--comment=container:x={URI} container:/shared/y.sif"
 
 
 class StageIn:
     """A cluster of one node, and a command in the place of `hpcimg prefetch`."""
 
-    def __init__(self, directory: Path) -> None:
-        directory.chmod(0o755)
+    def __init__(self, directory: Path, *, hold: bool = False) -> None:
+        for parent in (directory, *list(directory.parents)[:2]):
+            parent.chmod(0o755)
         self.asked = directory / "asked"
         self.asked.touch()
         self.asked.chmod(0o666)
@@ -42,10 +52,15 @@ class StageIn:
         self._submit = directory / "job_submit.lua"
         self._submit.write_text(submit.replace("local STAGE_IN = false", "local STAGE_IN = true"))
         self._lua = directory / "burst_buffer.lua"
-        self._lua.write_text(self.burst_buffer(hold=False))
-        self.cluster = Cluster(nodes=1, job_submit=self._submit, burst_buffer=self._lua)
+        self._lua.write_text(self._burst_buffer(hold=hold))
+        self.cluster = Cluster(
+            nodes=1,
+            job_submit=self._submit,
+            burst_buffer=self._lua,
+            extra_conf=f"SchedulerParameters={SCHEDULER}",
+        )
 
-    def burst_buffer(self, *, hold: bool) -> str:
+    def _burst_buffer(self, *, hold: bool) -> str:
         text = (ETC / "burst_buffer.lua").read_text()
         for before, after in {
             '"sudo -n /usr/bin/hpcimg prefetch"': f'"{self._command}"',
@@ -64,22 +79,26 @@ class StageIn:
         return self.asked.read_text().splitlines()
 
 
+@contextmanager
+def running_site(directory: Path, *, hold: bool = False) -> Iterator[StageIn]:
+    stage_in = StageIn(directory, hold=hold)
+    with stage_in.cluster as cluster:
+        shutil.copy(ETC / "hpcimg.lua", cluster.directory)
+        (cluster.directory / "hpcimg.lua").chmod(0o644)
+        yield stage_in
+
+
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StageIn]:
-    stage_in = StageIn(Path(tmp_path_factory.mktemp("stage-in")))
-    for parent in list(stage_in.asked.parents)[:3]:
-        parent.chmod(0o755)
-    with stage_in.cluster:
-        shutil.copy(ETC / "hpcimg.lua", stage_in.cluster.directory)
-        (stage_in.cluster.directory / "hpcimg.lua").chmod(0o644)
+def running_one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StageIn]:
+    with running_site(tmp_path_factory.mktemp("stage-in")) as stage_in:
         yield stage_in
 
 
 @pytest.fixture
-def stage_in(running: StageIn) -> StageIn:
-    running.asked.write_text("")
-    running.will(0, "fine")
-    return running
+def stage_in(running_one: StageIn) -> StageIn:
+    running_one.asked.write_text("")
+    running_one.will(0, "fine")
+    return running_one
 
 
 def test_while_the_job_waits_for_a_node(stage_in: StageIn) -> None:
@@ -103,13 +122,10 @@ def test_what_cannot_be_had_is_left_to_prolog(stage_in: StageIn) -> None:
     assert f"job {job}: prefetch of 1 ended with 12" in stage_in.cluster.log("slurmctld")
 
 
-def test_a_site_that_holds_such_jobs(stage_in: StageIn) -> None:
-    cluster = stage_in.cluster
-    lua = cluster.directory / "burst_buffer.lua"
-    before = lua.read_text()
-    lua.write_text(stage_in.burst_buffer(hold=True))
-    stage_in.will(12, "hpcimg: there is nothing at it")
-    try:
+def test_a_site_that_holds_such_jobs(tmp_path: Path) -> None:
+    with running_site(tmp_path, hold=True) as stage_in:
+        cluster = stage_in.cluster
+        stage_in.will(12, "hpcimg: there is nothing at it")
         job = cluster.sbatch("true", COMMENT)
         wait_until(
             lambda: cluster.job(job)["Priority"] == "0", timeout_s=60, what="the job to be held"
@@ -119,8 +135,6 @@ def test_a_site_that_holds_such_jobs(stage_in: StageIn) -> None:
         cluster.scancel(job)
         stage_in.will(20, "a server is down")
         assert cluster.wait(cluster.sbatch("true", COMMENT)) == "COMPLETED"
-    finally:
-        lua.write_text(before)
 
 
 def test_jobs_without_anything_to_bring_have_no_burst_buffer(stage_in: StageIn) -> None:
@@ -143,5 +157,24 @@ def test_what_users_write_there_themselves(stage_in: StageIn, tmp_path: Path) ->
         f"#!/bin/sh\n#BB_LUA {words} container:a|b container:docker://h/x;y\ntrue\n"
     )
     assert cluster.wait(job) == "COMPLETED"
-    assert stage_in.asked_for() == ["-- --queue docker://h/x;y"]
+    assert set(stage_in.asked_for()) <= {"-- --queue docker://h/x;y"}
     assert not trap.exists()
+
+
+def test_planned_jobs_and_running_ones(stage_in: StageIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = stage_in.cluster
+    monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
+    go = cluster.work / "go-planned"
+    text = f"container:{URI} a|b\n1|0|n1|container:/evil"
+    busy = f"until [ -e {go} ]; do sleep 0.1; done"
+    first = cluster.sbatch(busy, "--exclusive", "--time=2", "--comment=x")
+    cluster.wait(first, until={"RUNNING"})
+    before = time.time()
+    second = cluster.sbatch("true", "--exclusive", "--time=1", f"--comment={text}")
+    wait_until(lambda: bool(Commands().planned()), timeout_s=60, what="a planned start")
+    [planned] = Commands().planned()
+    assert planned._replace(start=0.0) == Planned(0.0, getpwnam(USERS[0]).pw_uid, "n1", text)
+    assert before <= planned.start < before + 300
+    assert running() == [Running("n1", "x")]
+    go.touch()
+    assert cluster.wait(second) == "COMPLETED"

@@ -141,6 +141,16 @@ def test_extra_is_checked_and_reaches_prolog(site: Site) -> None:
     assert "hpcimg: in --extra: 'ubuntu' is not a reference" in result.stderr
 
 
+def test_what_pyxis_reads_from_the_environment(both: Site) -> None:
+    env = {"PYXIS_CONTAINER_IMAGE": "registry.example.org#lab/x:1"}
+    word = "container:PYXIS_CONTAINER_IMAGE=docker://registry.example.org#lab/x:1"
+    job_id = both.cluster.sbatch("true", "--comment=words", env=env)
+    assert both.cluster.wait(job_id) == "COMPLETED"
+    assert both.comment(job_id) == f"words {word}"
+    result = both.cluster.srun("sh", "-c", "echo $SLURM_JOB_ID", env=env)
+    assert both.comment(result.stdout.strip()) == word
+
+
 def test_srun(both: Site) -> None:
     command = ["sh", "-c", "echo $SLURM_JOB_ID"]
     result = both.cluster.srun("--comment=words", *command, env=IMAGE)

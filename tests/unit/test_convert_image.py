@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from hpcimg.convert import stream
 from hpcimg.convert.image import Work, convert
 from hpcimg.convert.stream import header
 from hpcimg.convert.tar import FILE, Member
@@ -141,6 +142,23 @@ def test_a_layer_with_a_path_twice_begins_the_image_again(tmp_path: Path) -> Non
     data = layer(file("a", noise), file("d/x", noise), file("a", b"2"), file("d", b"3"))
     tree = unpack(converted(tmp_path / "image", [data, layer(file("top", b"4"))], format="sif"))
     assert [(tree / name).read_bytes() for name in ("a", "d", "top")] == [b"2", b"3", b"4"]
+
+
+@pytest.mark.parametrize("format", ["sif", "squashfs"])
+def test_more_in_a_directory_than_is_packed_from_an_archive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    """mksquashfs would take minutes for a hundred thousand names in one directory."""
+    monkeypatch.setattr(stream, "_WIDEST", 100)
+    names = [f"d/{number}" for number in range(200)]
+    many = [file(name, name.encode(), mode=0o640) for name in names]
+    image = converted(tmp_path / "image", [layer(*many, link("l", "d/7"))], format=format)
+    tree = unpack(image)
+    assert {name for name in names if (tree / name).read_text() == name} == set(names)
+    assert os.path.samefile(tree / "l", tree / "d/7")
+    assert [stat.S_IMODE(os.stat(tree / name).st_mode) for name in (".", "d", "l")] == [
+        0o755, 0o755, 0o640
+    ]  # fmt: skip
 
 
 def test_progress(tmp_path: Path, mksquashfs: str) -> None:

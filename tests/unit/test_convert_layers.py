@@ -12,7 +12,6 @@ import os
 import random
 import shutil
 import subprocess
-import sys
 import tarfile
 import threading
 import zlib
@@ -88,10 +87,18 @@ def gunzip(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(layers, "gzip", importlib.import_module(request.param))
 
 
+@pytest.fixture(params=["library", "program"])
+def unzstd(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What unpacks zstd: a library, and the program where there is none."""
+    if request.param == "program":
+        monkeypatch.setattr(layers, "zstd", None)
+    assert layers.zstd or request.param == "program"
+
+
 PLAIN = tar(file("a", b"1"), file("noise", NOISE), file("zeros", bytes(5_000_000)))
 
 
-@pytest.mark.usefixtures("gunzip")
+@pytest.mark.usefixtures("gunzip", "unzstd")
 @pytest.mark.parametrize(
     "pack",
     [
@@ -165,14 +172,14 @@ def test_damaged(cut: bytes, why: str) -> None:
 
 
 @needs_zstd
+@pytest.mark.usefixtures("unzstd")
 @pytest.mark.parametrize("end", [b"", b"1234"])
 def test_damaged_zstd(end: bytes) -> None:
     assert "zstd: " in refused(zstd(PLAIN)[:-4] + end, NotAnImage)
 
 
 def test_zstd_without_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    if sys.version_info >= (3, 14):
-        pytest.skip("this Python unpacks zstd itself")
+    monkeypatch.setattr(layers, "zstd", None)
     monkeypatch.setattr(programs, "PATH", "/nowhere")
     with pytest.raises(MissingTool, match="install the program zstd"):
         read(b"\x28\xb5\x2f\xfd")

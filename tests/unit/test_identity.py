@@ -155,6 +155,9 @@ def test_what_does_not_fit_together(changes: dict[str, Any]) -> None:
         {"layers": (LAYERS[0],) * (LAYERS_MAX + 1)},
         {"validator": "v" * (1 << 20)},
         {"validator": "\ud800"},
+        # Only root has images of other nodes.
+        {"via": "site"},
+        {"via": "peers"},
     ],
 )
 def test_what_cannot_be(changes: dict[str, Any]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -91,6 +93,29 @@ def test_a_process_that_has_ended_is_nobody(monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(Interrupted, match="has ended"):
             peer.job_of(other)
         os.close(pidfd)
+
+
+@pytest.mark.parametrize("number", [errno.ENOPROTOOPT, errno.ESRCH])
+def test_kernels_that_do_not_know_the_descriptor_of_a_peer(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    class Connection(socket.socket):
+        def getsockopt(self, level: int, name: int, *size: int) -> Any:
+            if name == peer._SO_PEERPIDFD:
+                raise OSError(number, os.strerror(number))
+            return super().getsockopt(level, name, *size)
+
+    ours, theirs = socket.socketpair()
+    with Connection(fileno=ours.detach()) as connection, theirs:
+        if number == errno.ESRCH:  # they know it, and say that the process has ended
+            with pytest.raises(Interrupted), peer.connected_to(connection):
+                pass
+            return
+        with peer.connected_to(connection) as who:
+            assert (who.pid, who.alive()) == (os.getpid(), True)
+        monkeypatch.setattr(peer.processes, "is_older", lambda *_: False)
+        with pytest.raises(Interrupted), peer.connected_to(connection):
+            pass
 
 
 def test_who_has_connected_and_ended_is_nobody() -> None:

@@ -48,14 +48,20 @@ def allowed(directory: Path, settings: str, text: str) -> bool:
         "/data//private/x.sif",
         "library://bad/c/x",
         "library://library.sylabs.io/bad/c/x",
+        "library://LIBRARY.sylabs.io.:443/bad/c/x",
+        "library://lab/c/x",
+        "library://lab/c/x:latest",
+        "library://library.sylabs.io/lab/c/x",
         "shub://bad/x",
         "shub://singularity-hub.org/bad/x",
+        "shub://Singularity-Hub.org/bad/x",
     ],
 )
 def test_what_is_denied_is_so_by_every_spelling(tmp_path: Path, text: str) -> None:
     deny = (
         "deny = http://h/private/*, docker://evil.example/*, docker://docker.io/*, "
         "file:///data/private/*, docker://good.example/app@*, library://bad/*, "
+        "library://lab/c/x:latest, "
         "shub://singularity-hub.org/*"
     )
     assert not allowed(tmp_path, deny, text)
@@ -83,6 +89,8 @@ def test_patterns_may_be_spelled_otherwise_too(tmp_path: Path, pattern: str) -> 
     assert not allowed(tmp_path, f"deny = {pattern}", "docker://evil.example/x")
     assert allowed(tmp_path, f"allow = {pattern}", "docker://evil.example/x")
     assert not allowed(tmp_path, "deny = docker://index.docker.io/*", "docker://ubuntu")
+    assert not allowed(tmp_path, "deny = library://Lab.Example/*", "library://lab.example/a/b/c")
+    assert not allowed(tmp_path, "deny = library://Lab.X/*", "library://Lab.X/b/c")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcimg.processes import alive, tag
+from hpcimg.processes import alive, is_older, tag
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = (
@@ -73,3 +73,12 @@ def test_a_name_without_a_tag_belongs_to_nobody(name: str) -> None:
 @given(st.text(max_size=50))
 def test_any_name(name: str) -> None:
     assert not alive(name)
+
+
+def test_which_of_two_processes_is_older() -> None:
+    with subprocess.Popen(["sleep", "60"]) as child:
+        assert is_older(os.getpid(), child.pid)
+        assert is_older(child.pid, child.pid)
+        assert not is_older(child.pid, 1)
+        child.kill()
+    assert not is_older(child.pid, os.getpid())

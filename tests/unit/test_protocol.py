@@ -41,7 +41,9 @@ ORDERS = (
     Fetch(Reference("docker", "h/x:1"), SETTINGS, "v"),
     Convert("docker://h/x:1", "{}", "/work", "sif", "zstd:1", 1 << 40),
     Verify("docker://h/x:1", "sif", "/keys", "", "/work"),
-    Share("docker://h/x:1", "a", "7", "n1", ("n1", "n2"), 8478, ("10.0.0.0/8",), "/work", 9, 60, 0),
+    Share(
+        "docker://h/x:1", "a", "7", "n1", ("n1", "n2"), 8478, ("10.0.0.0/8",), "/work", 5, 9, 60, 0
+    ),
 )
 A = "a" * 64
 REPORTS = (

@@ -67,6 +67,14 @@ def test_alive(squeue: Squeue, states: str, alive: bool) -> None:
     assert "--noheader" in squeue.asked
 
 
+def test_of_a_complaint_the_last_line_counts(squeue: Squeue) -> None:
+    squeue.say("", error="squeue: error: one\nsqueue: fatal: two\n\n", code=1)
+    with pytest.raises(Unreachable) as caught:
+        query.Commands().alive("12")
+    assert str(caught.value).startswith("slurmctld cannot be reached: squeue: fatal: two. ")
+    assert query.complaint("") == ""
+
+
 def test_a_job_that_slurm_has_forgotten(squeue: Squeue) -> None:
     squeue.say("", error="slurm_load_jobs error: Invalid job id specified", code=1)
     assert not Commands().alive("12")

@@ -23,7 +23,7 @@ from hpcimg.fetch.contract import Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
 from hpcimg.http.download import Get, download
-from hpcimg.http.session import check_status, open_session, trust
+from hpcimg.http.session import check_status, open_session, said, trust
 from hpcimg.reference import Reference
 from hpcimg.sources import objectnames, web
 from hpcimg.sources.openstack import openrc
@@ -159,7 +159,7 @@ def _credentials(settings: Settings) -> Openrc:
 def _check(response: requests.Response, uri: str, access: Access) -> None:
     """Raise the error for a status; see `hpcimg.http.session.check_status`."""
     status = response.status_code
-    why = f"the object store answered {status} {response.reason or ''}".strip()
+    why = f"the object store answered {said(status)}"
     if status == 404:
         raise NotFound(
             f"there is no object {uri}",

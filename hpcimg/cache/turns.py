@@ -1,0 +1,51 @@
+"""Turns at one server: so many fetches of this node ask it at once, and no more.
+
+A turn is a lock of the cache, so that the kernel gives it back whatever becomes of its holder.
+It keeps servers from being stormed and promises nothing: who has waited for long goes without.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from hpcimg.cache.paths import Layout
+from hpcimg.errors import DeadlinePassed
+from hpcimg.locks import held
+
+AT_ONCE = 8
+_LOOK_EVERY_S = 0.2
+
+
+@contextmanager
+def turn(
+    layout: Layout, host: str, *, patience_s: float, waiting: Callable[[], None]
+) -> Iterator[bool]:
+    """Hold one of the turns at a host; give whether there was one within `patience_s`.
+
+    `waiting` is called again and again before it, and may raise. Raises CacheUnusable.
+    """
+    name = hashlib.sha256(host.encode()).hexdigest()[:16]
+    late = time.monotonic() + patience_s
+    numbers = list(range(AT_ONCE))
+    random.shuffle(numbers)
+    with ExitStack() as stack:
+        while True:
+            for number in numbers:
+                lock = layout.lock(f"turn-{name}-{number}")
+                try:
+                    stack.enter_context(
+                        held(lock, deadline=time.monotonic(), waiting=lambda _: None)
+                    )
+                except DeadlinePassed:
+                    continue
+                yield True
+                return
+            if time.monotonic() > late:
+                break
+            waiting()
+            time.sleep(_LOOK_EVERY_S)
+        yield False
