@@ -58,6 +58,8 @@ def stage(
 
     def bring(origin: Origin) -> tuple[Staged, Origin]:
         owned = request._replace(owner=origin.owner)
+        if origin.wait_s:  # the failure that this job itself has just met does not count
+            owned = owned._replace(came=None)
         asked = Asked(config, cache, owned, origin)
         with in_front_of(asked, _openers(config)) as (way, fronts):
             return _ensured(cache, owned, way, fronts, origin.memory(anew=anew)), origin

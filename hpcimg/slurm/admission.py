@@ -34,7 +34,7 @@ def leased(layout: Layout, job: str, who: Peer, bring: Callable[[], T | None]) -
         raise NotAllowed(f"job {job} is another user's")
     if lease.count(layout, job) >= IMAGES:
         raise NotAllowed(f"job {job} has {IMAGES} images, which is the limit for one job")
-    over = Interrupted(f"job {job} is over on this node")
+    over = Interrupted(f"job {job} has ended on this node")
     while True:
         try:
             admitted = jobfiles.admit(layout, job, who.uid)

@@ -84,7 +84,8 @@ def _log(files: list[tuple[str, str]], job: str, text: str) -> None:
     file = 2
     if to not in ("syslog", "stderr"):
         try:
-            file = os.open(to, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            path = to.replace("%n", conffiles.node_name())
+            file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError:
             pass
     os.write(file, line)

@@ -106,7 +106,7 @@ IN_AN_HOUR = End(errors.Unreachable, "answered 429")
 CIRCLE = End(errors.NotFound, "redirects more than 10 times", asked=11)
 NO_ADDRESS = End(errors.Unreachable, "redirects to an address that is not http")
 NOT_FOLLOWED = End(errors.UserError, "redirects of an object store are not followed")
-MEMORY = End(errors.TooLarge, "it takes more memory than this node allows")
+MEMORY = End(errors.TooLarge, "it takes more memory to fetch than this node allows")
 
 ROWS = [
     # The connection

@@ -93,7 +93,7 @@ def test_several_images(node: Node, images_at: Path) -> None:
     fields["manifests"].append(other)
     index.write_text(json.dumps(fields))
     comment = f"container:oci:{images_at}/oci"
-    refused(node, 1, comment, "BadReference", "several images", "lab/tool:1.0", "Write :NAME")
+    refused(node, 1, comment, "BadReference", "several images", "lab/tool:1.0", "Append :NAME")
     holds(node.stage(2, f"{comment}:lab/tool:1.0"))
 
 

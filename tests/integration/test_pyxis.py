@@ -167,7 +167,7 @@ def test_a_sif_file_is_nothing_for_enroot(
     for job in (1, 2):
         task = node.stage(job, None)
         assert task.code == 1
-        assert "lab/sif:1 is no squashfs file: it is a sif file" in task.printed
+        assert "lab/sif:1 is not a squashfs file: it is a sif file" in task.printed
     node.image = ""
     assert node.stage(3, f"container:oras://{registry.host}/lab/sif:1").code == 0
 

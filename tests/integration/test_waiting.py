@@ -137,7 +137,7 @@ def test_a_waiter_goes_on_by_itself(
         first = start(node, 1, f"container:{url}")
         hold.wait_reached()
         second = start(node, 2, f"container:{url}")
-        wait_for_log(node, "job 2 waits for", "job 2 does not wait any longer")
+        wait_for_log(node, "job 2 waits for", "job 2 stops waiting")
         web.wait_count(2, timeout_s=30)
         hold.release()
         finish(first)
