@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,8 +35,6 @@ class StageIn:
     """A cluster of one node, and a command in the place of `hpcimg prefetch`."""
 
     def __init__(self, directory: Path, *, hold: bool = False) -> None:
-        for parent in (directory, *list(directory.parents)[:2]):
-            parent.chmod(0o755)
         self.asked = directory / "asked"
         self.asked.touch()
         self.asked.chmod(0o666)
@@ -80,17 +79,21 @@ class StageIn:
 
 
 @contextmanager
-def running_site(directory: Path, *, hold: bool = False) -> Iterator[StageIn]:
-    stage_in = StageIn(directory, hold=hold)
-    with stage_in.cluster as cluster:
-        shutil.copy(ETC / "hpcimg.lua", cluster.directory)
-        (cluster.directory / "hpcimg.lua").chmod(0o644)
-        yield stage_in
+def running_site(*, hold: bool = False) -> Iterator[StageIn]:
+    # SlurmUser runs the command: pytest's own directories are for one account alone.
+    with tempfile.TemporaryDirectory(prefix="hpcimg-stage-in-") as made:
+        directory = Path(made)
+        directory.chmod(0o755)
+        stage_in = StageIn(directory, hold=hold)
+        with stage_in.cluster as cluster:
+            shutil.copy(ETC / "hpcimg.lua", cluster.directory)
+            (cluster.directory / "hpcimg.lua").chmod(0o644)
+            yield stage_in
 
 
 @pytest.fixture(scope="module")
-def running_one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StageIn]:
-    with running_site(tmp_path_factory.mktemp("stage-in")) as stage_in:
+def running_one() -> Iterator[StageIn]:
+    with running_site() as stage_in:
         yield stage_in
 
 
@@ -122,8 +125,8 @@ def test_what_cannot_be_had_is_left_to_prolog(stage_in: StageIn) -> None:
     assert f"job {job}: prefetch of 1 ended with 12" in stage_in.cluster.log("slurmctld")
 
 
-def test_a_site_that_holds_such_jobs(tmp_path: Path) -> None:
-    with running_site(tmp_path, hold=True) as stage_in:
+def test_a_site_that_holds_such_jobs() -> None:
+    with running_site(hold=True) as stage_in:
         cluster = stage_in.cluster
         stage_in.will(12, "hpcimg: there is nothing at it")
         job = cluster.sbatch("true", COMMENT)
