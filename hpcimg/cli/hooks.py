@@ -24,7 +24,7 @@ _HOOKS = {
 }
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # The lines with which a hook finds its tree; pip does not install one around it.
-_BEGIN, _END = "# The tree that this file stands in.", "start="
+_BEGIN, _END = "# The tree that this file is in.", "start="
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
