@@ -147,7 +147,7 @@ ROWS = [
     alike("nothing-in-it", Raw(b"HTTP/1.1 204 No Content\r\n\r\n"), NO_IMAGE, manifest=NO_JSON,
           layer=CUT_SHORT),
     alike("a-part", Raw(b"HTTP/1.1 206 Partial Content\r\nContent-Length: 3\r\n\r\nabc"),
-          again("sent another part"), manifest=NO_JSON),
+          again("sent the wrong part"), manifest=NO_JSON),
     alike("a-circle", RedirectLoop(), CIRCLE, object=NOT_FOLLOWED, token=CIRCLE),
     alike("to-a-file", Redirect("file:///etc/passwd"), NO_ADDRESS, object=NOT_FOLLOWED,
           token=NO_ADDRESS),
