@@ -15,7 +15,17 @@ from hpcimg import schemes
 from hpcimg.cache.ensure import Staged
 from hpcimg.cache.policy import Cache
 from hpcimg.config.keys import Config
-from hpcimg.fetch.contract import Converting, Fetched, Listener, Outcome, Request, Way
+from hpcimg.fetch.contract import (
+    Converting,
+    Fetched,
+    Files,
+    Listener,
+    Offer,
+    Outcome,
+    Request,
+    Way,
+    Whole,
+)
 from hpcimg.origin import Origin
 
 SPREAD_S = 1.0
@@ -36,12 +46,19 @@ class Front:
     def convert(
         self, descriptor: int, *, image_config: str, layers: Sequence[int], progress: Converting
     ) -> Fetched:
+        def told(done: int, total: int | None, beside: int) -> None:
+            self.advance("converting", done)
+            progress(done, total, beside)
+
         return self.behind.convert(
-            descriptor, image_config=image_config, layers=layers, progress=progress
+            descriptor, image_config=image_config, layers=layers, progress=told
         )
 
     def verify(self, descriptor: int, *, source: str) -> None:
         self.behind.verify(descriptor, source=source)
+
+    def advance(self, phase: str, done: int) -> None:
+        """Hear how far this node is, of a conversion and of what a `Reporting` listens to."""
 
     def agreed(self) -> str:
         """Return the key of the image that the job's nodes run, as in a Request; "" if open."""
@@ -56,6 +73,24 @@ class Front:
         Called after `finish`, for a job of several nodes that have not agreed yet.
         """
         return ""
+
+
+class Reporting:
+    """A `hpcimg.fetch.contract.Listener` that also lets a front hear how far a fetch is."""
+
+    def __init__(self, listener: Listener, front: Front) -> None:
+        self._listener = listener
+        self._front = front
+
+    def offered(self, offer: Offer | Whole) -> Files | None:
+        return self._listener.offered(offer)
+
+    def arrived(self, number: int, fetched: Fetched) -> None:
+        self._listener.arrived(number, fetched)
+
+    def progress(self, phase: str, done: int, total: int | None) -> None:
+        self._front.advance(phase, done)
+        self._listener.progress(phase, done, total)
 
 
 class Spread(Front):

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -21,18 +21,15 @@ from hpcimg.cache.ensure import Staged
 from hpcimg.errors import Bug, Damaged, HpcimgError, from_dict
 from hpcimg.fetch.contract import (
     PEERS,
-    Converting,
     Declined,
     Fetched,
-    Files,
     Listener,
-    Offer,
     Outcome,
     Unchanged,
     Way,
     Whole,
 )
-from hpcimg.fronts import Asked, Front
+from hpcimg.fronts import Asked, Front, Reporting
 from hpcimg.peers.credentials import Identity, Signer
 from hpcimg.worker import accounts, protocol
 from hpcimg.worker.process import Sandbox, Worker
@@ -56,6 +53,7 @@ class Swarm(ExitStack, Front):
         self._signer: Signer | None = None
         self._by_cache: HpcimgError | None = None
         self._over = False
+        self._next = 0.0  # time.monotonic() of the next line about our progress
 
     def fetch(self, descriptor: int, listener: Listener, *, validator: str) -> Outcome:
         leading = False
@@ -74,19 +72,8 @@ class Swarm(ExitStack, Front):
             _empty(descriptor)
         if leading:
             log.info("%s: this node fetches for the other nodes of the job", self._uri)
-            listener = _Reporting(listener, self._advance)
+            listener = Reporting(listener, self)
         return self.behind.fetch(descriptor, listener, validator=validator)
-
-    def convert(
-        self, descriptor: int, *, image_config: str, layers: Sequence[int], progress: Converting
-    ) -> Fetched:
-        def told(done: int, total: int | None, beside: int) -> None:
-            self._advance("converting", done)
-            progress(done, total, beside)
-
-        return self.behind.convert(
-            descriptor, image_config=image_config, layers=layers, progress=told
-        )
 
     def finish(self, staged: Staged) -> None:
         """Send the image to the nodes that still need it, for as long as the site says."""
@@ -207,10 +194,11 @@ class Swarm(ExitStack, Front):
             self._by_cache = error
             raise
 
-    def _advance(self, phase: str, done: int) -> None:
-        """Let the others know how far this node's fetch is."""
-        if self._worker is None:
+    def advance(self, phase: str, done: int) -> None:
+        """Let the others know how far this node's fetch is, once a second."""
+        if self._worker is None or time.monotonic() < self._next:
             return
+        self._next = time.monotonic() + _ADVANCE_EVERY_S
         try:
             self._worker.tell(protocol.Advance(phase, done))
         except HpcimgError as error:
@@ -229,27 +217,6 @@ class Swarm(ExitStack, Front):
         )
         self._worker = self._signer = None
         self.close()
-
-
-class _Reporting:
-    """A listener that tells the other nodes as well how far a fetch is."""
-
-    def __init__(self, listener: Listener, advance: Callable[[str, int], None]) -> None:
-        self._listener = listener
-        self._advance = advance
-        self._next = 0.0
-
-    def offered(self, offer: Offer | Whole) -> Files | None:
-        return self._listener.offered(offer)
-
-    def arrived(self, number: int, fetched: Fetched) -> None:
-        self._listener.arrived(number, fetched)
-
-    def progress(self, phase: str, done: int, total: int | None) -> None:
-        self._listener.progress(phase, done, total)
-        if time.monotonic() >= self._next:
-            self._next = time.monotonic() + _ADVANCE_EVERY_S
-            self._advance(phase, done)
 
 
 def _heard(worker: Worker) -> protocol.Report | None:

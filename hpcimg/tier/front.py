@@ -12,7 +12,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, suppress
 from typing import Any
 
@@ -21,18 +21,15 @@ from hpcimg.cache.ensure import Staged
 from hpcimg.errors import Forbidden, HpcimgError, NotFound, Unreachable, from_dict
 from hpcimg.fetch.contract import (
     SITE,
-    Converting,
     Declined,
     Fetched,
-    Files,
     Listener,
-    Offer,
     Outcome,
     Unchanged,
     Way,
     Whole,
 )
-from hpcimg.fronts import Asked, Front
+from hpcimg.fronts import Asked, Front, Reporting
 from hpcimg.tier import records
 from hpcimg.tier.client import Tier
 from hpcimg.tier.places import Trouble
@@ -139,16 +136,9 @@ class TierFront(Front):
             time.sleep(random.uniform(0, min(_JITTER_MAX_S, self._tier.time_s() / 10)))
         return self.behind.fetch(descriptor, listener, validator=validator)
 
-    def convert(
-        self, descriptor: int, *, image_config: str, layers: Sequence[int], progress: Converting
-    ) -> Fetched:
-        def told(done: int, total: int | None, beside: int) -> None:
-            self._tier.live(f"converting {done}")
-            progress(done, total, beside)
-
-        return self.behind.convert(
-            descriptor, image_config=image_config, layers=layers, progress=told
-        )
+    def advance(self, phase: str, done: int) -> None:
+        """Let the tier know that we are still at it."""
+        self._tier.live(f"{phase} {done}")
 
     def finish(self, staged: Staged) -> None:
         """Put the image into the tier, where we were to bring it."""
@@ -214,7 +204,7 @@ class TierFront(Front):
     ) -> Outcome:
         """Fetch for all; `record` is what the tier has, and may be out of date."""
         known = record.validator if record else validator
-        live = _Live(listener, self._tier)
+        live = Reporting(listener, self)
         try:
             outcome = self.behind.fetch(descriptor, live, validator=known)
         except HpcimgError as error:
@@ -244,21 +234,3 @@ class TierFront(Front):
         """Let go what is too much there: each fetch, and each failure, may have made it so."""
         with suppress(Trouble):  # the next one tries again
             self._tier.ask("trim", dry_run=False, when_due=True)
-
-
-class _Live:
-    """A listener that lets the tier know that we are still at it."""
-
-    def __init__(self, listener: Listener, tier: Tier) -> None:
-        self._listener = listener
-        self._tier = tier
-
-    def offered(self, offer: Offer | Whole) -> Files | None:
-        return self._listener.offered(offer)
-
-    def arrived(self, number: int, fetched: Fetched) -> None:
-        self._listener.arrived(number, fetched)
-
-    def progress(self, phase: str, done: int, total: int | None) -> None:
-        self._tier.live(f"{phase} {done}")
-        self._listener.progress(phase, done, total)
