@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,8 +58,14 @@ class Disk:
         Path(f"/sys/fs/ext4/{device.name}/trigger_fs_error").write_text("test")
 
     def repair(self) -> None:
-        """Do what an administrator does after `break_down`."""
+        """Do what an administrator does after `break_down`.
+
+        Goes on in a copy of the file: a mount namespace that another process made meanwhile keeps
+        the old mount alive, and mounting the same file again would join that, read-only.
+        """
+        os.sync()
         self.unmount()
+        self._file = Path(shutil.copy(self._file, self._file.with_suffix(".repaired")))
         # 1: errors were corrected.
         done = subprocess.run(
             ["e2fsck", "-fy", str(self._file)], env={"PATH": PATH}, capture_output=True, check=False
