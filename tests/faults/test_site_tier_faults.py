@@ -201,7 +201,7 @@ def test_a_server_that_asks_one_node_to_wait_hears_of_no_other(
     web.script("/x.sif", [Status(429, "600")] * 100)
     refused(first, 1, f"container:{url}", "Unreachable")
     asked = web.count()
-    refused(second, 1, f"container:{url}", "Unreachable", "Another node was told so")
+    refused(second, 1, f"container:{url}", "Unreachable", "Another node got this error")
     assert web.count() == asked
 
 
