@@ -66,9 +66,9 @@ class Verify(NamedTuple):
 class Share(NamedTuple):
     """The order to bring an image together with the other nodes of a job.
 
-    The socket of the process that signs comes with it. `wanted` names the
-    image; `job`, `node` and `nodes` are as in `hpcimg.fetch.contract.Request`; `directory` is
-    an empty one. Times are in seconds, `rate` is in bytes per second.
+    The socket of the signing process comes with it. `wanted` identifies the image; `job`, `node`
+    and `nodes` are as in `hpcimg.fetch.contract.Request`; `directory` is empty. Times are in
+    seconds, `rate` is in bytes per second.
     """
 
     uri: str
