@@ -123,8 +123,7 @@ class Swarm(ExitStack, Front):
             linger_s=config.peers_linger_s,
             rate=config.peers_rate,
         )
-        most = cache.limits.max_size
-        sandbox = Sandbox(account, request.deadline, min(most, cache.max_image_size or most))
+        sandbox = Sandbox(account, request.deadline, cache.image_bytes)
         worker = self.enter_context(Worker(order, sandbox))
         worker.begin([signer.worker.fileno()])
         signer.worker.close()
