@@ -60,6 +60,10 @@ class Front:
     def advance(self, phase: str, done: int) -> None:
         """Note the progress of this node: of a conversion, or of a fetch with a `Reporting`."""
 
+    def decides(self) -> bool:
+        """Tell whether `fetch` finds out what the job's nodes run, also where this node has one."""
+        return False
+
     def agreed(self) -> str:
         """Return the key of the image that the job's nodes agreed on, as in a Request, or ""."""
         return ""

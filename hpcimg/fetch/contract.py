@@ -113,8 +113,9 @@ class Request(NamedTuple):
     `nodes` are the names of all nodes of the job, `node` is this one's; () and "" if unknown.
     `together` identifies a job of several nodes, which all have to run the same image, among those
     of all clusters. `agreed` is the key of that image, without its owner; then no other image is
-    accepted. Both are "" for none. `came`, a time.monotonic() value, is when the job began to wait,
-    if it has waited before. `goes_on` is called while there is progress worth waiting for.
+    accepted. Both are "" for none. With `ask`, the way decides what the reference stands for, even
+    if the cache has resolved it already. `came`, a time.monotonic() value, is when the job began
+    to wait, if it has waited before. `goes_on` is called while there is progress worth waiting for.
     """
 
     reference: Reference
@@ -127,6 +128,7 @@ class Request(NamedTuple):
     node: str = ""
     together: str = ""
     agreed: str = ""
+    ask: bool = False
     came: float | None = None
     goes_on: Callable[[], None] = lambda: None
 
