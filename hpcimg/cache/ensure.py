@@ -132,7 +132,7 @@ class _Ensure:
         return ref
 
     def _agreed(self) -> Ref:
-        """Return what the job's nodes have agreed upon: its like is never written down."""
+        """Return a reference to the image that the job's nodes agreed on; it is never saved."""
         key = owned(self.request.agreed, self.request.owner)
         return Ref(self.reference.uri, key, "", time.time(), pinned=True)
 

@@ -20,7 +20,7 @@ from hpcimg.worker.accounts import Account
 log = logging.getLogger(__name__)
 _READ = 1 << 16
 _LINE_MAX = 16 << 20  # an offer holds the config and the manifests of an image
-_TO_END_S = 5.0  # after SIGKILL, where the deadline is nearer
+_TO_END_S = 5.0  # after SIGKILL, if the deadline is earlier
 
 
 class Sandbox(NamedTuple):
