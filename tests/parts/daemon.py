@@ -18,6 +18,9 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # is given a port between our look and the daemon's bind.
 PORTS = range(12000, 32000)
 
+# For what comes soon, on a machine that may have much else to do.
+TIMEOUT_S = 60.0
+
 
 class PartError(RuntimeError):
     """A part did not do what a test asked of it; the message holds what it said itself."""
@@ -52,7 +55,7 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str) -> None:
+def wait_until(condition: Callable[[], bool], *, what: str, timeout_s: float = TIMEOUT_S) -> None:
     """Poll until the condition holds; at the deadline raise PartError, which says what for."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -111,7 +114,7 @@ class Daemon:
             output = self._output.read_text(errors="replace")[-3000:]
             raise PartError(f"{self._argv[0]} ended by itself:\n{output}")
 
-    def wait_for(self, port: int, *, timeout_s: float, what: str) -> None:
+    def wait_for(self, port: int, *, what: str, timeout_s: float = TIMEOUT_S) -> None:
         """Wait until it accepts connections on a loopback port; `what` it is, for PartError."""
 
         def answers() -> bool:

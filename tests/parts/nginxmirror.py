@@ -13,7 +13,7 @@ from tests.parts.daemon import PATH, Daemon, free_ports, missing_commands
 from tests.parts.node import ROOT
 
 CONF = ROOT / "etc/nginx/hpcimg-mirror.conf"
-_START_TIMEOUT_S = 30
+_START_TIMEOUT_S = 60
 _MAIN = """\
 daemon off;
 pid {directory}/pid;

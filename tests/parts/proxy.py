@@ -11,7 +11,7 @@ from typing import Self
 from tests.parts.daemon import Daemon, free_ports, missing_commands
 
 _REQUEST = re.compile(r"Request \(file descriptor \d+\): (\S+) (\S+) HTTP/")
-_TIMEOUT_S = 30
+_TIMEOUT_S = 60
 
 
 class Proxy:
