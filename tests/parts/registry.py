@@ -35,7 +35,7 @@ _REPOSITORY = re.compile(r"/v2/(.+)/(?:blobs|manifests)/")
 _LOGGED = re.compile(r'"([A-Z]+) (\S+) HTTP/[\d.]+" (\d{3}) (\d+) ')
 # Our own question, by which we know that the log is written up to here.
 _MARK = "/v2/?mark="
-_TIMEOUT_S = 30
+_TIMEOUT_S = 60
 
 
 class Request(NamedTuple):

@@ -63,7 +63,7 @@ def test_it_ends_with_who_started_it() -> None:
     worker = int(os.read(ours, 20))
     os.close(ours)
     os.close(theirs)
-    wait_until(lambda: gone(worker), timeout_s=20, what="its end")
+    wait_until(lambda: gone(worker), what="its end")
 
 
 @pytest.mark.parametrize(
