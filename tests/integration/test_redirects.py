@@ -1,4 +1,4 @@
-"""Redirects to the letter, and never out of TLS; bodies that were packed on the way."""
+"""Redirects to the letter, and never out of TLS; interim responses; bodies packed on the way."""
 
 from __future__ import annotations
 
@@ -70,6 +70,25 @@ def test_what_is_told_of_an_answer_and_of_none() -> None:
         assert caught.value.why == f"the server answered {named}"
     with pytest.raises(Unreachable, match=r"read: Failed to establish a new connection: "):
         get("http://127.0.0.1:9/x")
+
+
+@pytest.mark.parametrize(
+    "interim", ["103 Early Hints\r\nLink: </x>", "102 Processing", "100 Continue"]
+)
+def test_interim_responses_are_none(web: WebServer, interim: str) -> None:
+    between = f"HTTP/1.1 {interim}\r\n\r\n" * 2
+    whole = f"{between}HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx"
+    web.handle("/x", lambda _: Answer(0, body=whole.encode(), framing="raw"))
+    given = settings()
+    with open_session(given) as session, request(session, web.url("/x"), given) as response:
+        assert (response.status_code, response.content) == (200, b"x")
+
+
+def test_interim_responses_end(web: WebServer) -> None:
+    without_end = b"HTTP/1.1 103 Early Hints\r\n\r\n"
+    web.handle("/x", lambda _: Answer(0, body=without_end, framing="raw", endless=True))
+    with pytest.raises(Unreachable, match="too many interim responses"):
+        get(web.url("/x"))
 
 
 def test_ten_redirects_are_followed(web: WebServer) -> None:
