@@ -44,6 +44,8 @@ JSON_MAX = 4 << 20  # the OCI specification's limit for manifests
 _CONNECTIONS_KEPT = 16  # beyond that they are closed after use, with a warning
 _REFUSED = frozenset({401, 403, 404, 429})
 _ANSWERED_MAX = 8  # refusals of one request: a token may be good for few requests of all threads
+# Others below 400 are redirects to nowhere, or are not answers to a GET.
+_HAS_CONTENT = frozenset({200, 201, 202, 203, 206})
 _OF_URLLIB3 = re.compile(r"^\w+\(host='[^']*', port=\d+\): ")
 _TRY_AGAIN = frozenset({408, 425, 429})
 
@@ -208,14 +210,14 @@ def said(status: int) -> str:
 
 
 def check_status(response: requests.Response, where: str = "") -> None:
-    """Raise the error for a status of 400 and above, in terms that users understand.
+    """Raise the error for a status that comes without the content, in terms that users understand.
 
     `where` is what the user wrote, for cases where the address itself means little to them.
     """
     status = response.status_code
     where = where or shown(response.url)
     why = f"the server answered {said(status)}"
-    if status < 400:
+    if status in _HAS_CONTENT:
         return
     if status in (401, 403):
         raise Forbidden(f"{where} may not be read without permission", why=why)

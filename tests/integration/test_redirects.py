@@ -9,7 +9,7 @@ import time
 import pytest
 import requests
 
-from hpcimg.errors import Damaged, Forbidden, NotFound, Unreachable
+from hpcimg.errors import Damaged, Forbidden, NotFound, Unreachable, UserError
 from hpcimg.fetch.contract import Blob
 from hpcimg.fetch.settings import Settings
 from hpcimg.http.download import Get, download
@@ -50,6 +50,19 @@ def test_blanks_around_an_address_do_not_belong_to_it(web: WebServer) -> None:
     web.put("/goal", b"x")
     web.handle("/from", lambda _: Answer(302, {"Location": f" {web.url('/goal')} \t"}))
     assert get(web.url("/from")) == 200
+
+
+def test_an_address_that_is_not_utf_8_is_kept(web: WebServer) -> None:
+    web.put("/goal%E9", b"x")
+    web.handle("/from", lambda _: Answer(302, {"Location": "/goal\xe9"}))
+    assert get(web.url("/from")) == 200
+
+
+@pytest.mark.parametrize("status", [204, 205, 300, 302, 304])
+def test_what_comes_without_the_content_is_no_answer(web: WebServer, status: int) -> None:
+    web.handle("/x", lambda _: Answer(status))
+    with pytest.raises(UserError, match=f"the server answered {status} "):
+        get(web.url("/x"))
 
 
 @pytest.mark.parametrize("place", ["//[", "http://h:x/", "http://a..b/", "ftp://h/"])
@@ -142,6 +155,17 @@ def test_a_config_that_is_packed_on_the_way(web: WebServer, connect: Connect, pa
     web.handle(f"/v2/lab/x/blobs/sha256:{'0' * 64}", lambda _: answer)
     with pytest.raises(Damaged):
         registry.read_blob(f"sha256:{'0' * 64}")
+
+
+def test_a_body_without_a_length_that_is_cut(
+    web: WebServer, connect: Connect, target: Target
+) -> None:
+    digest = hashlib.sha256(BLOB).hexdigest()
+    answers = iter([BLOB[:1000], BLOB])
+    path = f"/v2/lab/x/blobs/sha256:{digest}"
+    web.handle(path, lambda _: Answer(200, body=next(answers), framing="close"))
+    connect(f"127.0.0.1:{web.port}/lab/x:1").download(Blob(digest, len(BLOB)), target.sink)
+    assert target.content() == BLOB
 
 
 def test_an_empty_blob(web: WebServer, connect: Connect, target: Target) -> None:
