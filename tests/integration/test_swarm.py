@@ -26,6 +26,7 @@ from tests.parts.daemon import wait_until
 from tests.parts.lab import Lab, LabNode
 from tests.parts.webfaults import Status
 
+pytest.importorskip("libtorrent", reason="not installed here: the Python package libtorrent")
 pytestmark = pytest.mark.skipif(bool(Lab.missing()), reason=Lab.missing() or "-")
 _IMAGE = 3_000_000
 _SETTINGS = """
