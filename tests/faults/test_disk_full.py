@@ -18,13 +18,13 @@ MIB = 1 << 20
 
 
 def put(web: WebServer, directory: Path, name: str, size_bytes: int) -> tuple[str, bytes]:
-    """Serve an image; return the comment that asks for it, and its bytes."""
+    """Serve an image; return the comment that requests it, and its bytes."""
     data = make_sif(directory / name, {"n": b"x"}, size_bytes=size_bytes).read_bytes()
     return f"container:{web.put(f'/{name}', data)}", data
 
 
 def check_failed(node: Node, job: int, kind: str, *words: str) -> None:
-    """The job is told why in these words, Prolog ended with 0, nothing half made is there."""
+    """Check that the job got these words, Prolog exited with 0, and nothing unfinished is left."""
     task = node.task(job)
     assert task.code == 1
     assert node.record(job)["class"] == kind, task.printed
@@ -35,7 +35,7 @@ def check_failed(node: Node, job: int, kind: str, *words: str) -> None:
 
 
 def check_works(node: Node, web: WebServer, directory: Path, job: int) -> Task:
-    """The next job gets its image."""
+    """Check that the next job gets its image."""
     comment, data = put(web, directory, f"after-{job}.sif", MIB)
     node.prolog(job, comment)
     check_staged(node, job, data)

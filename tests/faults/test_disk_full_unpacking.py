@@ -34,7 +34,7 @@ def node(open_directory: Path, registry: Registry) -> NodeWithOldSquashfs:
 
 
 def push(registry: Registry, tag: str, files: dict[str, bytes]) -> str:
-    """Push an image of these files; return the comment that asks for it."""
+    """Push an image of these files; return the comment that requests it."""
     push_image(registry, "lab/small", tag, [make_layer(files)])
     return f"container:docker://{registry.host}/lab/small:{tag}"
 

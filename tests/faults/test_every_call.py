@@ -94,7 +94,7 @@ class Bench:
         return stage(self.cache, URI, server, job="1", owner=self.case.owner).path
 
     def check(self) -> None:
-        """Nothing is broken, whatever was met."""
+        """Check that nothing is broken, whatever the fault."""
         for path, data in self.used:
             assert path.read_bytes() == data
         used = 0
@@ -108,7 +108,7 @@ class Bench:
         assert used <= self.case.max_size
 
     def check_left(self) -> None:
-        """Nothing unfinished is there."""
+        """Check that nothing unfinished is left."""
         directories = (
             self.layout.tmp,
             self.layout.work,

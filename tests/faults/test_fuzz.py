@@ -1,4 +1,4 @@
-"""Comments, configuration files and environments that nobody would write, but somebody does.
+"""Random comments, configuration files and environments.
 
 HPCIMG_LONG=1 (`make test-long`) tries 100,000 comments and as many files.
 """

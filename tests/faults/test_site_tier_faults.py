@@ -1,4 +1,4 @@
-"""Bad days of the site tier: holders that are killed or stopped, file systems that fail."""
+"""Failures of the site tier: lease holders that are killed or stopped, file systems that fail."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_holder_that_is_stopped_is_taken_over_within_the_lease(
         hold.release()
         began = time.monotonic()
         staged(second, 1, f"container:{url}", sif)
-        # Who stops the process beside Prolog is seen by others; who stops Prolog, by that one.
+        # Other nodes notice if the lease's process is stopped; that process notices if Prolog is.
         assert time.monotonic() - began < 3 * LEASE_S + 40  # on a busy machine
         for pid in stopped:
             os.kill(pid, signal.SIGCONT)
@@ -167,7 +167,7 @@ def test_a_file_system_that_is_read_only(
         other = make_sif(second.directory / "y.sif", {"y": b"y"}).read_bytes()
         staged(second, 2, f"container:{web.put('/y.sif', other)}", other)
         assert via(second) == ["site", "origin"]
-        # To read from it goes on as before.
+        # It can still be read.
         staged(third, 1, f"container:{web.url('/y.sif')}", other)
         staged(third, 2, f"container:{url}", sif)
         assert via(third) == ["origin", "site"]
