@@ -54,10 +54,10 @@ def files(name: str, file_bytes: int) -> dict[str, bytes]:
 
 
 def real(name: str) -> dict[str, bytes]:
-    """Return files of this machine, different ones for each layer."""
+    """Return files of this machine, of which no two layers have the same."""
     found: dict[str, bytes] = {}
     left, number = SIZES[name], list(SIZES).index(name)
-    # Each layer takes every n-th file, so that all have a similar mix.
+    # Each takes every n-th, so that all have something of everything.
     for path in sorted(REAL.rglob("*"))[number :: len(SIZES)]:
         if left > 0 and path.is_file() and not path.is_symlink():
             found[str(path.relative_to("/"))] = path.read_bytes()

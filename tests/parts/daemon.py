@@ -20,7 +20,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Below the range from which the kernel hands out ports to outgoing connections, so that nobody
 # is given a port between our look and the daemon's bind.
 PORTS = range(12000, 32000)
-_SERVER_START_S = 30
+_SERVER_START_S = 60
 
 
 class PartError(RuntimeError):
@@ -57,7 +57,7 @@ def listens(port: int) -> bool:
 
 
 def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str) -> None:
-    """Poll until the condition holds. At the deadline raises PartError, which names `what`."""
+    """Poll until the condition holds; at the deadline raise PartError, which says what for."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:

@@ -82,7 +82,7 @@ class Node:
         )
 
     def prolog(self, job: int | str, comment: str | None, *, timeout_s: float = 60) -> None:
-        """Run Prolog to its end; it must exit with 0 and print nothing."""
+        """Run Prolog to its end; it must end with 0 and say nothing."""
         process = self.start_prolog(job, comment)
         output, _ = process.communicate(timeout=timeout_s)
         assert process.returncode == 0, output
