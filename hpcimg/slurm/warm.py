@@ -44,9 +44,6 @@ def run(hook: str) -> int:
     if any(leader.abandoned for leader in leaders):  # a thread is left, and cannot be ended
         argv = [sys.executable, "-I", "-c", _AGAIN, sys.path[0], hook, repr(came)]
         os.execv(argv[0], argv)  # noqa: S606
-    import site  # hooks start without it: the fast path needs no packages
-
-    site.main()
     from hpcimg.slurm import watch
 
     leads = next((leader for leader in leaders if leader.leads), None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import importlib
 import os
 import select
@@ -55,6 +56,8 @@ def main() -> NoReturn:
     with contextlib.suppress(ImportError):  # imported again later, where the error can be reported
         for scheme in sys.argv[2:]:
             importlib.import_module(schemes.of(scheme).module)
+    gc.freeze()  # what has been loaded stays
+    gc.enable()
     start, files = parent.hear()
     assert isinstance(start, protocol.Start)
     order = start.order

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.test_submit_filters import ETC, INTERPRETERS, URI, quoted
+from tests.parts.daemon import TIMEOUT_S
 
 # What Slurm 22.05 to 26.05 look for.
 FUNCTIONS = (
@@ -51,7 +52,7 @@ class StageIn:
             capture_output=True,
             text=True,
             cwd=self._directory,
-            timeout=20,
+            timeout=TIMEOUT_S,
             check=True,
         )
         result, _, said = done.stdout.rstrip("\n").partition("\t")

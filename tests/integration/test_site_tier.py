@@ -59,7 +59,7 @@ def test_nodes_that_come_at_once_wait_for_one_of_them(
         hold.wait_reached()
         prologs += [start(node, 2, f"container:{url}") for node in others]
         for node in others:
-            wait_until(lambda n=node: any(n.state.glob("inflight/*")), timeout_s=20, what="it")
+            wait_until(lambda n=node: any(n.state.glob("inflight/*")), what="it")
         hold.release()
         for prolog in prologs:
             finish(prolog)

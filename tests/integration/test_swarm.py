@@ -148,9 +148,9 @@ def test_a_leader_that_is_killed_half_way_is_followed_by_the_next(lab: Lab, url:
     before = lab.origin_sent()
     with lab.web.hold(f"/{url.rpartition('/')[2]}", after_bytes=_IMAGE // 2) as hold:
         prologs = lab.start(job, url)
-        hold.wait_reached(timeout_s=30)
+        hold.wait_reached()
         os.killpg(prologs.pop(leader.name).pid, signal.SIGKILL)
-        hold.wait_reached(timeout_s=30)  # the next one
+        hold.wait_reached()  # the next one
         hold.release()
         lab.wait(prologs, began=time.monotonic())
     check(lab, job, url, others)
@@ -164,9 +164,7 @@ def test_a_leader_that_is_killed_while_it_sends_is_followed_by_the_next(lab: Lab
     before = lab.origin_sent()
     with configured(lab, lab.settings.replace("[peers]", "[peers]\nrate = 300K")):
         prologs = lab.start(job, url)
-        wait_until(
-            lambda: any(arrives(node) for node in others), timeout_s=30, what="the first bytes"
-        )
+        wait_until(lambda: any(arrives(node) for node in others), what="the first bytes")
         os.killpg(prologs.pop(leader.name).pid, signal.SIGKILL)
         lab.wait(prologs, began=time.monotonic())
     check(lab, job, url, others)
@@ -196,10 +194,10 @@ def test_a_leader_that_is_cut_off_is_passed_over(lab: Lab, url: str) -> None:
     leader, *others = leaders(lab, job, url)
     with lab.web.hold(f"/{url.rpartition('/')[2]}", after_bytes=_IMAGE // 2) as hold:
         prologs = lab.start(job, url)
-        hold.wait_reached(timeout_s=30)
+        hold.wait_reached()
         with leader.cut_off():
             cut = prologs.pop(leader.name)
-            hold.wait_reached(timeout_s=40)  # the next one
+            hold.wait_reached()  # the next one
             hold.release()
             lab.wait(prologs, began=time.monotonic())
             check_others = [node.task(job).code for node in others]
@@ -216,8 +214,8 @@ def test_a_leader_that_gets_nowhere_is_passed_over(lab: Lab, url: str) -> None:
         lab.web.hold(f"/{url.rpartition('/')[2]}", after_bytes=_IMAGE // 2) as hold,
     ):
         prologs = lab.start(job, url)
-        hold.wait_reached(timeout_s=30)
-        hold.wait_reached(timeout_s=30)
+        hold.wait_reached()
+        hold.wait_reached()
         hold.release()
         lab.wait(prologs, began=time.monotonic())
     check(lab, job, url, lab.nodes)
@@ -271,7 +269,7 @@ def test_who_is_not_root_gets_no_answer(lab: Lab, url: str) -> None:
     ).stdout.strip()  # fmt: skip
     with lab.web.hold(f"/{url.rpartition('/')[2]}", after_bytes=_IMAGE // 2) as hold:
         prologs = lab.start(job, url)
-        hold.wait_reached(timeout_s=30)
+        hold.wait_reached()
         for question in (f"ask {of_user}", "ask nothing", "hello", "\0" * 100, "x" * 200_000):
             with lab.inside(node.namespace):
                 connection = socket.create_connection(
@@ -313,8 +311,8 @@ def test_a_prolog_that_is_killed_leaves_what_the_next_one_sweeps(lab: Lab, url: 
     follower = leaders(lab, job, url)[1]
     with lab.web.hold(f"/{url.rpartition('/')[2]}", after_bytes=_IMAGE // 2) as hold:
         prologs = lab.start(job, url)
-        hold.wait_reached(timeout_s=30)
-        wait_until(lambda: f"job {job}: INFO" in follower.log(), timeout_s=20, what="a follower")
+        hold.wait_reached()
+        wait_until(lambda: f"job {job}: INFO" in follower.log(), what="a follower")
         os.killpg(prologs.pop(follower.name).pid, signal.SIGKILL)
         hold.release()
         lab.wait(prologs, began=time.monotonic())

@@ -20,7 +20,9 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Below the range from which the kernel hands out ports to outgoing connections, so that nobody
 # is given a port between our look and the daemon's bind.
 PORTS = range(12000, 32000)
-_SERVER_START_S = 60
+
+# For what comes soon, on a machine that may have much else to do.
+TIMEOUT_S = 60.0
 
 
 class PartError(RuntimeError):
@@ -56,7 +58,7 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str) -> None:
+def wait_until(condition: Callable[[], bool], *, what: str, timeout_s: float = TIMEOUT_S) -> None:
     """Poll until the condition holds; at the deadline raise PartError, which says what for."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -115,7 +117,7 @@ class Daemon:
             output = self._output.read_text(errors="replace")[-3000:]
             raise PartError(f"{self._argv[0]} ended by itself:\n{output}")
 
-    def wait_for(self, port: int, *, timeout_s: float, what: str) -> None:
+    def wait_for(self, port: int, *, what: str, timeout_s: float = TIMEOUT_S) -> None:
         """Wait until it accepts connections on a loopback port; `what` it is, for PartError."""
 
         def answers() -> bool:
@@ -174,7 +176,7 @@ class Server(ABC):
     def start(self) -> None:
         """Start, and wait until it accepts connections."""
         self._daemon.start()
-        self._daemon.wait_for(self.port, timeout_s=_SERVER_START_S, what=f"the {self.name}")
+        self._daemon.wait_for(self.port, what=f"the {self.name}")
 
     def stop(self) -> None:
         """Stop; connections are refused from now on."""

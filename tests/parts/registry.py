@@ -35,7 +35,7 @@ _REPOSITORY = re.compile(r"/v2/(.+)/(?:blobs|manifests)/")
 _LOGGED = re.compile(r'"([A-Z]+) (\S+) HTTP/[\d.]+" (\d{3}) (\d+) ')
 # Our own request: once it is in the log, so is everything before it.
 _MARK = "/v2/?mark="
-_TIMEOUT_S = 30
+_TIMEOUT_S = 60
 
 
 class Request(NamedTuple):
