@@ -66,6 +66,6 @@ def check_staged(node: Node, job: int | str, data: bytes) -> Path:
 
 
 def check_not_misled(node: Node, job: int | str, data: bytes) -> None:
-    """What a job is told whose prolog was killed is true, or it is told nothing of an image."""
+    """Check that a job whose Prolog was killed got no image, or a correct one."""
     if "HPCIMG_IMAGE" in node.task(job).exports:
         check_staged(node, job, data)

@@ -1,4 +1,4 @@
-"""The disk of the cache is small, and an old mksquashfs wants images unpacked on it."""
+"""The cache's disk is small, and an old mksquashfs needs images to be unpacked on it."""
 
 from __future__ import annotations
 

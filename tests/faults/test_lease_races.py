@@ -98,7 +98,7 @@ class Pause:
         self._stopped.set()
 
     def before_call(self) -> None:
-        """Called in whatever thread makes a system call."""
+        """Called in the thread that makes a system call."""
         if threading.current_thread() is not self._thread:
             return
         self._left -= 1

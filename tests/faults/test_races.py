@@ -1,4 +1,4 @@
-"""Jobs, evictors, cancellations, reboots and clocks in each other's way."""
+"""Races between jobs, evictions, cancellations, reboots and changes of the clock."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ def test_a_registry_that_asks_to_wait_is_left_alone_for_other_images_too(
 def test_a_web_server_that_asks_to_wait_for_one_image_has_others(
     cluster: Cluster, web: WebServer, url: str, sif: bytes
 ) -> None:
-    """One user's page is no reason to leave another user's image."""
+    """One user's web page must not affect another user's image."""
     first, second = cluster.nodes
     cluster.configure(first, "[stage]\ndeadline = 20s\n")
     web.script("/other.sif", [Status(429, "600")] * 100)
@@ -249,7 +249,7 @@ def test_nodes_that_disagree_about_the_lease_fetch_for_themselves(
 def test_a_clock_that_is_an_hour_off(
     cluster: Cluster, web: WebServer, url: str, sif: bytes, hours: int
 ) -> None:
-    """What the first node wrote is of the past or of the future, as the second one sees it."""
+    """For the second node, the first one's record is from the past or from the future."""
     first, second = cluster.nodes
     staged(first, 1, f"container:{url}", sif)
     [path] = cluster.shared.glob("v*/refs/*")
