@@ -104,6 +104,7 @@ def prolog(environ: dict[str, str], leaders: "list[Leader] | None" = None) -> in
     layout = Layout(*conffiles.directories(files))
     fingerprint = conffiles.fingerprint(files)
     jobfiles.prepare(layout, job)
+    this = jobfiles.Job(job, uid, images, started=started)
     sizes = {}
     for image in images:
         if time.monotonic() > until:
@@ -114,14 +115,14 @@ def prolog(environ: dict[str, str], leaders: "list[Leader] | None" = None) -> in
         if hit is None and leaders is not None:
             from hpcimg.slurm import waiter
 
-            asks = waiter.Asks(files, layout, job, uid, images, started)
+            asks = waiter.Asks(files, layout, this)
             hit = waiter.wait(asks, image, text, fingerprint, leaders)
             until = time.monotonic() + _QUICK_S
         if hit is None:
             return LONG_WAY
         sizes[hit.key] = hit.size_bytes
         image.uri, image.key, image.path = hit.uri, hit.key, hit.path
-    jobfiles.write_ready(layout, job, uid, images, started=started, links=wanted.links)
+    jobfiles.write_ready(layout, this, links=wanted.links)
     took_s = round(time.time() - started, 4)
     for image in images:
         size = sizes[image.key]

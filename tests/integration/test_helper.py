@@ -271,7 +271,7 @@ def test_a_request_that_is_none(asked: Asked, text: str, told: str) -> None:
 
 @v2
 def test_one_user_has_a_few_turns(asked: Asked, web: WebServer, url: str) -> None:
-    """Those who connect and say nothing, or say it for ever, keep nobody else from it."""
+    """Clients that connect and send nothing, or send without end, do not block other users."""
     with ExitStack() as stack:
         crowd = []
         for _ in range(3 * helpers.TURNS):
@@ -300,7 +300,7 @@ def test_one_user_has_a_few_turns(asked: Asked, web: WebServer, url: str) -> Non
 
 @v2
 def test_who_goes_away_leaves_nothing_behind(asked: Asked, web: WebServer, url: str) -> None:
-    """The job goes on: what it asked for is there, and its Epilog comes."""
+    """The job continues: its image is there, and its Epilog follows."""
     node = asked.node
     with web.hold("/x.sif", after_bytes=1000) as hold:
         client = asked.say(7, f"stage {url}\n")

@@ -1,4 +1,4 @@
-"""Whole conversions: real mksquashfs, and what it makes read back."""
+"""Complete conversions with a real mksquashfs, whose output is read back."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def refused(path: Path, error: type[HpcimgError], *data: bytes, config: str = "{}") -> str:
-    """Return what is said of an image that cannot be converted."""
+    """Return the message about an image that cannot be converted."""
     with pytest.raises(error) as caught:
         converted(path, data, config=config)
     assert str(caught.value).isprintable()

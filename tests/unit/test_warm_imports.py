@@ -99,7 +99,7 @@ def test_a_hit(node: Node, web: WebServer, warm: str) -> None:
 
 
 def test_a_hit_on_a_mounted_file(node: Node, open_directory: Path) -> None:
-    """A child looks at it, and starts no program."""
+    """A child process checks it, and no program is started."""
     path = images.make_sif(open_directory / "x.sif", {"x": b"x"})
     path.chmod(0o644)
     comment = f"container:{path}"

@@ -1,4 +1,4 @@
-"""What a worker leaves behind, and what it may use up."""
+"""What a worker leaves behind, and its limits."""
 
 from __future__ import annotations
 
