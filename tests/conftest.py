@@ -56,3 +56,11 @@ def open_directory() -> Iterator[Path]:
         directory = Path(made)
         directory.chmod(0o755)
         yield directory
+
+
+@pytest.fixture
+def shared(open_directory: Path) -> Path:
+    """A directory for the site tier."""
+    directory = open_directory / "site"
+    directory.mkdir(mode=0o755)
+    return directory

@@ -6,6 +6,7 @@ moment later, and a redirect may lead anywhere.
 
 from __future__ import annotations
 
+import http.client
 import socket
 import ssl
 import threading
@@ -27,6 +28,7 @@ from hpcimg.errors import NotAllowed
 from hpcimg.http.addresses import Reach
 from hpcimg.http.urls import to_the_letter
 
+_INTERIM_MAX = 32
 _written = threading.local()  # the target of each thread's request, exactly as written
 
 
@@ -65,8 +67,24 @@ class Adapter(requests.adapters.HTTPAdapter):
         return super().send(request, proxies=proxies, **kwargs)
 
 
+class _Response(http.client.HTTPResponse):
+    """A response after any interim ones, such as 103 Early Hints (RFC 9110, section 15.2).
+
+    Python itself skips only 100.
+    """
+
+    def _read_status(self) -> tuple[str, int, str]:
+        for _ in range(_INTERIM_MAX):
+            version, status, reason = super()._read_status()  # type: ignore[misc]
+            if status // 100 != 1 or status == http.HTTPStatus.SWITCHING_PROTOCOLS:
+                return version, status, reason
+            http.client.parse_headers(self.fp)
+        raise http.client.HTTPException("too many interim responses")
+
+
 class _Checked(HTTPConnection):
     reach: Reach
+    response_class = _Response
 
     def putrequest(self, method: str, url: str, *args: Any, **kwargs: Any) -> None:
         # urllib3 rewrites escapes, but a signature covers what was written.

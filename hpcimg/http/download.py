@@ -165,9 +165,12 @@ def download_from(
             if slow and total:
                 ranges.fetch_rest(sink, total, read)
             sink.tell()
-            if total is not None and sink.position != total:
+            # A body without a length ends wherever the connection does.
+            expected = max(sink.position, stored_bytes or 0) if total is None else total
+            if sink.position != expected:
                 raise Unreachable(
-                    f"{shown(url)} was interrupted", why=f"after {sink.position} of {total} bytes"
+                    f"{shown(url)} was interrupted",
+                    why=f"after {sink.position} of {expected} bytes",
                 )
             _check_length(sink.position, size_bytes, url)
     return False

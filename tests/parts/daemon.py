@@ -6,9 +6,12 @@ import random
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 # Daemons live in sbin, which is not on every user's PATH; nothing else of the caller's
 # environment reaches a daemon.
@@ -140,3 +143,46 @@ class Daemon:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+
+class Server(ABC):
+    """A daemon with a port and a directory of its own. A context manager."""
+
+    name: str  # begins the directory's name
+    port: int  # of 127.0.0.1
+    directory: Path
+
+    @abstractmethod
+    def command(self) -> list[str]:
+        """Write the daemon's files into the directory; return the command that starts it."""
+
+    def __enter__(self) -> Self:
+        """Start with an empty directory."""
+        self.directory = Path(tempfile.mkdtemp(prefix=f"{self.name}-"))
+        self.log = self.directory / "log"
+        self._daemon = Daemon(self.command(), output=self.log)
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop, and remove the directory."""
+        self._daemon.stop()
+        shutil.rmtree(self.directory)
+
+    def start(self) -> None:
+        """Start, and wait until it accepts connections."""
+        self._daemon.start()
+        self._daemon.wait_for(self.port, what=f"the {self.name}")
+
+    def stop(self) -> None:
+        """Stop; connections are refused from now on."""
+        self._daemon.stop()
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it runs."""
+        return self._daemon.pid != 0
