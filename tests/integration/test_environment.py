@@ -74,6 +74,14 @@ def published(web: WebServer, node: Node, make_sif: MakeSif) -> dict[str, bytes]
     return made
 
 
+def one_of(images: dict[str, bytes]) -> dict[str, bytes]:
+    """Return the image on the web server: all sources read the variables at one place.
+
+    So every source is tried with one spelling, and every spelling with one source.
+    """
+    return dict([next(iter(images.items()))])
+
+
 # Proxies
 
 
@@ -91,6 +99,7 @@ def test_http_through_a_proxy(
 ) -> None:
     node.variables = {name: proxy.url}
     images = published(web, node, make_sif)
+    images = images if name == "http_proxy" else one_of(images)
     staged(node, 1, " ".join(f"container:{uri}" for uri in images), *images.values())
     assert {"tinyproxy" in request.headers.get("Via", "") for request in web.requests()} == {True}
 
@@ -113,6 +122,7 @@ def test_what_is_asked_without_the_proxy(
 ) -> None:
     node.variables = {"http_proxy": proxy.url, name: "localhost,127.0.0.1"}
     images = published(web, node, make_sif)
+    images = images if name == "no_proxy" else one_of(images)
     staged(node, 1, " ".join(f"container:{uri}" for uri in images), *images.values())
     assert [request for request in web.requests() if "Via" in request.headers] == []
 
@@ -143,6 +153,7 @@ def test_a_certificate_that_the_node_trusts(
 ) -> None:
     node.variables = {name: str(secure.certificate)}
     images = published(secure, node, make_sif)
+    images = images if name == "SSL_CERT_FILE" else one_of(images)
     staged(node, 1, " ".join(f"container:{uri}" for uri in images), *images.values())
     # The same server by a name that the certificate does not have.
     other = secure.url(PATH).replace("127.0.0.1", "[::ffff:7f00:1]")
