@@ -52,7 +52,7 @@ demo: .venv/ready
 
 # Two at a time: most tests wait for daemons. A file's tests share what they started.
 test: .venv/ready
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-kill: .venv/ready
 	HPCIMG_KILL_ROUNDS=1000 $(BIN)/python -m pytest --timeout=0 tests/faults/test_kill.py
@@ -96,7 +96,7 @@ bench: .venv/ready
 bench-throughput: .venv/ready
 	$(BIN)/python -m bench.throughput
 
-# Network namespaces with shaped links: five minutes, as root.
+# Network namespaces with shaped links: seven minutes, as root.
 bench-scale: .venv/ready
 	$(BIN)/python -m bench.scale
 

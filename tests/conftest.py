@@ -19,6 +19,16 @@ settings.register_profile(
 )
 settings.load_profile("here")
 
+# Whose tests take longest comes first, so that at the end no process is left with a long file.
+_ORDER = ("slurm", "faults", "integration")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the directories, which pytest-randomly has mixed; within them the order stays random."""
+    place = {name: number for number, name in enumerate(_ORDER)}
+    items.sort(key=lambda item: place.get(item.path.parent.name, len(_ORDER)))
+
 
 @pytest.fixture(autouse=True)
 def no_real_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -46,3 +56,11 @@ def open_directory() -> Iterator[Path]:
         directory = Path(made)
         directory.chmod(0o755)
         yield directory
+
+
+@pytest.fixture
+def shared(open_directory: Path) -> Path:
+    """A directory for the site tier."""
+    directory = open_directory / "site"
+    directory.mkdir(mode=0o755)
+    return directory

@@ -132,7 +132,7 @@ class _Ensure:
         return ref
 
     def _agreed(self) -> Ref:
-        """Return what the job's nodes have agreed upon: its like is never written down."""
+        """Return a reference to the image that the job's nodes agreed on; it is never saved."""
         key = owned(self.request.agreed, self.request.owner)
         return Ref(self.reference.uri, key, "", time.time(), pinned=True)
 
@@ -140,7 +140,7 @@ class _Ensure:
         now = time.time()
         # A check of a mounted file by another process since this job came counts for it as well.
         ttl_s = now - self.came if self.mounted else self.cache.tag_ttl_s
-        if ref is None or not ref.fresh(ttl_s, now):
+        if ref is None or self.request.ask or not ref.fresh(ttl_s, now):
             return None
         return self._leased(ref, how)
 

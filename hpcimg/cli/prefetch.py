@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
                 code = code or error.exit_code
                 results.append({"uri": shown, **output.error_fields(error)})
                 log.warning("%s: %s", shown, error)
-                if not args.queue:  # what a job asks for in vain, the job is told when it runs
+                if not args.queue:  # a job gets the error of its image itself
                     took_s = time.monotonic() - began
                     history.record_failure(cache.layout, error, job="", uri=shown, took_s=took_s)
                 continue

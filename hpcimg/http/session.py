@@ -205,7 +205,7 @@ def _send(
 
 
 def said(status: int) -> str:
-    """Return a status with what it is called; what the server calls it is its own business."""
+    """Return a status with its standard phrase; the server's own may say anything."""
     return f"{status} {http.client.responses.get(status, '')}".strip()
 
 
@@ -305,7 +305,7 @@ def _reason(error: BaseException) -> str:
     inner = _innermost(error)
     match inner.args:
         case (str(), http.client.BadStatusLine() as cause) if not isinstance(cause, OSError):
-            # It quotes what was received, which must not be shown: any service may be there.
+            # It quotes what was received, which must not be shown: any service may be listening.
             return "what answers there does not speak HTTP"
         case (str(words), BaseException() as cause):
             # urllib3's message contains the cause, or ends in a full stop.

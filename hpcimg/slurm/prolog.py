@@ -128,7 +128,7 @@ def _stage_all(
         references.append(policy.parse(conf, image.text))
         image.uri = references[-1].uri
     cache = node.open_cache(conf)
-    # The directory comes first: the epilog looks for leases where there is one.
+    # The directory first: the epilog looks for leases only if it exists.
     jobfiles.prepare(cache.layout, job)
     jobfiles.write_asked(cache.layout, job, uid, images, started=started, process=processes.tag())
     together = nodes.together(dict(os.environ))

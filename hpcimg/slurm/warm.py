@@ -44,9 +44,6 @@ def run(hook: str) -> int:
     if any(leader.abandoned for leader in leaders):  # a thread is left, and cannot be ended
         argv = [sys.executable, "-I", "-c", _AGAIN, sys.path[0], hook, repr(came)]
         os.execv(argv[0], argv)  # noqa: S606
-    import site  # hooks start without it: the fast path needs no packages
-
-    site.main()
     from hpcimg.slurm import watch
 
     leads = next((leader for leader in leaders if leader.leads), None)
@@ -98,8 +95,12 @@ def prolog(environ: dict[str, str], leaders: "list[Leader] | None" = None) -> in
     images = [jobfiles.Image(name, text) for name, text in wanted.images] + for_pyxis
     if not images:
         return 0
-    if nodes.together(environ) and conffiles.raw_value(files, "site", "path"):
-        return LONG_WAY  # the job's nodes agree on one image there
+    agree = (
+        conffiles.raw_value(files, "site", "path")
+        or conffiles.raw_value(files, "peers", "use") == "yes"
+    )
+    if agree and nodes.together(environ):
+        return LONG_WAY  # the job's nodes agree on one image
     layout = Layout(*conffiles.directories(files))
     fingerprint = conffiles.fingerprint(files)
     jobfiles.prepare(layout, job)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults.disk import Disk
 from tests.faults.invariants import check_images, check_no_leftovers, check_staged
-from tests.parts.daemon import wait_until
+from tests.parts.daemon import TIMEOUT_S, wait_until
 from tests.parts.images import make_sif
 from tests.parts.node import Node, Task
 from tests.parts.webfaults import Chunked, Endless, Slow, Status, Truncate
@@ -84,9 +84,9 @@ def test_two_at_once_do_not_count_on_the_same_room(
     second, second_data = put(web, tmp_path, "second.sif", 7 * MIB)
     web.script("/first.sif", [Slow(3 * MIB)])
     hook = node.start_prolog(1, first)
-    wait_until(lambda: arrived(node) > MIB, timeout_s=10, what="a part of the first image")
+    wait_until(lambda: arrived(node) > MIB, what="a part of the first image")
     node.prolog(2, second)
-    assert hook.communicate(timeout=30)[0] == ""
+    assert hook.communicate(timeout=TIMEOUT_S)[0] == ""
     check_staged(node, 1, first_data)
     check_failed(node, 2, "transient", "there is no room on this node")
     for job in (1, 2):
@@ -105,7 +105,7 @@ def test_room_stays_taken_while_the_next_try_is_waited_for(
     hook = node.start_prolog(1, first)
     web.wait_count(2)
     node.prolog(2, second)
-    assert hook.communicate(timeout=30)[0] == ""
+    assert hook.communicate(timeout=TIMEOUT_S)[0] == ""
     check_staged(node, 1, first_data)
     check_failed(node, 2, "transient", "there is no room on this node")
 
@@ -121,7 +121,7 @@ def test_what_begins_anew_does_not_stand_in_its_own_way(
     hook = node.start_prolog(1, comment)
     web.wait_count(1)
     web.put("/x.sif", new.read_bytes(), etag="2")
-    assert hook.communicate(timeout=30)[0] == ""
+    assert hook.communicate(timeout=TIMEOUT_S)[0] == ""
     check_staged(node, 1, new.read_bytes())
 
 
@@ -199,7 +199,7 @@ def test_filled_by_others_half_way(
         hold.wait_reached()
         others = disk.fill()
         hold.release()
-        assert hook.communicate(timeout=30)[0] == ""
+        assert hook.communicate(timeout=TIMEOUT_S)[0] == ""
     assert hook.returncode == 0
     check_failed(node, 1, "transient", "the disk of this node filled up")
     others.unlink()
@@ -255,7 +255,7 @@ def test_broken_half_way(node: Node, disk: Disk, web: WebServer, tmp_path: Path)
         hold.wait_reached()
         disk.break_down()
         hold.release()
-        assert hook.communicate(timeout=30)[0] == ""
+        assert hook.communicate(timeout=TIMEOUT_S)[0] == ""
     assert hook.returncode == 0
     assert node.task(1).code == 1
     assert node.record(1)["class"] == "node"

@@ -18,6 +18,7 @@ from hpcimg.cache import directories, ensure, evict, hot, lease, policy
 from hpcimg.cache.paths import Layout
 from hpcimg.cache.policy import Cache
 from hpcimg.fetch.contract import Request
+from tests.parts.daemon import TIMEOUT_S
 from tests.parts.images import make_sif
 from tests.parts.served import Content, Server
 
@@ -75,7 +76,7 @@ class Pause:
     def start(self) -> None:
         """Return when it is held, or has ended."""
         self._thread.start()
-        assert self._stopped.wait(20)
+        assert self._stopped.wait(TIMEOUT_S)
 
     def resume(self) -> None:
         self._resumed.set()
@@ -104,7 +105,7 @@ class Pause:
         if self._left == 0:
             self.reached = True
             self._stopped.set()
-            assert self._resumed.wait(20)
+            assert self._resumed.wait(TIMEOUT_S)
 
 
 def at_every_call(

@@ -71,7 +71,6 @@ def test_a_length_that_is_only_announced_evicts_nothing(
         hold.wait_reached()
         wait_until(
             lambda: any(work["total"] for work in node.hpcimg_json("status")["staging"]),
-            timeout_s=20,
             what="what is announced",
         )
         for job, (comment, data) in enumerate(kept, start=5):

@@ -18,6 +18,7 @@ from hpcimg.config import load as config
 from hpcimg.node import open_cache
 from tests.faults.invariants import check_images, check_no_jobs, check_no_leftovers, check_staged
 from tests.integration.checks import wait_for_log
+from tests.parts.daemon import TIMEOUT_S
 from tests.parts.images import make_sif
 from tests.parts.node import Node
 from tests.parts.webserver import WebServer
@@ -90,7 +91,7 @@ def test_a_lock_file_that_a_killed_process_left(node: Node, web: WebServer, tmp_
         wait_for_log(node, "job 2 waits")
         for holder in holders:
             holder.kill()
-        assert waiting.communicate(timeout=30)[0] == ""
+        assert waiting.communicate(timeout=TIMEOUT_S)[0] == ""
     check_staged(node, 2, image.read_bytes())
     # They are there still, and nobody minds.
     node.prolog(3, comment)
@@ -136,7 +137,7 @@ def test_a_reboot_in_the_middle(node: Node, web: WebServer, tmp_path: Path) -> N
         fetching = node.start_prolog(1, comment)
         hold.wait_reached()
         os.killpg(fetching.pid, signal.SIGKILL)
-        fetching.communicate(timeout=30)
+        fetching.communicate(timeout=TIMEOUT_S)
     node.reboot()
     # After a boot pids begin anew: the leftover's may well be in use again.
     [leftover] = (node.cache / "tmp").iterdir()

@@ -18,21 +18,13 @@ from tests.integration.checks import finish, got, refused, staged
 from tests.parts import hungmount
 from tests.parts.daemon import wait_until
 from tests.parts.images import make_sif
-from tests.parts.node import Node
 from tests.parts.processes import descendants
-from tests.parts.sitetier import Cluster, events
+from tests.parts.sitetier import Cluster, events, via
 from tests.parts.webfaults import Status
 from tests.parts.webserver import WebServer
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, whose tier it is")
 LEASE_S = 2.0
-
-
-@pytest.fixture
-def shared(open_directory: Path) -> Path:
-    directory = open_directory / "site"
-    directory.mkdir(mode=0o755)
-    return directory
 
 
 @pytest.fixture
@@ -43,15 +35,6 @@ def cluster(tmp_path: Path, shared: Path) -> Cluster:
 @pytest.fixture
 def sif(tmp_path: Path) -> bytes:
     return make_sif(tmp_path / "x.sif", {"x": b"x"}, size_bytes=3 << 20).read_bytes()
-
-
-@pytest.fixture
-def url(web: WebServer, sif: bytes) -> str:
-    return web.put("/x.sif", sif, etag='"1"')
-
-
-def via(node: Node) -> list[str]:
-    return [event["via"] for event in events(node, "fetched")]
 
 
 def signalled(prolog: subprocess.Popen[str], number: int) -> None:
@@ -99,7 +82,7 @@ def test_a_holder_that_is_killed(cluster: Cluster, web: WebServer, url: str, sif
         late = first.start_prolog(1, f"container:{url}")
         hold.wait_reached()
         waits = second.start_prolog(1, f"container:{url}")
-        wait_until(lambda: any(second.state.glob("inflight/*")), timeout_s=20, what="it")
+        wait_until(lambda: any(second.state.glob("inflight/*")), what="it")
         signalled(late, signal.SIGKILL)
         late.communicate()
         hold.release()
@@ -115,7 +98,7 @@ def test_who_is_waited_for_in_vain(cluster: Cluster, web: WebServer, url: str, s
         late = first.start_prolog(1, f"container:{url}")
         hold.wait_reached()
         other = second.start_prolog(1, f"container:{url}")
-        web.wait_count(2, timeout_s=30)
+        web.wait_count(2)
         hold.release()
         finish(other)
         finish(late)
@@ -201,7 +184,7 @@ def test_a_server_that_asks_one_node_to_wait_hears_of_no_other(
     web.script("/x.sif", [Status(429, "600")] * 100)
     refused(first, 1, f"container:{url}", "Unreachable")
     asked = web.count()
-    refused(second, 1, f"container:{url}", "Unreachable", "Another node was told so")
+    refused(second, 1, f"container:{url}", "Unreachable", "Another node got this error")
     assert web.count() == asked
 
 
@@ -255,7 +238,7 @@ def test_nodes_that_disagree_about_the_lease_fetch_for_themselves(
         late = first.start_prolog(1, f"container:{url}")
         hold.wait_reached()
         other = second.start_prolog(1, f"container:{url}")
-        web.wait_count(2, timeout_s=30)
+        web.wait_count(2)
         hold.release()
         finish(other)
         finish(late)

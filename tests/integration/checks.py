@@ -8,7 +8,7 @@ import subprocess
 from typing import Any
 
 from tests.integration.conftest import Start
-from tests.parts.daemon import wait_until
+from tests.parts.daemon import TIMEOUT_S, wait_until
 from tests.parts.node import Node, Task
 
 
@@ -57,7 +57,7 @@ def failed(node: Node, job: int, task: Task, error: str, *words: str) -> Task:
 
 def finish(process: subprocess.Popen[str]) -> None:
     """Wait for a Prolog; it ends with 0 and says nothing."""
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=TIMEOUT_S)
     assert (process.returncode, output) == (0, "")
 
 
@@ -69,7 +69,7 @@ def together(start: Start, node: Node, *comments: str) -> dict[int, Task]:
     return {job: node.task(job) for job in prologs}
 
 
-def wait_for_log(node: Node, *words: str, but: int = 0, timeout_s: float = 30) -> None:
+def wait_for_log(node: Node, *words: str, but: int = 0, timeout_s: float = TIMEOUT_S) -> None:
     """Wait until all of these, or all but so many, are in the log."""
 
     def logged() -> bool:

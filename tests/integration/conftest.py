@@ -14,6 +14,7 @@ import pytest
 
 from tests.parts import images
 from tests.parts.node import Node
+from tests.parts.registry import Registry
 from tests.parts.registryclient import Connect, Target, connected
 from tests.parts.webserver import WebServer
 
@@ -46,6 +47,15 @@ def sif(make_sif: MakeSif) -> bytes:
 def url(web: WebServer, sif: bytes) -> str:
     """The address of that image."""
     return web.put("/x.sif", sif, etag='"1"')
+
+
+@pytest.fixture
+def registry() -> Iterator[Registry]:
+    """A registry without images."""
+    if missing := Registry.missing():
+        pytest.skip(missing)
+    with Registry() as registry:
+        yield registry
 
 
 @pytest.fixture

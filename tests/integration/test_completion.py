@@ -87,7 +87,7 @@ def wait_for_lines(file: Path, count: int, terminal: int) -> None:
             pass
         return file.exists() and len(file.read_text().splitlines()) >= count
 
-    wait_until(there, timeout_s=20, what=f"call {count} of the command")
+    wait_until(there, what=f"call {count} of the command")
 
 
 @pytest.mark.parametrize("shell", list(START))

@@ -323,12 +323,11 @@ def test_a_conversion_that_is_killed(
     prolog = start(node, 1, repository.comment())
     wait_until(
         lambda: any(work["phase"] == "converting" for work in inflight.under_way(layout)),
-        timeout_s=30,
         what="the conversion",
     )
     tools = descendants(prolog.pid)
     os.killpg(prolog.pid, signal.SIGKILL)
-    wait_until(lambda: all(map(gone, tools)), timeout_s=10, what="the end of the tools")
+    wait_until(lambda: all(map(gone, tools)), what="the end of the tools")
     holds(node.stage(2, repository.comment()), {})
     assert repository.blob_gets(big) == 1
     assert node.leftovers() == []

@@ -26,6 +26,7 @@ from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
 from hpcimg.reference import Reference
 from tests.parts import docblocks, images
+from tests.parts.daemon import TIMEOUT_S
 from tests.parts.docblocks import EXAMPLE_REGISTRY, EXAMPLE_WEB, PAGES, ROOT, Block
 from tests.parts.node import Node
 from tests.parts.ociimages import make_layer, push_image
@@ -271,7 +272,7 @@ def test_status_looks_as_shown_while_jobs_are_held(world: World, docs_web: WebSe
     output = ""
     while prolog.poll() is None and " MiB/s" not in output:
         output = world.shown(world.sh("hpcimg status"))
-    prolog.communicate(timeout=30)
+    prolog.communicate(timeout=TIMEOUT_S)
     assert docblocks.shape(shown.output) == docblocks.shape(output), output
 
 

@@ -278,7 +278,6 @@ def test_one_user_has_a_few_turns(asked: Asked, web: WebServer, url: str) -> Non
             stack.callback(crowd[-1].kill)
         wait_until(
             lambda: sum(each.poll() is not None for each in crowd) >= 2 * helpers.TURNS,
-            timeout_s=20,
             what="those who are sent away",
         )
         for each in crowd:  # the turns of those who were there first may be over by now
@@ -286,7 +285,7 @@ def test_one_user_has_a_few_turns(asked: Asked, web: WebServer, url: str) -> Non
         for _ in range(helpers.TURNS):
             mute = stack.enter_context(asked.say(7, "stage"))
             stack.callback(mute.kill)
-        wait_until(lambda: asked.turns() == helpers.TURNS, timeout_s=20, what="all turns")
+        wait_until(lambda: asked.turns() == helpers.TURNS, what="all turns")
         began = time.monotonic()
         assert asked.answer(7, f"stage {url}\n") == {"busy": True}
         assert asked.answer(8, f"stage {url}\n", uid=OTHER)["how"] == "fetched"
@@ -295,7 +294,7 @@ def test_one_user_has_a_few_turns(asked: Asked, web: WebServer, url: str) -> Non
         code, _, complained = asked.stage(7, url)
         assert (code, complained.partition(",")[0]) == (0, f"{url}: hit")
         assert time.monotonic() - began >= 1
-    wait_until(lambda: asked.turns() == 0, timeout_s=20, what="no turn held")
+    wait_until(lambda: asked.turns() == 0, what="no turn held")
 
 
 @v2
@@ -304,10 +303,10 @@ def test_who_goes_away_leaves_nothing_behind(asked: Asked, web: WebServer, url: 
     node = asked.node
     with web.hold("/x.sif", after_bytes=1000) as hold:
         client = asked.say(7, f"stage {url}\n")
-        hold.wait_reached(30)
+        hold.wait_reached()
         client.kill()
         client.communicate()
-    wait_until(lambda: asked.turns() == 0, timeout_s=30, what="the helper")
+    wait_until(lambda: asked.turns() == 0, what="the helper")
     assert {job for _, job in node.leases()} == {"7"}
     node.epilog(7)
     assert (node.leases(), node.leftovers()) == (set(), [])
@@ -318,11 +317,11 @@ def test_a_job_that_ends_meanwhile_has_no_lease(asked: Asked, web: WebServer, ur
     node = asked.node
     with web.hold("/x.sif", after_bytes=1000) as hold:
         client = asked.say(7, f"stage {url}\n")
-        hold.wait_reached(30)
+        hold.wait_reached()
         client.kill()
         client.communicate()
         node.epilog(7)
-    wait_until(lambda: asked.turns() == 0, timeout_s=30, what="the helper")
+    wait_until(lambda: asked.turns() == 0, what="the helper")
     assert "job 7 has ended on this node" in node.log()
     assert (node.leases(), node.leftovers()) == (set(), [])
     assert list(node.state.glob("jobs/*")) == []
@@ -334,9 +333,9 @@ def test_two_who_ask_for_the_same_share_one_download(
 ) -> None:
     with web.hold("/x.sif", after_bytes=1000) as hold:
         first = asked.say(7, f"stage {url}\n")
-        hold.wait_reached(30)
+        hold.wait_reached()
         second = asked.say(8, f"stage {url}\n", uid=OTHER)
-        wait_until((asked.node.state / "jobs/8").exists, timeout_s=20, what="the second one")
+        wait_until((asked.node.state / "jobs/8").exists, what="the second one")
     answers = [json.loads(client.communicate(timeout=60)[0]) for client in (first, second)]
     assert answers[0]["how"] == "fetched"
     assert answers[1]["how"] in ("waited", "hit")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -33,21 +32,11 @@ GAMES = 5
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, open_directory: Path) -> Cluster:
-    shared = open_directory / "site"
-    shared.mkdir(mode=0o755)
+def cluster(tmp_path: Path, shared: Path) -> Cluster:
     made = Cluster(tmp_path, shared, nodes=2)
     for node in made.nodes:
         node.nodes = "n[1-2]"
     return made
-
-
-@pytest.fixture
-def registry() -> Iterator[Registry]:
-    if missing := Registry.missing():
-        pytest.skip(missing)
-    with Registry() as registry:
-        yield registry
 
 
 def cold(node: Node, job: int, comment: str) -> bytes:

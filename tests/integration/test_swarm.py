@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,7 +24,9 @@ from hpcimg.peers import order
 from hpcimg.reference import parse
 from tests.parts.daemon import wait_until
 from tests.parts.lab import Lab, LabNode
+from tests.parts.webfaults import Status
 
+pytest.importorskip("libtorrent", reason="not installed here: the Python package libtorrent")
 pytestmark = pytest.mark.skipif(bool(Lab.missing()), reason=Lab.missing() or "-")
 _IMAGE = 3_000_000
 _SETTINGS = """
@@ -101,15 +104,53 @@ def test_sixteen_nodes_take_one_image_from_the_origin() -> None:
         assert [warning for node in lab.nodes for warning in warnings(node, 2)] == []
 
 
+@pytest.fixture
+def trusting(lab: Lab) -> Iterator[None]:
+    """Nodes that check a tag once an hour."""
+    for node in lab.nodes:
+        node.configure(lab.settings.replace("tag_ttl = 1s", "tag_ttl = 1h"))
+    yield
+    for node in lab.nodes:
+        node.configure(lab.settings)
+
+
+@pytest.mark.usefixtures("trusting")
+def test_nodes_with_different_versions_of_a_tag_run_one(lab: Lab, url: str) -> None:
+    first, second, *_ = lab.nodes
+    lab.run(11, url, [first])
+    newer, name = lab.put(size_bytes=_IMAGE), url.rpartition("/")[2]
+    (lab.directory / name).write_bytes(content(lab, newer))
+    lab.web.put(f"/{name}", content(lab, newer), etag='"newer"')
+    lab.run(12, url, [second])
+    asked = lab.web.count(path=f"/{name}")
+    lab.run(13, url)
+    check(lab, 13, url, lab.nodes)
+    assert lab.web.count(path=f"/{name}") == asked + 1
+
+
+@pytest.mark.usefixtures("trusting")
+def test_an_origin_that_is_down_leaves_them_with_the_leaders_version(lab: Lab, url: str) -> None:
+    lab.run(11, url)
+    name = url.rpartition("/")[2]
+    others = leaders(lab, 12, url)[1:]
+    lab.web.put(f"/{name}", content(lab, lab.put(size_bytes=_IMAGE)), etag='"newer"')
+    for node in others:
+        shutil.rmtree(node.cache)
+        lab.run(11, url, [node])
+    lab.web.script(f"/{name}", [Status(503)] * 50)
+    lab.run(12, url)
+    check(lab, 12, url, lab.nodes)
+
+
 def test_a_leader_that_is_killed_half_way_is_followed_by_the_next(lab: Lab, url: str) -> None:
     job = 10
     leader, *others = leaders(lab, job, url)
     before = lab.origin_sent()
     with lab.web.hold(f"/{url.rpartition('/')[2]}", after_bytes=_IMAGE // 2) as hold:
         prologs = lab.start(job, url)
-        hold.wait_reached(timeout_s=30)
+        hold.wait_reached()
         os.killpg(prologs.pop(leader.name).pid, signal.SIGKILL)
-        hold.wait_reached(timeout_s=30)  # the next one
+        hold.wait_reached()  # the next one
         hold.release()
         lab.wait(prologs, began=time.monotonic())
     check(lab, job, url, others)
@@ -123,9 +164,7 @@ def test_a_leader_that_is_killed_while_it_sends_is_followed_by_the_next(lab: Lab
     before = lab.origin_sent()
     with configured(lab, lab.settings.replace("[peers]", "[peers]\nrate = 300K")):
         prologs = lab.start(job, url)
-        wait_until(
-            lambda: any(arrives(node) for node in others), timeout_s=30, what="the first bytes"
-        )
+        wait_until(lambda: any(arrives(node) for node in others), what="the first bytes")
         os.killpg(prologs.pop(leader.name).pid, signal.SIGKILL)
         lab.wait(prologs, began=time.monotonic())
     check(lab, job, url, others)
@@ -155,10 +194,10 @@ def test_a_leader_that_is_cut_off_is_passed_over(lab: Lab, url: str) -> None:
     leader, *others = leaders(lab, job, url)
     with lab.web.hold(f"/{url.rpartition('/')[2]}", after_bytes=_IMAGE // 2) as hold:
         prologs = lab.start(job, url)
-        hold.wait_reached(timeout_s=30)
+        hold.wait_reached()
         with leader.cut_off():
             cut = prologs.pop(leader.name)
-            hold.wait_reached(timeout_s=40)  # the next one
+            hold.wait_reached()  # the next one
             hold.release()
             lab.wait(prologs, began=time.monotonic())
             check_others = [node.task(job).code for node in others]
@@ -175,8 +214,8 @@ def test_a_leader_that_gets_nowhere_is_passed_over(lab: Lab, url: str) -> None:
         lab.web.hold(f"/{url.rpartition('/')[2]}", after_bytes=_IMAGE // 2) as hold,
     ):
         prologs = lab.start(job, url)
-        hold.wait_reached(timeout_s=30)
-        hold.wait_reached(timeout_s=30)
+        hold.wait_reached()
+        hold.wait_reached()
         hold.release()
         lab.wait(prologs, began=time.monotonic())
     check(lab, job, url, lab.nodes)
@@ -230,7 +269,7 @@ def test_who_is_not_root_gets_no_answer(lab: Lab, url: str) -> None:
     ).stdout.strip()  # fmt: skip
     with lab.web.hold(f"/{url.rpartition('/')[2]}", after_bytes=_IMAGE // 2) as hold:
         prologs = lab.start(job, url)
-        hold.wait_reached(timeout_s=30)
+        hold.wait_reached()
         for question in (f"ask {of_user}", "ask nothing", "hello", "\0" * 100, "x" * 200_000):
             with lab.inside(node.namespace):
                 connection = socket.create_connection(
@@ -272,8 +311,8 @@ def test_a_prolog_that_is_killed_leaves_what_the_next_one_sweeps(lab: Lab, url: 
     follower = leaders(lab, job, url)[1]
     with lab.web.hold(f"/{url.rpartition('/')[2]}", after_bytes=_IMAGE // 2) as hold:
         prologs = lab.start(job, url)
-        hold.wait_reached(timeout_s=30)
-        wait_until(lambda: f"job {job}: INFO" in follower.log(), timeout_s=20, what="a follower")
+        hold.wait_reached()
+        wait_until(lambda: f"job {job}: INFO" in follower.log(), what="a follower")
         os.killpg(prologs.pop(follower.name).pid, signal.SIGKILL)
         hold.release()
         lab.wait(prologs, began=time.monotonic())

@@ -10,6 +10,7 @@ import pytest
 
 from tests.integration.checks import failed, finish, got, staged, wait_for_log
 from tests.integration.conftest import Start
+from tests.parts.daemon import TIMEOUT_S
 from tests.parts.node import Node
 from tests.parts.webanswer import Answer, Request
 from tests.parts.webserver import WebServer
@@ -60,7 +61,7 @@ def test_a_waiter_that_is_cancelled_hinders_nobody(
         second = start(node, 2, f"container:{url}")
         wait_for_log(node, "job 2 waits for")
         os.killpg(second.pid, how)
-        second.communicate(timeout=10)
+        second.communicate(timeout=TIMEOUT_S)
         node.epilog(2)
         hold.release()
         finish(first)
@@ -80,7 +81,7 @@ def test_a_waiter_takes_over_from_one_that_was_killed(
         second = start(node, 2, f"container:{url}")
         wait_for_log(node, "job 2 waits for")
         os.killpg(first.pid, signal.SIGKILL)
-        first.communicate(timeout=10)
+        first.communicate(timeout=TIMEOUT_S)
         hold.release()
         finish(second)
     got(node, 2, node.task(2), sif, how="fetched")
@@ -100,7 +101,7 @@ def test_the_next_one_takes_over_from_one_that_was_killed(
         first = start(node, 1, f"container:{url}")
         hold.wait_reached()
         os.killpg(first.pid, signal.SIGKILL)
-        first.communicate(timeout=10)
+        first.communicate(timeout=TIMEOUT_S)
     assert node.leftovers() != []
     staged(node, 2, f"container:{url}", sif, how="fetched")
     assert node.hpcimg_json("status")["counts"]["sweep"] == 1
@@ -138,7 +139,7 @@ def test_a_waiter_goes_on_by_itself(
         hold.wait_reached()
         second = start(node, 2, f"container:{url}")
         wait_for_log(node, "job 2 waits for", "job 2 stops waiting")
-        web.wait_count(2, timeout_s=30)
+        web.wait_count(2)
         hold.release()
         finish(first)
         finish(second)

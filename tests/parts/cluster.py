@@ -115,7 +115,7 @@ class Cluster(SlurmClient):
         NODE_FAIL or are requeued.
         """
         self._daemons.pop(node).kill()
-        wait_until(lambda: not self._kill(node), timeout_s=10, what=f"the end of all on {node}")
+        wait_until(lambda: not self._kill(node), what=f"the end of all on {node}")
         self.scontrol("update", f"nodename={node}", "state=down", "reason=Not responding")
 
     def start_node(self, node: str, *, rebooted: bool = True) -> None:
@@ -156,9 +156,7 @@ class Cluster(SlurmClient):
         for daemon in reversed(self._daemons.values()):
             daemon.stop()
         self._daemons.clear()
-        wait_until(
-            lambda: not self._kill(), timeout_s=10, what="the end of the cluster's processes"
-        )
+        wait_until(lambda: not self._kill(), what="the end of the cluster's processes")
         shutil.rmtree(self.directory)
 
     def _kill(self, node: str = "") -> int:

@@ -6,9 +6,12 @@ import random
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 # Daemons live in sbin, which is not on every user's PATH; nothing else of the caller's
 # environment reaches a daemon.
@@ -17,6 +20,9 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Below the range from which the kernel hands out ports to outgoing connections, so that nobody
 # is given a port between our look and the daemon's bind.
 PORTS = range(12000, 32000)
+
+# For what comes soon, on a machine that may have much else to do.
+TIMEOUT_S = 60.0
 
 
 class PartError(RuntimeError):
@@ -52,7 +58,7 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str) -> None:
+def wait_until(condition: Callable[[], bool], *, what: str, timeout_s: float = TIMEOUT_S) -> None:
     """Poll until the condition holds; at the deadline raise PartError, which says what for."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -111,7 +117,7 @@ class Daemon:
             output = self._output.read_text(errors="replace")[-3000:]
             raise PartError(f"{self._argv[0]} ended by itself:\n{output}")
 
-    def wait_for(self, port: int, *, timeout_s: float, what: str) -> None:
+    def wait_for(self, port: int, *, what: str, timeout_s: float = TIMEOUT_S) -> None:
         """Wait until it accepts connections on a loopback port; `what` it is, for PartError."""
 
         def answers() -> bool:
@@ -137,3 +143,46 @@ class Daemon:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+
+class Server(ABC):
+    """A daemon with a port and a directory of its own. A context manager."""
+
+    name: str  # begins the directory's name
+    port: int  # of 127.0.0.1
+    directory: Path
+
+    @abstractmethod
+    def command(self) -> list[str]:
+        """Write the daemon's files into the directory; return the command that starts it."""
+
+    def __enter__(self) -> Self:
+        """Start with an empty directory."""
+        self.directory = Path(tempfile.mkdtemp(prefix=f"{self.name}-"))
+        self.log = self.directory / "log"
+        self._daemon = Daemon(self.command(), output=self.log)
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop, and remove the directory."""
+        self._daemon.stop()
+        shutil.rmtree(self.directory)
+
+    def start(self) -> None:
+        """Start, and wait until it accepts connections."""
+        self._daemon.start()
+        self._daemon.wait_for(self.port, what=f"the {self.name}")
+
+    def stop(self) -> None:
+        """Stop; connections are refused from now on."""
+        self._daemon.stop()
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it runs."""
+        return self._daemon.pid != 0

@@ -46,7 +46,7 @@ class Helper:
         self.socket.parent.mkdir(parents=True, exist_ok=True)
         self.socket.parent.chmod(0o755)
         self._daemon.start()
-        wait_until(self.socket.exists, timeout_s=10, what="the helper's socket")
+        wait_until(self.socket.exists, what="the helper's socket")
         self.socket.chmod(0o666)
         return self
 

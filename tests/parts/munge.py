@@ -53,7 +53,7 @@ class Munge:
         (self._directory / "output").touch()
         self._daemon.start()
         try:
-            wait_until(self._is_there, timeout_s=10, what="munged")
+            wait_until(self._is_there, what="munged")
         except BaseException:
             self._daemon.stop()
             raise

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.parts.daemon import TIMEOUT_S
+
 ROOT = Path(__file__).resolve().parents[2]
 PROLOG = ROOT / "prolog" / "hpcimg-prolog"
 TASK_PROLOG = ROOT / "prolog" / "hpcimg-task-prolog"
@@ -81,7 +83,7 @@ class Node:
             start_new_session=True,
         )
 
-    def prolog(self, job: int | str, comment: str | None, *, timeout_s: float = 60) -> None:
+    def prolog(self, job: int | str, comment: str | None, *, timeout_s: float = TIMEOUT_S) -> None:
         """Run Prolog to its end; it must end with 0 and say nothing."""
         process = self.start_prolog(job, comment)
         output, _ = process.communicate(timeout=timeout_s)

@@ -45,6 +45,11 @@ class Cluster:
         return [json.loads(path.read_text()) for path in self.shared.glob("v*/refs/*.json")]
 
 
+def via(node: Node) -> list[str]:
+    """Return where the images fetched on a node came from."""
+    return [event["via"] for event in events(node, "fetched")]
+
+
 def events(node: Node, name: str) -> list[dict[str, Any]]:
     """Return the events of one kind on a node."""
     path = node.state / "events.jsonl"

@@ -173,9 +173,7 @@ class SlurmClient:
     def resume(self, node: str) -> None:
         """Return a drained node to service and wait until it is idle."""
         self.scontrol("update", f"nodename={node}", "state=resume")
-        wait_until(
-            lambda: self.node_states()[node] == "idle", timeout_s=30, what=f"{node} to be idle"
-        )
+        wait_until(lambda: self.node_states()[node] == "idle", what=f"{node} to be idle")
 
     def _sinfo(self, column: str) -> dict[str, str]:
         listing = self.run(["sinfo", "--noheader", "--Node", "--format", f"%N {column}"]).stdout

@@ -23,7 +23,6 @@ class Gate:
         """Wait until the job is at the gate."""
         wait_until(
             lambda: "at the gate" in site.cluster.output(job),
-            timeout_s=30,
             what=f"job {job} at the gate",
         )
 
@@ -70,7 +69,6 @@ def settled(site: Site) -> None:
     # A job that srun or salloc started may still have its Epilog before it.
     wait_until(
         lambda: set(site.cluster.node_states().values()) == {"idle"},
-        timeout_s=30,
         what="all nodes to be idle",
     )
     for name in site.cluster.nodes:

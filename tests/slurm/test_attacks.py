@@ -90,7 +90,7 @@ def test_a_file_system_in_a_job_of_the_users(site: Site) -> None:
     def pids() -> list[str]:
         return [word for word in site.cluster.output(server).split() if word.isdigit()]
 
-    wait_until(pids, timeout_s=30, what="the mount")
+    wait_until(pids, what="the mount")
     [pid] = pids()
     comment = f"--comment=container:/proc/{pid}/root{mount}/x.sif"
     job = site.cluster.sbatch("true", "--nodelist=n1", comment, user=ATTACKER)

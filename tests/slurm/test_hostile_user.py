@@ -223,10 +223,9 @@ def test_nothing_of_the_other_users_is_touched(fight: Fight) -> None:
     fight.leaves.close()
     wait_until(
         lambda: set(site.cluster.node_states().values()) == {"idle"},
-        timeout_s=30,
         what="all nodes to be idle",
     )
-    wait_until(lambda: not users_of(site.directory), timeout_s=30, what="the end of all processes")
+    wait_until(lambda: not users_of(site.directory), what="the end of all processes")
     for name in site.cluster.nodes:
         check_node(site.node(name), fight)
 
@@ -274,7 +273,7 @@ def check_node(node: Node, fight: Fight) -> None:
     check_no_jobs(node)
     check_no_leftovers(node)
     trash = node.cache / "trash"
-    wait_until(lambda: not any(trash.iterdir()), timeout_s=30, what="an empty trash")
+    wait_until(lambda: not any(trash.iterdir()), what="an empty trash")
     for number in range(3):
         private = fight.images[2 * number]
         for path in node.cache.glob(f"users/*/*{private.sha256}*"):

@@ -62,10 +62,9 @@ def test_jobs_that_start_at_once_wait_for_one_download(site: Site) -> None:
             log = node.log()
             return sum(f"job {job} waits for {url}" in log for job in jobs) == len(jobs) - 1
 
-        wait_until(all_but_one_wait, timeout_s=30, what="those who wait to say so")
+        wait_until(all_but_one_wait, what="those who wait to say so")
         wait_until(
             lambda: site.status("n1")["staging"][0]["bytes"] > 0,
-            timeout_s=30,
             what="the progress",
         )
         [work] = site.status("n1")["staging"]

@@ -51,7 +51,6 @@ def test_a_job_is_cancelled_while_another_waits_for_the_same(site: Site, role: s
         [waiting] = set(jobs) - {fetching}
         wait_until(
             lambda: f"job {waiting} waits for {url}" in site.node("n1").log(),
-            timeout_s=30,
             what=f"job {waiting} to wait",
         )
         cancelled, other = (fetching, waiting) if role == "fetches" else (waiting, fetching)
@@ -98,9 +97,7 @@ def test_when_the_whole_hook_is_killed_slurm_drains_the_node(site: Site) -> None
     """No shell is left to exit 0: Slurm takes it for a broken node. One resume puts it right."""
     with held(site, "all-killed", "n2") as (url, [job]):
         os.killpg(os.getpgid(staging_process(site, "n2")), signal.SIGKILL)
-        wait_until(
-            lambda: site.cluster.node_states()["n2"] == "drained", timeout_s=30, what="drain"
-        )
+        wait_until(lambda: site.cluster.node_states()["n2"] == "drained", what="drain")
         assert site.cluster.node_reasons()["n2"] == "Prolog error"
         fields = site.cluster.job(job)
         site.cluster.scancel(job)

@@ -78,7 +78,6 @@ class RollOut:
         self.cluster.scontrol("reconfigure")
         wait_until(
             lambda: all("idle" in s or "mixed" in s for s in self.cluster.node_states().values()),
-            timeout_s=30,
             what="the nodes after the reconfiguration",
         )
 

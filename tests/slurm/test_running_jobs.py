@@ -127,11 +127,11 @@ def test_a_process_that_outlives_its_job(node: Site, installed: Path) -> None:
         job = node.cluster.sbatch(
             variables(node, installed) + f"hpcimg stage {uri}", "--nodelist=n1", user=USER
         )
-        hold.wait_reached(30)
+        hold.wait_reached()
         node.cluster.scancel(job)
         node.cluster.wait(job)
     over = f"job {job} has ended on this node"
-    wait_until(lambda: over in node.node("n1").log(), timeout_s=30, what="the helper")
+    wait_until(lambda: over in node.node("n1").log(), what="the helper")
     assert node.node("n1").leases() == set()
     assert node.node("n1").jobs() == []
     undrained(node)

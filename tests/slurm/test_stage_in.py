@@ -110,7 +110,7 @@ def test_while_the_job_waits_for_a_node(stage_in: StageIn) -> None:
     first = cluster.sbatch(f"until [ -e {go} ]; do sleep 0.1; done", "--exclusive")
     cluster.wait(first, until={"RUNNING"})
     second = cluster.sbatch("true", "--exclusive", COMMENT)
-    wait_until(lambda: bool(stage_in.asked_for()), timeout_s=60, what="the stage-in")
+    wait_until(lambda: bool(stage_in.asked_for()), what="the stage-in")
     assert cluster.job(second)["JobState"] == "PENDING"
     go.touch()
     assert cluster.wait(second) == "COMPLETED"
@@ -130,9 +130,7 @@ def test_a_site_that_holds_such_jobs() -> None:
         cluster = stage_in.cluster
         stage_in.will(12, "hpcimg: there is nothing at it")
         job = cluster.sbatch("true", COMMENT)
-        wait_until(
-            lambda: cluster.job(job)["Priority"] == "0", timeout_s=60, what="the job to be held"
-        )
+        wait_until(lambda: cluster.job(job)["Priority"] == "0", what="the job to be held")
         reason = cluster.run(["squeue", "--noheader", "--format=%r", f"--jobs={job}"]).stdout
         assert "there is nothing at it" in reason
         cluster.scancel(job)
@@ -174,7 +172,7 @@ def test_planned_jobs_and_running_ones(stage_in: StageIn, monkeypatch: pytest.Mo
     cluster.wait(first, until={"RUNNING"})
     before = time.time()
     second = cluster.sbatch("true", "--exclusive", "--time=1", f"--comment={text}")
-    wait_until(lambda: bool(Commands().planned()), timeout_s=60, what="a planned start")
+    wait_until(lambda: bool(Commands().planned()), what="a planned start")
     [planned] = Commands().planned()
     assert planned._replace(start=0.0) == Planned(0.0, getpwnam(USERS[0]).pw_uid, "n1", text)
     assert before <= planned.start < before + 300

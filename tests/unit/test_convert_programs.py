@@ -171,7 +171,7 @@ def test_mksquashfs_ends_when_the_conversion_is_killed(tmp_path: Path) -> None:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         process.kill()
     (child,) = map(int, children)
-    wait_until(lambda: not alive(child), timeout_s=10, what="mksquashfs to end")
+    wait_until(lambda: not alive(child), what="mksquashfs to end")
 
 
 def alive(pid: int) -> bool:

@@ -12,19 +12,8 @@ from hpcimg.slurm import comment as comments
 from tests.comment_cases import ASKS, INNOCENT, MISSED, PROBLEMS
 from tests.parts.node import ROOT
 
-# What /bin/sh is on Debian, and on RHEL and SLES.
-SHELLS = [["dash"], ["bash", "--posix"]]
 ALL = [*INNOCENT, *(comment for comment, _ in (*ASKS, *MISSED, *PROBLEMS))]
 STARTED = "the program"
-
-
-@pytest.fixture(params=SHELLS, ids=lambda shell: shell[0])
-def shell(request: pytest.FixtureRequest) -> list[str]:
-    name, *options = request.param
-    path = shutil.which(name)
-    if path is None:
-        pytest.skip(f"not installed here: {name}")
-    return [path, *options]
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def test_however_deep(layout: Layout) -> None:
     assert store.sweep(layout) == 1
     assert time.monotonic() - began < 10
     assert os.listdir(layout.work) == []
-    wait_until(lambda: trash.count(layout) == 0, timeout_s=60, what="an empty trash")
+    wait_until(lambda: trash.count(layout) == 0, what="an empty trash")
 
 
 def test_of_any_kind_and_mode_and_no_link_is_followed(layout: Layout, tmp_path: Path) -> None:

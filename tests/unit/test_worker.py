@@ -22,6 +22,7 @@ from hpcimg.fetch.settings import Settings
 from hpcimg.reference import Reference
 from hpcimg.worker import monitor, namespaces, process, starting
 from hpcimg.worker.protocol import Convert, Digest, DigestWanted, Fetch, Rewound
+from tests.parts.daemon import TIMEOUT_S
 from tests.parts.node import ROOT
 
 # It leaves session and group, and is nobody's child any more.
@@ -170,7 +171,7 @@ def test_who_cannot_be_ended_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     with traced(process_of.pid), pytest.raises(DeadlinePassed, match="cannot be ended"):
         made.end()
     made.end()  # which has said so
-    process_of.wait(10)  # its tracer is gone
+    process_of.wait(TIMEOUT_S)  # its tracer is gone
     made.__exit__()
 
 
