@@ -83,7 +83,7 @@ def prolog(environ: dict[str, str], leaders: "list[Leader] | None" = None) -> in
     # Most jobs end here.
     from hpcimg.cache import events, hot
     from hpcimg.cache.paths import Layout
-    from hpcimg.slurm import jobfiles, nodes
+    from hpcimg.slurm import jobfiles
 
     started = time.time()
     until = time.monotonic() + _QUICK_S
@@ -98,7 +98,7 @@ def prolog(environ: dict[str, str], leaders: "list[Leader] | None" = None) -> in
     images = [jobfiles.Image(name, text) for name, text in wanted.images] + for_pyxis
     if not images:
         return 0
-    if nodes.together(environ) and conffiles.raw_value(files, "site", "path"):
+    if conffiles.raw_value(files, "site", "path") and _several_nodes(environ):
         return LONG_WAY  # the job's nodes agree on one image there
     layout = Layout(*conffiles.directories(files))
     fingerprint = conffiles.fingerprint(files)
@@ -127,6 +127,12 @@ def prolog(environ: dict[str, str], leaders: "list[Leader] | None" = None) -> in
         how = image.source
         events.record(layout.events, how, job=job, key=image.key, bytes=size, took_s=took_s)
     return 0
+
+
+def _several_nodes(environ: dict[str, str]) -> bool:
+    from hpcimg.slurm import nodes  # not needed where nodes share nothing
+
+    return nodes.together(environ) != ""
 
 
 def epilog(environ: dict[str, str]) -> int:
