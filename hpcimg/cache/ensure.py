@@ -238,7 +238,7 @@ class _Ensure:
     def _add_uri(self, entry: Entry, uri: str) -> None:
         # Lost if two processes add one at the same moment; the next use adds it again.
         uris = (*entry.uris, uri)[-_URIS_MAX:]
-        store.save_entry(self.layout, dataclasses.replace(entry, uris=uris))
+        store.save_entry(self.layout, entry._replace(uris=uris))
 
     @contextmanager
     def _shown_by(self, under_way: Inflight) -> Iterator[None]:
