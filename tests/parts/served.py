@@ -13,7 +13,7 @@ import json
 import os
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from hpcimg.cache import directories, hot, identity, inflight, store
@@ -159,12 +159,18 @@ class Server:
     def verify(self, descriptor: int, *, source: str) -> None:
         raise AssertionError("no policy asks for it")
 
+    @contextlib.contextmanager
     def convert(
-        self, descriptor: int, *, image_config: str, layers: Sequence[int], progress: Converting
-    ) -> Fetched:
+        self, descriptor: int, *, image_config: str, sizes: Sequence[int], progress: Converting
+    ) -> Iterator[Conversion]:
         self.conversions += 1
-        self.at("converting")
         assert image_config == self.content.offer.config
+        assert list(sizes) == [len(layer) for layer in self.content.layers]
+        yield Conversion(self, descriptor, progress)
+
+    def make(self, descriptor: int, layers: Sequence[int], progress: Converting) -> Fetched:
+        """Make an image of layers, when they are all there."""
+        self.at("converting")
         read = [_read(file) for file in layers]
         if tuple(read) != self.content.layers:
             raise Damaged("the layers are others than were announced")
@@ -176,6 +182,27 @@ class Server:
         _write(descriptor, data[half:], half)
         self.at("converted")
         return _seen(descriptor)
+
+
+class Conversion:
+    """A conversion that does all of its work at the end. `layers` are the files that it has."""
+
+    def __init__(self, server: Server, descriptor: int, progress: Converting) -> None:
+        self.server = server
+        self.descriptor = descriptor
+        self.progress = progress
+        self.layers: dict[int, int] = {}
+
+    def add(self, number: int, layer: int) -> None:
+        assert number not in self.layers
+        self.layers[number] = layer
+
+    def follow(self) -> int:
+        return 0
+
+    def finish(self) -> Fetched:
+        layers = [self.layers[number] for number in sorted(self.layers)]
+        return self.server.make(self.descriptor, layers, self.progress)
 
 
 def _write(file: int, data: bytes, offset: int) -> None:

@@ -179,7 +179,17 @@ def test_the_caller_s_files_stay_open_and_may_be_deleted(tmp_path: Path) -> None
     output = os.open(tmp_path, os.O_TMPFILE | os.O_RDWR, 0o600)
     with layers.opened(layer(file("a"))) as descriptors:
         convert(
-            Work("docker://x", "{}", descriptors, output, str(tmp_path), "sif", "zstd:1", 0),
+            Work(
+                "docker://x",
+                "{}",
+                (99,),
+                descriptors.__getitem__,
+                output,
+                str(tmp_path),
+                "sif",
+                "zstd:1",
+                0,
+            ),
             lambda _done, _total, _disk: None,
         )
         assert os.fstat(descriptors[0]).st_size

@@ -249,9 +249,12 @@ def test_who_cannot_be_ended_keeps_no_room_on_the_disk(
 
 def convert(_: Path, target: Path, image_bytes: int) -> object:
     sandbox = process.Sandbox(None, time.monotonic() + 30, image_bytes)
-    work = Convert("docker://h/x:1", "{}", "/nonexistent", "squashfs", "zstd:1", 1)
-    with target.open("w+b", buffering=0) as file:
-        return monitor.convert(work, [file.fileno()], lambda *_: None, sandbox)
+    work = Convert("docker://h/x:1", "{}", (), "/nonexistent", "squashfs", "zstd:1", 1)
+    with (
+        target.open("w+b", buffering=0) as file,
+        monitor.convert(work, file.fileno(), lambda *_: None, sandbox) as conversion,
+    ):
+        return conversion.finish()
 
 
 @pytest.mark.parametrize("brings", [fetch, convert])
