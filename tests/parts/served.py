@@ -138,7 +138,7 @@ class Server:
         try:
             self.at("offered")
             done = 0
-            for number, file in wanted.items():
+            for number, file in sorted(wanted.items(), reverse=True):
                 if file is not None:
                     self.lied |= parts[number] is self.sent
                     half = len(parts[number]) // 2
@@ -147,14 +147,23 @@ class Server:
                     self.at("half")
                     _write(file, parts[number][half:], half)
                     done += len(parts[number])
+                    if offer.layers:
+                        self._arrive(listener, number, wanted)
+                        listener.progress("fetching", done, total)
             self.at("written")
         finally:
             if offer.layers:
-                for number, file in wanted.items():
-                    if file is not None:
-                        listener.arrived(number, _seen(file))
+                for number in list(wanted):
+                    self._arrive(listener, number, wanted)
         self.at("arrived")
         return Gathered() if offer.layers else _seen(descriptor)
+
+    def _arrive(self, listener: Listener, number: int, wanted: dict[int, int | None]) -> None:
+        """Hand over a layer if it is as long as it should be."""
+        file, size = wanted[number], len(self.content.layers[number])
+        if file is not None and (seen := _seen(file)).size_bytes == size:
+            wanted[number] = None
+            listener.arrived(number, seen)
 
     def verify(self, descriptor: int, *, source: str) -> None:
         raise AssertionError("no policy asks for it")
