@@ -175,7 +175,9 @@ class Server:
         self.conversions += 1
         assert image_config == self.content.offer.config
         assert list(sizes) == [len(layer) for layer in self.content.layers]
-        yield Conversion(self, descriptor, progress)
+        self.conversion = Conversion(self, descriptor, progress)
+        yield self.conversion
+        self.conversion.ended = True
 
     def make(self, descriptor: int, layers: Sequence[int], progress: Converting) -> Fetched:
         """Make an image of layers, when they are all there."""
@@ -194,13 +196,17 @@ class Server:
 
 
 class Conversion:
-    """A conversion that does all of its work at the end. `layers` are the files that it has."""
+    """A conversion that does all of its work at the end.
+
+    `layers` are the files that it has; `ended` says whether it was ended without an error.
+    """
 
     def __init__(self, server: Server, descriptor: int, progress: Converting) -> None:
         self.server = server
         self.descriptor = descriptor
         self.progress = progress
         self.layers: dict[int, int] = {}
+        self.ended = False
 
     def add(self, number: int, layer: int) -> None:
         assert number not in self.layers

@@ -211,6 +211,56 @@ def test_a_cache_of_tiny_images_keeps_to_their_number(tmp_path: Path) -> None:
     assert "0" not in made.images()
 
 
+def test_a_conversion_begins_with_the_highest_layer(tmp_path: Path) -> None:
+    cache, server = make_cache(tmp_path), Server(IN_LAYERS)
+    offer = IN_LAYERS.offer
+    low, high = (Fetched(layer.size_bytes, layer.sha256) for layer in offer.layers)
+    with arriving(cache, server) as arrival:
+        files = arrival.offered(offer)
+        assert files
+        os.write(int(files[0] or 0), LAYERS[0])
+        arrival.arrived(0, low)
+        arrival.progress("fetching", 1000, 1500)
+        assert server.conversions == 0
+        os.write(int(files[1] or 0), LAYERS[1][:-1] + b"x")
+        arrival.arrived(1, high._replace(sha256=sha256(b"x")))  # wrong, and not handed over
+        arrival.progress("fetching", 1500, 1500)
+        assert server.conversions == 0
+        with pytest.raises(Damaged, match="layer 2 of 2"):
+            arrival.convert()
+
+
+def test_a_conversion_waits_for_the_others_and_ends_with_the_offer(tmp_path: Path) -> None:
+    cache, server = make_cache(tmp_path), Server(IN_LAYERS)
+    offer = IN_LAYERS.offer
+    low, high = (Fetched(layer.size_bytes, layer.sha256) for layer in offer.layers)
+    with arriving(cache, server) as arrival:
+        for again in (False, True):
+            files = arrival.offered(offer)
+            assert files
+            assert (files[1] is None) == again  # it is in the cache by now
+            if not again:
+                os.write(int(files[1] or 0), LAYERS[1])
+                arrival.arrived(1, high)
+            arrival.progress("fetching", 0, None)
+            conversion = server.conversion
+            assert list(conversion.layers) == [1]
+            # Who fetches has this one open for writing, and could change what is converted.
+            assert not os.path.sameopenfile(conversion.descriptor, arrival.descriptor)
+            os.write(conversion.descriptor, b"x" * 700)
+            arrival._inflight._next = 0.0
+            arrival.progress("fetching", 0, None)
+            assert [work["written"] for work in inflight.under_way(cache.layout)] == [700]
+            assert not conversion.ended
+            made = len(os.listdir(cache.layout.tmp))
+        assert server.conversions == 2
+        os.write(int(files[0] or 0), LAYERS[0])
+        arrival.arrived(0, low)
+        assert arrival.convert().sha256 == sha256(IN_LAYERS.image("squashfs"))
+    assert made == 3  # the fetch's, the lower layer's, and that of this conversion alone
+    assert os.listdir(cache.layout.tmp) == []
+
+
 def test_what_a_conversion_unpacks_counts_and_makes_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
