@@ -96,7 +96,7 @@ bench: .venv/ready
 bench-throughput: .venv/ready
 	$(BIN)/python -m bench.throughput
 
-# Network namespaces with shaped links: five minutes, as root.
+# Network namespaces with shaped links: seven minutes, as root.
 bench-scale: .venv/ready
 	$(BIN)/python -m bench.scale
 

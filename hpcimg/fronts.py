@@ -61,6 +61,10 @@ class Front:
     def advance(self, phase: str, done: int) -> None:
         """Hear how far this node is, of a conversion and of what a `Reporting` listens to."""
 
+    def decides(self) -> bool:
+        """Tell whether `fetch` finds out what the job's nodes run, also where this node has one."""
+        return False
+
     def agreed(self) -> str:
         """Return the key of the image that the job's nodes run, as in a Request; "" if open."""
         return ""

@@ -105,7 +105,8 @@ def _ensured(
 ) -> Staged:
     """Bring the image by the way, and let all nodes of its job run the same one."""
     agreed = _first(front.agreed() for front in fronts) if request.together else ""
-    staged = ensure(cache, request._replace(agreed=agreed), way, memory)
+    ask = not agreed and any(front.decides() for front in fronts)
+    staged = ensure(cache, request._replace(agreed=agreed, ask=ask), way, memory)
     for front in fronts:
         front.finish(staged)
     if request.together and not agreed:

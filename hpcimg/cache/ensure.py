@@ -143,7 +143,7 @@ class _Ensure:
         now = time.time()
         # A check of a mounted file by another process since this job came counts for it as well.
         ttl_s = now - self.came if self.mounted else self.cache.tag_ttl_s
-        if ref is None or not ref.fresh(ttl_s, now):
+        if ref is None or self.request.ask or not ref.fresh(ttl_s, now):
             return None
         return self._leased(ref, how)
 

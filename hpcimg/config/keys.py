@@ -222,7 +222,8 @@ KEYS = (
     Key("site", "max_age", "site_max_age_s", "30d", parse_duration,
         "images there that no node has requested in this time are evicted"),
     Key("peers", "use", "peers", "auto", read.one_of("auto", "yes", "no"),
-        "whether the nodes of a job share what they fetch; auto: if libtorrent is installed"),
+        "whether the nodes of a job share what they fetch; auto: if libtorrent is installed;"
+        " yes: they also agree on what a tag stands for"),
     Key("peers", "min_nodes", "peers_min_nodes", "4", read.count,
         "the minimum number of nodes of such a job"),
     Key("peers", "port", "peers_port", "8478", read.port,
@@ -267,5 +268,5 @@ SECTIONS = (*dict.fromkeys(key.section for key in KEYS), "alias")
 # Read from the raw text on the way to a hit, or by the task prolog's shell.
 READ_RAW = (
     ("cache", "path"), ("state", "path"), ("stage", "registries_conf"), ("site", "path"),
-    ("slurm", "pyxis"),
+    ("slurm", "pyxis"), ("peers", "use"),
 )  # fmt: skip

@@ -114,7 +114,8 @@ class Request(NamedTuple):
     `nodes` are the names of all nodes of the job, `node` that of this one among them; () and ""
     where that is not known. `together` names the job among those of all clusters where it has
     several nodes, which are to run one image. `agreed` is the key of that image, without its
-    owner, and then no other will do. Both are "" for none.
+    owner, and then no other will do. Both are "" for none. With `ask`, the way decides what the
+    reference stands for, whatever the cache has resolved before.
     The job `came` at that time.monotonic() value, if it has waited before. `goes_on` is called
     whenever it is worth waiting for.
     """
@@ -129,6 +130,7 @@ class Request(NamedTuple):
     node: str = ""
     together: str = ""
     agreed: str = ""
+    ask: bool = False
     came: float | None = None
     goes_on: Callable[[], None] = lambda: None
 

@@ -21,6 +21,7 @@ from hpcimg.peers import order
 _NAME = "image"
 _CONNECTIONS = 24
 _OWN, _OTHERS = 7, 4  # priorities of pieces
+_TICK_MS = 100  # with a torrent; until then, its own slower one is enough
 _SETTINGS = {
     "enable_dht": False,
     "enable_lsd": False,
@@ -44,7 +45,6 @@ _SETTINGS = {
     "peer_connect_timeout": 5,
     "allow_multiple_connections_per_ip": True,
     "unchoke_slots_limit": -1,
-    "tick_interval": 100,
     "user_agent": "",
 }
 
@@ -146,6 +146,7 @@ class Engine:
                 _OWN if piece % count == index % count else _OTHERS
                 for piece in range(info.num_pieces())
             ]
+        self._session.apply_settings({"tick_interval": _TICK_MS})
         self._torrent = self._session.add_torrent(wanted)
         if self._rate:
             self._torrent.set_upload_limit(self._rate)

@@ -75,6 +75,12 @@ class Swarm(ExitStack, Front):
             listener = Reporting(listener, self)
         return self.behind.fetch(descriptor, listener, validator=validator)
 
+    def decides(self) -> bool:
+        """With a site tier the nodes agree there; otherwise the leader's image is the job's."""
+        config, request = self._asked.config, self._asked.request
+        alone = config.peers != "yes" or config.site_path
+        return bool(request.together) and not alone and not request.reference.pinned
+
     def finish(self, staged: Staged) -> None:
         """Send the image to the nodes that still need it, for as long as the site says."""
         worker, signer, entry = self._worker, self._signer, staged.entry

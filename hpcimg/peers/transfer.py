@@ -149,7 +149,7 @@ def _run(parent: socket.socket, ports: Sequence[int], arguments: dict[str, Any])
 def _serve(parent: socket.socket, engine: Engine, say: Any) -> None:
     sharing, told = False, (-1, False)
     while True:
-        if select.select([parent], [], [], _TELL_EVERY_S)[0]:
+        if select.select([parent], [], [], _TELL_EVERY_S if sharing else None)[0]:
             length, files, _, _ = socket.recv_fds(parent, _LENGTH.size, 1)
             if not length:
                 return

@@ -98,8 +98,12 @@ def prolog(environ: dict[str, str], leaders: "list[Leader] | None" = None) -> in
     images = [jobfiles.Image(name, text) for name, text in wanted.images] + for_pyxis
     if not images:
         return 0
-    if nodes.together(environ) and conffiles.raw_value(files, "site", "path"):
-        return LONG_WAY  # the job's nodes agree on one image there
+    agree = (
+        conffiles.raw_value(files, "site", "path")
+        or conffiles.raw_value(files, "peers", "use") == "yes"
+    )
+    if agree and nodes.together(environ):
+        return LONG_WAY  # the job's nodes agree on one image
     layout = Layout(*conffiles.directories(files))
     fingerprint = conffiles.fingerprint(files)
     jobfiles.prepare(layout, job)

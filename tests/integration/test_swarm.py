@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,7 +24,9 @@ from hpcimg.peers import order
 from hpcimg.reference import parse
 from tests.parts.daemon import wait_until
 from tests.parts.lab import Lab, LabNode
+from tests.parts.webfaults import Status
 
+pytest.importorskip("libtorrent", reason="not installed here: the Python package libtorrent")
 pytestmark = pytest.mark.skipif(bool(Lab.missing()), reason=Lab.missing() or "-")
 _IMAGE = 3_000_000
 _SETTINGS = """
@@ -99,6 +102,44 @@ def test_sixteen_nodes_take_one_image_from_the_origin() -> None:
         assert run.median_s < 16 / 2 * size * 8 / 8e6 + alone.median_s
         check(lab, 2, url, lab.nodes)
         assert [warning for node in lab.nodes for warning in warnings(node, 2)] == []
+
+
+@pytest.fixture
+def trusting(lab: Lab) -> Iterator[None]:
+    """Nodes that check a tag once an hour."""
+    for node in lab.nodes:
+        node.configure(lab.settings.replace("tag_ttl = 1s", "tag_ttl = 1h"))
+    yield
+    for node in lab.nodes:
+        node.configure(lab.settings)
+
+
+@pytest.mark.usefixtures("trusting")
+def test_nodes_with_different_versions_of_a_tag_run_one(lab: Lab, url: str) -> None:
+    first, second, *_ = lab.nodes
+    lab.run(11, url, [first])
+    newer, name = lab.put(size_bytes=_IMAGE), url.rpartition("/")[2]
+    (lab.directory / name).write_bytes(content(lab, newer))
+    lab.web.put(f"/{name}", content(lab, newer), etag='"newer"')
+    lab.run(12, url, [second])
+    asked = lab.web.count(path=f"/{name}")
+    lab.run(13, url)
+    check(lab, 13, url, lab.nodes)
+    assert lab.web.count(path=f"/{name}") == asked + 1
+
+
+@pytest.mark.usefixtures("trusting")
+def test_an_origin_that_is_down_leaves_them_with_the_leaders_version(lab: Lab, url: str) -> None:
+    lab.run(11, url)
+    name = url.rpartition("/")[2]
+    others = leaders(lab, 12, url)[1:]
+    lab.web.put(f"/{name}", content(lab, lab.put(size_bytes=_IMAGE)), etag='"newer"')
+    for node in others:
+        shutil.rmtree(node.cache)
+        lab.run(11, url, [node])
+    lab.web.script(f"/{name}", [Status(503)] * 50)
+    lab.run(12, url)
+    check(lab, 12, url, lab.nodes)
 
 
 def test_a_leader_that_is_killed_half_way_is_followed_by_the_next(lab: Lab, url: str) -> None:

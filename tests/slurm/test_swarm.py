@@ -14,6 +14,7 @@ from tests.parts.cluster import Cluster, write_hook
 from tests.parts.lab import Lab
 from tests.parts.node import EPILOG, PROLOG, TASK_PROLOG
 
+pytest.importorskip("libtorrent", reason="not installed here: the Python package libtorrent")
 pytestmark = pytest.mark.skipif(
     bool(Cluster.missing() or Lab.missing()), reason=Cluster.missing() or Lab.missing() or "-"
 )
