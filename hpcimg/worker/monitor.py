@@ -41,6 +41,7 @@ def fetch(order: protocol.Fetch, descriptor: int, listener: Listener, sandbox: S
     DeadlinePassed if the worker cannot be killed; then nothing that it wrote has arrived.
     """
     files = _Files(descriptor, listener, order.uri, sandbox.deadline)
+    outcome: Outcome | None = None
     with Worker(order, sandbox) as worker:
         try:
             worker.begin([descriptor])
@@ -48,6 +49,8 @@ def fetch(order: protocol.Fetch, descriptor: int, listener: Listener, sandbox: S
                 starting.early(starting.CONVERT)  # while this process waits for the other one
             outcome = _follow(worker, files, listener)
         finally:
+            if not isinstance(outcome, Gathered):
+                starting.end_early()  # there is nothing to convert
             _end(worker, files.writable)
             files.keep()
     if outcome is not None:

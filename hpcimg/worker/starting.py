@@ -28,7 +28,7 @@ _PROXIES = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
 _CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _PASSED_ON = (*_PROXIES, *(name.upper() for name in _PROXIES), *_CERTIFICATES)
 _AF_UNIX, _SOCK_STREAM, _SIGKILL = 1, 1, 9
-_SLEEP_S = 60.0
+_SLEEP_S = 60.0  # at once: select(2) does not wait for ever
 _LOOK_EVERY_S = 0.01  # for the end of a process, on kernels older than 5.3
 
 

@@ -207,13 +207,21 @@ def test_what_converts_is_started_while_layers_are_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, validator: str, starts: int
 ) -> None:
     """But not for an image that may be on the node already."""
+    started = list[str]()
+    early = starting.early
+
+    def starting_early(work: str) -> None:
+        started.append(work)
+        early(work)
+
+    monkeypatch.setattr(starting, "early", starting_early)
     monkeypatch.setattr(starting, "_PROGRAM", SPEAKS + """hear(); say('["Done"]'); hear()""")
     wanted = order(Path("/x"))._replace(reference=Reference(scheme, "h/x"), validator=validator)
     sandbox = process.Sandbox(None, time.monotonic() + 30, 1)
     with (tmp_path / "target").open("w+b") as file:
         monitor.fetch(wanted, file.fileno(), Listens(), sandbox)
-    assert len(starting._early) == starts
-    starting.end_early()
+    assert started == [starting.CONVERT] * starts
+    assert starting._early == []  # there were no layers
 
 
 CHANGES_ITS_MIND = """
