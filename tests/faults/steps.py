@@ -1,4 +1,4 @@
-"""One run of a part of hpcimg for each of its changes of the file system, with a fault there."""
+"""Run a part of hpcimg once for each of its changes of the file system, with a fault there."""
 
 from __future__ import annotations
 

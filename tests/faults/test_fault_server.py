@@ -91,7 +91,7 @@ class Row(NamedTuple):
 
 
 def alike(name: str, fault: Fault, end: End, **others: End) -> Row:
-    """Make a row with the same end everywhere but in `others`."""
+    """Make a row with the same result everywhere except in `others`."""
     return Row(name, fault, **{"file": end, "manifest": end, "layer": end, **others})
 
 

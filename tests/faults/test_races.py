@@ -1,4 +1,4 @@
-"""Jobs, evictors, cancellations, reboots and clocks in each other's way."""
+"""Races between jobs, evictions, cancellations, reboots and changes of the clock."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_lock_file_that_a_killed_process_left(node: Node, web: WebServer, tmp_
 
 @contextmanager
 def held(paths: list[Path]) -> Iterator[list[subprocess.Popen[str]]]:
-    """Hold a lock on each file, by a process of its own."""
+    """Hold a lock on each file, in a separate process."""
     holders = [
         subprocess.Popen(
             [sys.executable, "-c", LOCKER, str(path)],

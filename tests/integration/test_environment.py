@@ -5,13 +5,15 @@ from __future__ import annotations
 import shutil
 import ssl
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from hpcimg.fetch.settings import Settings
-from hpcimg.http.session import open_session
+from hpcimg.http import adapter
+from hpcimg.http.session import open_session, request
 from tests.integration.checks import refused, staged
 from tests.integration.conftest import MakeSif
 from tests.parts.node import Node
@@ -158,6 +160,19 @@ def test_a_certificate_that_the_node_trusts(
     # The same server by a name that the certificate does not have.
     other = secure.url(PATH).replace("127.0.0.1", "[::ffff:7f00:1]")
     refused(node, 2, f"container:{other}", "Forbidden", "cannot be trusted", "::ffff:7f00:1")
+
+
+def test_authorities_are_read_once(
+    secure: WebServer, sif: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = secure.put(PATH, sif)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(secure.certificate))
+    read = adapter._trusting.cache_info().misses
+    settings = Settings(1, time.monotonic() + 30, 5.0, 5.0, networks=("127.0.0.0/8",))
+    for _ in range(3):
+        with open_session(settings) as session, request(session, url, settings) as response:
+            assert response.status_code == 200
+    assert adapter._trusting.cache_info().misses == read + 1
 
 
 def test_a_directory_of_certificates(

@@ -1,4 +1,4 @@
-"""Images by path: what all may read is shared, what one user may read stays that user's."""
+"""Images by path: those that all can read are shared, those of one user stay private."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_file_that_was_removed(node: Node, path: Path, sif: bytes) -> None:
 
 
 def test_a_file_that_is_replaced_while_it_is_copied(path: Path, sif: bytes) -> None:
-    """The old one is whole, and the next job sees the new one."""
+    """The copy is complete, and the next job gets the new file."""
 
     class Replaces(Parent):
         def offer(self, offer: Offer) -> Mapping[int, int] | None:

@@ -1,4 +1,4 @@
-"""What `make install` makes runs from where it is, and from where it is moved to."""
+"""The tree made by `make install` runs where it is, and where it is moved to."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def all_files(tree: Path) -> set[Path]:
 
 
 def check_tree(tree: Path, destdir: Path) -> None:
-    """All can read it, nothing names the place where it was made, and all is compiled."""
+    """Check that all users can read it, it does not contain its build path, and is compiled."""
     assert [path for path in tree.rglob("*") if not path.stat().st_mode & 0o004] == []
     assert [path for path in all_files(tree) if bytes(destdir) in path.read_bytes()] == []
     for source in tree.rglob("*.py"):

@@ -1,4 +1,4 @@
-"""What `pip install hpcimg` makes works: from the sdist to hooks that stage an image."""
+"""Installation with pip, from the sdist to hooks that stage an image."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def asked(web: WebServer, path: str) -> list[str]:
 
 
 def both(first: Fault, second: Fault) -> Fault:
-    """Make one fault of two."""
+    """Combine two faults."""
 
     def fault(answer: Answer, request: Request, resource: Resource | None) -> Answer:
         return second(first(answer, request, resource), request, resource)

@@ -152,7 +152,7 @@ def test_who_removes_lock_files_leaves_one_that_is_held(
 
 
 def test_a_lock_whose_file_went_while_it_was_waited_for_is_none(path: str) -> None:
-    """Whoever waits opens the file first and locks it then."""
+    """A waiting process opens the file before it locks it."""
     flock, opened = fcntl.flock, []
 
     def late(descriptor: int, operation: int) -> None:

@@ -1,4 +1,4 @@
-"""A look at a mounted file: what it tells, whose rights it has, and that nobody waits for it."""
+"""The check of a mounted file: its result, its rights, and that it never blocks a job for long."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_whose_rights_it_has(path: Path) -> None:
 
 
 def test_a_file_system_that_does_not_answer(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the child, which is all that is held up."""
+    """It blocks only the child."""
     monkeypatch.setattr(look, "_PATIENCE_S", 0.1)
     monkeypatch.setattr(look, "_answer", lambda *_: signal.pause())
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Turns at one server: no more than so many at once, and nobody waits for long."""
+"""Turns at one server: a limited number at once, and no long waits."""
 
 from __future__ import annotations
 
