@@ -12,7 +12,7 @@ from typing import NamedTuple
 import requests
 
 from hpcimg.errors import Damaged, TransientError, Unreachable
-from hpcimg.fetch.contract import MIRROR, Offer
+from hpcimg.fetch.contract import MIRROR, Blob, Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
 from hpcimg.http import mirrors, ranges
@@ -47,7 +47,7 @@ def download(
     settings: Settings,
     *,
     size_bytes: int | None = None,
-    stored_bytes: int | None = None,
+    stored: Blob | None = None,
 ) -> bool:
     """Download a body into the sink, from a mirror if the site has one that works.
 
@@ -71,14 +71,12 @@ def download(
                 sink,
                 mirrors.for_files(settings),
                 size_bytes=size_bytes,
-                stored_bytes=stored_bytes,
+                stored=stored,
             )
             if not unchanged:
                 sink.check(shown(mirror))
             return unchanged
-    return download_from(
-        session, wanted, sink, settings, size_bytes=size_bytes, stored_bytes=stored_bytes
-    )
+    return download_from(session, wanted, sink, settings, size_bytes=size_bytes, stored=stored)
 
 
 def _by_mirror(offer: MakeOffer | None) -> MakeOffer | None:
@@ -104,20 +102,21 @@ def download_from(
     settings: Settings,
     *,
     size_bytes: int | None = None,
-    stored_bytes: int | None = None,
+    stored: Blob | None = None,
 ) -> bool:
     """Download the body of this URL into the sink, in as many attempts as it takes.
 
     An attempt resumes where the last one ended if the server can do that and still has the same
     file; otherwise it starts over. A transfer that is slow over one connection continues over
     several, if the server can do that. With `size_bytes`, a body of another length is Damaged,
-    and no more than that is written. `stored_bytes` is the length of a file that never changes at
-    its URL, such as a blob: then no validators are needed to resume, and replicas may have
-    different ones; a body with a Content-Encoding and another length was compressed in transit,
-    and is decompressed. Returns True where the server answered 304 to a condition in the headers.
+    and no more than that is written. `stored` is a file that never changes at its URL: then no
+    validators are needed to resume, and replicas may have different ones; a body with a
+    Content-Encoding and another length was compressed in transit, and is decompressed. Returns
+    True where the server answered 304 to a condition in the headers.
     """
     url, headers, authorization, offer, check = wanted
     same: dict[str, str] | None = None  # the condition for a resume, None if that is impossible
+    joined = False
 
     def given() -> Mapping[str, str]:
         return headers() if callable(headers) else headers
@@ -148,8 +147,9 @@ def download_from(
                     raise Unreachable(f"{shown(url)} changed while it was read")
                 check(response)
                 total = _begin(response, sink, url, same)
-                same = (_same(response) or None) if stored_bytes is None else {}
-                if coded := _is_coded(response, stored_bytes):
+                joined = sink.position > 0
+                same = {} if stored else _same(response) or None
+                if coded := _is_coded(response, stored):
                     total, same = None, None
                 if offer and not sink.position:
                     sink.offer(offer(response, total))
@@ -164,16 +164,23 @@ def download_from(
                     decode=coded,
                 )
             if slow and total:
+                joined = True
                 ranges.fetch_rest(sink, total, read)
             sink.tell()
+            expected = sink.position if total is None else total
             # A body without a length ends wherever the connection does.
-            expected = max(sink.position, stored_bytes or 0) if total is None else total
+            if total is None and stored and size_bytes is None:
+                expected = max(expected, stored.size_bytes)
             if sink.position != expected:
                 raise Unreachable(
                     f"{shown(url)} was interrupted",
                     why=f"after {sink.position} of {expected} bytes",
                 )
             _check_length(sink.position, size_bytes, url)
+            if joined and stored and sink.sha256() != stored.sha256:
+                same = None
+                sink.rewind()
+                raise Unreachable(f"{shown(url)} changed while it was read")
     return False
 
 
@@ -192,7 +199,9 @@ def _begin(
 
     `same` is the condition from the first part, which identifies the file, if any.
     """
-    length = response.headers.get("Content-Length", "")
+    # RFC 9112, section 6.3: a length beside a transfer coding means nothing.
+    chunked = "Transfer-Encoding" in response.headers
+    length = "" if chunked else response.headers.get("Content-Length", "")
     if response.status_code == 206:
         try:
             return _check_part(response, url, sink.position, same)
@@ -265,16 +274,16 @@ def _read_all(response: requests.Response, length: int, url: str) -> bytes:
     return bytes(data)
 
 
-def _is_coded(response: requests.Response, stored_bytes: int | None) -> bool:
+def _is_coded(response: requests.Response, stored: Blob | None) -> bool:
     """Tell whether a body was really compressed in transit.
 
     Then it has no length; object stores that claim x-gzip for a compressed file send one.
     """
     coding = response.headers.get("Content-Encoding", "").lower()
-    if stored_bytes is None or response.status_code != 200:
+    if stored is None or response.status_code != 200:
         return False
     length = response.headers.get("Content-Length", "")
-    return coding == "gzip" and length != str(stored_bytes)
+    return coding == "gzip" and length != str(stored.size_bytes)
 
 
 def _same(response: requests.Response) -> dict[str, str]:
