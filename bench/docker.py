@@ -1,4 +1,4 @@
-"""How long docker:// takes on a node that has nothing yet, beside what Apptainer does by itself.
+"""Time docker:// on a node without any cache, next to Apptainer on its own.
 
 The registry is on loopback, and all of it runs on two cores. What is compared runs in turn in one
 run, as root; ratios of medians are what can be compared between machines. After it, what a second
@@ -14,7 +14,7 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from bench.warm_hit import Case, measure, run, show
@@ -28,7 +28,7 @@ KEPT = ROOT / ".bench"
 CORES = 2
 MB = 1_000_000
 SIZES = {"large": 314 * MB, "small": 200 * MB, "changed": 20 * MB}
-# What images are made of: this machine's own programs, libraries and data.
+# The content of images: this machine's own programs, libraries and data.
 REAL = Path("/usr")
 # With --noise seven bits of each byte are random, so that a layer is compressed to 7/8.
 SEVEN_BITS = bytes(byte & 0x7F for byte in range(256))
@@ -37,11 +37,16 @@ FAST = "-comp zstd -Xcompression-level 1"
 
 def layer(name: str, file_bytes: int) -> Layer:
     """Return a layer of SIZES, of files of this size; it is the same in every run."""
-    kept = KEPT / f"{name}-{file_bytes}.tar.gz"
+    return kept_layer(f"{name}-{file_bytes}", lambda: files(name, file_bytes))
+
+
+def kept_layer(name: str, files: Callable[[], dict[str, bytes]]) -> Layer:
+    """Return a layer of files, made once and kept under this name."""
+    kept = KEPT / f"{name}.tar.gz"
     note = kept.with_suffix(".about")
     if not note.exists():
         print(f"making {kept}, once", flush=True)
-        made = make_layer(files(name, file_bytes))
+        made = make_layer(files())
         kept.write_bytes(made.data)
         note.write_text(f"{made.media_type} {made.diff_id}")
     media_type, diff_id = note.read_text().split()
@@ -55,10 +60,15 @@ def files(name: str, file_bytes: int) -> dict[str, bytes]:
 
 def real(name: str) -> dict[str, bytes]:
     """Return files of this machine, of which no two layers have the same."""
+    return share(list(SIZES).index(name), list(SIZES.values()))
+
+
+def share(number: int, sizes: Sequence[int]) -> dict[str, bytes]:
+    """Return this machine's files for one of several layers of these sizes in bytes."""
     found: dict[str, bytes] = {}
-    left, number = SIZES[name], list(SIZES).index(name)
+    left = sizes[number]
     # Each takes every n-th, so that all have something of everything.
-    for path in sorted(REAL.rglob("*"))[number :: len(SIZES)]:
+    for path in sorted(REAL.rglob("*"))[number :: len(sizes)]:
         if left > 0 and path.is_file() and not path.is_symlink():
             found[str(path.relative_to("/"))] = path.read_bytes()
             left -= path.stat().st_size
@@ -87,7 +97,7 @@ class Bench:
         }
 
     def cases(self, uri: str) -> list[Case]:
-        """Return what is compared: each from an empty cache to an image that is on the disk."""
+        """Return the cases: each begins with an empty cache and ends with an image on the disk."""
         fast = ["build", "--disable-cache", "--mksquashfs-args", FAST]
         return [
             Case("hpcimg stage", self._stage(uri), self.nothing_cached),
@@ -116,7 +126,7 @@ class Bench:
         }
 
     def moved(self, first: str, second: str) -> dict[str, list[int]]:
-        """Return the bytes of blobs that each way moves for an image and then another."""
+        """Return the bytes of blobs that each case transfers for one image, then for another."""
         ways = {"hpcimg stage": self._stage, "apptainer pull": self._pull}
         found: dict[str, list[int]] = {}
         for name, argv in ways.items():
@@ -136,7 +146,7 @@ class Bench:
 
     def _apptainer(self, command: Sequence[str], uri: str) -> list[str]:
         argv = ["apptainer", "--silent", *command, "--force", "--no-https", str(self.result), uri]
-        # What hpcimg says is staged is flushed to the disk.
+        # An image that hpcimg has staged is flushed to the disk.
         return ["/bin/sh", "-c", f"{shlex.join(argv)} && sync {shlex.quote(str(self.result))}"]
 
     def _sent(self) -> int:
@@ -144,7 +154,7 @@ class Bench:
 
 
 def show_moved(found: Mapping[str, Sequence[int]]) -> None:
-    """Print what two versions of an image moved."""
+    """Print what was transferred for two versions of an image."""
     print(f"\n{'moved':34}{'version 1':>12}{'version 2':>12}")
     for name, sizes in found.items():
         print(f"{name:34}" + "".join(f"{size / MB:9.1f} MB" for size in sizes))

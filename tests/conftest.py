@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures for all tests."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def no_real_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Let no test touch the cache of the machine that it runs on."""
+    """Prevent tests from touching the real cache of their host."""
     monkeypatch.setenv("HPCIMG_CONF", str(tmp_path / "no-such.conf"))
 
 
 @pytest.fixture
 def node(tmp_path: Path) -> Node:
-    """A node of this test's own."""
+    """A node for one test."""
     return Node(tmp_path)
 
 
 @pytest.fixture
 def web() -> Iterator[WebServer]:
-    """A web server of this test's own."""
+    """A web server for one test."""
     with WebServer() as server:
         yield server
 
 
 @pytest.fixture
 def open_directory() -> Iterator[Path]:
-    """A directory that every account may enter; pytest's own is for one alone."""
+    """A directory that every account can enter, unlike pytest's own."""
     with tempfile.TemporaryDirectory(prefix="hpcimg-test-") as made:
         directory = Path(made)
         directory.chmod(0o755)

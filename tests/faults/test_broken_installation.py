@@ -57,7 +57,7 @@ def test_the_full_program(text: str, checkout: Path, node: Node) -> None:
 
 @pytest.mark.parametrize("text", [MODULE_MISSING, KILLED_AT_ONCE])
 def test_the_short_way(text: str, checkout: Path, node: Node) -> None:
-    """The full program does it all, and says what is wrong with the request."""
+    """The full program does everything, and reports what is wrong with the request."""
     (checkout / "hpcimg" / "slurm" / "warm.py").write_text(text)
     run(node, checkout / "prolog" / "hpcimg-prolog", 1)
     task = node.task(1)

@@ -94,7 +94,7 @@ class Bench:
         return stage(self.cache, URI, server, job="1", owner=self.case.owner).path
 
     def check(self) -> None:
-        """Nothing is broken, whatever was met."""
+        """Check that nothing is broken, whatever the fault."""
         for path, data in self.used:
             assert path.read_bytes() == data
         used = 0
@@ -108,7 +108,7 @@ class Bench:
         assert used <= self.case.max_size
 
     def check_left(self) -> None:
-        """Nothing unfinished is there."""
+        """Check that nothing unfinished is left."""
         directories = (
             self.layout.tmp,
             self.layout.work,
@@ -119,7 +119,7 @@ class Bench:
 
 
 def check_end(end: End, fault: str) -> None:
-    """It ended as it should: killed, well, or with the error that tells whose fault it is."""
+    """Check that it was killed, succeeded, or failed with the right class of error."""
     if fault == "kill":
         assert end.killed
         return
@@ -153,7 +153,7 @@ def test_staging(name: str, faults: tuple[str, ...], memory: Path) -> None:
 
 @with_each_fault
 def test_eviction(faults: tuple[str, ...], memory: Path) -> None:
-    """As Epilog does it."""
+    """Eviction as in Epilog."""
     evicted = 0
     for number, fault in enumerate(itertools.cycle(faults), start=1):
         bench = Bench(memory / str(number), Case((*OLD, IN_LAYERS), FILE))

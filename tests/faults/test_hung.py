@@ -1,4 +1,4 @@
-"""What never answers: a user's file system, a disk. Prolog ends in time, and the node stays."""
+"""File systems and disks that never answer: Prolog ends in time, and the node stays in service."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from tests.parts.node import EPILOG, Node
 from tests.parts.webfaults import Chunked, Slow
 from tests.parts.webserver import WebServer
 
-ROUNDS = int(os.environ.get("HPCIMG_KILL_ROUNDS", "20"))
+ROUNDS = int(os.environ.get("HPCIMG_KILL_ROUNDS", "12"))
 SEED = int(os.environ.get("HPCIMG_KILL_SEED") or random.SystemRandom().randrange(10**6))
 MIB = 1 << 20
 SIZES = (50_000, MIB, 6 * MIB, 20 * MIB)
@@ -74,7 +74,7 @@ class Images:
         }
 
     def offer(self, plan: Plan, number: int) -> tuple[str, bytes]:
-        """Return the reference and the bytes of an image that nobody has seen."""
+        """Return the reference and the bytes of a new image."""
         data = bytearray(self._made[plan.size])
         data[_PADDING : _PADDING + 8] = number.to_bytes(8, "big")
         return SOURCES[plan.source](self, f"/{number}.sif", bytes(data)), bytes(data)
@@ -158,7 +158,7 @@ def kill(hook: subprocess.Popen[str], after_s: float, victims: str) -> bool:
 
 @contextlib.contextmanager
 def told(number: int, plan: object) -> Iterator[None]:
-    """Say in a failure how to see it again."""
+    """Add to a failure how to reproduce it."""
     try:
         yield
     except BaseException as error:

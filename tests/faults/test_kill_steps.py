@@ -1,4 +1,4 @@
-"""Prolog and Epilog killed with SIGKILL before each of their changes of the file system."""
+"""Prolog and Epilog, killed with SIGKILL before each of their changes of the file system."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bad days of the site tier: holders that are killed or stopped, file systems that fail."""
+"""Failures of the site tier: lease holders that are killed or stopped, file systems that fail."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_holder_that_is_stopped_is_taken_over_within_the_lease(
         hold.release()
         began = time.monotonic()
         staged(second, 1, f"container:{url}", sif)
-        # Who stops the process beside Prolog is seen by others; who stops Prolog, by that one.
+        # Other nodes notice if the lease's process is stopped; that process notices if Prolog is.
         assert time.monotonic() - began < 3 * LEASE_S + 40  # on a busy machine
         for pid in stopped:
             os.kill(pid, signal.SIGCONT)
@@ -167,7 +167,7 @@ def test_a_file_system_that_is_read_only(
         other = make_sif(second.directory / "y.sif", {"y": b"y"}).read_bytes()
         staged(second, 2, f"container:{web.put('/y.sif', other)}", other)
         assert via(second) == ["site", "origin"]
-        # To read from it goes on as before.
+        # It can still be read.
         staged(third, 1, f"container:{web.url('/y.sif')}", other)
         staged(third, 2, f"container:{url}", sif)
         assert via(third) == ["origin", "site"]
@@ -209,7 +209,7 @@ def test_a_registry_that_asks_to_wait_is_left_alone_for_other_images_too(
 def test_a_web_server_that_asks_to_wait_for_one_image_has_others(
     cluster: Cluster, web: WebServer, url: str, sif: bytes
 ) -> None:
-    """One user's page is no reason to leave another user's image."""
+    """One user's web page must not affect another user's image."""
     first, second = cluster.nodes
     cluster.configure(first, "[stage]\ndeadline = 20s\n")
     web.script("/other.sif", [Status(429, "600")] * 100)
@@ -249,7 +249,7 @@ def test_nodes_that_disagree_about_the_lease_fetch_for_themselves(
 def test_a_clock_that_is_an_hour_off(
     cluster: Cluster, web: WebServer, url: str, sif: bytes, hours: int
 ) -> None:
-    """What the first node wrote is of the past or of the future, as the second one sees it."""
+    """For the second node, the first one's record is from the past or from the future."""
     first, second = cluster.nodes
     staged(first, 1, f"container:{url}", sif)
     [path] = cluster.shared.glob("v*/refs/*")

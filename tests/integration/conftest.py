@@ -1,4 +1,4 @@
-"""What the tests of whole hooks share."""
+"""Fixtures for tests of whole hooks."""
 
 from __future__ import annotations
 
@@ -85,6 +85,6 @@ def start() -> Iterator[Start]:
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    """Kill a Prolog with all that it started, where it still runs."""
+    """Kill a Prolog and everything that it started, if it still runs."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)

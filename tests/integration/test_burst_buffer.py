@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not INTERPRETERS, reason="no lua here: install l
 
 
 class StageIn:
-    """The file with another command than `hpcimg prefetch`, which writes down its arguments."""
+    """The file with a command in place of `hpcimg prefetch` that records its arguments."""
 
     def __init__(self, command: str, directory: Path) -> None:
         self._command = command

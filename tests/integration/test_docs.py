@@ -1,4 +1,4 @@
-"""The documentation does what it says, and says what there is."""
+"""The documentation works as written, and is complete."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ class World:
         }
 
     def real(self, text: str) -> str:
-        """Put the test's places for those of the documentation."""
+        """Replace the documentation's addresses and paths by the test's."""
         for name, place in self._real.items():
             text = text.replace(name, place)
         return text
 
     def shown(self, text: str) -> str:
-        """Put the documentation's places for those of the test."""
+        """Replace the test's addresses and paths by the documentation's."""
         names = {place: name for name, place in self._real.items()}
         # In one pass: a place may be part of a name, as that of a checkout in /hpcimg is.
         places = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
@@ -101,7 +101,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def files() -> Iterator[dict[str, bytes]]:
-    """What the documentation's web server has."""
+    """The files on the documentation's web server."""
     with tempfile.TemporaryDirectory() as directory:
         made = {}
         for name, size in SIZES.items():

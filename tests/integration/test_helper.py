@@ -190,10 +190,11 @@ def test_who_is_in_no_job_is_told_so(asked: Asked, url: str) -> None:
     code, said, complained = asked.stage(None, url)
     assert (code, said) == (11, "")
     assert "only a process of a job on this node can have images staged" in complained
-    # Where Slurm makes no cgroups, its slurmd knows.
-    (commands / "scontrol").write_text('#!/bin/sh\necho "Slurm JobId=9 ends at Thu Nov 25"\n')
-    assert asked.stage(None, url)[0] == 0
-    assert [job for _, job in node.leases()] == ["9"]
+    # Where Slurm makes no cgroups, its slurmd knows. Releases differ in how they say it.
+    for job, named in (("7", "job id 7"), ("8", "JobId=8"), ("9", "JobId=9.batch")):
+        (commands / "scontrol").write_text(f'#!/bin/sh\necho "Slurm {named} ends at Thu Nov 25"\n')
+        assert asked.stage(None, url)[0] == 0
+        assert job in [job for _, job in node.leases()]
     with socket.socket(socket.AF_UNIX) as connection:  # as root
         connection.connect(str(asked.helper.socket))
         assert b"root can stage images" in connection.recv(65536)
@@ -270,7 +271,7 @@ def test_a_request_that_is_none(asked: Asked, text: str, told: str) -> None:
 
 @v2
 def test_one_user_has_a_few_turns(asked: Asked, web: WebServer, url: str) -> None:
-    """Those who connect and say nothing, or say it for ever, keep nobody else from it."""
+    """Clients that connect and send nothing, or send without end, do not block other users."""
     with ExitStack() as stack:
         crowd = []
         for _ in range(3 * helpers.TURNS):
@@ -299,7 +300,7 @@ def test_one_user_has_a_few_turns(asked: Asked, web: WebServer, url: str) -> Non
 
 @v2
 def test_who_goes_away_leaves_nothing_behind(asked: Asked, web: WebServer, url: str) -> None:
-    """The job goes on: what it asked for is there, and its Epilog comes."""
+    """The job continues: its image is there, and its Epilog follows."""
     node = asked.node
     with web.hold("/x.sif", after_bytes=1000) as hold:
         client = asked.say(7, f"stage {url}\n")

@@ -1,4 +1,4 @@
-"""What operators do with a node: pin, rm, verify, history, explain, and watching it."""
+"""The commands of operators: pin, rm, verify, history, explain, and watching a node."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def link(path: Path) -> None:
 
 
 def give_away(path: Path) -> None:
-    """What its owner may have changed is not handed out."""
+    """Give a file to a user, who could then change it: it must not be handed out."""
     os.chown(path, 1, 1)
 
 

@@ -1,4 +1,4 @@
-"""How a registry is spoken to, and what no real one does: a web server plays it."""
+"""The protocol of registries, and what no real one does: a web server stands in for it."""
 
 from __future__ import annotations
 

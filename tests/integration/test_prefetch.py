@@ -1,4 +1,4 @@
-"""hpcimg prefetch: images that are here before a job asks for them."""
+"""hpcimg prefetch: images are staged before a job requests them."""
 
 from __future__ import annotations
 

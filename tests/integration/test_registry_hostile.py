@@ -1,4 +1,4 @@
-"""Registries that are after what is not theirs: a web server plays them."""
+"""Hostile registries: a web server stands in for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logins at real registries, by Basic and by tokens that run out."""
+"""Logins to real registries, with Basic authentication and with tokens that expire."""
 
 from __future__ import annotations
 

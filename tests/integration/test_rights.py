@@ -75,7 +75,7 @@ def internet_sockets(pid: int) -> list[str]:
 
 
 def open_files(pid: int) -> list[str]:
-    """Return what a process has open."""
+    """Return the files that a process has open."""
     return [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
 
 

@@ -1,4 +1,4 @@
-"""The nodes of one job share an image: on a good day, and on bad ones.
+"""The nodes of one job share an image, with and without failures.
 
 Each node is a network namespace with a cache of its own, and runs the real hooks with the
 real munge and libtorrent.
@@ -59,7 +59,7 @@ def content(lab: Lab, url: str) -> bytes:
 
 
 def check(lab: Lab, job: int, url: str, nodes: list[LabNode]) -> None:
-    """See that the job has just this image on the nodes, and that nothing is left over."""
+    """Check that the job has exactly this image on the nodes, and that nothing is left over."""
     for node in nodes:
         task = node.task(job)
         assert task.code == 0, (task.printed, node.log())
@@ -78,7 +78,7 @@ def leaders(lab: Lab, job: int, url: str) -> list[LabNode]:
 
 
 def warnings(node: LabNode, job: int) -> list[str]:
-    """Return what a node warned of."""
+    """Return a node's warnings."""
     return [line for line in node.log().splitlines() if f"job {job}: WARNING" in line]
 
 

@@ -1,4 +1,4 @@
-"""Several jobs want the same image: one brings it, whatever becomes of that one."""
+"""Several jobs request the same image: one fetches it, and another one if that one fails."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_those_who_waited_share_a_failure(
 def test_a_waiter_goes_on_by_itself(
     start: Start, node: Node, web: WebServer, url: str, sif: bytes
 ) -> None:
-    """Where the one that fetches does not move."""
+    """The fetching job makes no progress."""
     node.configure("[stage]\npatience = 0.3s\n")
     with web.hold("/x.sif", after_bytes=100_000) as hold:
         first = start(node, 1, f"container:{url}")

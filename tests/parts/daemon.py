@@ -26,7 +26,7 @@ TIMEOUT_S = 60.0
 
 
 class PartError(RuntimeError):
-    """A part did not do what a test asked of it; the message holds what it said itself."""
+    """A part did not do what a test asked it to do; the message has its own output."""
 
 
 def missing_commands(*names: str) -> str:
@@ -68,7 +68,7 @@ def wait_until(condition: Callable[[], bool], *, what: str, timeout_s: float = T
 
 
 class Daemon:
-    """A foreground process that ends when it is told to, or when the thread that started it ends.
+    """A foreground process that ends on request, or when the thread that started it ends.
 
     The second is the kernel's doing (parent death signal): a test run that is killed leaves no
     daemon behind. So start a daemon from a thread that lives as long as the daemon shall.
@@ -108,11 +108,11 @@ class Daemon:
 
     @property
     def pid(self) -> int:
-        """Return the process id, 0 where it was not started."""
+        """Return the process id, 0 if it is not running."""
         return self._process.pid if self._process else 0
 
     def expect_running(self) -> None:
-        """Raise PartError with the end of its output where it has ended by itself."""
+        """Raise PartError with the end of its output if it has ended by itself."""
         if self._process is None or self._process.poll() is not None:
             output = self._output.read_text(errors="replace")[-3000:]
             raise PartError(f"{self._argv[0]} ended by itself:\n{output}")
@@ -127,7 +127,7 @@ class Daemon:
         wait_until(answers, timeout_s=timeout_s, what=what)
 
     def stop(self, *, grace_s: float = 5.0) -> None:
-        """Send SIGTERM, after the grace SIGKILL, and reap. Nothing happens where nothing runs."""
+        """Send SIGTERM, then SIGKILL after the grace period, and reap. May be called again."""
         if self._process is None:
             return
         self._process.terminate()

@@ -1,12 +1,12 @@
-"""Merge layers without packing the result: what conversions hand to mksquashfs."""
+"""Merge layers without packing the result: the input that conversions give to mksquashfs."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import os
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from hpcimg.convert.additions import Additions
@@ -31,7 +31,7 @@ def archive_of(
     additions: Additions = NOTHING,
     ways: Sequence[Way] = (merge, replay),
 ) -> bytes:
-    """Return what goes into mksquashfs, by the first way that can tell what it is."""
+    """Return the input for mksquashfs, by the first way that can merge the layers."""
     for way in ways:
         with contextlib.suppress(NeedsReplay), tempfile.TemporaryFile() as archive:
             stream = Stream(archive.fileno())
@@ -49,7 +49,7 @@ def unpack_into(
     additions: Additions = NOTHING,
     way: Way = replay,
 ) -> bytes:
-    """Write what goes into a mksquashfs that reads no archives; return its pseudo file."""
+    """Write the input for a mksquashfs that reads no archives; return its pseudo file."""
     pseudo = io.BytesIO()
     with contextlib.closing(Directory(str(path), pseudo, uri="docker://x")) as receiver:
         _run(way, receiver, layers, 0, additions)
@@ -64,8 +64,8 @@ def _run(
         way(
             Writer(receiver, "docker://x", limit),
             [
-                Layer(descriptor, os.fstat(descriptor).st_size, f"layer {number}")
-                for number, descriptor in enumerate(descriptors, start=1)
+                Layer(partial(int, descriptor), len(layers[number]), f"layer {number + 1}")
+                for number, descriptor in enumerate(descriptors)
             ],
             additions,
             lambda _number, _read: None,

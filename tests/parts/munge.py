@@ -1,4 +1,4 @@
-"""A munged of its own, with a key of its own, for whoever is given its socket."""
+"""A separate munged with its own key and socket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who a sink reports to, in this process."""
+"""A parent that a sink reports to, in this process."""
 
 from __future__ import annotations
 
@@ -29,9 +29,12 @@ class Parent:
     def rewound(self, layer: int | None) -> None:
         self.said.append(("rewound", layer))
 
+    def complete(self, layer: int) -> None:
+        self.said.append(("complete", layer))
+
     def retrying(self, why: str, wait_s: float) -> None:
         self.said.append(("retrying", why, wait_s))
 
     def heard(self, what: str) -> list[tuple[Any, ...]]:
-        """Return all of one kind, without its name."""
+        """Return the messages of one kind, without its name."""
         return [said[1:] for said in self.said if said[0] == what]

@@ -1,4 +1,4 @@
-"""A real OCI registry on loopback, with an access log that tests can count in."""
+"""A real OCI registry on loopback, with an access log in which tests count requests."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from tests.parts.webserver import make_certificate
 SIF_LAYER = "application/vnd.sylabs.sif.layer.v1.sif"
 SIF_CONFIG = "application/vnd.sylabs.sif.config.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-# Who may read a registry with `basic`, and that password as htpasswd -B writes it.
+# The user of a registry with `basic`, and the password as htpasswd -B writes it.
 USER, PASSWORD = "jo", "s3cret"
 _HTPASSWD = "jo:$2y$04$ny0W0KlrvqqFbMm3Y6Nv9OTEfW4vZf6q3WPdt9X/8CTJvP56gI0iS"
 
 _REPOSITORY = re.compile(r"/v2/(.+)/(?:blobs|manifests)/")
 _LOGGED = re.compile(r'"([A-Z]+) (\S+) HTTP/[\d.]+" (\d{3}) (\d+) ')
-# Our own question, by which we know that the log is written up to here.
+# Our own request: once it is in the log, so is everything before it.
 _MARK = "/v2/?mark="
 _TIMEOUT_S = 60
 

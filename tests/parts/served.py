@@ -13,7 +13,7 @@ import json
 import os
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from hpcimg.cache import directories, hot, identity, inflight, store
@@ -41,7 +41,7 @@ _SUPERBLOCK = struct.Struct("<4s24xHH8xQ48x")  # squashfs 4.0: magic, version, b
 
 
 def tiny_image(content: bytes) -> bytes:
-    """Return a squashfs header and what follows it: an image as far as the cache looks."""
+    """Return a squashfs header and some bytes: enough of an image for the cache."""
     return _SUPERBLOCK.pack(b"hsqs", 4, 0, _SUPERBLOCK.size + len(content)) + content
 
 
@@ -61,12 +61,12 @@ class Content(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """What changes with the content."""
+        """A digest of the content."""
         return sha256(b"".join(sha256(layer).encode() for layer in self.layers) or self.data)
 
     @property
     def manifest(self) -> str:
-        """The text that names layers and their config."""
+        """The text of the manifest, which names the config and the layers."""
         digests = [f"sha256:{sha256(part)}" for part in (b"{}", *self.layers)]
         config, *layers = [{"digest": digest} for digest in digests]
         return json.dumps({"config": config, "layers": layers})
@@ -80,18 +80,18 @@ class Content(NamedTuple):
         return Offer(self.digest, size, self.digest if self.announced == "digest" else "")
 
     def key(self, image_format: str, owner: int | None = None) -> str:
-        """Return the key that the cache is to give it."""
+        """Return the key that the cache must give it."""
         announced = self.offer._replace(sha256=sha256(self.data))
         name = identity.key_of(announced, image_format)
         return name if owner is None else f"u{owner}-{name}"
 
     def image(self, image_format: str) -> bytes:
-        """Return the file that a job is to get."""
+        """Return the file that a job must get."""
         return converted(self.layers, image_format) if self.layers else self.data
 
 
 def converted(layers: Sequence[bytes], image_format: str) -> bytes:
-    """Return what a conversion makes of layers."""
+    """Return the result of converting layers."""
     return tiny_image(image_format.encode() + b"".join(layers))
 
 
@@ -113,7 +113,7 @@ class Server:
         self.at = at
         self.sent = sent
         self.image_format = image_format
-        self.lied = False  # what was sent is not what was announced
+        self.lied = False  # the content differs from the announcement
         self.asked = 0
         self.transfers = 0
         self.conversions = 0
@@ -138,7 +138,7 @@ class Server:
         try:
             self.at("offered")
             done = 0
-            for number, file in wanted.items():
+            for number, file in sorted(wanted.items(), reverse=True):
                 if file is not None:
                     self.lied |= parts[number] is self.sent
                     half = len(parts[number]) // 2
@@ -147,24 +147,41 @@ class Server:
                     self.at("half")
                     _write(file, parts[number][half:], half)
                     done += len(parts[number])
+                    if offer.layers:
+                        self._arrive(listener, number, wanted)
+                        listener.progress("fetching", done, total)
             self.at("written")
         finally:
             if offer.layers:
-                for number, file in wanted.items():
-                    if file is not None:
-                        listener.arrived(number, _seen(file))
+                for number in list(wanted):
+                    self._arrive(listener, number, wanted)
         self.at("arrived")
         return Gathered() if offer.layers else _seen(descriptor)
+
+    def _arrive(self, listener: Listener, number: int, wanted: dict[int, int | None]) -> None:
+        """Hand over a layer if it is as long as it should be."""
+        file, size = wanted[number], len(self.content.layers[number])
+        if file is not None and (seen := _seen(file)).size_bytes == size:
+            wanted[number] = None
+            listener.arrived(number, seen)
 
     def verify(self, descriptor: int, *, source: str) -> None:
         raise AssertionError("no policy asks for it")
 
+    @contextlib.contextmanager
     def convert(
-        self, descriptor: int, *, image_config: str, layers: Sequence[int], progress: Converting
-    ) -> Fetched:
+        self, descriptor: int, *, image_config: str, sizes: Sequence[int], progress: Converting
+    ) -> Iterator[Conversion]:
         self.conversions += 1
-        self.at("converting")
         assert image_config == self.content.offer.config
+        assert list(sizes) == [len(layer) for layer in self.content.layers]
+        self.conversion = Conversion(self, descriptor, progress)
+        yield self.conversion
+        self.conversion.ended = True
+
+    def make(self, descriptor: int, layers: Sequence[int], progress: Converting) -> Fetched:
+        """Make an image of layers, when they are all there."""
+        self.at("converting")
         read = [_read(file) for file in layers]
         if tuple(read) != self.content.layers:
             raise Damaged("the layers are others than were announced")
@@ -176,6 +193,31 @@ class Server:
         _write(descriptor, data[half:], half)
         self.at("converted")
         return _seen(descriptor)
+
+
+class Conversion:
+    """A conversion that does all of its work at the end.
+
+    `layers` are the files that it has; `ended` says whether it was ended without an error.
+    """
+
+    def __init__(self, server: Server, descriptor: int, progress: Converting) -> None:
+        self.server = server
+        self.descriptor = descriptor
+        self.progress = progress
+        self.layers: dict[int, int] = {}
+        self.ended = False
+
+    def add(self, number: int, layer: int) -> None:
+        assert number not in self.layers
+        self.layers[number] = layer
+
+    def follow(self) -> int:
+        return 0
+
+    def finish(self) -> Fetched:
+        layers = [self.layers[number] for number in sorted(self.layers)]
+        return self.server.make(self.descriptor, layers, self.progress)
 
 
 def _write(file: int, data: bytes, offset: int) -> None:
@@ -194,7 +236,7 @@ def _seen(file: int) -> Fetched:
 def stage(
     cache: Cache, uri: str, server: Server, *, job: str = "", owner: int | None = None
 ) -> Staged:
-    """Do what a Prolog does for one image, with the short way's record at the end."""
+    """Stage one image as Prolog does, including the hot record."""
     layout = cache.layout
     directories.prepare(layout)
     store.sweep(layout)

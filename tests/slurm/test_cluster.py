@@ -82,7 +82,7 @@ class Hooks:
         return dict(line.split("=", 1) for line in lines)
 
     def open_gate(self, node: str) -> None:
-        """Let the Prolog go that waits on the node; blocks until there is one."""
+        """Release the Prolog that waits on the node; blocks until there is one."""
         (self.directory / f"gate.{node}").write_text("\n")
 
     def _write(self, name: str, text: str) -> Path:

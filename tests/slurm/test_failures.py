@@ -1,4 +1,4 @@
-"""Each class of failure on a real cluster: what becomes of the job, and of the node."""
+"""Each class of failure on a real cluster: what happens to the job and to the node."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def prolog_from(site: Site, checkout: Path) -> Iterator[None]:
 
 @contextmanager
 def broken_checkout(site: Site) -> Iterator[Path]:
-    """Give a copy of this checkout, to be broken, whose Prolog the nodes run."""
+    """Yield a copy of this checkout whose Prolog the nodes run, for a test to break."""
     checkout = site.directory / "broken"
     for name in ("hpcimg", "prolog"):
         shutil.copytree(ROOT / name, checkout / name)
@@ -160,7 +160,7 @@ def test_a_job_on_two_nodes_is_requeued_once(site: Site) -> None:
 
 
 def test_one_task_of_an_array_is_requeued_alone(site: Site) -> None:
-    """The number of an array's last task is also that of all of it."""
+    """The last task of an array has the array's own job id."""
     site.configure(REQUEUE.format(3))
     url, gate = site.put("tasks"), Gate(site.directory / "tasks.gate")
     completed(site, submit(site, url, "--nodelist=n1"))
@@ -204,7 +204,7 @@ def test_a_cancelled_job_is_not_brought_back(site: Site) -> None:
 
 @contextmanager
 def faulty_cache(site: Site, how: str) -> Iterator[None]:
-    """Spoil n1's cache for a while."""
+    """Break n1's cache for a while."""
     cache = site.node("n1").cache
     if how == "file":
         kept = cache.with_name("kept")

@@ -1,4 +1,4 @@
-"""Jobs, nodes and processes that end before their time, and what is left to be put right."""
+"""Jobs, nodes and processes that end prematurely, and how that is repaired."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZE = 1 << 20
 
 @contextmanager
 def held(site: Site, name: str, *nodes: str) -> Iterator[tuple[str, list[int]]]:
-    """Give the address of an image whose download stands still, and jobs that wait for it."""
+    """Yield the address of an image whose download has stopped, and jobs that wait for it."""
     url = site.put(name, size_bytes=SIZE)
     with site.web.hold(f"/{name}.sif", after_bytes=SIZE // 2) as hold:
         jobs = [submit(site, url, node) for node in nodes]
@@ -94,7 +94,7 @@ def test_a_killed_prolog_fails_its_job_and_not_the_node(site: Site, which: str) 
 
 
 def test_when_the_whole_hook_is_killed_slurm_drains_the_node(site: Site) -> None:
-    """No shell is left to exit 0: Slurm takes it for a broken node. One resume puts it right."""
+    """No shell is left to exit 0, so Slurm considers the node broken. A resume repairs that."""
     with held(site, "all-killed", "n2") as (url, [job]):
         os.killpg(os.getpgid(staging_process(site, "n2")), signal.SIGKILL)
         wait_until(lambda: site.cluster.node_states()["n2"] == "drained", what="drain")
@@ -110,7 +110,7 @@ def test_when_the_whole_hook_is_killed_slurm_drains_the_node(site: Site) -> None
 
 
 def reboot(site: Site, node: str) -> None:
-    """Take a node away and bring it back without what was on its tmpfs."""
+    """Stop a node and start it again with an empty tmpfs."""
     site.cluster.stop_node(node)
     shutil.rmtree(site.node(node).state)
     site.cluster.start_node(node)

@@ -1,4 +1,4 @@
-"""Images that are brought while a job is pending, by burst_buffer/lua of a real slurmctld."""
+"""Images that burst_buffer/lua of a real slurmctld fetches while a job is pending."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class StageIn:
         return text
 
     def will(self, code: int, words: str) -> None:
-        """Let the command end with this code, and say these words last."""
+        """Let the command exit with this code, and print these words last."""
         self.answer.write_text(f"exit {code}\n{words}\n")
         self.answer.chmod(0o644)
 

@@ -19,7 +19,7 @@ def mksquashfs(
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> str:
-    """Each mksquashfs that conversions work with in a way of its own; return its version."""
+    """Each mksquashfs that conversions use differently; return its version."""
     version = str(request.param)
     if version != "this host's":
         if missing := oldsquashfs.missing():

@@ -25,7 +25,7 @@ def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def refused(main: Path, text: str) -> str:
-    """Return what is said about a configuration that is wrong."""
+    """Return the message about an invalid configuration."""
     main.write_text(text)
     with pytest.raises(ConfigError) as caught:
         config.load()

@@ -34,7 +34,7 @@ NOISE = random.Random(1).randbytes(3_000_000)
 def read(data: bytes, *, diff_id: str = "", most_bytes: int = 0) -> list[tuple[Member, bytes]]:
     """Return the members of a layer with their content."""
     with opened(data) as (descriptor,):
-        layer = Layer(descriptor, len(data), "layer 2 of docker://x", diff_id, most_bytes)
+        layer = Layer(lambda: descriptor, len(data), "layer 2 of docker://x", diff_id, most_bytes)
         reader = Reader(layer, lambda _read: None)
         found = []
         try:
@@ -83,13 +83,13 @@ def patched(data: bytes, offset: int, new: bytes) -> bytes:
 
 @pytest.fixture(params=["zlib", "isal.isal_zlib"])
 def gunzip(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What unpacks gzip: Python's own library, and the faster one."""
+    """The gzip libraries: Python's own, and the faster one."""
     monkeypatch.setattr(layers, "gzip", importlib.import_module(request.param))
 
 
 @pytest.fixture(params=["library", "program"])
 def unzstd(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What unpacks zstd: a library, and the program where there is none."""
+    """The zstd decompressors: the library, and the program without it."""
     if request.param == "program":
         monkeypatch.setattr(layers, "zstd", None)
     assert layers.zstd or request.param == "program"
@@ -205,7 +205,7 @@ def test_no_layer(data: bytes) -> None:
 def test_a_layer_that_is_left_ends_what_unpacks() -> None:
     before = threading.active_count()
     with opened(gzip.compress(PLAIN)) as (descriptor,):
-        reader = Reader(Layer(descriptor, len(PLAIN), "x"), lambda _read: None)
+        reader = Reader(Layer(lambda: descriptor, len(PLAIN), "x"), lambda _read: None)
         assert reader.read(100)
         reader.close()
     assert threading.active_count() == before
@@ -230,7 +230,7 @@ def test_the_digest_of_what_is_unpacked(pack: Callable[[bytes], bytes], algorith
 
 
 def test_the_digest_of_what_is_packed() -> None:
-    """Some tools say that of a layer, and mean the same."""
+    """Some tools state the digest of the compressed layer."""
     packed = gzip.compress(tar(file("a")))
     assert read(packed, diff_id=f"sha256:{hashlib.sha256(packed).hexdigest()}")
 
@@ -321,7 +321,7 @@ def test_a_file_with_a_slash_in_a_newer_archive_is_a_file() -> None:
 
 
 def extended(kind: bytes, data: bytes) -> bytes:
-    """Return what belongs to the member behind it."""
+    """Return a header that extends the next member."""
     return patched(tar(file("././@LongLink", data))[:-1024], 156, kind)[:1024]
 
 

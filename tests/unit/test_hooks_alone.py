@@ -1,4 +1,4 @@
-"""Which jobs the hooks' shell sends on their way by itself: only such as the program would, too."""
+"""Jobs that the hooks' shell handles alone: only those for which the program would do nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STARTED = "the program"
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """The hooks, with a Python that says that it was started."""
+    """The hooks, with a Python that prints that it was started."""
     for name in ("prolog", "epilog"):
         shutil.copytree(ROOT / name, tmp_path / name)
     python = tmp_path / ".venv" / "bin" / "python"

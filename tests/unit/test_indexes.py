@@ -1,4 +1,4 @@
-"""Which image of an index is taken, and what a manifest may be."""
+"""Which image of an index is selected, and which manifests are valid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""References, by the table that the submit filters answer to as well."""
+"""References: the table that the submit filters are tested with as well."""
 
 from __future__ import annotations
 

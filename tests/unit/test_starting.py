@@ -1,4 +1,4 @@
-"""A worker that is started before its order is known."""
+"""Workers that are started before their order is known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happened, summed up: every event once, whatever becomes of its file."""
+"""Sums of events: each event counts once, whatever happens to its file."""
 
 from __future__ import annotations
 

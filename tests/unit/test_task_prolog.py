@@ -1,4 +1,4 @@
-"""The task prolog: shell alone, which finds the job's directory where Python put it."""
+"""The task prolog: pure shell, which finds the job's directory that Python created."""
 
 from __future__ import annotations
 

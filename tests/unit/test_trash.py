@@ -1,4 +1,4 @@
-"""The trash: whatever was put into it goes, within its time, and nothing beside it."""
+"""The trash: everything in it is removed, within a time limit, and nothing else."""
 
 from __future__ import annotations
 
