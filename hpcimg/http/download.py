@@ -115,8 +115,8 @@ def download_from(
     True where the server answered 304 to a condition in the headers.
     """
     url, headers, authorization, offer, check = wanted
-    same: dict[str, str] | None = None  # the condition for a resume, None if that is impossible
-    joined = False
+    same: dict[str, str] = {}
+    fixed = stored is not None
 
     def given() -> Mapping[str, str]:
         return headers() if callable(headers) else headers
@@ -125,7 +125,7 @@ def download_from(
         return request(session, url, settings, headers=asked, authorization=authorization)
 
     def read(begin: int, end: int) -> bytes:
-        with get({**given(), **(same or {}), "Range": f"bytes={begin}-{end - 1}"}) as response:
+        with get({**given(), **same, "Range": f"bytes={begin}-{end - 1}"}) as response:
             check(response)
             if response.status_code != 206:
                 raise Unreachable(f"{shown(url)} changed while it was read")
@@ -136,21 +136,21 @@ def download_from(
         with attempt:
             asked = dict(given())
             conditional = any(name.startswith("If-") for name in asked)
-            if sink.position and same is not None:
-                asked.update(same, Range=f"bytes={sink.position}-")
+            if sink.position and (same or fixed):
+                asked.update({} if fixed else same, Range=f"bytes={sink.position}-")
             with get(asked) as response:
                 if response.status_code == 304 and conditional:
                     return True
                 if response.status_code == 416 and sink.position:
-                    same = None
+                    same = {}
                     sink.rewind()
                     raise Unreachable(f"{shown(url)} changed while it was read")
                 check(response)
-                total = _begin(response, sink, url, same)
-                joined = sink.position > 0
-                same = {} if stored else _same(response) or None
+                total = _begin(response, sink, url, {} if fixed else same)
+                joined = fixed and sink.position > 0
+                same = _same(response)
                 if coded := _is_coded(response, stored):
-                    total, same = None, None
+                    total, same, fixed = None, {}, False
                 if offer and not sink.position:
                     sink.offer(offer(response, total))
                 if total is not None:
@@ -158,13 +158,12 @@ def download_from(
                 slow = _read_while_fast(
                     response,
                     sink,
-                    total if same is not None else None,
+                    total if same else None,
                     size_bytes=size_bytes,
                     url=url,
                     decode=coded,
                 )
             if slow and total:
-                joined = True
                 ranges.fetch_rest(sink, total, read)
             sink.tell()
             expected = sink.position if total is None else total
@@ -178,7 +177,7 @@ def download_from(
                 )
             _check_length(sink.position, size_bytes, url)
             if joined and stored and sink.sha256() != stored.sha256:
-                same = None
+                same, fixed = {}, False
                 sink.rewind()
                 raise Unreachable(f"{shown(url)} changed while it was read")
     return False
@@ -193,7 +192,7 @@ def _check_length(length: int, size_bytes: int | None, url: str) -> None:
 
 
 def _begin(
-    response: requests.Response, sink: Sink, url: str, same: Mapping[str, str] | None
+    response: requests.Response, sink: Sink, url: str, same: Mapping[str, str]
 ) -> int | None:
     """Set the sink to where this body begins; return the length of the whole.
 
@@ -214,7 +213,7 @@ def _begin(
 
 
 def _check_part(
-    response: requests.Response, url: str, begin: int, same: Mapping[str, str] | None
+    response: requests.Response, url: str, begin: int, same: Mapping[str, str]
 ) -> int | None:
     """Return the length of the whole; check that this is the wanted part. Raises Unreachable."""
     match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
