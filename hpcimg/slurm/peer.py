@@ -32,7 +32,8 @@ _V2 = re.compile(
 _V1 = re.compile(r"\d+:([\w,]+):/slurm(?:_[\w.-]+)?/uid_([0-9]+)/job_([0-9]+)/")
 _CONTROLLERS = {"freezer", "memory", "cpuset", "devices", "cpu", "cpuacct"}
 _ASK_S = 15.0
-_PIDINFO = re.compile(r"Slurm job ?id[= ]([0-9]+) ", re.IGNORECASE)
+# Since 26.05 with the step, as in JobId=7.0.
+_PIDINFO = re.compile(r"Slurm job ?id[= ]([0-9]+)(?:\.\w+)? ", re.IGNORECASE)
 
 
 class Peer(NamedTuple):

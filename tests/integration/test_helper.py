@@ -190,10 +190,11 @@ def test_who_is_in_no_job_is_told_so(asked: Asked, url: str) -> None:
     code, said, complained = asked.stage(None, url)
     assert (code, said) == (11, "")
     assert "only a process of a job on this node can have images staged" in complained
-    # Where Slurm makes no cgroups, its slurmd knows.
-    (commands / "scontrol").write_text('#!/bin/sh\necho "Slurm JobId=9 ends at Thu Nov 25"\n')
-    assert asked.stage(None, url)[0] == 0
-    assert [job for _, job in node.leases()] == ["9"]
+    # Where Slurm makes no cgroups, its slurmd knows. Releases differ in how they say it.
+    for job, named in (("7", "job id 7"), ("8", "JobId=8"), ("9", "JobId=9.batch")):
+        (commands / "scontrol").write_text(f'#!/bin/sh\necho "Slurm {named} ends at Thu Nov 25"\n')
+        assert asked.stage(None, url)[0] == 0
+        assert job in [job for _, job in node.leases()]
     with socket.socket(socket.AF_UNIX) as connection:  # as root
         connection.connect(str(asked.helper.socket))
         assert b"root can stage images" in connection.recv(65536)
