@@ -230,8 +230,8 @@ class Arrival(ExitStack):
     def _lock_fetching(self, key: str) -> None:
         if self._agreed and key != owned(self._agreed, self._owner):
             raise Unreachable(
-                f"{self._uri} is another image by now than the one that this job runs",
-                why="another node of the job has an earlier one, which cannot be had any more",
+                f"{self._uri} is no longer the image that this job runs",
+                why="another node of the job has an earlier version, which is gone",
             )
         if key != self.key:
             self._offered.enter_context(self._lock(fetching(key)))
