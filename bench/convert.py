@@ -26,7 +26,10 @@ def once(library: str, directory: Path, paths: list[Path]) -> None:
     layers.gzip = importlib.import_module(library)
     files = [os.open(path, os.O_RDONLY) for path in paths]
     output = os.open(directory / "image", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-    work = Work("docker://bench", "{}", tuple(files), output, str(directory), "sif", "zstd:1", 0)
+    work = Work(
+        "docker://bench", "{}", tuple(path.stat().st_size for path in paths), files.__getitem__,
+        output, str(directory), "sif", "zstd:1", 0,
+    )  # fmt: skip
     convert(work, lambda *_: None)
 
 

@@ -14,7 +14,7 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from bench.warm_hit import Case, measure, run, show
@@ -37,11 +37,16 @@ FAST = "-comp zstd -Xcompression-level 1"
 
 def layer(name: str, file_bytes: int) -> Layer:
     """Return a layer of SIZES, of files of this size; it is the same in every run."""
-    kept = KEPT / f"{name}-{file_bytes}.tar.gz"
+    return kept_layer(f"{name}-{file_bytes}", lambda: files(name, file_bytes))
+
+
+def kept_layer(name: str, files: Callable[[], dict[str, bytes]]) -> Layer:
+    """Return a layer of files, made once and kept under this name."""
+    kept = KEPT / f"{name}.tar.gz"
     note = kept.with_suffix(".about")
     if not note.exists():
         print(f"making {kept}, once", flush=True)
-        made = make_layer(files(name, file_bytes))
+        made = make_layer(files())
         kept.write_bytes(made.data)
         note.write_text(f"{made.media_type} {made.diff_id}")
     media_type, diff_id = note.read_text().split()
@@ -55,10 +60,15 @@ def files(name: str, file_bytes: int) -> dict[str, bytes]:
 
 def real(name: str) -> dict[str, bytes]:
     """Return files of this machine, of which no two layers have the same."""
+    return share(list(SIZES).index(name), list(SIZES.values()))
+
+
+def share(number: int, sizes: Sequence[int]) -> dict[str, bytes]:
+    """Return this machine's files for one of several layers of these sizes in bytes."""
     found: dict[str, bytes] = {}
-    left, number = SIZES[name], list(SIZES).index(name)
+    left = sizes[number]
     # Each takes every n-th, so that all have something of everything.
-    for path in sorted(REAL.rglob("*"))[number :: len(SIZES)]:
+    for path in sorted(REAL.rglob("*"))[number :: len(sizes)]:
         if left > 0 and path.is_file() and not path.is_symlink():
             found[str(path.relative_to("/"))] = path.read_bytes()
             left -= path.stat().st_size

@@ -193,6 +193,9 @@ class _Listener:
     def rewound(self, layer: int | None) -> None:
         pass
 
+    def complete(self, layer: int) -> None:
+        raise AssertionError(f"nothing was fetched, and layer {layer} is not complete")
+
     def retrying(self, why: str, wait_s: float) -> None:
         log.warning("next try in %.1f s: %s", wait_s, why)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections.abc import Generator
 
 from hpcimg.errors import DeadlinePassed
 from hpcimg.fetch.contract import Fetched
 
 _CHUNK = 1 << 20
+Steps = Generator[None, None, Fetched]
 
 
 def of_file(descriptor: int, *, uri: str, deadline: float) -> Fetched:
@@ -17,6 +19,21 @@ def of_file(descriptor: int, *, uri: str, deadline: float) -> Fetched:
 
     `deadline` is a time.monotonic() value. Raises DeadlinePassed.
     """
+    return finish(in_steps(descriptor, uri=uri, deadline=deadline))
+
+
+def finish(steps: Steps) -> Fetched:
+    """Return the result of steps, after taking those that are left."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            fetched: Fetched = end.value
+            return fetched
+
+
+def in_steps(descriptor: int, *, uri: str, deadline: float) -> Steps:
+    """Return a generator that does the same in steps of a few milliseconds."""
     digest, position = hashlib.sha256(), 0
     while data := os.pread(descriptor, _CHUNK, position):
         digest.update(data)
@@ -26,4 +43,5 @@ def of_file(descriptor: int, *, uri: str, deadline: float) -> Fetched:
                 f"{uri} was not ready in time",
                 why="the deadline for staging passed before everything was checked",
             )
+        yield
     return Fetched(position, digest.hexdigest())

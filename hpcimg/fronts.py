@@ -16,6 +16,7 @@ from hpcimg.cache.ensure import Staged
 from hpcimg.cache.policy import Cache
 from hpcimg.config.keys import Config
 from hpcimg.fetch.contract import (
+    Conversion,
     Converting,
     Fetched,
     Files,
@@ -44,14 +45,14 @@ class Front:
         return self.behind.fetch(descriptor, listener, validator=validator)
 
     def convert(
-        self, descriptor: int, *, image_config: str, layers: Sequence[int], progress: Converting
-    ) -> Fetched:
+        self, descriptor: int, *, image_config: str, sizes: Sequence[int], progress: Converting
+    ) -> AbstractContextManager[Conversion]:
         def told(done: int, total: int | None, beside: int) -> None:
             self.advance("converting", done)
             progress(done, total, beside)
 
         return self.behind.convert(
-            descriptor, image_config=image_config, layers=layers, progress=told
+            descriptor, image_config=image_config, sizes=sizes, progress=told
         )
 
     def verify(self, descriptor: int, *, source: str) -> None:

@@ -14,7 +14,7 @@ from hpcimg.cache import store, turns
 from hpcimg.cache.failures import Memory
 from hpcimg.cache.policy import Cache
 from hpcimg.config.keys import Config
-from hpcimg.fetch.contract import Converting, Fetched, Listener, Outcome, Request
+from hpcimg.fetch.contract import Converting, Listener, Outcome, Request
 from hpcimg.fetch.settings import Mirror, Settings
 from hpcimg.reference import Reference
 from hpcimg.site.services import Credentials, Service
@@ -80,21 +80,24 @@ class Origin:
         ):
             yield
 
+    @contextmanager
     def convert(
-        self, descriptor: int, *, image_config: str, layers: Sequence[int], progress: Converting
-    ) -> Fetched:
+        self, descriptor: int, *, image_config: str, sizes: Sequence[int], progress: Converting
+    ) -> Iterator[monitor.Conversion]:
         # Never as the user, whose processes could inspect this one and keep its files open.
         sandbox = self._sandbox(accounts.unprivileged(self.config.account))
         with store.work_directory(self.cache.layout, _uid(sandbox)) as directory:
             order = protocol.Convert(
                 uri=self.wanted.uri,
                 config=image_config,
+                sizes=tuple(sizes),
                 directory=directory,
                 format=self.cache.image_format,
                 compression=self.config.compression,
                 max_unpacked_bytes=_UNPACKED * self.cache.limits.max_size,
             )
-            return monitor.convert(order, [descriptor, *layers], progress, sandbox)
+            with monitor.convert(order, descriptor, progress, sandbox) as conversion:
+                yield conversion
 
     def verify(self, descriptor: int, *, source: str) -> None:
         sandbox = self._sandbox(accounts.unprivileged(self.config.account))

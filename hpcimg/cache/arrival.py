@@ -15,7 +15,17 @@ from hpcimg.cache.policy import Cache, check_allowed
 from hpcimg.cache.room import Room
 from hpcimg.cache.store import Entry
 from hpcimg.errors import Damaged, NoRoom, NotAllowed, Unreachable
-from hpcimg.fetch.contract import Blob, Fetched, Files, Offer, Request, Way, Whole, bytes_of
+from hpcimg.fetch.contract import (
+    Blob,
+    Conversion,
+    Fetched,
+    Files,
+    Offer,
+    Request,
+    Way,
+    Whole,
+    bytes_of,
+)
 from hpcimg.image import formats
 from hpcimg.locks import Lock
 
@@ -25,9 +35,10 @@ _SET_APART_BYTES = 64 << 20
 class Arrival(ExitStack):
     """Follows one fetch, as a `hpcimg.fetch.contract.Listener`, and finishes the image.
 
-    `lock` takes a lock of the cache by its name, including the one for fetching the image's key,
-    which is held from the offer on. `locked` is the key whose own lock is held, from the moment
-    when its image is there. At the end of the context no unfinished files are left.
+    What is offered in layers is converted by `way` while they arrive. `lock` takes a lock of the
+    cache by its name, including the one for fetching the image's key, which is held from the offer
+    on. `locked` is the key whose own lock is held, from the moment when its image is there. At the
+    end of the context no unfinished files are left.
     """
 
     def __init__(
@@ -35,6 +46,7 @@ class Arrival(ExitStack):
         cache: Cache,
         inflight: Inflight,
         request: Request,
+        way: Way,
         *,
         lock: Lock,
     ) -> None:
@@ -48,11 +60,17 @@ class Arrival(ExitStack):
         self._agreed = request.agreed
         self._deadline = request.deadline
         self._tell = request.progress
+        self._way = way
         self._lock = lock
         self._blobs: Blobs | None = None
+        self._conversion: Conversion | None = None
+        self._output = "", -1  # its file
+        self._handed_over: set[int] = set()  # layers
+        self._made_bytes = 0  # by it, on the disk
+        self._makes_bytes = 0  # by it, in the end
         self._converted_size = 0  # an estimate
         self._source = ""  # the digest of its manifest
-        self._free_before = 0  # bytes on the disk when the conversion began
+        self._free_before = 0  # bytes on the disk when the conversion began, without the layers
         self._no_room: NoRoom | None = None
         self._room = Room(cache, inflight, request, lock=lock)
         self.offer: Offer | Whole | None = None
@@ -70,7 +88,9 @@ class Arrival(ExitStack):
             raise NotAllowed.unverified(self._uri, "an image in layers has no SIF signature")
         # Discard an earlier offer: its key, its layers, its room.
         self._offered.close()
-        self.offer, self.key, self._blobs = offer, "", None
+        self.offer, self.key, self._blobs, self._conversion = offer, "", None, None
+        self._handed_over = set()
+        self._made_bytes = self._makes_bytes = 0
         self.locked = ""
         self._inflight.update("asking")
         if isinstance(offer, Whole):
@@ -110,11 +130,15 @@ class Arrival(ExitStack):
         """Keep a fetched layer."""
         assert self._blobs
         try:
-            self._room.settle(self._blobs.written())
+            self._room.settle(self._blobs.written() - self._blobs.kept_bytes + self._made_bytes)
         except NoRoom as error:
             self._no_room = error  # if the fetch failed, its own error matters more
             return
+        before = self._blobs.kept_bytes
         self._blobs.arrived(number, fetched)
+        self._room.kept(self._blobs.kept_bytes - before)
+        written = self._blobs.written() - self._blobs.kept_bytes + self._made_bytes
+        self._inflight.reserve(written, self._room.coming(written))
 
     def progress(self, phase: str, done: int, total: int | None) -> None:
         """Note a fetch's progress; raise if it cannot continue."""
@@ -125,53 +149,36 @@ class Arrival(ExitStack):
         if self._blobs is None:
             self._check_size(done)
         self._tell(phase, done, total)
-        if total is not None:
-            self._room.reached(written, total)
-        coming = self._room.coming(written)
-        put_down = self._inflight.update(phase, done, total, written=written, coming=coming)
-        if put_down and total is None:
-            self._room.settle(written)
+        room = total
+        if self._blobs:
+            if conversion := self._go_on():
+                self._made(conversion.follow())
+            written += self._made_bytes - self._blobs.kept_bytes
+            if room is not None:
+                room += self._makes_bytes - self._blobs.kept_bytes
+        self._count(phase, done, total, written=written, room=room)
 
     def converting(self, done: int, total: int | None, beside: int) -> None:
-        """Note a conversion's progress; raise if it cannot continue.
-
-        `beside` is the disk space that it claims to use in addition to the image, which was not
-        foreseeable: it counts only as far as free space has decreased since the start.
-        """
-        size = _on_disk([self.descriptor], self._uri)
-        gone = self._free_before - evict.free_on_disk(self._layout) if beside else 0
-        beside = max(0, min(beside, gone - size))
-        self._check_size(size)
+        """Note a conversion's progress after the fetch; raise if it cannot continue."""
+        self._made(beside)
         self._tell("converting", done, total)
-        written = size + beside
-        self._room.reached(written, self._converted_size + beside)
-        coming = self._room.coming(written)
-        put_down = self._inflight.update("converting", done, total, written=written, coming=coming)
-        if put_down:
-            self._room.settle(written)
+        self._count("converting", done, total, written=self._made_bytes, room=self._makes_bytes)
 
-    def convert(self, way: Way) -> Entry:
+    def convert(self) -> Entry:
         """Convert the layers into one file, and publish it."""
         assert self._blobs
-        assert isinstance(self.offer, Offer)
         if self._no_room:
             raise self._no_room
-        layers = self._blobs.readable()
+        self._blobs.check()
         self._blobs.release()
-        self._free_before = evict.free_on_disk(self._layout)
-        self._room.begin()
-        self.converting(0, None, 0)
-        fetched = way.convert(
-            self.descriptor,
-            # Decoded like in Go if it is not UTF-8.
-            image_config=bytes_of(self.offer.config).decode(errors="replace"),
-            layers=layers,
-            progress=self.converting,
-        )
+        conversion = self._go_on()
+        assert conversion
+        self.converting(0, None, conversion.follow())
+        fetched = conversion.finish()
         self._check_fits(fetched.size_bytes)
-        return self._publish(fetched, way, source=self._source)
+        return self._publish(fetched, *self._output, source=self._source)
 
-    def finish(self, fetched: Fetched, way: Way) -> Entry:
+    def finish(self, fetched: Fetched) -> Entry:
         """Compare the fetched image with its offer, and publish it."""
         assert self.offer
         promised = self.offer.size_bytes
@@ -187,10 +194,62 @@ class Arrival(ExitStack):
             )
         self._check_fits(fetched.size_bytes)
         source = self.offer.source if isinstance(self.offer, Whole) else ""
-        return self._publish(fetched, way, source=source)
+        return self._publish(fetched, self._temp, self.descriptor, source=source)
 
-    def _publish(self, fetched: Fetched, way: Way, *, source: str = "") -> Entry:
-        image = formats.identify(self.descriptor, self._uri)
+    def _go_on(self) -> Conversion | None:
+        """Hand the conversion what has arrived; begin it with the highest layer, its first one."""
+        assert self._blobs
+        assert isinstance(self.offer, Offer)
+        layers = self._blobs.readable()
+        if self._conversion is None:
+            if len(self.offer.layers) - 1 not in layers:
+                return None
+            # Not the file of the fetch, which its process can write to.
+            self._output = self._offered.enter_context(store.unfinished(self._layout, "image"))
+            self._free_before = evict.free_on_disk(self._layout) + self._blobs.written()
+            self._conversion = self._offered.enter_context(
+                self._way.convert(
+                    self._output[1],
+                    # Decoded like in Go if it is not UTF-8.
+                    image_config=bytes_of(self.offer.config).decode(errors="replace"),
+                    sizes=[layer.size_bytes for layer in self.offer.layers],
+                    progress=self.converting,
+                )
+            )
+        for number in layers.keys() - self._handed_over:
+            self._conversion.add(number, layers[number])
+            self._handed_over.add(number)
+        return self._conversion
+
+    def _made(self, beside: int) -> None:
+        """Determine how much a conversion has written; raise if it is too much.
+
+        `beside` is the disk space that it claims to use in addition to the image, which was not
+        foreseeable: it counts only as far as free space has decreased since the start.
+        """
+        assert self._blobs
+        size = _on_disk([self._output[1]], self._uri)
+        gone = 0
+        if beside:
+            gone = self._free_before - evict.free_on_disk(self._layout) - self._blobs.written()
+        beside = max(0, min(beside, gone - size))
+        self._check_size(size)
+        self._made_bytes = size + beside
+        self._makes_bytes = self._converted_size + beside
+
+    def _count(
+        self, phase: str, done: int, total: int | None, *, written: int, room: int | None
+    ) -> None:
+        """Record progress, and make room for what is written, up to `room` bytes if known."""
+        if room is not None:
+            self._room.reached(written, room)
+        coming = self._room.coming(written)
+        put_down = self._inflight.update(phase, done, total, written=written, coming=coming)
+        if put_down and (room is None or self._conversion):
+            self._room.settle(written)
+
+    def _publish(self, fetched: Fetched, temp: str, descriptor: int, *, source: str) -> Entry:
+        image = formats.identify(descriptor, self._uri)
         self._lock_fetching(self.key or owned(f"sha256-{fetched.sha256}", self._owner))
         entry = Entry(
             key=self.key,
@@ -208,12 +267,12 @@ class Arrival(ExitStack):
         if known := self._trusted():
             return known
         if self._cache.verified:
-            way.verify(self.descriptor, source=source)
+            self._way.verify(descriptor, source=source)
             if known := self._trusted():
                 return known
         self._offered.enter_context(self._lock(self.key))
         self.locked = self.key
-        store.publish(self._layout, entry, self._temp, self.descriptor)
+        store.publish(self._layout, entry, temp, descriptor)
         return entry
 
     def _trusted(self) -> Entry | None:

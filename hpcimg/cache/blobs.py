@@ -48,6 +48,7 @@ class Blobs(ExitStack):
         self._locks = self.enter_context(ExitStack())
         self._readable: dict[str, int] = {}
         self._unfinished: dict[int, tuple[str, int]] = {}
+        self.kept_bytes = 0  # of those that arrived
 
     def missing(self) -> list[Blob]:
         """Open the blobs that the cache has, verified; return and lock those that are missing.
@@ -93,9 +94,10 @@ class Blobs(ExitStack):
         # The process that converts only has to read it.
         self._readable[blob.sha256] = os.open(f"/proc/self/fd/{file}", os.O_RDONLY)
         self.callback(os.close, self._readable[blob.sha256])
+        self.kept_bytes += blob.size_bytes
 
     def unfinished(self) -> list[int]:
-        """Return the files of the missing blobs."""
+        """Return the files of the missing blobs, including those that have arrived."""
         return [file for _, file in self._unfinished.values()]
 
     def written(self) -> int:
@@ -106,16 +108,24 @@ class Blobs(ExitStack):
         """Release the locks: other processes can now use what was fetched."""
         self._locks.close()
 
-    def readable(self) -> list[int]:
-        """Return descriptors of all blobs in order. Raises Damaged if one is wrong."""
-        for number, blob in enumerate(self._blobs):
-            if blob.sha256 not in self._readable:
+    def readable(self) -> dict[int, int]:
+        """Return descriptors of the blobs that are there, by their numbers."""
+        return {
+            number: self._readable[blob.sha256]
+            for number, blob in enumerate(self._blobs)
+            if blob.sha256 in self._readable
+        }
+
+    def check(self) -> None:
+        """Raise Damaged unless all are there."""
+        there = self.readable()
+        for number in range(len(self._blobs)):
+            if number not in there:
                 raise Damaged(
                     f"{self._uri} is not what was announced",
                     why=f"layer {number + 1} of {len(self._blobs)} does not have the length and "
                     "the digest that its manifest says",
                 )
-        return [self._readable[blob.sha256] for blob in self._blobs]
 
     def _open(self, blob: Blob) -> bool:
         entry = store.load_entry(self._layout, self._key(blob))

@@ -1,7 +1,10 @@
 """From a reference to a complete image on which the job holds a lease.
 
     fresh? -> lease                                      no waiting
-    otherwise: lock the reference -> fresh now? -> fetch -> (convert) -> verify -> publish
+    otherwise: lock the reference -> fresh now? -> fetch (and convert) -> verify -> publish
+
+An image in layers is converted while they arrive, with its highest layer first, each as soon as its
+digest is known to be right. If the fetch fails, this was for nothing; the layers are kept.
 
 Lock order: reference, fetching of a key, fetching of blobs by their digests, "room", then the key
 itself, or a blob's, for a moment. Every step is safe without the locks too: they only avoid
@@ -155,7 +158,7 @@ class _Ensure:
                 self.layout, name, self.request, holds=self.holds, min_rate=self.cache.min_rate
             ) as under_way,
             self._shown_by(under_way),
-            Arrival(self.cache, under_way, self.request, lock=self._lock) as arrival,
+            Arrival(self.cache, under_way, self.request, self.way, lock=self._lock) as arrival,
         ):
             try:
                 outcome = self.way.fetch(
@@ -173,9 +176,9 @@ class _Ensure:
             assert arrival.offer
             how = "hit" if isinstance(outcome, Declined) else "fetched"
             if isinstance(outcome, Fetched):
-                arrival.finish(outcome, self.way)
+                arrival.finish(outcome)
             elif isinstance(outcome, Gathered):
-                arrival.convert(self.way)
+                arrival.convert()
             locked = arrival.locked == arrival.key
             staged = self._resolved(arrival.key, arrival.offer.validator, how, asked, locked=locked)
             if staged is None:
@@ -238,7 +241,7 @@ class _Ensure:
     def _add_uri(self, entry: Entry, uri: str) -> None:
         # Lost if two processes add one at the same moment; the next use adds it again.
         uris = (*entry.uris, uri)[-_URIS_MAX:]
-        store.save_entry(self.layout, dataclasses.replace(entry, uris=uris))
+        store.save_entry(self.layout, entry._replace(uris=uris))
 
     @contextmanager
     def _shown_by(self, under_way: Inflight) -> Iterator[None]:

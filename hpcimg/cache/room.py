@@ -24,7 +24,7 @@ class Room:
         self._inflight = inflight
         self._request = request
         self._lock = lock
-        self._reserved = 0  # room was made for this many bytes of the current phase
+        self._reserved = 0  # room was made for this many bytes
 
     def look(self, size_bytes: int) -> None:
         """Check that this much room could be made, and make enough to start.
@@ -44,9 +44,9 @@ class Room:
         if evict.free_on_disk(self._cache.layout) < first:
             self._make(first, written=0, coming=first)
 
-    def begin(self) -> None:
-        """Start counting from zero: the written file is finished, and another phase begins."""
-        self._reserved = 0
+    def kept(self, size_bytes: int) -> None:
+        """Count this much less: it is in the cache now, and no longer to be found in `written`."""
+        self._reserved = max(self._reserved - size_bytes, 0)
 
     def reached(self, written: int, total: int) -> None:
         """Make room ahead of what is written, up to `total` bytes. Raises NoRoom."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -25,16 +24,19 @@ _LAYER_BYTES = 1 << 30  # that any layer may unpack to, in addition
 class Work(NamedTuple):
     """One image to convert.
 
-    `uri` is for errors, `config` the text of its OCI configuration. `layers` are open files, lowest
-    first, `output` is an empty regular file that this process may also open by /proc/self/fd; all
-    stay open. `directory` is empty and on the file system of the output; the caller removes what is
-    left in it. `format` is sif or squashfs, `compression` as in `[stage] compression`.
-    `max_unpacked_bytes` limits the files in the image; 0 is no limit.
+    `uri` is for errors, `config` the text of its OCI configuration. `sizes` are those of the layers
+    in bytes, lowest first. `layer` returns the open file of one by its number, from 0, as often as
+    asked; it may wait until that one has arrived. `output` is an empty regular file that this
+    process may also open by /proc/self/fd. All files stay open. `directory` is empty and on the
+    file system of the output; the caller removes what is left in it. `format` is sif or squashfs,
+    `compression` as in `[stage] compression`. `max_unpacked_bytes` limits the files in the image; 0
+    is no limit.
     """
 
     uri: str
     config: str
-    layers: tuple[int, ...]
+    sizes: tuple[int, ...]
+    layer: Callable[[int], int]
     output: int
     directory: str
     format: str
@@ -80,20 +82,20 @@ def convert(work: Work, tell: Tell) -> None:
 
 def _layers(work: Work, diff_ids: tuple[str, ...]) -> list[Layer]:
     """Return the layers, with their digests from the configuration. Raises NotAnImage."""
-    if not work.layers:
+    if not work.sizes:
         raise NotAnImage(f"{work.uri} cannot be converted", why="it has no layers")
-    if diff_ids and len(diff_ids) != len(work.layers):
+    if diff_ids and len(diff_ids) != len(work.sizes):
         raise NotAnImage(
             f"{work.uri} cannot be converted",
-            why=f"it has {len(work.layers)} layers, and its configuration says {len(diff_ids)}",
+            why=f"it has {len(work.sizes)} layers, and its configuration says {len(diff_ids)}",
             do="Build the image again, or use another one.",
         )
     # Layers also contain headers, and files hidden by higher layers.
     most = work.max_unpacked_bytes and _LAYER_BYTES + 2 * work.max_unpacked_bytes
     return [
         Layer(
-            descriptor, os.fstat(descriptor).st_size, f"layer {number} of {work.uri}",
-            diff_id=diff_ids[number - 1] if diff_ids else "", most_bytes=most,
+            partial(work.layer, number), size, f"layer {number + 1} of {work.uri}",
+            diff_id=diff_ids[number] if diff_ids else "", most_bytes=most,
         )
-        for number, descriptor in enumerate(work.layers, start=1)
+        for number, size in enumerate(work.sizes)
     ]  # fmt: skip

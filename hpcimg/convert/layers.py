@@ -60,13 +60,14 @@ Unpacked = Generator[bytes, None, None]
 
 
 class Layer(NamedTuple):
-    """One layer: an open file, and what it is called in errors.
+    """One layer: its file, and what it is called in errors.
 
-    `diff_id` is the digest that its unpacked bytes have to have, `most_bytes` how many
-    they may be; where there is none, anything is taken.
+    `file` returns the open file; it may wait until the layer has arrived. `diff_id` is the digest
+    that its unpacked bytes have to have, `most_bytes` how many they may be; where there is none,
+    anything is taken.
     """
 
-    descriptor: int
+    file: Callable[[], int]
     size_bytes: int
     what: str
     diff_id: str = ""
@@ -98,7 +99,7 @@ class Layer(NamedTuple):
 
 
 class Reader:
-    """The unpacked bytes of a layer, in order.
+    """The unpacked bytes of a layer, in order. Waits for the layer to arrive.
 
     `read`, `copy` and `skip_to` raise NotAnImage at a premature end, TooLarge for
     a layer that unpacks to too much, MissingTool. `progress` is told how many bytes
@@ -196,6 +197,7 @@ class _Source:
 
     def __init__(self, layer: Layer, expected: str) -> None:
         self._layer = layer
+        self._file = layer.file()
         self.position = 0
         self.expected = expected
         self._algorithm = expected.partition(":")[0]
@@ -205,7 +207,7 @@ class _Source:
 
     def chunks(self) -> Unpacked:
         """Return a generator of the unpacked bytes."""
-        head = os.pread(self._layer.descriptor, 512, 0)
+        head = os.pread(self._file, 512, 0)
         for at, magic, name in _OTHERS:
             if head.startswith(magic, at):
                 raise self._layer.refused(
@@ -243,7 +245,7 @@ class _Source:
                 yield chunk
 
     def _packed(self, size: int) -> Unpacked:
-        while data := os.pread(self._layer.descriptor, size, self.position):
+        while data := os.pread(self._file, size, self.position):
             self.position += len(data)
             yield data
 
@@ -297,12 +299,12 @@ class _Source:
                 f"{self._layer.what} is compressed with zstd, which this node cannot decompress",
                 do="Administrators: install the program zstd on this node.",
             )
-        os.lseek(self._layer.descriptor, 0, os.SEEK_SET)
+        os.lseek(self._file, 0, os.SEEK_SET)
         with (
             programs.listen() as words,
             subprocess.Popen(
                 [program, "-dcq"],
-                stdin=self._layer.descriptor,
+                stdin=self._file,
                 stdout=subprocess.PIPE,
                 stderr=words,
                 env=programs.environment(),
@@ -313,7 +315,7 @@ class _Source:
             # If no more is needed, closing the pipe ends the program.
             with process.stdout as unpacked:
                 while data := unpacked.read(_CHUNK):
-                    self.position = os.lseek(self._layer.descriptor, 0, os.SEEK_CUR)
+                    self.position = os.lseek(self._file, 0, os.SEEK_CUR)
                     yield data
             if process.wait():
                 raise self._layer.damaged(f"zstd: {programs.last_words(words)}")

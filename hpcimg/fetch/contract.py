@@ -7,6 +7,7 @@ type `Way`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 from hpcimg.reference import Reference
@@ -146,12 +147,32 @@ class Listener(Protocol):
     def arrived(self, number: int, fetched: Fetched) -> None:
         """Take over a layer. Its file is no longer written, and its descriptor is read-only.
 
-        Called at the end, even if the fetch failed, for each layer whose file was handed out and is
-        as long as the offer says.
+        Called once for each layer whose file was handed out and is as long as the offer says, while
+        others still arrive, or at the end, even if the fetch failed.
         """
 
     def progress(self, phase: str, done: int, total: int | None) -> None:
         """Note the progress of the fetch."""
+
+
+class Conversion(Protocol):
+    """A conversion under way, which waits for the layers that it does not have yet."""
+
+    def add(self, number: int, layer: int) -> None:
+        """Hand over the file of a layer by its number in the Offer: it is what was offered."""
+
+    def follow(self) -> int:
+        """Return how many bytes it has on the disk in addition to the image, according to itself.
+
+        To be called from time to time until `finish`; does not wait. Raises HpcimgError if it has
+        failed.
+        """
+
+    def finish(self) -> Fetched:
+        """Return size and digest of the image, which nobody can write to any more.
+
+        To be called when it has all layers. Raises HpcimgError.
+        """
 
 
 class Way(Protocol):
@@ -166,12 +187,12 @@ class Way(Protocol):
         """
 
     def convert(
-        self, descriptor: int, *, image_config: str, layers: Sequence[int], progress: Converting
-    ) -> Fetched:
-        """Convert layers into one image, in the empty file `descriptor`; return size and digest.
+        self, descriptor: int, *, image_config: str, sizes: Sequence[int], progress: Converting
+    ) -> AbstractContextManager[Conversion]:
+        """Begin to convert layers into one image, in the empty file `descriptor`.
 
-        `image_config` and `layers` are as in an Offer, the layers as descriptors. `progress` may
-        raise. Raises HpcimgError.
+        It ends with the context. `image_config` is that of an Offer, `sizes` are those of its
+        layers in bytes. `progress` is called by `finish`, and may raise. Raises HpcimgError.
         """
 
     def verify(self, descriptor: int, *, source: str) -> None:

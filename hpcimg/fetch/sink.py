@@ -45,6 +45,9 @@ class Parent(Protocol):
     def rewound(self, layer: int | None) -> None:
         """Report that the file is empty again."""
 
+    def complete(self, layer: int) -> None:
+        """Report that the file of a layer is complete, and closed in this process."""
+
     def retrying(self, why: str, wait_s: float) -> None:
         """Report that an attempt failed, and when the next one begins."""
 
@@ -110,6 +113,15 @@ class Sink:
         """Report the progress to the parent."""
         self._told = time.monotonic()
         self._parent.moved(self._layer, self.position, self._total)
+
+    def complete(self) -> None:
+        """Close the file of a layer, and say so: the parent can then use it.
+
+        To be called when no place has to be asked for it again.
+        """
+        assert self._layer is not None
+        os.close(self._descriptor)
+        self._parent.complete(self._layer)
 
     def check(self, what: str) -> None:
         """Raise Damaged, NotAnImage or similar if this is not what was offered.

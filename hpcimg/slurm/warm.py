@@ -80,7 +80,7 @@ def prolog(environ: dict[str, str], leaders: "list[Leader] | None" = None) -> in
     # Most jobs end here.
     from hpcimg.cache import events, hot
     from hpcimg.cache.paths import Layout
-    from hpcimg.slurm import jobfiles, nodes
+    from hpcimg.slurm import jobfiles
 
     started = time.time()
     until = time.monotonic() + _QUICK_S
@@ -99,7 +99,7 @@ def prolog(environ: dict[str, str], leaders: "list[Leader] | None" = None) -> in
         conffiles.raw_value(files, "site", "path")
         or conffiles.raw_value(files, "peers", "use") == "yes"
     )
-    if agree and nodes.together(environ):
+    if agree and _several_nodes(environ):
         return LONG_WAY  # the job's nodes agree on one image
     layout = Layout(*conffiles.directories(files))
     fingerprint = conffiles.fingerprint(files)
@@ -129,6 +129,12 @@ def prolog(environ: dict[str, str], leaders: "list[Leader] | None" = None) -> in
         how = image.source
         events.record(layout.events, how, job=job, key=image.key, bytes=size, took_s=took_s)
     return 0
+
+
+def _several_nodes(environ: dict[str, str]) -> bool:
+    from hpcimg.slurm import nodes  # not needed where nodes share nothing
+
+    return nodes.together(environ) != ""
 
 
 def epilog(environ: dict[str, str]) -> int:

@@ -144,13 +144,21 @@ class _Work:
         processors = len(os.sched_getaffinity(0))
         self._give_up_privileges(_CONVERT_BYTES + processors * _PROCESSOR_BYTES)
         os.nice(_NICENESS)
-        output, *layers = self._files
+        [output] = self._files
+        layers: dict[int, int] = {}
+
+        def layer(number: int) -> int:
+            while number not in layers:
+                message, files = self._parent.hear()
+                assert isinstance(message, protocol.Layer)
+                [layers[message.number]] = files
+            return layers[number]
 
         def tell(done: int, total: int, disk_bytes: int) -> None:
             writeback.begin(output)
             self._parent.say(protocol.Converted(done, total, disk_bytes))
 
-        convert(Work(**order._asdict(), layers=tuple(layers), output=output), tell)
+        convert(Work(**order._asdict(), layer=layer, output=output), tell)
         return protocol.Done()
 
     def _verify(self, order: protocol.Verify) -> protocol.Report:
@@ -209,17 +217,24 @@ class _Parent:
         self._socket = socket.socket(fileno=os.dup(0))
         self._saying = threading.Lock()
         self._asking = threading.Lock()  # answers do not say which question they belong to
+        self._heard = b""
+        self._files: dict[int, list[int]] = {}  # by the number of their message among those
 
     def hear(self) -> tuple[protocol.Start | protocol.Answer, list[int]]:
         """Return the next message, and the files that came with it."""
-        text, files = b"", []
-        while not text.endswith(b"\n"):
-            data, more, _, _ = socket.recv_fds(self._socket, _MESSAGE_MAX, _FILES_MAX)
+        while b"\n" not in self._heard:
+            data, files, _, _ = socket.recv_fds(self._socket, _MESSAGE_MAX, _FILES_MAX)
             if not data:
                 os._exit(1)  # the parent is gone
-            text += data
-            files += more
-        return protocol.to_worker(text), files
+            self._heard += data
+            # unix(7): what is sent with files may be received together with what was sent before
+            # it, not after it. So they belong to the last message that begins here.
+            if files:
+                self._files[self._heard.count(b"\n", 0, -1)] = files
+        line, _, self._heard = self._heard.partition(b"\n")
+        files = self._files.pop(0, [])
+        self._files = {number - 1: files for number, files in self._files.items()}
+        return protocol.to_worker(line), files
 
     def fileno(self) -> int:
         """Return the socket by which it speaks."""
@@ -258,6 +273,9 @@ class _Parent:
 
     def rewound(self, layer: int | None) -> None:
         self.say(protocol.Rewound(layer))
+
+    def complete(self, layer: int) -> None:
+        self.say(protocol.Complete(layer))
 
     def retrying(self, why: str, wait_s: float) -> None:
         self.say(protocol.Retrying(why, wait_s))

@@ -1,15 +1,17 @@
 """Fetching, converting and verifying in unprivileged processes, and checking their results.
 
-Nothing that a worker says about content is trusted. After it has ended, its files are sealed, and
-only then measured and digested: anything read earlier could still change.
+Nothing that a worker says about content is trusted. When it has closed a file, or has ended, the
+file is sealed, and only then measured and digested: anything read earlier could still change.
+
+One thread does all of this, so that no worker is a thread's child, which would die with it.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from hpcimg import digests
 from hpcimg.errors import Bug, DeadlinePassed, from_dict
@@ -38,43 +40,72 @@ def fetch(order: protocol.Fetch, descriptor: int, listener: Listener, sandbox: S
     The worker is gone when this returns or raises, and its files are read-only. Also raises
     DeadlinePassed if the worker cannot be killed; then nothing that it wrote has arrived.
     """
-    files = _Files(descriptor)
+    files = _Files(descriptor, listener, order.uri, sandbox.deadline)
     with Worker(order, sandbox) as worker:
         try:
             worker.begin([descriptor])
             outcome = _follow(worker, files, listener)
         finally:
-            _end(worker, [descriptor, *files.layers.values()])
-            _keep_layers(files, listener, order.uri, sandbox)
+            _end(worker, files.writable)
+            files.keep()
     if outcome is not None:
         return outcome
     seal(descriptor, uri=order.uri)
     return digests.of_file(descriptor, uri=order.uri, deadline=sandbox.deadline)
 
 
+@contextmanager
 def convert(
-    order: protocol.Convert, files: Sequence[int], progress: Converting, sandbox: Sandbox
-) -> Fetched:
-    """Convert with a worker; `files` are the empty output and the layers, lowest first.
+    order: protocol.Convert, output: int, progress: Converting, sandbox: Sandbox
+) -> Iterator[Conversion]:
+    """Convert with a worker into the empty file `output`.
 
     The rest is as in `hpcimg.fetch.contract.Way.convert`.
     """
-    output = files[0]
     account = sandbox.account
     with Worker(order, sandbox) as worker:
         try:
             if account is not None:  # its tools reopen the file by path
                 os.fchown(output, account.uid, -1)
-            worker.begin(files)
-            said = protocol.Converted(0, None, 0)
-            while not isinstance(report := _hear(worker), protocol.Done):
-                if isinstance(report, protocol.Converted):
-                    said = report
-                progress(*said)
+            worker.begin([output])
+            yield Conversion(worker, output, progress)
         finally:
             _end(worker, [output])
-    seal(output, uri=order.uri)
-    return digests.of_file(output, uri=order.uri, deadline=sandbox.deadline)
+
+
+class Conversion:
+    """A `hpcimg.fetch.contract.Conversion` by a worker."""
+
+    def __init__(self, worker: Worker, output: int, progress: Converting) -> None:
+        self._worker = worker
+        self._output = output
+        self._progress = progress
+        self._said = protocol.Converted(0, None, 0)
+        self._done = False
+
+    def add(self, number: int, layer: int) -> None:
+        self._worker.tell(protocol.Layer(number), [layer])
+
+    def follow(self) -> int:
+        while not self._done and self._take(_hear(self._worker, wait_s=0)):
+            pass
+        return self._said.beside
+
+    def finish(self) -> Fetched:
+        while not self._done:
+            self._take(_hear(self._worker))
+            self._progress(*self._said)
+        _end(self._worker, [self._output])
+        uri, deadline = self._worker.uri, self._worker.deadline
+        seal(self._output, uri=uri)
+        return digests.of_file(self._output, uri=uri, deadline=deadline)
+
+    def _take(self, report: protocol.Report | None) -> bool:
+        """Note a report; tell whether it was one."""
+        if isinstance(report, protocol.Converted):
+            self._said = report
+        self._done = isinstance(report, protocol.Done)
+        return report is not None
 
 
 def verify(order: protocol.Verify, descriptor: int, sandbox: Sandbox) -> None:
@@ -100,10 +131,16 @@ def verify(order: protocol.Verify, descriptor: int, sandbox: Sandbox) -> None:
 
 
 class _Files:
-    """The files that a fetch writes: None is the image's file, numbers are the offer's layers."""
+    """The files that a fetch writes: None is the image's file, numbers are the offer's layers.
 
-    def __init__(self, image: int) -> None:
+    `layers` are those of layers that the listener has not got yet.
+    """
+
+    def __init__(self, image: int, listener: Listener, uri: str, deadline: float) -> None:
         self._image = image
+        self._listener = listener
+        self._uri = uri
+        self._deadline = deadline
         self.begin(Offer(""), ())
 
     def begin(self, offer: Offer, wanted: Sequence[int | None]) -> dict[int, int]:
@@ -111,6 +148,7 @@ class _Files:
         self.layers = {number: file for number, file in enumerate(wanted) if file is not None}
         self.sizes = [layer.size_bytes for layer in offer.layers]
         self._written: dict[int | None, int] = {}
+        self._digesting: dict[int, digests.Steps] = {}
         return self.layers
 
     def of(self, layer: int | None) -> int:
@@ -130,6 +168,54 @@ class _Files:
         """The bytes written so far."""
         return sum(self._written.values())
 
+    def complete(self, layer: int) -> None:
+        """Begin to digest a layer, which the worker says that it has closed."""
+        if os.fstat(self.of(layer)).st_size == self.sizes[layer] and layer not in self._digesting:
+            self._begin(layer)
+            self._written[layer] = self.sizes[layer]
+
+    @property
+    def writable(self) -> list[int]:
+        """The files that a worker can still write to."""
+        layers = [file for layer, file in self.layers.items() if layer not in self._digesting]
+        return [self._image, *layers]
+
+    @property
+    def digesting(self) -> bool:
+        """Whether there is something to digest."""
+        return bool(self._digesting)
+
+    def digest(self) -> bool:
+        """Go on for a moment. If a layer's digest is there, give it to the listener: True."""
+        layer, steps = next(iter(self._digesting.items()))
+        try:
+            next(steps)
+        except StopIteration as end:
+            self._arrived(layer, end.value)
+            return True
+        return False
+
+    def keep(self) -> None:
+        """Give the listener all complete layers, when nobody writes any more.
+
+        Even of a fetch that failed.
+        """
+        for layer, file in list(self.layers.items()):
+            if os.fstat(file).st_size == self.sizes[layer]:
+                if layer not in self._digesting:
+                    self._begin(layer)
+                self._arrived(layer, digests.finish(self._digesting[layer]))
+
+    def _begin(self, layer: int) -> None:
+        file, uri = self.layers[layer], self._uri
+        seal(file, uri=uri)
+        until = self._deadline + _LEFTOVERS_S
+        self._digesting[layer] = digests.in_steps(file, uri=uri, deadline=until)
+
+    def _arrived(self, layer: int, fetched: Fetched) -> None:
+        del self._digesting[layer], self.layers[layer]
+        self._listener.arrived(layer, fetched)
+
 
 def _end(worker: Worker, files: Sequence[int]) -> None:
     """Kill it: it then writes no more. Raises DeadlinePassed if it cannot be killed.
@@ -144,20 +230,13 @@ def _end(worker: Worker, files: Sequence[int]) -> None:
         raise
 
 
-def _keep_layers(files: _Files, listener: Listener, uri: str, sandbox: Sandbox) -> None:
-    """Give the cache the complete layers, even of a fetch that failed."""
-    until = max(sandbox.deadline, time.monotonic() + _LEFTOVERS_S)
-    for number, file in files.layers.items():
-        if os.fstat(file).st_size == files.sizes[number]:
-            seal(file, uri=uri)
-            listener.arrived(number, digests.of_file(file, uri=uri, deadline=until))
-
-
 def _follow(worker: Worker, files: _Files, listener: Listener) -> Outcome | None:
     """Follow a fetch until it is done; return None if the whole image is in its file."""
     phase, total, in_layers, retries = "asking", None, False, 0
     while True:
-        match _hear(worker):
+        if files.digesting and files.digest():
+            listener.progress(phase, files.written, total)
+        match _hear(worker, wait_s=0 if files.digesting else 1):
             case protocol.Offering(offer):
                 in_layers = bool(offer.layers)
                 total = _offer(worker, files, listener, offer)
@@ -171,6 +250,8 @@ def _follow(worker: Worker, files: _Files, listener: Listener) -> Outcome | None
                 phase, total = "fetching", total if in_layers else of
             case protocol.Rewound(layer):
                 files.moved(layer, 0)
+            case protocol.Complete(layer):
+                files.complete(layer)
             case protocol.Retrying(why, wait_s):
                 retries += 1
                 if retries > _RETRIES_MAX:
@@ -184,9 +265,9 @@ def _follow(worker: Worker, files: _Files, listener: Listener) -> Outcome | None
         listener.progress(phase, files.written, total)
 
 
-def _hear(worker: Worker) -> protocol.Report | None:
+def _hear(worker: Worker, *, wait_s: float = 1.0) -> protocol.Report | None:
     """Return the worker's next report, None if it is silent. Raises the error that it reports."""
-    report = worker.hear()
+    report = worker.hear(wait_s=wait_s)
     if isinstance(report, protocol.Failed):
         if report.traceback:
             log.error("%s", report.traceback)

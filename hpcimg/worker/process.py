@@ -103,8 +103,8 @@ class Worker:
         except TimeoutError:
             raise self._late() from None
 
-    def hear(self) -> protocol.Report | None:
-        """Return its next message, or None after a second of silence.
+    def hear(self, *, wait_s: float = 1.0) -> protocol.Report | None:
+        """Return its next message, or None after so many seconds of silence.
 
         Raises DeadlinePassed, Interrupted, and Bug for a message outside the protocol.
         """
@@ -114,7 +114,7 @@ class Worker:
                 raise self._late()
             if (end := self._heard.find(b"\n")) >= 0:
                 break
-            if not select.select([self._process.stdout], [], [], min(left, 1.0))[0]:
+            if not select.select([self._process.stdout], [], [], min(left, wait_s))[0]:
                 return None
             more = os.read(self._process.stdout, _READ)
             if not more:

@@ -37,13 +37,14 @@ class Fetch(NamedTuple):
 
 
 class Convert(NamedTuple):
-    """The order to convert layers; it comes with the output, then the layers, lowest first.
+    """The order to convert layers; it comes with the output, and each layer later in a Layer.
 
     The fields are those of `hpcimg.convert.image.Work`.
     """
 
     uri: str
     config: str
+    sizes: tuple[int, ...]
     directory: str
     format: str
     compression: str
@@ -105,6 +106,12 @@ class Wanted(NamedTuple):
     layers: tuple[int, ...]
 
 
+class Layer(NamedTuple):
+    """A layer to convert, whose file comes with this. It may be sent at any time."""
+
+    number: int
+
+
 class Digest(NamedTuple):
     """The answer to DigestWanted."""
 
@@ -151,6 +158,12 @@ class Rewound(NamedTuple):
     """The file is empty again."""
 
     layer: int | None
+
+
+class Complete(NamedTuple):
+    """The file of a layer is complete, and closed here: it is not mentioned again."""
+
+    layer: int
 
 
 class Retrying(NamedTuple):
@@ -202,10 +215,10 @@ class Failed(NamedTuple):
     retry_after_s: str = ""
 
 
-Answer = Wanted | Declined | Digest | Advance | Published
+Answer = Wanted | Declined | Layer | Digest | Advance | Published
 Report = (
-    Offering | DigestWanted | Moved | Rewound | Retrying | Converted | Done | Unchanged | Declined
-    | Leading | Awaiting | Found | Failed
+    Offering | DigestWanted | Moved | Rewound | Complete | Retrying | Converted | Done | Unchanged
+    | Declined | Leading | Awaiting | Found | Failed
 )  # fmt: skip
 Message = Start | Answer | Report
 _ORDERS = (Fetch, Convert, Verify, Share)

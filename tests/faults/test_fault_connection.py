@@ -14,7 +14,7 @@ from tests.integration.checks import failed, finish
 from tests.integration.conftest import Start
 from tests.parts.node import Node
 
-DEADLINE_S = 4
+DEADLINE_S = 8
 SLACK_S = 15
 # At its deadline it may be in the middle of a try.
 PASSES = ("Unreachable", "DeadlinePassed")

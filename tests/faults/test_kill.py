@@ -31,7 +31,7 @@ from tests.parts.node import EPILOG, Node
 from tests.parts.webfaults import Chunked, Slow
 from tests.parts.webserver import WebServer
 
-ROUNDS = int(os.environ.get("HPCIMG_KILL_ROUNDS", "20"))
+ROUNDS = int(os.environ.get("HPCIMG_KILL_ROUNDS", "12"))
 SEED = int(os.environ.get("HPCIMG_KILL_SEED") or random.SystemRandom().randrange(10**6))
 MIB = 1 << 20
 SIZES = (50_000, MIB, 6 * MIB, 20 * MIB)

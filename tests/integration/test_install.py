@@ -17,7 +17,10 @@ from tests.parts import images, node
 from tests.parts.node import ROOT, Node
 from tests.parts.webserver import WebServer
 
-pytestmark = pytest.mark.skipif(images.missing() != "", reason=images.missing())
+pytestmark = [
+    pytest.mark.skipif(images.missing() != "", reason=images.missing()),
+    pytest.mark.timeout(900),
+]
 
 PREFIX = "/opt/hpcimg"
 _NO_INDEX = re.compile(r"No matching distribution|NewConnectionError|ConnectTimeout|HTTP error")
@@ -32,7 +35,6 @@ def make_install(destdir: Path) -> Path:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=110,
         check=False,
     )
     if done.returncode and _NO_INDEX.search(done.stderr):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from threading import Lock
 from typing import Any
 
@@ -16,7 +17,7 @@ from hpcimg.fetch.settings import Settings
 from hpcimg.http.session import open_session
 from hpcimg.sources.oci.registry import Registry
 from tests.parts.registryclient import Connect, Target, auth_file
-from tests.parts.webanswer import Answer, Request
+from tests.parts.webanswer import Answer, Request, Resource, Stop, right_answer
 from tests.parts.webfaults import Status, Truncate
 from tests.parts.webserver import WebServer
 
@@ -197,6 +198,23 @@ def test_a_token_runs_out_while_a_blob_is_resumed(place: Place, target: Target) 
         ("Bearer first", rest, 401),
         ("Bearer second", rest, 206),
     ]
+
+
+@pytest.mark.parametrize("etags", [('"1"', '"2"'), ('W/"1"', 'W/"1"'), ("", "")])
+def test_a_blob_needs_no_validator_to_be_resumed(
+    place: Place, target: Target, etags: tuple[str, str]
+) -> None:
+    replicas = iter(etags)
+
+    def answer(request: Request) -> Answer:
+        resource = Resource(BLOB, next(replicas), "", True, "application/octet-stream", {})
+        stop = None if "Range" in request.headers else Stop(300_000, "close")
+        return replace(right_answer(request, resource), stop=stop)
+
+    place.web.handle(BLOB_PATH, answer)
+    place.client().download(LAYER, target.sink)
+    assert target.content() == BLOB
+    assert [request.status for request in place.web.requests(path=BLOB_PATH)] == [200, 206]
 
 
 def test_a_token_that_is_good_for_few_requests(place: Place) -> None:

@@ -118,7 +118,8 @@ def converted(
                 Work(
                     uri="docker://x",
                     config=config,
-                    layers=descriptors,
+                    sizes=tuple(map(len, layers)),
+                    layer=descriptors.__getitem__,
                     output=output,
                     directory=str(directory_),
                     format=format,

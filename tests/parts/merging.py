@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from hpcimg.convert.additions import Additions
@@ -64,8 +64,8 @@ def _run(
         way(
             Writer(receiver, "docker://x", limit),
             [
-                Layer(descriptor, os.fstat(descriptor).st_size, f"layer {number}")
-                for number, descriptor in enumerate(descriptors, start=1)
+                Layer(partial(int, descriptor), len(layers[number]), f"layer {number + 1}")
+                for number, descriptor in enumerate(descriptors)
             ],
             additions,
             lambda _number, _read: None,

@@ -29,6 +29,9 @@ class Parent:
     def rewound(self, layer: int | None) -> None:
         self.said.append(("rewound", layer))
 
+    def complete(self, layer: int) -> None:
+        self.said.append(("complete", layer))
+
     def retrying(self, why: str, wait_s: float) -> None:
         self.said.append(("retrying", why, wait_s))
 

@@ -13,7 +13,7 @@ import json
 import os
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from hpcimg.cache import directories, hot, identity, inflight, store
@@ -138,7 +138,7 @@ class Server:
         try:
             self.at("offered")
             done = 0
-            for number, file in wanted.items():
+            for number, file in sorted(wanted.items(), reverse=True):
                 if file is not None:
                     self.lied |= parts[number] is self.sent
                     half = len(parts[number]) // 2
@@ -147,24 +147,41 @@ class Server:
                     self.at("half")
                     _write(file, parts[number][half:], half)
                     done += len(parts[number])
+                    if offer.layers:
+                        self._arrive(listener, number, wanted)
+                        listener.progress("fetching", done, total)
             self.at("written")
         finally:
             if offer.layers:
-                for number, file in wanted.items():
-                    if file is not None:
-                        listener.arrived(number, _seen(file))
+                for number in list(wanted):
+                    self._arrive(listener, number, wanted)
         self.at("arrived")
         return Gathered() if offer.layers else _seen(descriptor)
+
+    def _arrive(self, listener: Listener, number: int, wanted: dict[int, int | None]) -> None:
+        """Hand over a layer if it is as long as it should be."""
+        file, size = wanted[number], len(self.content.layers[number])
+        if file is not None and (seen := _seen(file)).size_bytes == size:
+            wanted[number] = None
+            listener.arrived(number, seen)
 
     def verify(self, descriptor: int, *, source: str) -> None:
         raise AssertionError("no policy asks for it")
 
+    @contextlib.contextmanager
     def convert(
-        self, descriptor: int, *, image_config: str, layers: Sequence[int], progress: Converting
-    ) -> Fetched:
+        self, descriptor: int, *, image_config: str, sizes: Sequence[int], progress: Converting
+    ) -> Iterator[Conversion]:
         self.conversions += 1
-        self.at("converting")
         assert image_config == self.content.offer.config
+        assert list(sizes) == [len(layer) for layer in self.content.layers]
+        self.conversion = Conversion(self, descriptor, progress)
+        yield self.conversion
+        self.conversion.ended = True
+
+    def make(self, descriptor: int, layers: Sequence[int], progress: Converting) -> Fetched:
+        """Make an image of layers, when they are all there."""
+        self.at("converting")
         read = [_read(file) for file in layers]
         if tuple(read) != self.content.layers:
             raise Damaged("the layers are others than were announced")
@@ -176,6 +193,31 @@ class Server:
         _write(descriptor, data[half:], half)
         self.at("converted")
         return _seen(descriptor)
+
+
+class Conversion:
+    """A conversion that does all of its work at the end.
+
+    `layers` are the files that it has; `ended` says whether it was ended without an error.
+    """
+
+    def __init__(self, server: Server, descriptor: int, progress: Converting) -> None:
+        self.server = server
+        self.descriptor = descriptor
+        self.progress = progress
+        self.layers: dict[int, int] = {}
+        self.ended = False
+
+    def add(self, number: int, layer: int) -> None:
+        assert number not in self.layers
+        self.layers[number] = layer
+
+    def follow(self) -> int:
+        return 0
+
+    def finish(self) -> Fetched:
+        layers = [self.layers[number] for number in sorted(self.layers)]
+        return self.server.make(self.descriptor, layers, self.progress)
 
 
 def _write(file: int, data: bytes, offset: int) -> None:

@@ -39,7 +39,7 @@ from tests.slurm import hostile
 from tests.slurm.hostile import ATTACKS, MIB, Attempt, Ground
 
 HOSTILE = int(os.environ.get("HPCIMG_HOSTILE_JOBS") or len(ATTACKS))
-HONEST = int(os.environ.get("HPCIMG_HONEST_JOBS") or 2 * HOSTILE)
+HONEST = int(os.environ.get("HPCIMG_HONEST_JOBS") or HOSTILE)
 SEED = int(os.environ.get("HPCIMG_HOSTILE_SEED") or random.SystemRandom().randrange(10**6))
 ATTACKER, OTHER = USERS[:2]
 CACHE = 24 * MIB

@@ -47,7 +47,7 @@ def make_cache(directory: Path, *, max_size: int = 1 << 20, max_image_size: int 
 
 
 @contextmanager
-def arriving(cache: Cache) -> Iterator[Arrival]:
+def arriving(cache: Cache, server: Server | None = None) -> Iterator[Arrival]:
     layout, deadline = cache.layout, time.monotonic() + 5
     request = Request(parse(URI), deadline, "1")
 
@@ -56,7 +56,7 @@ def arriving(cache: Cache) -> Iterator[Arrival]:
 
     with (
         Inflight(layout, "x", request) as under_way,
-        Arrival(cache, under_way, request, lock=lock) as arrival,
+        Arrival(cache, under_way, request, server or Server(IN_LAYERS), lock=lock) as arrival,
     ):
         yield arrival
 
@@ -77,7 +77,7 @@ def test_a_file_that_comes_in_one_go_keeps_to_the_sites_limit(tmp_path: Path) ->
         assert arrival.offered(Offer("v1")) == ()
         os.write(arrival.descriptor, FILE)
         with pytest.raises(TooLarge, match="this site accepts images up to 1000 B"):
-            arrival.finish(Fetched(len(FILE), sha256(FILE)), Server(IN_LAYERS))
+            arrival.finish(Fetched(len(FILE), sha256(FILE)))
     assert list(store.entries(cache.layout)) == []
 
 
@@ -89,11 +89,11 @@ def test_a_conversion_keeps_to_the_limits_however_large_it_gets(
     server = Server(IN_LAYERS)
     made = tiny_image(b"x" * 3500)
 
-    def convert(descriptor: int, **_: object) -> Fetched:
+    def make(descriptor: int, *_: object) -> Fetched:
         os.write(descriptor, made)
         return Fetched(len(made), sha256(made))
 
-    server.convert = convert  # type: ignore[method-assign,assignment]
+    server.make = make  # type: ignore[method-assign]
     with pytest.raises(TooLarge):
         stage(cache, URI, server)
     assert not os.listdir(cache.layout.images)
@@ -195,7 +195,7 @@ def test_what_was_set_apart_is_given_back_when_the_image_is_published(tmp_path: 
             pass_fds=[arrival.descriptor],
             check=True,
         )
-        entry = arrival.finish(Fetched(len(FILE), sha256(FILE)), Server(IN_LAYERS))
+        entry = arrival.finish(Fetched(len(FILE), sha256(FILE)))
     seen = os.stat(store.path_of(made.layout, entry))
     assert seen.st_size == len(FILE)
     assert seen.st_blocks * 512 < 1 << 20
@@ -211,6 +211,56 @@ def test_a_cache_of_tiny_images_keeps_to_their_number(tmp_path: Path) -> None:
     assert "0" not in made.images()
 
 
+def test_a_conversion_begins_with_the_highest_layer(tmp_path: Path) -> None:
+    cache, server = make_cache(tmp_path), Server(IN_LAYERS)
+    offer = IN_LAYERS.offer
+    low, high = (Fetched(layer.size_bytes, layer.sha256) for layer in offer.layers)
+    with arriving(cache, server) as arrival:
+        files = arrival.offered(offer)
+        assert files
+        os.write(int(files[0] or 0), LAYERS[0])
+        arrival.arrived(0, low)
+        arrival.progress("fetching", 1000, 1500)
+        assert server.conversions == 0
+        os.write(int(files[1] or 0), LAYERS[1][:-1] + b"x")
+        arrival.arrived(1, high._replace(sha256=sha256(b"x")))  # wrong, and not handed over
+        arrival.progress("fetching", 1500, 1500)
+        assert server.conversions == 0
+        with pytest.raises(Damaged, match="layer 2 of 2"):
+            arrival.convert()
+
+
+def test_a_conversion_waits_for_the_others_and_ends_with_the_offer(tmp_path: Path) -> None:
+    cache, server = make_cache(tmp_path), Server(IN_LAYERS)
+    offer = IN_LAYERS.offer
+    low, high = (Fetched(layer.size_bytes, layer.sha256) for layer in offer.layers)
+    with arriving(cache, server) as arrival:
+        for again in (False, True):
+            files = arrival.offered(offer)
+            assert files
+            assert (files[1] is None) == again  # it is in the cache by now
+            if not again:
+                os.write(int(files[1] or 0), LAYERS[1])
+                arrival.arrived(1, high)
+            arrival.progress("fetching", 0, None)
+            conversion = server.conversion
+            assert list(conversion.layers) == [1]
+            # Who fetches has this one open for writing, and could change what is converted.
+            assert not os.path.sameopenfile(conversion.descriptor, arrival.descriptor)
+            os.write(conversion.descriptor, b"x" * 700)
+            arrival._inflight._next = 0.0
+            arrival.progress("fetching", 0, None)
+            assert [work["written"] for work in inflight.under_way(cache.layout)] == [700]
+            assert not conversion.ended
+            made = len(os.listdir(cache.layout.tmp))
+        assert server.conversions == 2
+        os.write(int(files[0] or 0), LAYERS[0])
+        arrival.arrived(0, low)
+        assert arrival.convert().sha256 == sha256(IN_LAYERS.image("squashfs"))
+    assert made == 3  # the fetch's, the lower layer's, and that of this conversion alone
+    assert os.listdir(cache.layout.tmp) == []
+
+
 def test_what_a_conversion_unpacks_counts_and_makes_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,12 +270,13 @@ def test_what_a_conversion_unpacks_counts_and_makes_room(
     old = Content(tiny_image(b"o" * 4000))
     stage(cache, "https://images.example.org/old.sif", Server(old))
     layers = tuple(Blob(sha256(layer), len(layer)) for layer in LAYERS)
-    with arriving(cache) as arrival:
+    server = Server(IN_LAYERS)
+    with arriving(cache, server) as arrival:
         files = arrival.offered(Offer("v1", config="{}", layers=layers))
         assert files
         bring(arrival, files)
 
-        def convert(descriptor: int, *, progress: Converting, **_: object) -> Fetched:
+        def make(_descriptor: int, _layers: object, progress: Converting) -> Fetched:
             # What it says and the disk does not show is not believed.
             progress(1, 2, 1 << 50)
             assert [work["written"] for work in inflight.under_way(cache.layout)] == [0]
@@ -238,8 +289,7 @@ def test_what_a_conversion_unpacks_counts_and_makes_room(
             beside(progress, 10_500)
             raise AssertionError("there is no room for that")
 
-        server = Server(IN_LAYERS)
-        server.convert = convert  # type: ignore[method-assign,assignment]
+        server.make = make  # type: ignore[method-assign]
 
         def beside(progress: Converting, size_bytes: int) -> None:
             nonlocal lost
@@ -248,7 +298,7 @@ def test_what_a_conversion_unpacks_counts_and_makes_room(
             progress(1, 2, size_bytes)
 
         with pytest.raises(NoRoom, match="no room on this node"):
-            arrival.convert(server)
+            arrival.convert()
 
 
 MADE_KEY = f"layers-sha256-{'a' * 64}-squashfs"
@@ -260,7 +310,7 @@ def test_another_nodes_image_is_kept_under_its_key(tmp_path: Path) -> None:
     with arriving(cache) as arrival:
         assert arrival.offered(MADE) == ()
         os.write(arrival.descriptor, FILE)
-        arrival.finish(Fetched(len(FILE), sha256(FILE)), Server(IN_LAYERS))
+        arrival.finish(Fetched(len(FILE), sha256(FILE)))
     [entry] = store.entries(cache.layout)
     assert (entry.key, entry.source, entry.sha256) == (MADE.key, MADE.source, MADE.sha256)
     with arriving(cache) as arrival:
@@ -272,7 +322,7 @@ def test_another_nodes_image_is_not_what_that_node_recorded(tmp_path: Path) -> N
     with arriving(cache) as arrival:
         arrival.offered(MADE)
         with pytest.raises(Damaged):
-            arrival.finish(Fetched(len(FILE), sha256(b"other")), Server(IN_LAYERS))
+            arrival.finish(Fetched(len(FILE), sha256(b"other")))
     assert list(store.entries(cache.layout)) == []
 
 
@@ -291,7 +341,7 @@ def test_another_offer_takes_the_place_of_the_first(tmp_path: Path) -> None:
         assert arrival.offered(Offer("v1", 5, "0" * 64)) == ()
         assert arrival.offered(Offer("v2", len(FILE))) == ()
         os.write(arrival.descriptor, FILE)
-        entry = arrival.finish(Fetched(len(FILE), sha256(FILE)), Server(IN_LAYERS))
+        entry = arrival.finish(Fetched(len(FILE), sha256(FILE)))
     assert entry.key == f"sha256-{sha256(FILE)}"
 
 
@@ -303,7 +353,7 @@ def test_the_same_layers_offered_again(tmp_path: Path) -> None:
             files = arrival.offered(Offer("v1", config="{}", layers=order))
             assert files
         bring(arrival, files)
-        entry = arrival.convert(Server(IN_LAYERS))
+        entry = arrival.convert()
     assert entry.key == identity.key_of(Offer("v1", config="{}", layers=layers), "squashfs")
 
 

@@ -22,7 +22,7 @@ from hpcimg.convert.tar import FILE, Member
 from hpcimg.errors import HpcimgError, NotAnImage, TooLarge, WrongArchitecture  # fmt: skip
 from hpcimg.image.formats import identify
 from tests.parts import layers
-from tests.parts.daemon import missing_commands
+from tests.parts.daemon import missing_commands, wait_until
 from tests.parts.layers import (
     TIME,
     converted,
@@ -179,7 +179,17 @@ def test_the_caller_s_files_stay_open_and_may_be_deleted(tmp_path: Path) -> None
     output = os.open(tmp_path, os.O_TMPFILE | os.O_RDWR, 0o600)
     with layers.opened(layer(file("a"))) as descriptors:
         convert(
-            Work("docker://x", "{}", descriptors, output, str(tmp_path), "sif", "zstd:1", 0),
+            Work(
+                "docker://x",
+                "{}",
+                (99,),
+                descriptors.__getitem__,
+                output,
+                str(tmp_path),
+                "sif",
+                "zstd:1",
+                0,
+            ),
             lambda _done, _total, _disk: None,
         )
         assert os.fstat(descriptors[0]).st_size
@@ -298,3 +308,26 @@ def test_a_bad_layer_is_named(tmp_path: Path) -> None:
 def test_too_large(tmp_path: Path) -> None:
     with pytest.raises(TooLarge, match="docker://x is too large"):
         converted(tmp_path / "image", [layer(file("a", bytes(1_000_000)))], limit=100_000)
+
+
+def test_lower_layers_are_not_waited_for_while_there_is_something_to_do(tmp_path: Path) -> None:
+    """What is converted comes highest first, and is written before the next one is there."""
+    noise = os.urandom(5_000_000)
+    output = os.open(tmp_path, os.O_TMPFILE | os.O_RDWR, 0o600)
+    data = layer(file("low"), link("to", "low")), layer(file("high", noise), file("low", b"new"))
+    asked = []
+    with layers.opened(*data) as descriptors:
+
+        def arrive(number: int) -> int:
+            asked.append(number)
+            if number == 0:
+                wait_until(
+                    lambda: os.fstat(output).st_size > 1_000_000, timeout_s=30, what="output"
+                )
+            return descriptors[number]
+
+        sizes = tuple(map(len, data))
+        work = Work("docker://x", "{}", sizes, arrive, output, str(tmp_path), "sif", "zstd:1", 0)
+        convert(work, lambda *_: None)
+    assert asked[:2] == [1, 0]
+    os.close(output)

@@ -34,7 +34,7 @@ NOISE = random.Random(1).randbytes(3_000_000)
 def read(data: bytes, *, diff_id: str = "", most_bytes: int = 0) -> list[tuple[Member, bytes]]:
     """Return the members of a layer with their content."""
     with opened(data) as (descriptor,):
-        layer = Layer(descriptor, len(data), "layer 2 of docker://x", diff_id, most_bytes)
+        layer = Layer(lambda: descriptor, len(data), "layer 2 of docker://x", diff_id, most_bytes)
         reader = Reader(layer, lambda _read: None)
         found = []
         try:
@@ -202,7 +202,7 @@ def test_no_layer(data: bytes) -> None:
 def test_a_layer_that_is_left_ends_what_unpacks() -> None:
     before = threading.active_count()
     with opened(gzip.compress(PLAIN)) as (descriptor,):
-        reader = Reader(Layer(descriptor, len(PLAIN), "x"), lambda _read: None)
+        reader = Reader(Layer(lambda: descriptor, len(PLAIN), "x"), lambda _read: None)
         assert reader.read(100)
         reader.close()
     assert threading.active_count() == before

@@ -18,7 +18,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
 
 
 def test_what_is_read_again_counts_on_the_disk_alone(told: list[tuple[int, int, int]]) -> None:
-    layers = [Layer(0, 100, "low"), Layer(0, 50, "high")]
+    layers = [Layer(int, 100, "low"), Layer(int, 50, "high")]
     state = Progress(lambda *numbers: told.append(numbers), layers, apart=True)
     files = Stream(0)
     for number, position, disk_bytes in ((1, 50, 0), (0, 90, 10), (0, 20, 10), (0, 30, 4000)):
@@ -28,7 +28,7 @@ def test_what_is_read_again_counts_on_the_disk_alone(told: list[tuple[int, int, 
 
 
 def test_packing_apart_is_the_other_half(told: list[tuple[int, int, int]]) -> None:
-    state = Progress(lambda *numbers: told.append(numbers), [Layer(0, 100, "x")], apart=True)
+    state = Progress(lambda *numbers: told.append(numbers), [Layer(int, 100, "x")], apart=True)
     state.read(Stream(0), 0, 100)
     for size_bytes in (0, 40, 400):
         state.packed(size_bytes)

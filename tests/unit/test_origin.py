@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -54,10 +55,12 @@ def test_what_a_user_may_read_is_not_converted_or_verified_as_the_user(
         uids.append(sandbox.account.uid)
         return Fetched(0, "")
 
-    for name in ("fetch", "convert", "verify"):
+    for name in ("fetch", "verify"):
         monkeypatch.setattr(monitor, name, seen)
+    monkeypatch.setattr(monitor, "convert", contextmanager(lambda *given: iter([seen(*given)])))
     origin.fetch(0, None, validator="")  # type: ignore[arg-type]
-    origin.convert(0, image_config="", layers=[], progress=lambda *_: None)
+    with origin.convert(0, image_config="", sizes=[], progress=lambda *_: None):
+        pass
     origin.verify(0, source="")
     assert uids == [USER.uid, 1, 1]
 

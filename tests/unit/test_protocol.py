@@ -16,6 +16,7 @@ from hpcimg.worker.accounts import Account
 from hpcimg.worker.protocol import (
     Advance,
     Awaiting,
+    Complete,
     Convert,
     Converted,
     Digest,
@@ -24,6 +25,7 @@ from hpcimg.worker.protocol import (
     Failed,
     Fetch,
     Found,
+    Layer,
     Leading,
     Moved,
     Offering,
@@ -39,7 +41,7 @@ from hpcimg.worker.protocol import (
 SETTINGS = Settings(8, 1.5, 10, 60, places=(Place("h/x", True, "text"),), networks=("10.0.0.0/8",))
 ORDERS = (
     Fetch(Reference("docker", "h/x:1"), SETTINGS, "v"),
-    Convert("docker://h/x:1", "{}", "/work", "sif", "zstd:1", 1 << 40),
+    Convert("docker://h/x:1", "{}", (5, 1 << 40), "/work", "sif", "zstd:1", 1 << 40),
     Verify("docker://h/x:1", "sif", "/keys", "", "/work"),
     Share(
         "docker://h/x:1", "a", "7", "n1", ("n1", "n2"), 8478, ("10.0.0.0/8",), "/work", 5, 9, 60, 0
@@ -50,6 +52,7 @@ REPORTS = (
     Offering(Offer("v", None, "", "{}", (Blob(A, 5), Blob(A, 0)), ("[]", "\udcff"))),
     Offering(Offer("v", 12)),
     DigestWanted(None), DigestWanted(3), Moved(None, 1 << 40, None), Moved(0, 1, 2), Rewound(1),
+    Complete(1),
     Retrying("\x1b[31m\udc00", 1.5), Converted(1, None, 0), Done(), Unchanged(), Declined(),
     Leading(), Awaiting("fetching on n1", 5), Found(),
     Failed("NotFound", "what", "why", "do", "traceback"),
@@ -69,7 +72,8 @@ def test_orders_arrive_as_they_were_given(order: protocol.Order, account: Accoun
 @pytest.mark.parametrize(
     "answer",
     [
-        Wanted((0, 2)), Wanted(()), Declined(), Digest("12"), Advance("fetching", 5), Published(5),
+        Wanted((0, 2)), Wanted(()), Declined(), Layer(3), Digest("12"), Advance("fetching", 5),
+        Published(5),
     ],
 )  # fmt: skip
 def test_answers_arrive_as_they_were_given(answer: protocol.Answer) -> None:

@@ -44,7 +44,7 @@ def test_who_has_waited_for_long_goes_without(layout: Layout) -> None:
         began = time.monotonic()
         late = turn(layout, "a", patience_s=0.3, waiting=lambda: asked.append(1))
         assert not stack.enter_context(late)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30
     assert asked
 
 

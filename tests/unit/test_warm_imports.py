@@ -36,7 +36,7 @@ OURS = {
     "hpcimg.plainjson",
     "hpcimg.cache", "hpcimg.cache.events", "hpcimg.cache.hot", "hpcimg.cache.lease",
     "hpcimg.cache.paths",
-    "hpcimg.slurm", "hpcimg.slurm.comment", "hpcimg.slurm.jobfiles", "hpcimg.slurm.nodes",
+    "hpcimg.slurm", "hpcimg.slurm.comment", "hpcimg.slurm.jobfiles",
     "hpcimg.slurm.warm",
 }  # fmt: skip
 # As the hooks start it, with an eye on what it loads and on what it does.

@@ -5,23 +5,25 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import itertools
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-from hpcimg.errors import DeadlinePassed, Interrupted, TooLarge
-from hpcimg.fetch.contract import Fetched, Files, Offer
+from hpcimg.errors import Bug, DeadlinePassed, Interrupted, TooLarge
+from hpcimg.fetch.contract import Blob, Fetched, Files, Gathered, Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.reference import Reference
-from hpcimg.worker import monitor, namespaces, process, starting
-from hpcimg.worker.protocol import Convert, Digest, DigestWanted, Fetch, Rewound
+from hpcimg.worker import main, monitor, namespaces, process, seal, starting
+from hpcimg.worker.protocol import Convert, Digest, DigestWanted, Fetch, Rewound, Start, encode
+from hpcimg.worker.protocol import Layer as ToConvert
 from tests.parts.daemon import TIMEOUT_S
 from tests.parts.node import ROOT
 
@@ -229,6 +231,114 @@ time.sleep(60)
 """
 
 
+LAYER = b"A" * 1000
+IN_LAYERS = Offer("v", config="{}", layers=(Blob(hashlib.sha256(LAYER).hexdigest(), 1000),) * 2)
+BRINGS_LAYERS = f"""
+hear()
+say('["Offering", {json.dumps(IN_LAYERS)}]')
+files = hear()[1]
+os.pwrite(files[1], b"A" * 1000, 0)
+"""
+
+
+class Gathers(Listens):
+    """Takes layers into files of its own. `then` is called when one has arrived."""
+
+    def __init__(self, directory: Path, then: Callable[[], object] = lambda: None) -> None:
+        self.files = [os.open(directory / f"{n}", os.O_RDWR | os.O_CREAT) for n in range(2)]
+        self.got: dict[int, Fetched] = {}
+        self.then = then
+
+    def offered(self, offer: Offer) -> Files:
+        assert offer == IN_LAYERS
+        return self.files
+
+    def arrived(self, number: int, fetched: Fetched) -> None:
+        assert number not in self.got
+        self.got[number] = fetched
+        self.then()
+
+    def fetch(self, program: str, monkeypatch: pytest.MonkeyPatch) -> object:
+        monkeypatch.setattr(starting, "_PROGRAM", SPEAKS + BRINGS_LAYERS + program)
+        sandbox = process.Sandbox(None, time.monotonic() + 30, 10_000)
+        try:
+            return monitor.fetch(order(Path("/x")), self.files[0], self, sandbox)
+        finally:
+            for file in self.files:
+                os.close(file)
+
+
+def test_a_layer_arrives_while_others_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "go on")
+    listener = Gathers(tmp_path, lambda: (tmp_path / "go on").write_text("x"))
+    program = f"""
+os.close(files[1])
+say('["Complete", 1]')
+open({str(tmp_path / "go on")!r}).read()  # nothing more is said before the parent has it
+say('["Done"]')
+"""
+    assert listener.fetch(program, monkeypatch) == Gathered()
+    assert listener.got == {1: Fetched(1000, IN_LAYERS.layers[1].sha256)}
+
+
+@pytest.mark.parametrize(
+    ("program", "error", "message"),
+    [
+        ("""say('["Complete", 1]')\ntime.sleep(60)""", Interrupted, "has its file open"),
+        ("""say('["Complete", 2]')\ntime.sleep(60)""", Bug, "not requested"),
+    ],
+    ids=["it is open", "there is none"],
+)
+def test_a_layer_that_is_not_complete(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    program: str,
+    error: type[Exception],
+    message: str,
+) -> None:
+    monkeypatch.setattr(seal, "_LATE_S", 0.2)
+    with pytest.raises(error, match=message):
+        Gathers(tmp_path).fetch(program, monkeypatch)
+
+
+def test_a_layer_that_is_too_short_does_not_arrive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener = Gathers(tmp_path)
+    program = """say('["Complete", 0]'); say('["Done"]')"""
+    assert listener.fetch(program, monkeypatch) == Gathered()
+    assert list(listener.got) == [1]
+
+
+def test_messages_with_files_that_arrive_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unlike answers, layers to convert come when they come."""
+    ours, theirs = socket.socketpair()
+    monkeypatch.setattr(os, "dup", lambda _: theirs.detach())
+    parent = main._Parent()
+    monkeypatch.undo()
+    names = ["null", "zero", "full"]
+    start = Start(None, 5, Convert("docker://h/x:1", "x" * 50_000, (), "/", "sif", "zstd:1", 0))
+    with ours, ExitStack() as stack:
+        files = [stack.enter_context(open(f"/dev/{name}", "rb")).fileno() for name in names]
+        text = encode(start)
+        # What is in the buffer is cut wherever the kernel likes.
+        sent = socket.send_fds(ours, [text[:20_000]], files[:1])
+        ours.sendall(text[sent:])
+        socket.send_fds(ours, [encode(ToConvert(1))], files[1:2])
+        ours.sendall(encode(Digest("1")))
+        socket.send_fds(ours, [encode(ToConvert(0))], files[2:])
+        heard = [parent.hear() for _ in range(4)]
+    assert [message for message, _ in heard] == [start, ToConvert(1), Digest("1"), ToConvert(0)]
+    assert [[os.readlink(f"/proc/self/fd/{file}") for file in came] for _, came in heard] == [
+        ["/dev/null"], ["/dev/zero"], [], ["/dev/full"],
+    ]  # fmt: skip
+    for file in itertools.chain(*(came for _, came in heard)):
+        os.close(file)
+    parent._socket.close()
+
+
 def test_who_cannot_be_ended_keeps_no_room_on_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,9 +360,12 @@ def test_who_cannot_be_ended_keeps_no_room_on_the_disk(
 
 def convert(_: Path, target: Path, image_bytes: int) -> object:
     sandbox = process.Sandbox(None, time.monotonic() + 30, image_bytes)
-    work = Convert("docker://h/x:1", "{}", "/nonexistent", "squashfs", "zstd:1", 1)
-    with target.open("w+b", buffering=0) as file:
-        return monitor.convert(work, [file.fileno()], lambda *_: None, sandbox)
+    work = Convert("docker://h/x:1", "{}", (), "/nonexistent", "squashfs", "zstd:1", 1)
+    with (
+        target.open("w+b", buffering=0) as file,
+        monitor.convert(work, file.fileno(), lambda *_: None, sandbox) as conversion,
+    ):
+        return conversion.finish()
 
 
 @pytest.mark.parametrize("brings", [fetch, convert])

@@ -48,9 +48,11 @@ def _fetch(files: ImageFiles, name: str, sink: Sink) -> None:
         for layer in names
     )
     offer = Offer(files.look, config=config.text, layers=layers)
-    for number, layer_sink in sink.offer_layers(offer).items():
+    sinks = sink.offer_layers(offer)
+    for number in sorted(sinks, reverse=True):  # as they are converted
         what = f"layer {number + 1} of {len(names)}"
-        files.copy(names[number], layers[number], layer_sink, what=what)
+        files.copy(names[number], layers[number], sinks[number], what=what)
+        sinks[number].complete()
 
 
 def _image(files: ImageFiles, name: str) -> dict[str, Any]:

@@ -85,8 +85,13 @@ def fetch_from(
     sinks = sink.offer_layers(
         Offer(known_as, config=config, layers=layers, manifests=manifest.texts, via=content.via)
     )
-    # The largest first, so that it is not left to arrive alone at the end.
-    by_size = sorted(sinks, key=lambda number: layers[number].size_bytes, reverse=True)
+    # As they are converted, the highest first. But where several arrive at once the largest has
+    # the most time, so that it is not left to arrive alone at the end.
+    order = sorted(sinks, reverse=True)
+    if order and at_once > 1:
+        largest = max(order, key=lambda number: layers[number].size_bytes)
+        order.remove(largest)
+        order.insert(0, largest)
 
     def bring(number: int) -> None:
         try:
@@ -94,10 +99,11 @@ def fetch_from(
         except NotFound as error:
             error.why += manifests.why_missing(manifest, layers[number])
             raise
+        sinks[number].complete()
 
     pool = ThreadPoolExecutor(at_once)
     try:
-        downloads = [pool.submit(bring, number) for number in by_size]
+        downloads = [pool.submit(bring, number) for number in order]
         for ended in as_completed(downloads):
             ended.result()
     finally:
