@@ -197,14 +197,14 @@ class Arrival(ExitStack):
         return self._publish(fetched, self._temp, self.descriptor, source=source)
 
     def _go_on(self) -> Conversion | None:
-        """Hand the conversion what has arrived; begin it with the highest layer, its first one."""
+        """Pass the layers that have arrived to the conversion; start it with the highest one."""
         assert self._blobs
         assert isinstance(self.offer, Offer)
         layers = self._blobs.readable()
         if self._conversion is None:
             if len(self.offer.layers) - 1 not in layers:
                 return None
-            # Not the file of the fetch, which its process can write to.
+            # Not the fetch's file, which the fetching process can write to.
             self._output = self._offered.enter_context(store.unfinished(self._layout, "image"))
             self._free_before = evict.free_on_disk(self._layout) + self._blobs.written()
             self._conversion = self._offered.enter_context(

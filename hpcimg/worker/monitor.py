@@ -169,7 +169,7 @@ class _Files:
         return sum(self._written.values())
 
     def complete(self, layer: int) -> None:
-        """Begin to digest a layer, which the worker says that it has closed."""
+        """Start to digest a layer that the worker reports as closed."""
         if os.fstat(self.of(layer)).st_size == self.sizes[layer] and layer not in self._digesting:
             self._begin(layer)
             self._written[layer] = self.sizes[layer]
@@ -186,7 +186,7 @@ class _Files:
         return bool(self._digesting)
 
     def digest(self) -> bool:
-        """Go on for a moment. If a layer's digest is there, give it to the listener: True."""
+        """Digest for a moment; return True if a layer was finished, and passed to the listener."""
         layer, steps = next(iter(self._digesting.items()))
         try:
             next(steps)
