@@ -1,4 +1,4 @@
-"""How long it takes to make one image of two large gzip layers, by each library that unpacks them.
+"""Time the conversion of an image of two large gzip layers, with each library that unpacks them.
 
 No server and no cache: what a worker does. The processor time is what counts on a busy machine.
 """

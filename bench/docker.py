@@ -1,4 +1,4 @@
-"""How long docker:// takes on a node that has nothing yet, beside what Apptainer does by itself.
+"""Time docker:// on a node without any cache, next to Apptainer on its own.
 
 The registry is on loopback, and all of it runs on two cores. What is compared runs in turn in one
 run, as root; ratios of medians are what can be compared between machines. After it, what a second
@@ -28,7 +28,7 @@ KEPT = ROOT / ".bench"
 CORES = 2
 MB = 1_000_000
 SIZES = {"large": 314 * MB, "small": 200 * MB, "changed": 20 * MB}
-# What images are made of: this machine's own programs, libraries and data.
+# The content of images: this machine's own programs, libraries and data.
 REAL = Path("/usr")
 # With --noise seven bits of each byte are random, so that a layer is compressed to 7/8.
 SEVEN_BITS = bytes(byte & 0x7F for byte in range(256))
@@ -97,7 +97,7 @@ class Bench:
         }
 
     def cases(self, uri: str) -> list[Case]:
-        """Return what is compared: each from an empty cache to an image that is on the disk."""
+        """Return the cases: each begins with an empty cache and ends with an image on the disk."""
         fast = ["build", "--disable-cache", "--mksquashfs-args", FAST]
         return [
             Case("hpcimg stage", self._stage(uri), self.nothing_cached),
@@ -126,7 +126,7 @@ class Bench:
         }
 
     def moved(self, first: str, second: str) -> dict[str, list[int]]:
-        """Return the bytes of blobs that each way moves for an image and then another."""
+        """Return the bytes of blobs that each case transfers for one image, then for another."""
         ways = {"hpcimg stage": self._stage, "apptainer pull": self._pull}
         found: dict[str, list[int]] = {}
         for name, argv in ways.items():
@@ -146,7 +146,7 @@ class Bench:
 
     def _apptainer(self, command: Sequence[str], uri: str) -> list[str]:
         argv = ["apptainer", "--silent", *command, "--force", "--no-https", str(self.result), uri]
-        # What hpcimg says is staged is flushed to the disk.
+        # An image that hpcimg has staged is flushed to the disk.
         return ["/bin/sh", "-c", f"{shlex.join(argv)} && sync {shlex.quote(str(self.result))}"]
 
     def _sent(self) -> int:
@@ -154,7 +154,7 @@ class Bench:
 
 
 def show_moved(found: Mapping[str, Sequence[int]]) -> None:
-    """Print what two versions of an image moved."""
+    """Print what was transferred for two versions of an image."""
     print(f"\n{'moved':34}{'version 1':>12}{'version 2':>12}")
     for name, sizes in found.items():
         print(f"{name:34}" + "".join(f"{size / MB:9.1f} MB" for size in sizes))

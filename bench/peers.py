@@ -38,7 +38,7 @@ class Bench(docker.Bench):
         self.others = directory / "others"
 
     def cases(self, uri: str) -> list[Case]:
-        """Return what can be compared here, hpcimg first."""
+        """Return the cases that can run here, hpcimg first."""
         hpcimg, *apptainer = super().cases(uri)
         cases = [hpcimg, *(apptainer if found("apptainer") else [])]
         place = shlex.quote(str(self.others))
@@ -76,7 +76,7 @@ def found(*commands: str) -> bool:
 
 
 def small_files() -> list[Layer]:
-    """Return layers of many files, of a size as those of Python packages have."""
+    """Return layers of many files, as small as those of Python packages."""
     source = random.Random("small files")
     layers = []
     for number in range(LAYERS):

@@ -19,7 +19,7 @@ ORIGIN_MAX, MEDIAN_MAX, P99_MAX = 1.05, 1.5, 2.0
 
 
 def main() -> int:
-    """Run the bench; return 1 where a figure is worse than it may be."""
+    """Run the benchmark; return 1 if a figure exceeds its limit."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nodes", type=int, default=64)
     parser.add_argument("--megabytes", type=float, default=48)

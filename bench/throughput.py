@@ -1,4 +1,4 @@
-"""How fast a large file comes onto a node, beside curl: http, https, and S3 with a signature.
+"""Time the download of a large file next to curl: http, https, and S3 with signatures.
 
 From a real registry and a real object store on loopback to the same disk, both flushed to it.
 hpcimg checks the file as it arrives, as Prolog would: this is the whole command, start-up
@@ -35,7 +35,7 @@ class Bench:
         self._file = directory / "by-curl"
 
     def cases(self, name: str, uri: str, curl: list[str], **environment: str) -> list[Case]:
-        """Return the two that are compared for one kind of server."""
+        """Return the two cases for one kind of server."""
         argv = shlex.join(["curl", "-sSf", "-o", str(self._file), *curl])
         by_hand = ["/bin/sh", "-c", f"{argv} && sync {shlex.quote(str(self._file))}"]
         stage = [str(ROOT / "bin" / "hpcimg"), "stage", uri]
@@ -54,7 +54,7 @@ class Bench:
 
 @contextmanager
 def served(path: Path, *, tls: bool) -> Iterator[tuple[str, Path]]:
-    """Serve a file by a registry; give its address and the certificate to trust."""
+    """Serve a file from a registry; yield its address and the certificate to trust."""
     with Registry(tls=tls) as registry, path.open("rb") as file:
         digest = registry.push_blob("bench", file)
         yield f"{registry.url}/v2/bench/blobs/{digest}", registry.certificate
@@ -75,7 +75,7 @@ def main() -> int:
         directory.chmod(0o755)
         path = images.make_sif(directory / "large.sif", {"n": b"x"}, size_bytes=options.size * MIB)
         bench = Bench(directory)
-        # Where the unprivileged account can read it.
+        # The unprivileged account must be able to read it.
         certificate = directory / "certificate.pem"
         for name, tls in (("http", False), ("https", True)):
             with served(path, tls=tls) as (url, original):

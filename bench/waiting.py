@@ -1,4 +1,4 @@
-"""What it costs a node that many jobs begin on it at once and name the same new image.
+"""Measure the cost of many jobs that start on a node at once and request the same new image.
 
 A server on loopback takes its time to send the image. For each number of jobs: how long until
 all have it, the processor time of their Prologs, and the memory that these have while they
@@ -51,7 +51,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 
 class Taken(NamedTuple):
-    """Seconds until all were done, of processor time, and the bytes of memory."""
+    """Seconds until all were done, seconds of processor time, and bytes of memory."""
 
     wall_s: float
     cpu_s: float
@@ -59,7 +59,7 @@ class Taken(NamedTuple):
 
 
 def once(tree: Path, jobs: int, url: str) -> Taken:
-    """Run so many Prologs of a checkout at once, on a node that has nothing."""
+    """Run this many Prologs of a checkout at once, on a node without any cache."""
     tmpfs = "/dev/shm" if Path("/dev/shm").is_dir() else None
     with (
         tempfile.TemporaryDirectory(prefix="hpcimg-bench-", dir="/var/tmp") as on_disk,
@@ -91,7 +91,7 @@ def once(tree: Path, jobs: int, url: str) -> Taken:
 
 
 def memory(pid: int) -> int:
-    """Return the bytes of a process and its children, their share of what is shared."""
+    """Return the memory of a process and its children in bytes (proportional set size)."""
     size = 0
     try:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():

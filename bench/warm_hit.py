@@ -1,4 +1,4 @@
-"""How long the hooks hold a job: whole processes, timed from spawn to exit.
+"""Time the hooks: whole processes, from spawn to exit.
 
 What is compared runs in turn, A B A B, in one run on one machine, so that a
 machine that is slower for a while is slower for all. The table shows medians;
@@ -59,7 +59,7 @@ def measure(cases: Sequence[Case], rounds: int) -> list[Row]:
 
 
 def run(argv: Sequence[str], environment: dict[str, str]) -> float:
-    """Run a program to its end and return the seconds it took. It must end with 0."""
+    """Run a program, which must exit with 0; return the seconds that it took."""
     silence = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
     began = time.perf_counter()
     pid = os.posix_spawn(argv[0], argv, environment, file_actions=silence)
@@ -71,7 +71,7 @@ def run(argv: Sequence[str], environment: dict[str, str]) -> float:
 
 
 def hooks_python() -> str:
-    """Return the interpreter that the hooks take."""
+    """Return the interpreter that the hooks use."""
     own = ROOT / ".venv" / "bin" / "python"
     return str(own) if os.access(own, os.X_OK) else "/usr/bin/python3"
 
@@ -89,7 +89,7 @@ class Bench:
         self._jobs = 1
 
     def none(self) -> list[Row]:
-        """Time what a job meets that has no image."""
+        """Time the hooks of a job without an image."""
         prolog = [str(PROLOG)]
         cases = [
             Case("sh -c :", ["/bin/sh", "-c", ":"], dict),
@@ -101,7 +101,7 @@ class Bench:
         return measure(cases, ROUNDS)
 
     def warm(self) -> list[Row]:
-        """Time what a job meets whose image is there."""
+        """Time the hooks of a job whose image is cached."""
         hot = f"container:{self.url}/small.sif"
         mounted = f"container:{self.mounted}"
         staged = self.node.stage(self._jobs, f"{hot} {mounted}")
@@ -124,7 +124,7 @@ class Bench:
         return rows
 
     def cold(self, name: str, rounds: int) -> list[Row]:
-        """Time a fetch against what an administrator would do by hand."""
+        """Time a fetch next to what an administrator would do by hand."""
         url = f"{self.url}/{name}"
         path = self.directory / "by-hand"
         by_hand = f"curl -sSf -o '{path}' '{url}' && sync '{path}'"
@@ -158,7 +158,7 @@ class Bench:
 
 @contextmanager
 def web_server(directory: Path) -> Iterator[str]:
-    """Serve a directory from a process of its own; give the address."""
+    """Serve a directory from a separate process; yield its address."""
     argv = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"]
     with subprocess.Popen(
         [*argv, "--directory", str(directory)],
@@ -181,7 +181,7 @@ def show(rows: list[Row], of: str) -> None:
 
 
 def main() -> int:
-    """Measure and print; return 1 where the target is missed."""
+    """Measure and print; return 1 if the target is missed."""
     if missing := images.missing():
         print(missing)
         return 1
@@ -192,7 +192,7 @@ def main() -> int:
         tempfile.TemporaryDirectory(prefix="hpcimg-bench-", dir=tmpfs) as in_memory,
     ):
         directory = Path(on_disk)
-        directory.chmod(0o755)  # the account that looks at a path enters it
+        directory.chmod(0o755)  # the account that checks a path must be able to enter it
         served = directory / "served"
         served.mkdir()
         images.make_sif(served / "small.sif", {"n": b"x"}, size_bytes=MIB)

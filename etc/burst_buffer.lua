@@ -1,4 +1,4 @@
--- burst_buffer.lua: bring a job's images into the site tier before the job starts.
+-- burst_buffer.lua: fetch a job's images into the site tier before the job starts.
 --
 --     BurstBufferType=burst_buffer/lua   in slurm.conf, with this file beside it
 --
@@ -82,52 +82,31 @@ function slurm_bb_data_in(job, script, ...)
     return slurm.SUCCESS, ""
 end
 
--- Slurm requires all of these functions.
-
-function slurm_bb_job_process(_script)
-    return slurm.SUCCESS
+-- Slurm requires all of its functions. These have nothing to do for an image.
+for _, name in ipairs({
+    "job_process", "job_teardown", "setup", "paths", "pre_run", "post_run", "data_out",
+}) do
+    _G["slurm_bb_" .. name] = function()
+        return slurm.SUCCESS
+    end
 end
 
 function slurm_bb_pools()
     return slurm.SUCCESS, '{"pools": []}'
 end
 
-function slurm_bb_job_teardown(_job, _script, _hurry)
-    return slurm.SUCCESS
-end
-
-function slurm_bb_setup(_job, _uid, _gid, _pool, _size, _script)
-    return slurm.SUCCESS
-end
-
 function slurm_bb_test_data_in(_job, _script)
     return slurm.SUCCESS, "" -- finished, not in progress
-end
-
-function slurm_bb_real_size(_job)
-    return slurm.SUCCESS, "0"
-end
-
-function slurm_bb_paths(_job, _script, _path_file)
-    return slurm.SUCCESS
-end
-
-function slurm_bb_pre_run(_job, _script)
-    return slurm.SUCCESS
-end
-
-function slurm_bb_post_run(_job, _script)
-    return slurm.SUCCESS
-end
-
-function slurm_bb_data_out(_job, _script)
-    return slurm.SUCCESS
 end
 
 function slurm_bb_test_data_out(_job, _script)
     return slurm.SUCCESS, ""
 end
 
+function slurm_bb_real_size(_job)
+    return slurm.SUCCESS, "0"
+end
+
 function slurm_bb_get_status(...)
-    return slurm.SUCCESS, "hpcimg brings images into the site tier"
+    return slurm.SUCCESS, "hpcimg fetches images into the site tier"
 end

@@ -193,16 +193,11 @@ local function wrong_host(host)
     local last = name:gsub("%.$", ""):match("[^.]*$")
     -- Some programs treat 127.1 and 2130706433 as addresses.
     if last:find("^[0-9]+$") or last:find("^0[xX]%x*$") then
-        local count = 0
-        for part in (name .. "."):gmatch("([^.]*)%.") do
-            count = count + 1
-            if not part:find("^[0-9]+$") or #part > 3 or tonumber(part) > 255
-                or part:find("^0[0-9]")
-            then
-                count = 9
-            end
+        local is_dotted = name:find("^[0-9]+%.[0-9]+%.[0-9]+%.[0-9]+$")
+        for part in name:gmatch("[^.]+") do
+            is_dotted = is_dotted and #part <= 3 and tonumber(part) < 256 and not part:find("^0.")
         end
-        if count ~= 4 then
+        if not is_dotted then
             return name .. " is not an IPv4 address in dotted decimal"
         end
     end
@@ -613,10 +608,9 @@ local function read_words(text, wanted)
     end
 end
 
--- JSON (RFC 8259), for comments that are an object, without a recursive parser: the text is
--- split into tokens of one letter each, and is JSON if these reduce to one value, from the
--- inside out.
+-- JSON (RFC 8259), for comments that are an object
 
+local BLANKS = "^[ \t\r\n]*"
 local ESCAPES = { b = "\b", f = "\f", n = "\n", r = "\r", t = "\t" }
 local ESCAPE = "\\(.)([0-9A-Fa-f]?[0-9A-Fa-f]?[0-9A-Fa-f]?[0-9A-Fa-f]?)"
 local WORDS = { ["true"] = "v", ["false"] = "v", null = "n" }
@@ -644,85 +638,54 @@ local function is_number(word)
     return rest == "" and (whole == "0" or whole:sub(1, 1) ~= "0")
 end
 
--- The tokens of a text, or nil: signs, s for a string, n for null, v for any other value. Each
--- has its kind, where it begins and the position after it.
-local function tokens(text)
-    -- Once escapes are masked, a string ends at the next quote, and a backslash is an error.
+-- Parse the value that begins at a position; nil if it is malformed. `plain` is the text with its escapes
+-- masked, so that a string ends at the next quote, and a backslash is an error.
+-- Returns its kind ("[", "{", "s" for a string, "n" for null, "v" for any other), its position and the one
+-- after it, the text of a string, and the members of a list or an object, each with its key.
+local function json_value(text, plain, from)
+    local kind, at = plain:match("^([%[{])[ \t\r\n]*()", from)
+    if not kind then
+        local to = plain:match('^"[^"\\\1-\31]*"()', from)
+        if to then
+            return { kind = "s", from = from, to = to, text = unescaped(text:sub(from + 1, to - 2)) }
+        end
+        local word
+        word, to = plain:match("^([A-Za-z0-9+.-]+)()", from)
+        kind = word and (WORDS[word] or (is_number(word) and "v"))
+        return kind and { kind = kind, from = from, to = to }
+    end
+    local value = { kind = kind, from = from, members = {} }
+    local sign
+    sign, value.to = plain:match("^([%]}])()", at)
+    sign = sign or ","
+    while sign == "," do
+        local key = kind == "{" and json_value(text, plain, at)
+        if kind == "{" then
+            at = key and key.text and plain:match(BLANKS .. ":[ \t\r\n]*()", key.to)
+        end
+        local member = at and json_value(text, plain, at)
+        if not member then
+            return nil
+        end
+        member.key = key and key.text
+        table.insert(value.members, member)
+        sign, value.to, at = plain:match(BLANKS .. "([,%]}])()[ \t\r\n]*()", member.to)
+    end
+    return sign == (kind == "{" and "}" or "]") and value or nil
+end
+
+-- The object that a whole comment is, or nil.
+local function json_object(text)
+    local from = text:match(BLANKS .. "(){")
+    if not from or select(2, text:gsub("[{%[]", "")) > MAX_NESTED then
+        return nil
+    end
     local plain = text:gsub(ESCAPE, function(letter, hex)
         local valid = letter:find('["\\/bfnrt]') or (letter == "u" and #hex == 4)
         return valid and "__" .. hex or nil
     end)
-    local list, at = {}, plain:find("[^ \t\r\n]") or #plain + 1
-    while at <= #plain do
-        local kind, to = plain:match("^([%[%]{},:])()", at)
-        if not kind then
-            kind, to = "s", plain:match('^"[^"\\\1-\31]*"()', at)
-        end
-        if not to then
-            local word
-            word, to = plain:match("^([A-Za-z0-9+.-]+)()", at)
-            kind = word and (WORDS[word] or (is_number(word) and "v"))
-        end
-        if not kind then
-            return nil
-        end
-        table.insert(list, { kind = kind, from = at, to = to })
-        at = plain:find("[^ \t\r\n]", to) or #plain + 1
-    end
-    return list
-end
-
--- What a list or object reduces to, nil if it is not well formed.
-local function reduced(open, inner, close)
-    local item = open == "{" and close == "}" and ",s:[snv]" or open .. close == "[]" and ",[snv]"
-    return item and (inner == "" or ("," .. inner):gsub(item, "") == "") and "v" or nil
-end
-
--- The members of the list or object that begins with the token `number`: each with its key,
--- and its first and last token; `text` is the value of a string.
-local function members(text, list, number)
-    local found, depth = {}, 0
-    repeat
-        local token, following = list[number], list[number + 1]
-        local closes = token.kind:find("[%]}]")
-        depth = depth - (closes and 1 or 0)
-        if depth == 1 and token.kind:find("[snv%[{]") then
-            local said = token.kind == "s" and unescaped(text:sub(token.from + 1, token.to - 2))
-            if following.kind == ":" then
-                table.insert(found, { key = said })
-            else
-                if #found == 0 or found[#found].first then
-                    table.insert(found, {})
-                end
-                local item = found[#found]
-                item.text, item.first, item.last = said or nil, number, number
-            end
-        elseif depth == 1 and closes then
-            found[#found].last = number
-        end
-        depth = depth + (token.kind:find("[%[{]") and 1 or 0)
-        number = number + 1
-    until depth == 0
-    return found
-end
-
--- The members of the object that a whole comment is, and its tokens; or nil.
-local function whole_object(text)
-    if not text:find("^[ \t\r\n]*{") or select(2, text:gsub("[{%[]", "")) > MAX_NESTED then
-        return nil
-    end
-    local list = tokens(text)
-    local shape, before = "", nil
-    for _, token in ipairs(list or {}) do
-        shape = shape .. token.kind
-    end
-    repeat
-        before, shape = shape, shape:gsub("([%[{])([^%[%]{}]*)([%]}])", reduced)
-    until shape == before
-    if shape ~= "v" then
-        return nil
-    end
-    return members(text, list, 1), list
+    local object = json_value(text, plain, from)
+    return object and plain:find(BLANKS .. "$", object.to) and object
 end
 
 local function without_mark(text)
@@ -730,14 +693,10 @@ local function without_mark(text)
     return starts_with(text, MARK) and text:sub(#MARK + 1) or text
 end
 
--- Add the images that the value of the key requests to a list; only texts do.
-local function add_value(comment, tokens_of, pair, wanted)
-    local kind, list = tokens_of[pair.first].kind, { pair }
-    if kind == "[" or kind == "{" then
-        list = members(comment, tokens_of, pair.first)
-    end
-    for _, each in ipairs(kind == "n" and {} or list) do
-        local name, text = kind == "{" and each.key or "", each.text
+-- Add the images that the value of the key requests to a list; only strings do.
+local function add_value(value, wanted)
+    for _, each in ipairs(value.members or (value.kind ~= "n" and { value }) or {}) do
+        local name, text = value.kind == "{" and each.key or "", each.text
         if not text then
             wanted.problem = "the value of container in the JSON object is neither text, nor a"
                 .. " list or an object of texts"
@@ -770,17 +729,14 @@ function M.read(text)
     if not has_key and not text:find("/", 1, true) and not lower(text):find(OURS, 1, true) then
         return wanted
     end
-    local object, list
-    if has_key then
-        object, list = whole_object(text)
-    end
+    local object = has_key and json_object(text)
     if not object then
         read_words(text, wanted)
         return wanted
     end
-    for _, pair in ipairs(object) do
+    for _, pair in ipairs(object.members) do
         if is_our_pair(pair) then
-            add_value(text, list, pair, wanted)
+            add_value(pair, wanted)
         elseif pair.text and is_like_key(lower(pair.key)) then
             look_at_other(pair.key .. ":" .. pair.text, wanted)
         elseif pair.text then
@@ -799,24 +755,23 @@ end
 
 -- The comment with more images in it, and otherwise unchanged.
 local function with_images(comment, added)
-    local object, list = whole_object(comment)
+    local object = json_object(comment)
     if object then
         local ours
-        for _, pair in ipairs(object) do
+        for _, pair in ipairs(object.members) do
             ours = is_our_pair(pair) and pair or ours
         end
         if not ours then
-            local comma, close = object[1] and "," or "", list[#list].from
+            local comma, close = object.members[1] and "," or "", object.to - 1
             return comment:sub(1, close - 1) .. comma .. '"' .. KEY .. '":' .. quoted(added)
                 .. comment:sub(close)
         end
         local all = {}
-        add_value(comment, list, ours, all)
+        add_value(ours, all)
         for _, each in ipairs(added) do
             table.insert(all, each)
         end
-        return comment:sub(1, list[ours.first].from - 1) .. quoted(all)
-            .. comment:sub(list[ours.last].to)
+        return comment:sub(1, ours.from - 1) .. quoted(all) .. comment:sub(ours.to)
     end
     -- A site that splits comments at ";" must find its own last word unchanged.
     local separator = comment:find(";", 1, true) and not comment:find(SPACE) and ";" or " "

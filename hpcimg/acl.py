@@ -26,7 +26,7 @@ def let_read(descriptor: int, uid: int) -> None:
 
 
 def let_enter(path: str, uid: int) -> None:
-    """Let the user `uid` list and enter a directory, which keeps its owner. Raises likewise."""
+    """Let the user `uid` list and enter a directory, which keeps its owner. Raises OSError."""
     _set(path, uid, owner=_READ | _WRITE | _EXECUTE, user=_READ | _EXECUTE)
 
 

@@ -225,7 +225,7 @@ def from_os_error(
 
 
 def foreseen(error: Exception) -> HpcimgError:
-    """Return an error as one of ours: what is no OSError, and not explained yet, is a bug."""
+    """Return an error as an HpcimgError: an unexpected one, except an OSError, is a bug."""
     if isinstance(error, HpcimgError):
         return error
     if isinstance(error, OSError):

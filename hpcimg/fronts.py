@@ -1,7 +1,7 @@
-"""What a site may have put between a node and the origin of an image: a tier, other nodes.
+"""Ways to an image in front of its origin: the site tier, the other nodes of a job.
 
-Each is a `hpcimg.fetch.contract.Way` in front of another one. The nearest to the node is
-asked first, and what it does not have it gets from the way behind it, the origin at last.
+Each is a `hpcimg.fetch.contract.Way` in front of another one. The one nearest to the node is
+asked first. What it does not have, it gets from the way behind it; the last one is the origin.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ SPREAD_S = 1.0
 
 
 class Front:
-    """A `hpcimg.fetch.contract.Way` that goes the way behind it for all that it does not do.
+    """A `hpcimg.fetch.contract.Way` that leaves what it does not do to the way behind it.
 
-    Its own failures fail nobody: it logs them, and goes on to what is behind it.
+    It logs its own failures and uses the way behind: no job fails because of them.
     """
 
     def __init__(self, behind: Way) -> None:
@@ -59,21 +59,21 @@ class Front:
         self.behind.verify(descriptor, source=source)
 
     def advance(self, phase: str, done: int) -> None:
-        """Hear how far this node is, of a conversion and of what a `Reporting` listens to."""
+        """Note the progress of this node: of a conversion, or of a fetch with a `Reporting`."""
 
     def decides(self) -> bool:
         """Tell whether `fetch` finds out what the job's nodes run, also where this node has one."""
         return False
 
     def agreed(self) -> str:
-        """Return the key of the image that the job's nodes run, as in a Request; "" if open."""
+        """Return the key of the image that the job's nodes agreed on, as in a Request, or ""."""
         return ""
 
     def finish(self, staged: Staged) -> None:
-        """Hear that the image is on this node. Not called where it could not be had."""
+        """Note that the image is on this node. Not called if staging failed."""
 
     def settle(self, staged: Staged) -> str:
-        """Return what `agreed` is from now on, by proposing the image that is on this node.
+        """Propose the image on this node to the job's nodes; return what `agreed` is afterwards.
 
         Called after `finish`, for a job of several nodes that have not agreed yet.
         """
@@ -81,7 +81,7 @@ class Front:
 
 
 class Reporting:
-    """A `hpcimg.fetch.contract.Listener` that also lets a front hear how far a fetch is."""
+    """A `hpcimg.fetch.contract.Listener` that also reports the progress of a fetch to a front."""
 
     def __init__(self, listener: Listener, front: Front) -> None:
         self._listener = listener
@@ -99,7 +99,7 @@ class Reporting:
 
 
 class Spread(Front):
-    """Nodes of one job, which all begin at the same moment, do not ask a server all at once."""
+    """Delays the nodes of one job at random, since they would all contact a server at once."""
 
     def fetch(self, descriptor: int, listener: Listener, *, validator: str) -> Outcome:
         time.sleep(random.uniform(0, SPREAD_S))
@@ -107,7 +107,7 @@ class Spread(Front):
 
 
 class Asked:
-    """What is asked for, as who opens a front has to know it."""
+    """A request, with all that an Opener needs to know about it."""
 
     def __init__(self, config: Config, cache: Cache, request: Request, origin: Origin) -> None:
         self.config = config
@@ -116,12 +116,12 @@ class Asked:
         self.origin = origin
 
 
-# Gives a front before the way behind it; None where it has nothing to do with what is asked.
+# Returns a front for the way behind it, None if it has no use for the request.
 Opener = Callable[[Asked, Way], "AbstractContextManager[Front] | None"]
 
 
 def spread(asked: Asked, behind: Way) -> AbstractContextManager[Front] | None:
-    """Return what spreads the nodes of a job that have nothing else in front of the origin."""
+    """Return a Spread for a job of several nodes, None for a mounted file."""
     if not asked.request.together or schemes.of(asked.request.reference.scheme).mounted:
         return None
     return nullcontext(Spread(behind))
@@ -129,7 +129,7 @@ def spread(asked: Asked, behind: Way) -> AbstractContextManager[Front] | None:
 
 @contextmanager
 def in_front_of(asked: Asked, openers: Sequence[Opener]) -> Iterator[tuple[Way, Sequence[Front]]]:
-    """Give the way to go, and the fronts on it, the nearest to the node first.
+    """Yield the way to use and its fronts, the nearest to the node first.
 
     `openers` are in the order from the origin to the node.
     """

@@ -27,7 +27,7 @@ def read(data: bytes | str) -> Any:
 
 
 def read_object(data: bytes | str) -> dict[str, Any]:
-    """Parse a JSON object in UTF-8. Raises ValueError likewise."""
+    """Parse a JSON object in UTF-8. Raises ValueError like `read`."""
     try:
         content = read(data)
     except ValueError as error:

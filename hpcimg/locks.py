@@ -1,10 +1,9 @@
 """Cross-process locks with a deadline, by filelock.
 
-The kernel frees a lock when its holder dies, however it dies. A lock file is only
-unlinked by who holds its lock, and filelock looks whether the file that it locked is
-still there: else a waiter that has the old file open and a newcomer that makes a new
-one would both hold "the" lock. Nothing rests on these locks but that work
-is done once; on a file system where they do nothing, images are still whole.
+The kernel releases a lock when its holder dies, however it dies. Only the holder of a lock unlinks
+its file, and filelock checks that the file it locked still exists: otherwise a waiter with the
+old file open and a process that creates a new one would both hold "the" lock. These locks only
+avoid duplicate work; on a file system where they do nothing, images are still complete.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 from hpcimg.errors import CacheUnusable, DeadlinePassed, MissingTool, from_os_error
 
-# Takes a lock of the cache by its name, and gives whether it had to be waited for.
+# Takes one of the cache's locks by its name, and yields whether there was a wait.
 Lock = Callable[[str], AbstractContextManager[bool]]
 _TELL_EVERY_S = 5.0
 
@@ -31,12 +30,11 @@ def held(
     tell_every_s: float = float("inf"),
     began: float | None = None,
 ) -> Iterator[bool]:
-    """Hold the lock; give whether it had to be waited for.
+    """Hold the lock; yield whether there was a wait.
 
-    `deadline` is a time.monotonic() value; when it passes, DeadlinePassed is
-    raised. While waiting, `waiting` is called every `tell_every_s` seconds, five at the
-    most, with the seconds waited so far. What it raises ends the wait. Who waits may have
-    `began` before this.
+    `deadline` is a time.monotonic() value; when it passes, DeadlinePassed is raised. While waiting,
+    `waiting` is called every `tell_every_s` seconds, at most every five, with the seconds waited so
+    far, counted from `began` if given. An exception from it ends the wait.
     """
     try:  # here, so that a node without it can say so
         from filelock import FileLock, Timeout
@@ -78,10 +76,10 @@ def load_leases() -> None:
 
 
 class Lease:
-    """A lock between nodes: a file that its holder renews. Some mounts lie about flock(2).
+    """A lock between nodes: a file that its holder renews, since some mounts fake flock(2).
 
-    Who is silent for `duration_s`, which all have to agree on, loses it to the next who asks.
-    Each measures that silence by its own clock. Keep one object for all attempts.
+    A holder that does not renew it for `duration_s`, the same on all nodes, loses it to the next
+    one that tries. Each node measures this by its own clock. Use one object for all attempts.
     """
 
     def __init__(self, path: str, duration_s: float) -> None:
@@ -91,7 +89,7 @@ class Lease:
 
     @staticmethod
     def load() -> None:
-        """Import what leases need, before changing to an account that may not read it."""
+        """Import what leases need, before changing to an account that may be unable to."""
         from filelock import SoftFileLease  # noqa: F401
 
     def take(self) -> bool:
@@ -107,11 +105,11 @@ class Lease:
 
     @property
     def held(self) -> bool:
-        """Whether we hold it as far as we know."""
+        """Whether we hold it, as far as we know."""
         return self._lease.is_locked and self._lease.compromise is None
 
     def release(self) -> None:
-        """Give it back, where it is held."""
+        """Release it if it is held."""
         self._lease.release(force=True)
 
 

@@ -128,8 +128,7 @@ class Origin:
         )
 
     def _sandbox(self, account: Account | None) -> Sandbox:
-        most = self.cache.limits.max_size  # the limit that the kernel enforces
-        return Sandbox(account, self.deadline, min(most, self.cache.max_image_size or most))
+        return Sandbox(account, self.deadline, self.cache.image_bytes)
 
 
 def settings(

@@ -8,6 +8,7 @@ import os
 import stat
 
 _MAX = 1 << 20
+_CHUNK = 1 << 16
 
 
 def read(path: str, *, most: int = _MAX) -> bytes:
@@ -33,7 +34,7 @@ def read(path: str, *, most: int = _MAX) -> bytes:
         os.close(seen)
     try:
         data = b""
-        while more := os.read(file, most + 1 - len(data)):
+        while more := os.read(file, min(most + 1 - len(data), _CHUNK)):
             data += more
     finally:
         os.close(file)

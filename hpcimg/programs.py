@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-from collections.abc import Callable
-from typing import IO, Any
+
+TYPE_CHECKING = False  # importing typing takes longer than starting a worker
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import IO, Any
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 RUNTIMES = ("apptainer", "singularity")  # those that run SIF files and verify them
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _SIGKILL = 1, 9
 _MOST_SAID = 600
 
 
@@ -41,7 +42,7 @@ def die_with_parent() -> Callable[[], None]:
     parent = os.getpid()
 
     def call() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(1)  # the parent died before prctl was called
 
@@ -52,8 +53,10 @@ def close_all_but(*keep: int) -> None:
     """Close what a fork has left open, but the standard three and these."""
     for descriptor in map(int, os.listdir("/proc/self/fd")):
         if descriptor > 2 and descriptor not in keep:
-            with contextlib.suppress(OSError):  # the listing's own
+            try:
                 os.close(descriptor)
+            except OSError:  # the listing's own
+                pass
 
 
 def listen() -> IO[Any]:

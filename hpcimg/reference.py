@@ -197,7 +197,7 @@ def _path(text: str, scheme: str, rest: str) -> Reference:
     plain = "/".join(["", *filter(None, path.split("/"))])
     if plain == "" or (scheme == "file" and path.endswith("/")):
         raise BadReference(f"{told(text)!r} names a directory", do="Name the image file in it.")
-    return Reference(scheme, f"{plain}{colon}{name}")
+    return Reference(scheme, f"{plain}{colon if name else ''}{name}")
 
 
 def _not_plain(text: str, what: str) -> BadReference:

@@ -103,7 +103,7 @@ def stage(
 def _ensured(
     cache: Cache, request: Request, way: Way, fronts: Sequence[Front], memory: Memory
 ) -> Staged:
-    """Bring the image by the way, and let all nodes of its job run the same one."""
+    """Stage the image by this way, so that all nodes of the job run the same one."""
     agreed = _first(front.agreed() for front in fronts) if request.together else ""
     ask = not agreed and any(front.decides() for front in fronts)
     staged = ensure(cache, request._replace(agreed=agreed, ask=ask), way, memory)
@@ -122,9 +122,9 @@ def _first(words: Iterable[str]) -> str:
 
 
 def _openers(config: Config) -> Sequence[Opener]:
-    """Return what this site has between its nodes and the origin, the nearest to that first.
+    """Return the fronts that this site has configured, the nearest to the origin first.
 
-    What is not configured is not imported either.
+    Only those are imported.
     """
     found: list[Opener] = []
     if config.site_path:
@@ -139,12 +139,12 @@ def _openers(config: Config) -> Sequence[Opener]:
 
 
 def _spread(asked: Asked, behind: Way) -> AbstractContextManager[Front] | None:
-    """Spread the nodes of a job that ask the origin all by themselves."""
+    """Spread the nodes of a job that do not share the image among each other."""
     return None if _has_peers(asked) else spread(asked, behind)
 
 
 def _peers(asked: Asked, behind: Way) -> AbstractContextManager[Front] | None:
-    """Put the other nodes of the job in front, where there are enough of them."""
+    """Return the other nodes of the job as a front, None if they cannot share the image."""
     if not _has_peers(asked):
         return None
 

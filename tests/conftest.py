@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures for all tests."""
 
 from __future__ import annotations
 
@@ -19,30 +19,48 @@ settings.register_profile(
 )
 settings.load_profile("here")
 
+# Whose tests take longest comes first, so that at the end no process is left with a long file.
+_ORDER = ("slurm", "faults", "integration")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the directories, which pytest-randomly has mixed; within them the order stays random."""
+    place = {name: number for number, name in enumerate(_ORDER)}
+    items.sort(key=lambda item: place.get(item.path.parent.name, len(_ORDER)))
+
 
 @pytest.fixture(autouse=True)
 def no_real_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Let no test touch the cache of the machine that it runs on."""
+    """Prevent tests from touching the real cache of their host."""
     monkeypatch.setenv("HPCIMG_CONF", str(tmp_path / "no-such.conf"))
 
 
 @pytest.fixture
 def node(tmp_path: Path) -> Node:
-    """A node of this test's own."""
+    """A node for one test."""
     return Node(tmp_path)
 
 
 @pytest.fixture
 def web() -> Iterator[WebServer]:
-    """A web server of this test's own."""
+    """A web server for one test."""
     with WebServer() as server:
         yield server
 
 
 @pytest.fixture
 def open_directory() -> Iterator[Path]:
-    """A directory that every account may enter; pytest's own is for one alone."""
+    """A directory that every account can enter, unlike pytest's own."""
     with tempfile.TemporaryDirectory(prefix="hpcimg-test-") as made:
         directory = Path(made)
         directory.chmod(0o755)
         yield directory
+
+
+@pytest.fixture
+def shared(open_directory: Path) -> Path:
+    """A directory for the site tier."""
+    directory = open_directory / "site"
+    directory.mkdir(mode=0o755)
+    return directory

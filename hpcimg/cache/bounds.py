@@ -30,7 +30,7 @@ def keep(layout: Layout) -> None:
     if len(names) > LOCKS:
         for name in names:
             locks.remove_free(f"{layout.locks}/{name}")
-    for name in _listdir(layout.leaders):  # who ends well removes its own
+    for name in _listdir(layout.leaders):  # left by processes that were killed
         locks.remove_free(f"{layout.leaders}/{name}")
 
 

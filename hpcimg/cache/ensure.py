@@ -135,7 +135,7 @@ class _Ensure:
         return ref
 
     def _agreed(self) -> Ref:
-        """Return what the job's nodes have agreed upon: its like is never written down."""
+        """Return a reference to the image that the job's nodes agreed on; it is never saved."""
         key = owned(self.request.agreed, self.request.owner)
         return Ref(self.reference.uri, key, "", time.time(), pinned=True)
 
@@ -241,7 +241,7 @@ class _Ensure:
     def _add_uri(self, entry: Entry, uri: str) -> None:
         # Lost if two processes add one at the same moment; the next use adds it again.
         uris = (*entry.uris, uri)[-_URIS_MAX:]
-        store.save_entry(self.layout, dataclasses.replace(entry, uris=uris))
+        store.save_entry(self.layout, entry._replace(uris=uris))
 
     @contextmanager
     def _shown_by(self, under_way: Inflight) -> Iterator[None]:

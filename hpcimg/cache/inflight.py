@@ -125,7 +125,7 @@ class Inflight:
         self._tell()
 
     def _tell(self) -> None:
-        """Let who waits hear that it has moved since, unless it will be too late."""
+        """Report progress to the waiting jobs, unless the fetch will end after the deadline."""
         moved, ends = self._fields["moved"], self._fields["ends"]
         if moved > self._heard and (ends is None or ends < self._request.deadline):
             self._heard = moved

@@ -60,7 +60,7 @@ def drop(layout: Layout, job: str) -> list[str]:
 
 
 def give_back(layout: Layout, key: str, job: str) -> None:
-    """Remove one lease of a job, where there is one."""
+    """Remove a job's lease on one image, if it has one."""
     try:
         os.unlink(layout.lease(key, job))
     except FileNotFoundError:

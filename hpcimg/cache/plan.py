@@ -33,7 +33,7 @@ class Disk(NamedTuple):
     """The file system of the cache while `fetches` are under way.
 
     They have written `written_bytes` so far, and will write `reserved_bytes` more. `free_files`
-    is the number of free inodes, None where they do not count.
+    is the number of free inodes, None if the file system does not limit them.
     """
 
     free_bytes: int

@@ -63,6 +63,12 @@ class Cache(NamedTuple):
         return self._replace(image_format=image_format, other_format=True)
 
     @property
+    def image_bytes(self) -> int:
+        """The size of the largest image that a worker may write: the kernel enforces it."""
+        most = self.limits.max_size
+        return min(most, self.max_image_size or most)
+
+    @property
     def signed_only(self) -> bool:
         """Whether images must have SIF signatures."""
         return self.verified.partition(" ")[0] == "sif"

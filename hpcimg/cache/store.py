@@ -18,7 +18,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from hpcimg import acl, atomic, processes
 from hpcimg.cache import events, trash
@@ -37,8 +37,7 @@ _LARGE_BYTES = 1 << 30  # unlinking a file of this size may take a while
 T = TypeVar("T")
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One complete image, or one blob of images in layers.
 
     Times are Unix times, `owner` is the uid that the image is private to. `source` is the digest of
@@ -153,7 +152,7 @@ def keys(layout: Layout) -> list[str]:
 
 def save_entry(layout: Layout, entry: Entry, *, durable: bool = True) -> None:
     """Store the record of an image; readable for all, or for root if it is private."""
-    fields = {"version": VERSION, **dataclasses.asdict(entry)}
+    fields = {"version": VERSION, **entry._asdict()}
     mode = 0o600 if entry.private else 0o644
     _save(layout, layout.meta(entry.key), fields, mode, durable=durable)
 

@@ -1,7 +1,7 @@
-"""Turns at one server: so many fetches of this node ask it at once, and no more.
+"""Limit how many fetches of this node use one server at the same time.
 
-A turn is a lock of the cache, so that the kernel gives it back whatever becomes of its holder.
-It keeps servers from being stormed and promises nothing: who has waited for long goes without.
+A turn is one of the cache's locks, so that the kernel releases it if its holder dies. The limit
+only protects servers from bursts: a fetch that has waited long goes on without a turn.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _LOOK_EVERY_S = 0.2
 def turn(
     layout: Layout, host: str, *, patience_s: float, waiting: Callable[[], None]
 ) -> Iterator[bool]:
-    """Hold one of the turns at a host; give whether there was one within `patience_s`.
+    """Hold one of a host's turns; yield whether one was free within `patience_s`.
 
-    `waiting` is called again and again before it, and may raise. Raises CacheUnusable.
+    `waiting` is called repeatedly meanwhile, and may raise. Raises CacheUnusable.
     """
     name = hashlib.sha256(host.encode()).hexdigest()[:16]
     late = time.monotonic() + patience_s

@@ -17,9 +17,9 @@ from hpcimg.slurm.features import Seen, Update
 
 HELP = """tell Slurm which nodes have had which images, as node features
 
-On one host, as root or SlurmUser: jobs then prefer such nodes where job_submit.lua
-says so. Asks squeue and scontrol once, for all nodes, and sets what has changed.
-Features that are not hpcimg's stay."""
+Run it on one host, as root or SlurmUser. If job_submit.lua is set up for it, jobs then
+prefer such nodes. Calls squeue and scontrol once, for all nodes, and sets what has
+changed. Other features are left alone."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

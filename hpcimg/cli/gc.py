@@ -1,4 +1,4 @@
-"""hpcimg gc: what Epilog does, and what only a look around can find."""
+"""hpcimg gc: what Epilog does, and cleaning up after jobs without an Epilog."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ HELP = """evict down to the low watermark and clean up after ended jobs
 
 Drops the leases of jobs that Slurm does not know (any more), sweeps leftovers of
 killed processes, and evicts the least recently used images if the cache is above
-its high watermark or the disk below min_free. With --site it does so for the site
-tier instead: images that no node has asked for in a long time, and what is too much."""
+its high watermark or the disk below min_free. With --site, evicts from the site tier
+instead: what no node has requested within max_age, and what exceeds max_size."""
 
 log = logging.getLogger(__name__)
 _TIME_S = 3600.0
@@ -29,7 +29,7 @@ _TIME_S = 3600.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--dry-run", action="store_true", help="list what would go, and change nothing"
+        "--dry-run", action="store_true", help="list what would be removed, and change nothing"
     )
     parser.add_argument(
         "--site", action="store_true", help="clean up the site tier for all nodes, and no cache"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import stat
 import sys
 
 from hpcimg import atomic
 from hpcimg.cli import output
-from hpcimg.errors import NodeError
+from hpcimg.errors import Bug, NodeError
 
 HELP = """write Slurm's hooks for this Python and this installation of hpcimg
 
@@ -23,8 +24,10 @@ _HOOKS = {
     "Epilog": "epilog/hpcimg-epilog",
 }
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-# The lines with which a hook finds its tree; pip does not install one around it.
-_BEGIN, _END = "# The tree that this file is in.", "start="
+# A hook searches for these, in the tree that it is in; pip does not install one around it.
+_ASSIGNED = re.compile(r"(?:\[ .* \] \|\| )?(self|root|task_prolog|python)=")
+_FIXED = "cd / || exit 0  # the paths below were written by `hpcimg hooks`\n"
+_SEARCHES = re.compile(r"\$\{?(?:0|self|PWD)\b|\$\{?root\}?/|find-python")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +45,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         os.makedirs(directory, mode=0o755, exist_ok=True)
         for name, path in paths.items():
-            text = written(_read(_HOOKS[name]), python, paths["TaskProlog"])
+            text = _read(_HOOKS[name])
+            if name != "TaskProlog":
+                text = written(text, python=python, task_prolog=paths["TaskProlog"])
             atomic.write_file(path, text, mode=0o755)
     except OSError as error:
         raise NodeError(
@@ -56,15 +61,24 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def written(hook: str, python: str, task_prolog: str) -> str:
-    """Return a hook's text with fixed paths in place of those that it searches for."""
-    before, begins, rest = hook.partition(_BEGIN)
-    _, ends, after = rest.partition(_END)
-    if not begins:
-        return hook
-    lines = {"root": os.path.dirname(_PACKAGE), "task_prolog": task_prolog, "python": python}
-    fixed = "".join(f"{name}={shlex.quote(value)}\n" for name, value in lines.items())
-    return f"{before}# Written by `hpcimg hooks`.\n{fixed}cd / || exit 0\n{ends}{after}"
+def written(hook: str, *, python: str, task_prolog: str) -> str:
+    """Return a hook's text with fixed paths in place of those that it searches for.
+
+    Raises Bug if it would still search.
+    """
+    root = os.path.dirname(_PACKAGE)
+    fixed = {"root": root, "task_prolog": task_prolog, "python": python}
+    lines = []
+    for line in hook.splitlines(keepends=True):
+        if assigned := _ASSIGNED.match(line):
+            value = fixed.pop(assigned[1], None)
+            lines += [] if value is None else [f"{assigned[1]}={shlex.quote(value)}\n"]
+        else:
+            lines.append(_FIXED if line.startswith("cd ") else line)
+    text = "".join(lines)
+    if fixed or _SEARCHES.search(text):
+        raise Bug("the hooks of this release cannot be written", why="they search for other files")
+    return text
 
 
 def _read(hook: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import time
 
 from hpcimg.cache import index, lease, pins, store
@@ -39,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     found.sort(key=lambda row: row[0], reverse=True)
     if args.json:
         images = [
-            {**dataclasses.asdict(entry), "last_used": used, "jobs": jobs,
+            {**entry._asdict(), "last_used": used, "jobs": jobs,
              "path": store.path_of(layout, entry), "pinned": _pin(pinned.get(entry.key))}
             for used, entry, jobs in found
         ]  # fmt: skip

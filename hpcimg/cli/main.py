@@ -4,43 +4,21 @@ from __future__ import annotations
 
 import argparse
 import gc as garbage
+import importlib
 import os
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 from hpcimg import __version__
-from hpcimg.cli import (
-    check,
-    completion,
-    config,
-    doctor,
-    explain,
-    features,
-    gc,
-    history,
-    hooks,
-    link,
-    ls,
-    metrics,
-    nagios,
-    output,
-    path,
-    pin,
-    prefetch,
-    rm,
-    stage,
-    status,
-    unpin,
-    verify,
-)
+from hpcimg.cli import output
 from hpcimg.errors import Bug, HpcimgError
 
-_COMMANDS = {
-    "check": check, "stage": stage, "prefetch": prefetch, "path": path, "status": status,
-    "explain": explain, "history": history, "ls": ls, "link": link, "pin": pin, "unpin": unpin,
-    "rm": rm, "gc": gc,
-    "verify": verify, "doctor": doctor, "metrics": metrics, "config": config,
-    "completion": completion, "hooks": hooks, "features": features,
-}  # fmt: skip
+# Each is a module of this package, with HELP, add_arguments(parser) and run(args).
+_COMMANDS = (
+    "check", "stage", "prefetch", "path", "status", "explain", "history", "ls", "link", "pin",
+    "unpin", "rm", "gc", "verify", "doctor", "metrics", "config", "completion", "hooks", "features",
+)  # fmt: skip
 # New objects before Python looks for cycles: by default it does so all the while that the records
 # of a large cache are read, for a quarter of the time that this takes.
 _OBJECTS = 100_000
@@ -56,9 +34,12 @@ another.
 def main(argv: list[str] | None = None) -> int:
     """Run `hpcimg` with these arguments and return its exit code."""
     words = sys.argv[1:] if argv is None else argv
-    plugin = "--nagios" in words
+    if plugin := "--nagios" in words:
+        from hpcimg.cli import nagios
+    # All commands together take longer to load than most of them to run.
+    given = [name for name in words[:1] if name in _COMMANDS and name != "completion"]
     try:
-        args = _parser().parse_args(words)
+        args = _parser(given or _COMMANDS).parse_args(words)
     except SystemExit as ended:
         # For Nagios, the 2 of a usage error would mean a critical node.
         return nagios.UNKNOWN if plugin and ended.code else int(ended.code or 0)
@@ -72,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     garbage.set_threshold(_OBJECTS)
     try:
-        code = int(_COMMANDS[args.command].run(args))
+        code = int(_module(args.command).run(args))
         sys.stdout.flush()  # here, where a closed reader can be handled
         return code
     except KeyboardInterrupt:
@@ -90,7 +71,11 @@ def _run(args: argparse.Namespace) -> int:
         return _fail(args, Bug("hpcimg failed", why=f"{type(error).__name__}: {error}"))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _module(command: str) -> Any:
+    return importlib.import_module(f"hpcimg.cli.{command}")
+
+
+def _parser(names: Sequence[str] = _COMMANDS) -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="hpcimg",
@@ -99,9 +84,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=formatter,
     )
     parser.add_argument("--version", action="version", version=f"hpcimg {__version__}")
-    parser.set_defaults(parser=parser)  # for `completion`
+    parser.set_defaults(parser=parser)  # for `completion` and for wrong usage
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, module in _COMMANDS.items():
+    for name in names:
+        module = _module(name)
         text = module.HELP
         sub = commands.add_parser(
             name, help=text.partition("\n")[0], description=text, formatter_class=formatter

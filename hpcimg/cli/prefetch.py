@@ -24,11 +24,11 @@ from hpcimg.units import format_duration, format_size
 log = logging.getLogger(__name__)
 HELP = """stage images before a job needs them
 
-Into the site tier where there is one, and into this node's cache. Images that only
-one user may read are left to jobs. What no job has used is the first to go when
-room is needed. Goes on where one fails; exit code: that of the first that did.
-With --queue, what Slurm's pending jobs ask for that are to start soon: without a
-site tier, on this node alone. Then what users ask for fails nothing."""
+Stages them in the site tier, if there is one, and in this node's cache. Private images
+are left to their users' jobs. Images that no job has used are the first to be evicted.
+Continues if an image fails; the exit code is that of the first failure. With --queue,
+stages the images of pending jobs that Slurm plans to start soon, without a site tier
+only those planned on this node; then failures of users' images are only logged."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
                 code = code or error.exit_code
                 results.append({"uri": shown, **output.error_fields(error)})
                 log.warning("%s: %s", shown, error)
-                if not args.queue:  # what a job asks for in vain, the job is told when it runs
+                if not args.queue:  # a job gets the error of its image itself
                     took_s = time.monotonic() - began
                     history.record_failure(cache.layout, error, job="", uri=shown, took_s=took_s)
                 continue

@@ -22,8 +22,8 @@ from hpcimg.units import format_duration, format_size
 HELP = """stage images in this node's cache, as Prolog does
 
 Prints the path of each image when it is complete. Run it as root on a node, for
-example to warm the cache before a maintenance ends. In a job, its user runs it: the
-helper of the node does it then, where the site has one, and the images are the job's."""
+example to warm the cache before a maintenance ends. A job's user can run it in the
+job, if the site has enabled the node's helper; the images then belong to the job."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -231,7 +231,7 @@ KEYS = (
     Key("peers", "networks", "peers_networks", INSIDE, read.networks,
         "the networks that peers may be in"),
     Key("peers", "wait", "peers_wait_s", "5s", parse_duration,
-        "how long after the first a node's Prolog may begin, and still be waited for"),
+        "how much later than the others a node's Prolog may start before they stop waiting for it"),
     Key("peers", "linger", "peers_linger_s", "60s", parse_duration,
         "how long Prolog keeps sending to the others after its own image has arrived"),
     Key("peers", "rate", "peers_rate", "0", parse_size,

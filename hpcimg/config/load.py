@@ -12,7 +12,7 @@ import dataclasses
 import re
 from typing import Any, NamedTuple
 
-from hpcimg import dockerhub
+from hpcimg import dockerhub, spelling
 from hpcimg.config import files as conffiles
 from hpcimg.config.keys import KEYS, NAMED, READ_RAW, SECTIONS, Config, Registry
 from hpcimg.errors import ConfigError
@@ -117,7 +117,7 @@ def _collect(files: list[tuple[str, str]]) -> _Found:
         for section in parser.sections():
             kind, _, whose = section.partition(" ")
             if kind == "registry" and whose:  # named, if nothing else
-                whose = dockerhub.canonical(whose)
+                whose = _registry(path, section, whose)
                 named[kind].setdefault(whose, Registry())
             elif kind == "static" and whose:
                 _check_scheme(path, section, whose)
@@ -134,6 +134,16 @@ def _collect(files: list[tuple[str, str]]) -> _Found:
             if section not in SECTIONS and not (whose and kind in NAMED):
                 raise _unknown(path, section, "")
     return _Found(list(values.values()), named, aliases)
+
+
+def _registry(path: str, section: str, host: str) -> str:
+    """Return the host of a section as references have it."""
+    try:
+        return dockerhub.canonical(spelling.host(host, port=443))
+    except ValueError as error:
+        raise ConfigError(
+            f"{path}: [{section}] names no registry", why=str(error), do="Write HOST[:PORT]."
+        ) from None
 
 
 def _check_scheme(path: str, section: str, name: str) -> None:

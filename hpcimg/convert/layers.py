@@ -1,7 +1,7 @@
-"""The bytes of one layer, unpacked: gzip, zstd or plain, told by its first bytes.
+"""Decompress one layer: gzip, zstd or plain, recognized by its first bytes.
 
-The bytes are hostile: no more is held in memory than a few chunks, and a layer
-that unpacks to far more than any real one is refused.
+The bytes are hostile: only a few chunks are held in memory, and a layer that unpacks to far more
+than any real one is refused.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from hpcimg.errors import HpcimgError, MissingTool, NotAnImage, TooLarge
 
 
 def _library(name: str) -> Any:
-    """Return a module, None where it is not installed.
+    """Return a module, None if it is not installed.
 
-    To be called now: when a layer is met, this process may not be able to read Python's own files.
+    Call it at import: later, this process may be unable to read Python's own files.
     """
     try:
         return importlib.import_module(name)
@@ -33,27 +33,27 @@ def _library(name: str) -> Any:
         return None
 
 
-# Python's own from 3.14 on, or the same for older ones.
+# Part of Python since 3.14; the second is a backport.
 zstd = _library("compression.zstd") or _library("backports.zstd")
-# Twice as fast as Python's own, which it is like in all that is used here.
+# Twice as fast as zlib, with the same interface as far as it is used here.
 gzip = _library("isal.isal_zlib") or zlib
 
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPABLE = b"\x2a\x4d\x18"  # at 1; at 0 is 0x50 to 0x5f
 _CHUNK = 1 << 20
-# What no specification has for layers, and some tools write.
+# Compressions that no specification allows for layers, and some tools write.
 _OTHERS = (
     (0, b"\xfd7zXZ\x00", "xz"),
     (4, b"1AY&SY", "bzip2"),
     (0, b"\x04\x22\x4d\x18", "lz4"),
     (0, b"PK\x03\x04", "zip"),
 )
-# Small, since zlib copies the rest of it after each of many short gzip members.
+# Small, since zlib copies the remainder after each of many short gzip members.
 _GZIP_CHUNK = 1 << 17
 _GZIP_HEADER = 1 << 16  # hardly any is longer
 _CHUNKS_AHEAD = 8
-_RECORD = 20 * 512  # what tar fills up with zeros
+_RECORD = 20 * 512  # tar pads its last one with zeros
 _DIGESTS = ("sha256", "sha384", "sha512")
 
 Unpacked = Generator[bytes, None, None]
@@ -74,22 +74,22 @@ class Layer(NamedTuple):
     most_bytes: int = 0
 
     def damaged(self, why: str) -> HpcimgError:
-        """Return the error for a layer that cannot be read as far as it should.
+        """Return the error for a layer that cannot be read to its end.
 
-        It has the digest that its manifest says, so to fetch it again is no help.
+        Its digest is that in the manifest, so fetching it again would not help.
         """
         return NotAnImage(
             f"{self.what} is damaged", why=why, do="Build the image again, or use another one."
         )
 
     def refused(self, why: str) -> HpcimgError:
-        """Return the error for a layer that is none, or an impossible one."""
+        """Return the error for a layer that is invalid, or not a layer at all."""
         return NotAnImage(
             f"{self.what} cannot be used", why=why, do="Build the image again, or use another one."
         )
 
     def check_size(self, size_bytes: int) -> None:
-        """Raise TooLarge where the layer unpacks to more than it may."""
+        """Raise TooLarge if the layer unpacks to more than `most_bytes`."""
         if self.most_bytes and size_bytes > self.most_bytes:
             raise TooLarge(
                 f"{self.what} cannot be used",
@@ -118,12 +118,12 @@ class Reader:
         self._before = 0  # unpacked bytes before the chunk
 
     def close(self) -> None:
-        """End what unpacks."""
+        """End the decompression."""
         self._chunks.close()
 
     @property
     def position(self) -> int:
-        """How many unpacked bytes were read."""
+        """The number of unpacked bytes read so far."""
         return self._before + self._at
 
     def read(self, size: int) -> bytes:
@@ -136,7 +136,7 @@ class Reader:
         return data
 
     def copy(self, size: int) -> Iterable[bytes]:
-        """Return the next bytes, that many, in pieces as they come."""
+        """Return the next `size` bytes, in pieces as they are unpacked."""
         if self._at + size <= len(self._chunk):
             return (self.read(size),)
         return self._pieces(size)
@@ -151,7 +151,7 @@ class Reader:
             yield piece
 
     def skip_to(self, position: int, *, may_end: bool = False) -> None:
-        """Leave out what is before a position. One that was passed is an error of the layer."""
+        """Skip to a position. If it has been passed already, the layer is damaged."""
         if position < self.position:
             raise self.layer.damaged("a file's header is invalid")
         while position > self._before + len(self._chunk):
@@ -166,15 +166,15 @@ class Reader:
         return self._at == len(self._chunk) and not self._next()
 
     def drain(self) -> None:
-        """Read to the end, so that the checksums that stand there are checked."""
+        """Read to the end, so that the checksums there are checked."""
         while self._next():
             pass
 
     def check_digest(self) -> None:
-        """Raise NotAnImage where what was read, to the end, is not what the image says it is.
+        """Raise NotAnImage if the digest of the layer, read to its end, is not `diff_id`.
 
-        Some tools say the digest of the packed bytes, which is as good. Some leave out the zeros
-        to the end of a record of tar: skopeo and podman did where they made zstd:chunked.
+        Some tools state the digest of the compressed bytes, which is as good. Some omit the zeros
+        at the end of tar's last record, as skopeo and podman did in zstd:chunked.
         """
         found, expected = self._source.digest(), self._source.expected
         padded = self._source.digest(zeros=-self.position % _RECORD)
@@ -193,7 +193,7 @@ class Reader:
 
 
 class _Source:
-    """What unpacks a layer; `position` is how much of it was read, `expected` its digest."""
+    """Decompresses a layer: `position` is the number of bytes read, `expected` its `diff_id`."""
 
     def __init__(self, layer: Layer, expected: str) -> None:
         self._layer = layer
@@ -222,7 +222,7 @@ class _Source:
         return self._digested(self._packed(_CHUNK))
 
     def digest(self, *, zeros: int = 0) -> str:
-        """Return the digest of the unpacked bytes so far, and `zeros` more; "" for none wanted."""
+        """Return the digest of the unpacked bytes so far, followed by `zeros`; "" if not needed."""
         if not self._hash:
             return ""
         padded = self._hash.copy()
@@ -230,7 +230,7 @@ class _Source:
         return f"{self._algorithm}:{padded.hexdigest()}"
 
     def packed_digest(self) -> str:
-        """Read the layer once more and return the digest of it as it is."""
+        """Read the layer again, and return the digest of its compressed bytes."""
         digest = hashlib.new(self._algorithm)
         self.position = 0
         for data in self._packed(_CHUNK):
@@ -261,7 +261,7 @@ class _Source:
         for data in packed:
             while data:
                 if not begun:
-                    # Some pad with zeros after a member; and isal wants headers in one piece.
+                    # Some tools pad members with zeros, and isal needs a header in one piece.
                     while len(data := data.lstrip(b"\0")) < _GZIP_HEADER:
                         if not (more := next(packed, b"")):
                             break
@@ -312,7 +312,7 @@ class _Source:
             ) as process,
         ):
             assert process.stdout
-            # Where no more is wanted, the end of the pipe ends the program.
+            # If no more is needed, closing the pipe ends the program.
             with process.stdout as unpacked:
                 while data := unpacked.read(_CHUNK):
                     self.position = os.lseek(self._file, 0, os.SEEK_CUR)
@@ -322,7 +322,7 @@ class _Source:
 
 
 def _ahead(chunks: Iterator[bytes]) -> Unpacked:
-    """Yield what another thread makes ready meanwhile: libraries unpack without Python's lock."""
+    """Yield chunks that another thread prepares: the libraries release Python's global lock."""
     made: queue.Queue[bytes | BaseException | None] = queue.Queue(_CHUNKS_AHEAD)
     stop = threading.Event()
 

@@ -14,10 +14,10 @@ class Mark(Enum):
     NONE = auto()  # it is the name of a file
     WHITEOUT = auto()
     OPAQUE = auto()
-    AUFS = auto()  # nothing, but hard links may lead there
+    AUFS = auto()  # left out, but hard links may lead there
 
 
-MARK = b".wh."  # what has it not in its name is a file
+MARK = b".wh."  # a name without it is a file's
 _META = b".wh..wh."
 _OPAQUE = b".wh..wh..opq"
 _FILE = Mark.NONE, b""

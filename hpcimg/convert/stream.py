@@ -27,7 +27,7 @@ _WIDEST = 20_000
 
 
 class TooWide(Exception):
-    """A directory has more in it than mksquashfs is to read from an archive."""
+    """A directory has more entries than mksquashfs can read quickly from an archive."""
 
 
 class Stream:

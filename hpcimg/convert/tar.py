@@ -114,16 +114,14 @@ def members(reader: Reader) -> Iterator[Member]:
 def plain(name: bytes, layer: Layer) -> bytes:
     """Return a name without slashes at its ends and without `.` and `..`; "" is the root.
 
-    `a/..` is empty, whatever `a` may be. Raises NotAnImage for a path that leads outside, and for
-    one that no kernel accepts.
+    `a/..` is empty, whatever `a` may be, and `..` in the root is the root. Raises NotAnImage for a
+    path that no kernel accepts.
     """
     if name[:1] in b"/." or name[-1:] in b"/." or b"//" in name or b"/./" in name or b".." in name:
         parts: list[bytes] = []
         for part in name.split(b"/"):
             if part == b"..":
-                if not parts:
-                    raise layer.refused(f"the path {shown(name)} in it points outside")
-                parts.pop()
+                del parts[-1:]
             elif part not in (b"", b"."):
                 parts.append(part)
         name = b"/".join(parts)

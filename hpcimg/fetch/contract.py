@@ -111,13 +111,12 @@ class Request(NamedTuple):
     `job` gets a lease on it ("" gets none). `owner` is the uid that the image is private to,
     None for a shared one. `deadline` is a time.monotonic() value for the whole request.
     `progress` is called as the fetch advances. `text` is the reference as it was written.
-    `nodes` are the names of all nodes of the job, `node` that of this one among them; () and ""
-    where that is not known. `together` names the job among those of all clusters where it has
-    several nodes, which are to run one image. `agreed` is the key of that image, without its
-    owner, and then no other will do. Both are "" for none. With `ask`, the way decides what the
-    reference stands for, whatever the cache has resolved before.
-    The job `came` at that time.monotonic() value, if it has waited before. `goes_on` is called
-    whenever it is worth waiting for.
+    `nodes` are the names of all nodes of the job, `node` is this one's; () and "" if unknown.
+    `together` identifies a job of several nodes, which all have to run the same image, among those
+    of all clusters. `agreed` is the key of that image, without its owner; then no other image is
+    accepted. Both are "" for none. With `ask`, the way decides what the reference stands for, even
+    if the cache has resolved it already. `came`, a time.monotonic() value, is when the job began
+    to wait, if it has waited before. `goes_on` is called while there is progress worth waiting for.
     """
 
     reference: Reference

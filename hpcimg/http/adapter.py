@@ -6,6 +6,8 @@ moment later, and a redirect may lead anywhere.
 
 from __future__ import annotations
 
+import functools
+import http.client
 import socket
 import ssl
 import threading
@@ -21,12 +23,15 @@ from urllib3.exceptions import (
     LocationParseError,
     NameResolutionError,
     NewConnectionError,
+    SSLError,
 )
+from urllib3.util.ssl_ import create_urllib3_context
 
 from hpcimg.errors import NotAllowed
 from hpcimg.http.addresses import Reach
 from hpcimg.http.urls import to_the_letter
 
+_INTERIM_MAX = 32
 _written = threading.local()  # the target of each thread's request, exactly as written
 
 
@@ -65,8 +70,24 @@ class Adapter(requests.adapters.HTTPAdapter):
         return super().send(request, proxies=proxies, **kwargs)
 
 
+class _Response(http.client.HTTPResponse):
+    """A response after any interim ones, such as 103 Early Hints (RFC 9110, section 15.2).
+
+    Python itself skips only 100.
+    """
+
+    def _read_status(self) -> tuple[str, int, str]:
+        for _ in range(_INTERIM_MAX):
+            version, status, reason = super()._read_status()  # type: ignore[misc]
+            if status // 100 != 1 or status == http.HTTPStatus.SWITCHING_PROTOCOLS:
+                return version, status, reason
+            http.client.parse_headers(self.fp)
+        raise http.client.HTTPException("too many interim responses")
+
+
 class _Checked(HTTPConnection):
     reach: Reach
+    response_class = _Response
 
     def putrequest(self, method: str, url: str, *args: Any, **kwargs: Any) -> None:
         # urllib3 rewrites escapes, but a signature covers what was written.
@@ -89,10 +110,34 @@ class _Checked(HTTPConnection):
         raise error
 
 
+class _CheckedTls(_Checked, HTTPSConnection):
+    def connect(self) -> None:
+        try:
+            self.ssl_context = _trusting(self.ssl_context, self.ca_certs, self.ca_cert_dir)
+        except OSError as error:
+            raise SSLError(error) from error
+        self.ca_certs = self.ca_cert_dir = None
+        super().connect()
+
+
+@functools.cache
+def _trusting(
+    context: ssl.SSLContext | None, file: str | None, directory: str | None
+) -> ssl.SSLContext:
+    """Return a context that trusts these authorities as well. Raises OSError.
+
+    urllib3 reads a node's authorities anew for each connection, 30 ms of processor time.
+    """
+    made = context or create_urllib3_context()
+    if file or directory:
+        made.load_verify_locations(file, directory)
+    return made
+
+
 def _pools(reach: Reach) -> dict[str, type[HTTPConnectionPool]]:
     checked = {"reach": reach}
     plain = type("Plain", (_Checked,), checked)
-    tls = type("Tls", (_Checked, HTTPSConnection), checked)
+    tls = type("Tls", (_CheckedTls,), checked)
     return {
         "http": type("PlainPool", (HTTPConnectionPool,), {"ConnectionCls": plain}),
         "https": type("TlsPool", (HTTPSConnectionPool,), {"ConnectionCls": tls}),

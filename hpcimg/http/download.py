@@ -111,12 +111,13 @@ def download_from(
     An attempt resumes where the last one ended if the server can do that and still has the same
     file; otherwise it starts over. A transfer that is slow over one connection continues over
     several, if the server can do that. With `size_bytes`, a body of another length is Damaged,
-    and no more than that is written. `stored_bytes` is the length of the stored file: a body with
-    a Content-Encoding and another length was compressed in transit, and is decompressed.
-    Returns True where the server answered 304 to a condition in the headers.
+    and no more than that is written. `stored_bytes` is the length of a file that never changes at
+    its URL, such as a blob: then no validators are needed to resume, and replicas may have
+    different ones; a body with a Content-Encoding and another length was compressed in transit,
+    and is decompressed. Returns True where the server answered 304 to a condition in the headers.
     """
     url, headers, authorization, offer, check = wanted
-    same: dict[str, str] = {}
+    same: dict[str, str] | None = None  # the condition for a resume, None if that is impossible
 
     def given() -> Mapping[str, str]:
         return headers() if callable(headers) else headers
@@ -125,7 +126,7 @@ def download_from(
         return request(session, url, settings, headers=asked, authorization=authorization)
 
     def read(begin: int, end: int) -> bytes:
-        with get({**given(), **same, "Range": f"bytes={begin}-{end - 1}"}) as response:
+        with get({**given(), **(same or {}), "Range": f"bytes={begin}-{end - 1}"}) as response:
             check(response)
             if response.status_code != 206:
                 raise Unreachable(f"{shown(url)} changed while it was read")
@@ -136,20 +137,20 @@ def download_from(
         with attempt:
             asked = dict(given())
             conditional = any(name.startswith("If-") for name in asked)
-            if sink.position and same:
+            if sink.position and same is not None:
                 asked.update(same, Range=f"bytes={sink.position}-")
             with get(asked) as response:
                 if response.status_code == 304 and conditional:
                     return True
                 if response.status_code == 416 and sink.position:
-                    same = {}
+                    same = None
                     sink.rewind()
                     raise Unreachable(f"{shown(url)} changed while it was read")
                 check(response)
                 total = _begin(response, sink, url, same)
-                same = _same(response)
+                same = (_same(response) or None) if stored_bytes is None else {}
                 if coded := _is_coded(response, stored_bytes):
-                    total, same = None, {}
+                    total, same = None, None
                 if offer and not sink.position:
                     sink.offer(offer(response, total))
                 if total is not None:
@@ -157,7 +158,7 @@ def download_from(
                 slow = _read_while_fast(
                     response,
                     sink,
-                    total if same else None,
+                    total if same is not None else None,
                     size_bytes=size_bytes,
                     url=url,
                     decode=coded,
@@ -165,9 +166,12 @@ def download_from(
             if slow and total:
                 ranges.fetch_rest(sink, total, read)
             sink.tell()
-            if total is not None and sink.position != total:
+            # A body without a length ends wherever the connection does.
+            expected = max(sink.position, stored_bytes or 0) if total is None else total
+            if sink.position != expected:
                 raise Unreachable(
-                    f"{shown(url)} was interrupted", why=f"after {sink.position} of {total} bytes"
+                    f"{shown(url)} was interrupted",
+                    why=f"after {sink.position} of {expected} bytes",
                 )
             _check_length(sink.position, size_bytes, url)
     return False
@@ -182,11 +186,11 @@ def _check_length(length: int, size_bytes: int | None, url: str) -> None:
 
 
 def _begin(
-    response: requests.Response, sink: Sink, url: str, same: Mapping[str, str]
+    response: requests.Response, sink: Sink, url: str, same: Mapping[str, str] | None
 ) -> int | None:
     """Set the sink to where this body begins; return the length of the whole.
 
-    `same` is the condition from the first part, which identifies the file.
+    `same` is the condition from the first part, which identifies the file, if any.
     """
     length = response.headers.get("Content-Length", "")
     if response.status_code == 206:
@@ -201,7 +205,7 @@ def _begin(
 
 
 def _check_part(
-    response: requests.Response, url: str, begin: int, same: Mapping[str, str]
+    response: requests.Response, url: str, begin: int, same: Mapping[str, str] | None
 ) -> int | None:
     """Return the length of the whole; check that this is the wanted part. Raises Unreachable."""
     match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
@@ -211,7 +215,7 @@ def _check_part(
             why=response.headers.get("Content-Range", "no Content-Range"),
         )
     # Some object stores send part of the current file, whatever If-Range says.
-    if _same(response) not in ({}, same):
+    if same and _same(response) not in ({}, same):
         raise Unreachable(f"{shown(url)} changed while it was read")
     return None if match[3] == "*" else int(match[3])
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import string
+from urllib.parse import quote
+
 import requests
 
 from hpcimg.errors import Forbidden, HpcimgError, Unreachable
@@ -36,8 +39,8 @@ class Session(requests.Session):
     def get_redirect_target(self, resp: requests.Response) -> str | None:
         try:
             target = super().get_redirect_target(resp)
-        except ValueError:  # not text
-            target = ""
+        except ValueError:  # not UTF-8
+            target = quote(resp.headers["Location"].encode("latin-1"), safe=string.printable)
         if target is None:
             return None
         try:

@@ -43,6 +43,9 @@ NUMBER = re.compile(r"[0-9]{1,18}")
 JSON_MAX = 4 << 20  # the OCI specification's limit for manifests
 _CONNECTIONS_KEPT = 16  # beyond that they are closed after use, with a warning
 _REFUSED = frozenset({401, 403, 404, 429})
+_ANSWERED_MAX = 8  # refusals of one request: a token may be good for few requests of all threads
+# Others below 400 are redirects to nowhere, or are not answers to a GET.
+_HAS_CONTENT = frozenset({200, 201, 202, 203, 206})
 _OF_URLLIB3 = re.compile(r"^\w+\(host='[^']*', port=\d+\): ")
 _TRY_AGAIN = frozenset({408, 425, 429})
 
@@ -57,7 +60,7 @@ class Authorization(Protocol):
         """Obtain what a 401 asks for, and tell whether to retry.
 
         Also called for 403, 404 and 429, with which servers hide things from anonymous users.
-        `again` says that this was the retry. Raises Forbidden if there is no way.
+        `again` says that this was a retry. Raises Forbidden if there is no way.
         """
 
 
@@ -122,13 +125,14 @@ def request(
     """GET a URL, without reading its body. Network errors are raised as Unreachable or similar.
 
     With `post`, POST that, and do not follow redirects. The caller checks the status, with
-    `check_status`; with an `authorization`, one refusal has been answered already.
+    `check_status`; with an `authorization`, refusals have been answered already.
     """
     with _explained(shown(url)):
-        for again in (False, True):
+        for answered in range(_ANSWERED_MAX + 1):
             asked = {**(headers or {}), **(authorization.headers(url) if authorization else {})}
             with _send(session, url, settings, headers=asked, post=post) as response:
-                refused = response.status_code in _REFUSED
+                refused = response.status_code in _REFUSED and answered < _ANSWERED_MAX
+                again = answered > 0
                 if refused and authorization and authorization.challenged(response, again=again):
                     continue
                 yield response
@@ -201,19 +205,19 @@ def _send(
 
 
 def said(status: int) -> str:
-    """Return a status with what it is called; what the server calls it is its own business."""
+    """Return a status with its standard phrase; the server's own may say anything."""
     return f"{status} {http.client.responses.get(status, '')}".strip()
 
 
 def check_status(response: requests.Response, where: str = "") -> None:
-    """Raise the error for a status of 400 and above, in terms that users understand.
+    """Raise the error for a status that comes without the content, in terms that users understand.
 
     `where` is what the user wrote, for cases where the address itself means little to them.
     """
     status = response.status_code
     where = where or shown(response.url)
     why = f"the server answered {said(status)}"
-    if status < 400:
+    if status in _HAS_CONTENT:
         return
     if status in (401, 403):
         raise Forbidden(f"{where} may not be read without permission", why=why)
@@ -301,7 +305,7 @@ def _reason(error: BaseException) -> str:
     inner = _innermost(error)
     match inner.args:
         case (str(), http.client.BadStatusLine() as cause) if not isinstance(cause, OSError):
-            # It quotes what was received, which must not be shown: any service may be there.
+            # It quotes what was received, which must not be shown: any service may be listening.
             return "what answers there does not speak HTTP"
         case (str(words), BaseException() as cause):
             # urllib3's message contains the cause, or ends in a full stop.

@@ -1,4 +1,4 @@
-"""The other nodes of the job are answered: who leads, how far it is, what the image is."""
+"""Answer the other nodes of the job: who leads, its progress, what the image is."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from hpcimg.peers.asking import Line
 from hpcimg.peers.desk import Desk
 from hpcimg.peers.engine import Torrent
 
-_FIRST_S = 5.0  # until a question was asked
+_FIRST_S = 5.0  # within which a question must arrive
 _QUESTION_MAX = 64 << 10
-_SPARE = 16  # connections more than there are nodes
-_FROM_ONE = 4  # of them from one address
+_SPARE = 16  # connections beyond one per node
+_FROM_ONE = 4  # connections from one address
 
 
 class Guest:
-    """A node that asks. `whole` says that it has the image."""
+    """A node that asks. `whole` tells that it has the image."""
 
     def __init__(self, line: Line, node: str, nonce: str) -> None:
         self.line = line
@@ -32,7 +32,7 @@ class Guest:
 
 
 class Answers:
-    """Says to each node that asks how it is here. `settled` is done when nobody waits for us."""
+    """Tells each node that asks the state of this one. `changed` is set when a guest's changes."""
 
     def __init__(self, desk: Desk, *, nodes: Sequence[str], networks: Sequence[str]) -> None:
         self._desk = desk
@@ -42,7 +42,7 @@ class Answers:
         self._open: list[str] = []  # addresses
         self._guests: list[Guest] = []
         self._members: list[Guest] = []
-        self._count = 1  # of those who are told about each other, this node among them
+        self._count = 1  # members that are told about each other, including this node
         self._seen: set[str] = set()
         self._state: tuple[str, ...] = ("electing",)
         self._torrent: Torrent | None = None
@@ -53,7 +53,7 @@ class Answers:
         self.changed = asyncio.Event()
 
     async def listen(self, port: int) -> bool:
-        """Answer from now on; False where the port is taken."""
+        """Start to answer; False if the port is taken."""
         try:
             self._server = await asyncio.start_server(self._answer, None, port, backlog=1024)
         except OSError:
@@ -61,23 +61,23 @@ class Answers:
         return True
 
     def is_electing(self) -> None:
-        """It is not known yet who leads."""
+        """Set the state: it is not known yet who leads."""
         self._set("electing")
 
     def follows(self, node: str) -> None:
-        """Another node leads."""
+        """Set the state: another node leads."""
         self._set("follow", node)
 
     def leads(self, phase: str, done: int) -> None:
-        """This node leads, and is so far."""
-        # It is told once a second anyway.
+        """Set the state: this node leads; `done` counts the bytes of the phase."""
+        # The guests get a line once a second anyway.
         moved = self._state[0] != "progress"
         self._state = ("progress", phase.replace(" ", "-") or "-", str(done))
         if moved:
             self._wake()
 
     def has(self, torrent: Torrent, port: int) -> None:
-        """This node has the image, and sends it at the port."""
+        """Set the state: this node has the image, and sends it at the port."""
         self._torrent, self._port = torrent, port
         self._members = [guest for guest in self._guests if guest.port]
         self._count = 1 + len(self._members)
@@ -87,7 +87,7 @@ class Answers:
 
     @property
     def waiting(self) -> int:
-        """How many nodes are here that do not have the image yet."""
+        """The number of connected nodes that do not have the image yet."""
         return sum(not guest.whole for guest in self._guests)
 
     @property
@@ -96,7 +96,7 @@ class Answers:
         return len(self._seen) >= self._others
 
     async def end(self) -> None:
-        """Tell all that it is over, and answer no more."""
+        """Tell the connected nodes that this is the end, and stop answering."""
         self._ended = True
         self._wake()
         if self._server is not None:

@@ -1,7 +1,7 @@
-"""One node of the job asks another: is it the leader, how far is it, what is the image?
+"""One node of the job asks another: whether it leads, its progress, what the image is.
 
-Both sides of one TCP connection say a line at a time. `ask`, `hello` and `image` carry
-credentials of munge's; what is said between them only tells how long to wait.
+Both sides of a TCP connection send lines. `ask`, `hello` and `image` carry munge credentials; the
+lines between them only tell how long to wait.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ SILENCE_S = 8.0
 _FLUSH_S = 30.0
 _READ = 1 << 16
 TELL_EVERY_S = 1.0
-_DIGESTED_PER_S = 200e6  # bytes: a leader that looks through the whole image says nothing new
+_DIGESTED_PER_S = 200e6  # bytes: a leader that checks the whole image shows no progress
 
 
 class Absent(NamedTuple):
-    """The node cannot be asked: nobody listens there, or nobody of root's."""
+    """The node cannot be asked: nothing listens there, or not with root's credentials."""
 
 
 class Lost(NamedTuple):
-    """The node was there, and is gone or gets nowhere."""
+    """The node answered, and is gone now or makes no progress."""
 
 
 class Elsewhere(NamedTuple):
@@ -44,7 +44,10 @@ class Elsewhere(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Another node has the image: what it is, and whom to get it from."""
+    """Another node has the image: its torrent, and the members to fetch it from.
+
+    This node is member `number` among `among`.
+    """
 
     torrent: Torrent
     number: int
@@ -55,7 +58,7 @@ class Found(NamedTuple):
 
 
 class Line:
-    """A connection to another node, a line at a time. No line may be longer than `most`."""
+    """A connection to another node, read in lines of at most `most` bytes."""
 
     def __init__(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, most: int
@@ -66,7 +69,7 @@ class Line:
         self._heard = b""
 
     async def hear(self, silence_s: float) -> list[str]:
-        """Return the words of the next line; none after such a silence, or where none follows."""
+        """Return the words of the next line; none at the end, or after `silence_s` without data."""
         while (end := self._heard.find(b"\n")) < 0:
             try:
                 async with asyncio.timeout(silence_s):
@@ -80,11 +83,11 @@ class Line:
         return line.decode(errors="replace").split()
 
     def say(self, *words: str) -> None:
-        """Send a line. What cannot be sent shows when the other side is heard no more."""
+        """Send a line. Errors are ignored: `hear` notices if the other side is gone."""
         self._writer.write(" ".join(words).encode() + b"\n")
 
     async def flush(self) -> None:
-        """Wait until what was said is on its way. Raises OSError, TimeoutError."""
+        """Wait until the lines have been sent. Raises OSError, TimeoutError."""
         async with asyncio.timeout(_FLUSH_S):
             await self._writer.drain()
 
@@ -96,16 +99,16 @@ class Line:
         return text.removeprefix("::ffff:")
 
     def close(self) -> None:
-        """End it."""
+        """Close the connection."""
         with contextlib.suppress(OSError):
             self._writer.close()
 
 
 class Asker:
-    """Asks the nodes of one job.
+    """Asks the nodes of one job, at `port`.
 
-    `port` is where they are asked; `listens` at which port our part of a swarm is. A node that
-    gets nowhere for `patience_s` seconds is lost, after the `wait_s` in which all begin.
+    `listens` is the port of this node's libtorrent. A node without progress for `patience_s` is
+    lost, but not before the `wait_s` in which all nodes start.
     """
 
     def __init__(
@@ -128,9 +131,9 @@ class Asker:
     async def consult(
         self, node: str, *, heard: Callable[[str, int], None], only_leading: bool = False
     ) -> Found | Elsewhere | Absent | Lost:
-        """Ask a node, and wait until it has the image or is none to wait for.
+        """Ask a node, and wait until it has the image or is not worth waiting for.
 
-        `heard` is told its phase and bytes. With `only_leading`, a node that is not the
+        `heard` is called with its phase and bytes. With `only_leading`, a node that is not the
         leader yet is Absent.
         """
         line = await self._connect(node)
@@ -170,7 +173,7 @@ class Asker:
             case _:
                 return Absent()
         line.say("port", str(self._listens))
-        # It may wait so long for another one before it leads.
+        # It may wait this long for another node before it leads.
         moved, seen, size = time.monotonic() + self._wait_s, ["electing"], 0
         while True:
             words = await line.hear(SILENCE_S)
@@ -194,7 +197,7 @@ class Asker:
                 return Lost()
 
     async def _image(self, node: str, nonce: str, line: Line, words: Sequence[str]) -> Found | Lost:
-        """Read what the image is: its torrent is what root over there has signed."""
+        """Parse the image's description; Lost unless the torrent is the one that root signed."""
         try:
             credential, text = words
             size, length, pieces, index, count, port, members = json.loads(text)

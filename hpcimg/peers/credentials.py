@@ -1,9 +1,10 @@
-"""The one process of a swarm that is root: it makes and reads munge's credentials.
+"""The process that creates and reads munge credentials: the only one of a swarm that runs as root.
 
-It never meets the network. A worker, which does, hands it what it was sent, and asks it for
-what it is to send; every credential begins with words of ours, so that it is of no use to who
-speaks to another program, and says for which job, image and nodes it is. What another node's
-root says of an image comes to this node's root by it, past the worker.
+It has no network connection. The worker, which has, passes it the credentials that it received
+and asks it for those to send. Each credential begins with a fixed prefix, so that no other program
+accepts it, and names the job, the image and the nodes that it is for. Another node's description
+of the image goes from this process directly to this node's root, so that the worker cannot change
+it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The worker's connection to the process that signs for it."""
+"""The worker's connection to the signing process."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Desk:
             self._writer.write(json.dumps(request).encode() + b"\n")
             line = await self._reader.readline()
         if not line:
-            raise Unreachable("the process that signs has ended")
+            raise Unreachable("the signing process has ended")
         answer, problem = json.loads(line)
         if problem:
             raise Unreachable("nothing can be signed for another node", why=problem)

@@ -25,7 +25,7 @@ class Munge:
         self._libc = ctypes.CDLL(None)
         self._lib.munge_ctx_create.restype = ctypes.c_void_p
         self._lib.munge_strerror.restype = ctypes.c_char_p
-        # Two: what is read leaves in its context what it was made with, or nothing that can be.
+        # Two contexts: decoding sets the options in its context to those of the credential.
         self._to_make, self._to_read = self._context(socket), self._context(socket)
         self._check(self._lib.munge_ctx_set(self._to_make, _UID_RESTRICTION, ctypes.c_uint(_ROOT)))
 

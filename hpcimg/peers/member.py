@@ -1,15 +1,15 @@
-"""This node as a member of a job's swarm: what runs in the worker, without rights.
+"""This node as a member of a job's swarm: the part that runs in the unprivileged worker.
 
-    electing -> leading    the image comes by the way behind, is published, is sent to the others
-             -> following  the image comes from the others, is published, is sent on
+    electing -> leading    root fetches the image by another way; then it is sent to the others
+             -> following  the image is fetched from the others, and then sent on
 
-A leader that is gone, or gets nowhere, is passed over, and the next one leads.
+A leader that is gone or makes no progress is passed over, and the next node leads.
 """
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures.thread  # noqa: F401  # and what resolves names: before rights are given up
+import concurrent.futures.thread  # noqa: F401  # resolves names; load before privileges are dropped
 import contextlib
 import encodings.idna  # noqa: F401
 import os
@@ -27,33 +27,33 @@ from hpcimg.peers.engine import make_torrent
 from hpcimg.peers.transfer import Transfer
 from hpcimg.worker import protocol
 
-_FIRST_ONLY_S = 1.0  # for so long only the first in the order is asked
-_AT_A_TIME = 8  # nodes that are asked one after the other, before the first is asked again
-_BEHIND = 16  # nodes that may lead already, where this one came late
-_ELECTION_S = 20.0  # without anybody who leads, beyond the time in which all begin
-_LEADERS = 3  # that are gone or get nowhere, before nobody is waited for any more
+_FIRST_ONLY_S = 1.0  # how long only the first node in the order is asked
+_AT_A_TIME = 8  # nodes asked in turn before the first one is asked again
+_BEHIND = 16  # later nodes that are asked, since one may lead already if this node is late
+_ELECTION_S = 20.0  # the longest election, counted from when all nodes should have started
+_LEADERS = 3  # failed leaders before this node gives up
 _AGAIN_S = 0.1
 _LOOK_EVERY_S = 0.2
-_DRY_S = 2.0  # without a byte, before the leader is connected to as well
+_DRY_S = 2.0  # without a byte, before this node connects to the leader as well
 _LINGER_LOOK_S = 0.5
-_ORPHANED_S = 5.0  # without a byte, where the leader is gone
+_ORPHANED_S = 5.0  # without a byte, once the leader is gone
 
 
 class Parent(Protocol):
-    """Who started this process."""
+    """The process that started this one."""
 
     def fileno(self) -> int:
-        """Return the socket that can be read when there is something to hear."""
+        """Return the socket, which is readable when there is a message."""
 
     def hear(self) -> tuple[protocol.Start | protocol.Answer, list[int]]:
-        """Return the next message, and the files that come with it."""
+        """Return the next message, and the file descriptors sent with it."""
 
     def say(self, report: protocol.Report) -> None:
-        """Tell it something."""
+        """Send a report."""
 
 
 def share(wanted: protocol.Share, files: Sequence[int], parent: Parent) -> None:
-    """Carry the order out. Raises HpcimgError, OSError."""
+    """Carry out the order. Raises HpcimgError, OSError."""
     asyncio.run(_Member(wanted, files, parent).run())
 
 
@@ -69,8 +69,8 @@ class _Member:
         self._began = time.monotonic()
         self._all_began = self._began + wanted.wait_s
         self._gone: set[str] = set()
-        self._lost = 0  # leaders
-        self._leader = ""  # of whom an image was found at
+        self._lost = 0  # the number of failed leaders
+        self._leader = ""  # the node that has the image
         self._order = order.of_leaders(wanted.job, wanted.wanted, wanted.nodes)
 
     async def run(self) -> None:
@@ -84,7 +84,7 @@ class _Member:
         await self._desk.open()
         self._published = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().add_reader(self._parent.fileno(), self._hear)
-        # What becomes of one connection is nobody's business; a traceback of it is read by none.
+        # Errors of single connections are expected; asyncio would print tracebacks.
         asyncio.get_running_loop().set_exception_handler(lambda *_: None)
         port = order.question_port(wanted.port, wanted.job)
         self._asker = Asker(
@@ -133,7 +133,7 @@ class _Member:
 
     async def _lead(self) -> None:
         self._answers.leads("asking", 0)
-        self._close_file()  # of an attempt to follow: another process is to write it
+        self._close_file()  # left by an attempt to follow; another process will write it
         self._parent.say(protocol.Leading())
         file, size = await self._published
         self._answers.leads("checking", size)
@@ -143,7 +143,7 @@ class _Member:
         await self._linger(None)
 
     async def _after(self, found: Found, leader: _Leader) -> None:
-        """Be of use to the others, once the image is on this node."""
+        """Send the image on, once it is on this node."""
         file, _ = await self._published
         self._transfer.begin_again()
         self._transfer.share(found.torrent, file, whole=True)
@@ -153,16 +153,16 @@ class _Member:
         await self._linger(leader)
 
     async def _linger(self, leader: _Leader | None) -> None:
-        """Go on as long as others may need this node, but not for ever.
+        """Go on while other nodes may need this one, at most for `linger_s`.
 
-        Who followed is told by its `leader` when all are served.
+        A follower learns from its `leader` when all nodes have the image.
         """
         until = time.monotonic() + self._wanted.linger_s
         if leader:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._wanted.linger_s):
                     await leader.silent.wait()
-            if not leader.said_end:  # the others will soon ask this node
+            if not leader.said_end:  # it failed, and the others will soon ask this node
                 await asyncio.sleep(max(0.0, min(2 * _ORPHANED_S, until - time.monotonic())))
         while (now := time.monotonic()) < until:
             late = not self._answers.all_came and now < self._all_began
@@ -174,7 +174,7 @@ class _Member:
                     await self._answers.changed.wait()
 
     async def _elect(self) -> Found | None:
-        """Return another node's image, None where this node is to bring it. Raises Unreachable."""
+        """Return another node's image, None if this node has to lead. Raises Unreachable."""
         self._answers.is_electing()
         ahead = self._order[: self._order.index(self._wanted.node)]
         until = max(time.monotonic(), self._all_began) + self._patience()
@@ -194,11 +194,11 @@ class _Member:
         raise Unreachable("the nodes of the job do not agree on who fetches")
 
     def _patience(self) -> float:
-        """Return how long an election may take: all notice by then that a leader is gone."""
+        """Return how long an election may take: until all nodes noticed that a leader is gone."""
         return _ELECTION_S + (self._wanted.patience_s if self._lost else 0.0)
 
     async def _first(self) -> Found | None:
-        """Lead, unless one that comes after this node does already."""
+        """Return None to lead, unless a node later in the order leads already."""
         after = self._order[self._order.index(self._wanted.node) + 1 :]
         names = [name for name in after if name not in self._gone][:_BEHIND]
         asked = [asyncio.create_task(self._consult(name, only_leading=True)) for name in names]
@@ -222,7 +222,7 @@ class _Member:
         return None
 
     async def _follow(self, name: str) -> Found | Lost | None:
-        """Ask a node that comes before this one, and whom it follows; note who is gone."""
+        """Ask a node earlier in the order, and the one that it follows; note which are gone."""
         outcome = await self._consult(name)
         if isinstance(outcome, Elsewhere):
             name = outcome.node
@@ -260,7 +260,7 @@ class _Member:
         return outcome
 
     async def _fetch(self, found: Found, leader: _Leader) -> bool:
-        """Fetch the image from the others; False where they get nowhere."""
+        """Fetch the image from the other nodes; False if they make no progress."""
         os.ftruncate(self._file, 0)
         size = found.torrent.size_bytes
         self._transfer.share(
@@ -301,7 +301,7 @@ class _Member:
 
 
 class _Leader:
-    """Hears a leader to its end: `silent` is set then, `said_end` where that was meant."""
+    """Listens to the leader until its last message, which sets `silent`; `said_end` if orderly."""
 
     def __init__(self, line: Line) -> None:
         self.silent = asyncio.Event()

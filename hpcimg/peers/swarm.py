@@ -1,8 +1,9 @@
-"""The way to an image by the other nodes of the job, in front of any other way.
+"""The way to an image through the other nodes of the job, in front of any other way.
 
-Root's part: it starts a worker that meets the network, and a process that signs for it; it
-takes from the second what the image is, and digests what the first has brought. One node of
-the job, the leader, goes the way behind; whoever gets nowhere does so too.
+This is root's part. It starts an unprivileged worker, which talks to the network, and a process
+that signs for it. It learns from the latter what the image is, and checks the digest of what the
+former has fetched. One node of the job, the leader, uses the way behind, and so does any node
+that makes no progress.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ from hpcimg.worker.seal import seal
 
 log = logging.getLogger(__name__)
 _ADVANCE_EVERY_S = 1.0
-_TO_LEAVE_S = 5.0  # beyond the time that a worker lingers
+_TO_LEAVE_S = 5.0  # for a worker to end, after its time to linger
 
 
 class Swarm(ExitStack, Front):
-    """The nodes of one job, as a way to one image. A context manager: at its end all is ended."""
+    """The nodes of one job, as a way to one image. A context manager: it ends all processes."""
 
     def __init__(self, asked: Asked, behind: Way) -> None:
         ExitStack.__init__(self)
@@ -53,7 +54,7 @@ class Swarm(ExitStack, Front):
         self._signer: Signer | None = None
         self._by_cache: HpcimgError | None = None
         self._over = False
-        self._next = 0.0  # time.monotonic() of the next line about our progress
+        self._next = 0.0  # time.monotonic() of the next progress report
 
     def fetch(self, descriptor: int, listener: Listener, *, validator: str) -> Outcome:
         leading = False
@@ -82,7 +83,7 @@ class Swarm(ExitStack, Front):
         return bool(request.together) and not alone and not request.reference.pinned
 
     def finish(self, staged: Staged) -> None:
-        """Send the image to the nodes that still need it, for as long as the site says."""
+        """Send the image to the nodes that still need it, at most for [peers] linger."""
         worker, signer, entry = self._worker, self._signer, staged.entry
         self._over = True
         if worker is None or signer is None or entry.owner is not None:
@@ -103,10 +104,10 @@ class Swarm(ExitStack, Front):
             log.warning("%s is no longer sent to the other nodes of the job: %s", self._uri, error)
 
     def _join(self) -> None:
-        """Start what takes part. Raises HpcimgError."""
+        """Start the processes. Raises HpcimgError."""
         config, request, cache = self._asked.config, self._asked.request, self._asked.cache
         account = self._account
-        # What nodes that are set up in another way would get is another image.
+        # A node with other settings would get a different image.
         kind = f"{request.reference.address} {cache.image_format} {cache.verified}"
         wanted = hashlib.sha256(kind.encode()).hexdigest()
         identity = Identity(request.job, wanted, request.node, request.nodes)
@@ -128,15 +129,14 @@ class Swarm(ExitStack, Front):
             linger_s=config.peers_linger_s,
             rate=config.peers_rate,
         )
-        most = cache.limits.max_size
-        sandbox = Sandbox(account, request.deadline, min(most, cache.max_image_size or most))
+        sandbox = Sandbox(account, request.deadline, cache.image_bytes)
         worker = self.enter_context(Worker(order, sandbox))
         worker.begin([signer.worker.fileno()])
         signer.worker.close()
         self._signer, self._worker = signer, worker
 
     def _follow(self, descriptor: int, listener: Listener, validator: str) -> Outcome | None:
-        """Bring the image from the others; return None where this node is to lead."""
+        """Fetch the image from the other nodes; return None if this node has to lead."""
         worker = self._worker
         assert worker
         whole: Whole | None = None
@@ -144,7 +144,7 @@ class Swarm(ExitStack, Front):
         while True:
             match _heard(worker):
                 case protocol.Leading():
-                    if whole:  # the leader that had it is gone
+                    if whole:  # the leader failed during the transfer
                         _empty(descriptor)
                     return None
                 case protocol.Awaiting(how, _):
@@ -172,19 +172,19 @@ class Swarm(ExitStack, Front):
     def _found(
         self, descriptor: int, listener: Listener, validator: str
     ) -> tuple[Whole, Outcome | None]:
-        """Offer the cache what another node has; return it, and the outcome where that is all."""
+        """Offer the cache another node's image; return it, and the outcome if nothing is needed."""
         assert self._signer
         whole = self._signer.told()
         if validator and whole.validator == validator:
             return whole, Unchanged()
         if self._cache(listener.offered, whole) is None:
             return whole, Declined()
-        if self._account is not None:  # libtorrent opens the file by a name
+        if self._account is not None:  # libtorrent opens the file by its path
             os.fchown(descriptor, self._account.uid, -1)
         return whole, None
 
     def _take(self, descriptor: int, whole: Whole) -> Fetched:
-        """Return what is in the file, which nobody can write to any more. Raises Damaged."""
+        """Seal the file and return its size and digest. Raises Interrupted, Damaged."""
         seal(descriptor, uri=self._uri)
         deadline = self._asked.request.deadline
         fetched = digests.of_file(descriptor, uri=self._uri, deadline=deadline)
@@ -193,7 +193,7 @@ class Swarm(ExitStack, Front):
         return fetched
 
     def _cache(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        """Tell the cache something; what it has against it is no failure of the peers."""
+        """Call the cache; remember its error, which is not a failure of the other nodes."""
         try:
             return call(*arguments)
         except HpcimgError as error:
@@ -201,7 +201,7 @@ class Swarm(ExitStack, Front):
             raise
 
     def advance(self, phase: str, done: int) -> None:
-        """Let the others know how far this node's fetch is, once a second."""
+        """Report this node's progress to the other nodes, once a second."""
         if self._worker is None or time.monotonic() < self._next:
             return
         self._next = time.monotonic() + _ADVANCE_EVERY_S
@@ -211,7 +211,7 @@ class Swarm(ExitStack, Front):
             self._give_up(error)
 
     def _give_up(self, error: HpcimgError) -> None:
-        """Go on without the others, and say so. Raises DeadlinePassed."""
+        """Log the failure, and go on without the other nodes. Raises DeadlinePassed."""
         log.warning("%s is fetched without the other nodes of the job: %s", self._uri, error)
         path = self._asked.cache.layout.events
         events.record(
@@ -235,7 +235,7 @@ def _heard(worker: Worker) -> protocol.Report | None:
 
 
 def _empty(descriptor: int) -> None:
-    """Make the file again what it was before the first byte: empty, ours, open to be written."""
+    """Restore the file to its initial state: empty, owned by root, open for writing."""
     path = f"/proc/self/fd/{descriptor}"
     os.fchown(descriptor, os.geteuid(), -1)
     os.fchmod(descriptor, 0o600)

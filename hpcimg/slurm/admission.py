@@ -1,4 +1,4 @@
-"""What a running job is given: leased to it while it is sure that its Epilog is still to come."""
+"""Lease images to a running job, only while its Epilog is certain to run later."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hpcimg.errors import Interrupted, NotAllowed
 from hpcimg.slurm import jobfiles, jobs
 from hpcimg.slurm.peer import Peer
 
-IMAGES = 256  # that one job may have leased when it asks for another one
+IMAGES = 256  # the most images that a job may hold; then it gets no more
 
 
 class Keyed(Protocol):
@@ -25,9 +25,9 @@ T = TypeVar("T", bound=Keyed)
 
 
 def leased(layout: Layout, job: str, who: Peer, bring: Callable[[], T | None]) -> T | None:
-    """Return what `bring` returns, which leases it to the job; None where that does.
+    """Return the result of `bring`, which leases an image to the job, or returns None.
 
-    Raises NotAllowed, Interrupted where the job is over, and what `bring` raises.
+    Raises NotAllowed, Interrupted if the job has ended, and what `bring` raises.
     """
     record = jobs.record(layout, job)
     if record is not None and record["uid"] != who.uid:
@@ -41,7 +41,7 @@ def leased(layout: Layout, job: str, who: Peer, bring: Callable[[], T | None]) -
         except FileNotFoundError:
             raise over from None
         if not who.alive():
-            # Epilog may have gone before there was a directory.
+            # Epilog may have run before the directory existed.
             if admitted.made and not lease.count(layout, job):
                 jobfiles.release(layout, job)
             raise over
@@ -51,4 +51,5 @@ def leased(layout: Layout, job: str, who: Peer, bring: Callable[[], T | None]) -
         lease.give_back(layout, found.key, job)
         if not who.alive():
             raise over
-        # Who asked is alive, and so is the job: another one of its processes was not, just above.
+        # The caller is alive, and so is the job: a request whose caller had ended removed the
+        # directory, as above.

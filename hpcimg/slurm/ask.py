@@ -1,6 +1,6 @@
-"""Asking the helper of this node for an image, as a process of a job.
+"""Ask this node's helper for an image, as a process of a job.
 
-Imports only the standard library and hpcimg.errors: the importer of pyxis starts a Python for it.
+Imports only the standard library and hpcimg.errors, since pyxis's importer runs it for each step.
 """
 
 from __future__ import annotations
@@ -14,19 +14,18 @@ import time
 
 from hpcimg.errors import HpcimgError, NodeError, Unreachable, from_dict
 
-NO_HELPER = 3  # exit code: there is none, or this is not for it
-_PATIENCE_S = 900.0  # with one that has no turn for us; one that works ends by its own deadline
-_SILENCE_S = 60.0  # with a socket behind which nobody says a word
+NO_HELPER = 3  # exit code: there is no helper, or it declined
+_PATIENCE_S = 900.0  # with a busy helper; one that has begun ends by its own deadline
+_SILENCE_S = 60.0  # with a socket that never answers
 _PAUSE_S = 0.2, 5.0  # the first one and the longest
 _ANSWER_MAX = 64 << 10
 
 
 def ask(path: str, verb: str, uri: str) -> dict[str, object] | None:
-    """Have an image staged by the helper behind a socket; return its path, key, bytes and how.
+    """Have an image staged by the helper at a socket; return its path, key, bytes and how.
 
-    Where too much is asked for at a time, ask again. Returns None where there is no helper, where
-    none comes to answer, or where it is not to do this. Raises HpcimgError, as the helper does,
-    or Unreachable.
+    Retries while the helper is busy. Returns None if there is no helper, if it does not answer, or
+    if it declines. Raises the helper's HpcimgError, or Unreachable if it stays busy.
     """
     began, pause = time.monotonic(), _PAUSE_S[0]
     until, silent_until = began + _PATIENCE_S, began + _SILENCE_S
@@ -49,15 +48,15 @@ def ask(path: str, verb: str, uri: str) -> dict[str, object] | None:
             raise Unreachable(
                 f"{uri} was not staged", why="there are too many requests on this node right now"
             )
-        # Those who wait do not come all at once.
+        # Jitter, so that waiting processes do not retry all at once.
         time.sleep(pause * random.uniform(0.5, 1.0))
         pause = min(2 * pause, _PAUSE_S[1])
 
 
 def _asked_once(path: str, line: str) -> dict[str, object]:
-    """Return one answer, an empty one where the connection was closed without a word.
+    """Return one answer, an empty one if the connection was closed without any.
 
-    systemd does that with one that is one too many, and so does a helper that cannot be started.
+    systemd closes connections beyond its limit, and those for which the helper cannot be started.
     """
     heard = b""
     with socket.socket(socket.AF_UNIX) as connection:
@@ -79,7 +78,7 @@ def _asked_once(path: str, line: str) -> dict[str, object]:
 
 
 def main() -> int:
-    """Print the path of what the arguments, a socket, a verb and a reference, ask for."""
+    """Print the path of an image; the arguments are a socket, a verb and a reference."""
     try:
         answer = ask(*sys.argv[1:])
     except HpcimgError as error:

@@ -1,4 +1,4 @@
-"""Staging for a running job, at its own request: what the helper does once it knows who asks."""
+"""Stage an image for a running job: the helper's work once the caller is identified."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ log = logging.getLogger(__name__)
 
 
 def answer(conf: Config, job: str, who: Peer, uri: str, *, for_pyxis: bool) -> dict[str, object]:
-    """Stage an image for a job of this node and lease it to the job; return what it is told.
+    """Stage an image and lease it to a job of this node; return the answer for the caller.
 
-    A failure is an answer, too, and is logged and kept among the events as one of Prolog's.
+    A failure is an answer too; it is logged and recorded as one of Prolog's would be.
     """
     logs.set_up(conf.log_to, name="helper", job=job)
     if for_pyxis and not conf.pyxis:
@@ -47,7 +47,7 @@ def answer(conf: Config, job: str, who: Peer, uri: str, *, for_pyxis: bool) -> d
         assert brought
         staged = brought.staged
         if for_pyxis:
-            with contextlib.suppress(FileNotFoundError):  # Epilog is at it, and nobody asks again
+            with contextlib.suppress(FileNotFoundError):  # Epilog runs: no step follows
                 jobfiles.add_for_pyxis(cache.layout, job, who.uid, uri, staged.path)
     except Exception as error:
         if not isinstance(error, HpcimgError):
@@ -61,7 +61,7 @@ def answer(conf: Config, job: str, who: Peer, uri: str, *, for_pyxis: bool) -> d
         log.error("%s", explained, extra=told)
         layout = Layout(conf.cache_path, conf.state_path)
         history.record_failure(layout, explained, job=job, uri=shown, took_s=took_s)
-        history.rotate(layout)  # a job can go on asking for what there is not, before any Epilog
+        history.rotate(layout)  # a job can repeat failing requests, and no Epilog runs meanwhile
         return {"error": explained.to_dict()}
     entry = staged.entry
     told = journal.fields(
@@ -73,7 +73,7 @@ def answer(conf: Config, job: str, who: Peer, uri: str, *, for_pyxis: bool) -> d
 
 
 class _Brought(NamedTuple):
-    """A staged image, and the key by which it is leased."""
+    """A staged image, and the key of its lease."""
 
     key: str
     staged: Staged

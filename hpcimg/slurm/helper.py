@@ -144,7 +144,7 @@ def _in_time(connection: socket.socket, who: Peer, verb: str, uri: str) -> dict[
 
 
 def _limit_s() -> float:
-    """Return for how long the process that stages may take at the most."""
+    """Return how long the staging process may take at most, in seconds."""
     from hpcimg.config import load as config
 
     try:
@@ -154,7 +154,7 @@ def _limit_s() -> float:
 
 
 def _hit(who: Peer, verb: str, uri: str) -> dict[str, object] | None:
-    """Return the answer for an image that is warm, None where there is more to do or to say."""
+    """Return the answer for a cached image, None if the slow path has to answer."""
     from hpcimg.cache import events, hot
     from hpcimg.slurm import admission, jobfiles, pyxis
 
@@ -197,7 +197,7 @@ def _staged(who: Peer, verb: str, uri: str) -> dict[str, object]:
 
 
 def _error(error: Exception) -> dict[str, object]:
-    """Return what is answered for an error."""
+    """Return the answer for an error."""
     if not isinstance(error, HpcimgError):
         traceback.print_exc()
     return {"error": foreseen(error).to_dict()}

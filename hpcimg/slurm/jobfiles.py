@@ -45,6 +45,18 @@ class Image:
         self.format = format
 
 
+class Job:
+    """A job with its request, as in its record. `started`, a Unix time, is when Prolog began."""
+
+    __slots__ = ("id", "images", "started", "uid")
+
+    def __init__(self, id: str, uid: int, images: list[Image], *, started: float) -> None:
+        self.id = id
+        self.uid = uid
+        self.images = images
+        self.started = started
+
+
 def prepare(layout: Layout, job: str) -> None:
     """Create the job's directory, removing what an earlier run of a requeued job left there.
 
@@ -85,7 +97,7 @@ def admit(layout: Layout, job: str, uid: int) -> Admitted:
         made = processes.temp_path(layout.state_tmp, f"job-{job}")
         os.mkdir(made, 0o755)
         try:
-            _write(made, job, uid, [], {"state": READY, **_common([], time.time())})
+            _write(made, Job(job, uid, [], started=time.time()), [], {"state": READY})
             os.rename(made, directory)  # replaces at most an empty one
             is_ours = True
         except OSError as error:
@@ -130,54 +142,37 @@ def add_for_pyxis(layout: Layout, job: str, uid: int, text: str, path: str) -> N
         os.close(descriptor)
 
 
-def write_asked(
-    layout: Layout, job: str, uid: int, images: list[Image], *, started: float, process: str
-) -> None:
+def write_asked(layout: Layout, job: Job, *, process: str) -> None:
     """Record what the job waits for, until its result is known; `process` is its Prolog's."""
-    record = {"state": STAGING, "process": process, **_common(images, started)}
-    _write_record(layout.job(job), job, uid, record)
+    _write_record(layout.job(job.id), job, {"state": STAGING, "process": process})
 
 
-def write_ready(
-    layout: Layout,
-    job: str,
-    uid: int,
-    images: list[Image],
-    *,
-    started: float,
-    links: list[str],
-) -> None:
+def write_ready(layout: Layout, job: Job, *, links: list[str]) -> None:
     """Tell the job where its images are, and link them for these workflow managers."""
-    ours = [image for image in images if not image.format]
+    ours = [image for image in job.images if not image.format]
+    directory = layout.job(job.id)
     lines = [f"export HPCIMG_IMAGE_{image.name}={image.path}" for image in ours if image.name]
     if ours:
         lines.insert(0, f"export HPCIMG_IMAGE={ours[0].path}")
         lines.append("export HPCIMG_IMAGES=" + ":".join(image.path for image in ours))
     if links:
-        lines += _link(f"{layout.job(job)}/links", uid, ours, links)
-    if len(ours) < len(images):
-        pairs = [f"{image.text}\n{image.path}\n" for image in images if image.format]
-        _write_file(f"{layout.job(job)}/pyxis", "".join(pairs), uid)
-    _write(layout.job(job), job, uid, lines, {"state": READY, **_common(images, started)})
+        lines += _link(f"{directory}/links", job.uid, ours, links)
+    if len(ours) < len(job.images):
+        pairs = [f"{image.text}\n{image.path}\n" for image in job.images if image.format]
+        _write_file(f"{directory}/pyxis", "".join(pairs), job.uid)
+    _write(directory, job, lines, {"state": READY})
 
 
-def write_failed(
-    layout: Layout,
-    job: str,
-    uid: int,
-    images: list[Image],
-    *,
-    started: float,
-    message: str,
-    error: str,
-    kind: str,
-) -> None:
+def write_failed(layout: Layout, job: Job, *, message: str, error: str, kind: str) -> None:
     """Tell the job why it cannot run; its tasks print the message and exit with 1."""
     lines = [f"print hpcimg: {message}", "exit 1"]
-    failure = {"error": error, "class": kind, "message": message}
-    _write(
-        layout.job(job), job, uid, lines, {"state": FAILED, **failure, **_common(images, started)}
-    )
+    failure: dict[str, object] = {
+        "state": FAILED,
+        "error": error,
+        "class": kind,
+        "message": message,
+    }
+    _write(layout.job(job.id), job, lines, failure)
 
 
 def release(layout: Layout, job: str) -> None:
@@ -244,25 +239,25 @@ def _empty(directory: str) -> None:
             os.rmdir(f"{directory}/{name}")
 
 
-def _common(images: list[Image], started: float) -> dict[str, object]:
+def _write(directory: str, job: Job, lines: list[str], state: dict[str, object]) -> None:
+    _write_record(directory, job, state)
+    # The task file comes last: once it exists, everything is there.
+    _write_file(f"{directory}/task", "".join(f"{line}\n" for line in lines), job.uid)
+
+
+def _write_record(directory: str, job: Job, state: dict[str, object]) -> None:
     fields = ("name", "text", "uri", "key", "path", "source")
-    return {
-        "started": round(started, 3),
+    record = {
+        "version": 1,
+        "job": job.id,
+        "uid": job.uid,
+        **state,
+        "started": round(job.started, 3),
         "images": [
-            {field: getattr(image, field)[:_TEXT_MAX] for field in fields} for image in images
+            {field: getattr(image, field)[:_TEXT_MAX] for field in fields} for image in job.images
         ],
     }
-
-
-def _write(directory: str, job: str, uid: int, lines: list[str], record: dict[str, object]) -> None:
-    _write_record(directory, job, uid, record)
-    # The task file comes last: once it exists, everything is there.
-    _write_file(f"{directory}/task", "".join(f"{line}\n" for line in lines), uid)
-
-
-def _write_record(directory: str, job: str, uid: int, record: dict[str, object]) -> None:
-    record = {"version": 1, "job": job, "uid": uid, **record}
-    _write_file(f"{directory}/record.json", dumps(record) + "\n", uid)
+    _write_file(f"{directory}/record.json", dumps(record) + "\n", job.uid)
 
 
 def _write_file(path: str, text: str, uid: int) -> None:

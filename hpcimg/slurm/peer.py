@@ -1,10 +1,9 @@
-"""Who is at the other end of a unix socket, and in which job: as the kernel and Slurm have it.
+"""Identify the process at the other end of a unix socket, and its job.
 
-Nothing here rests on what a process says. Its uid is from SO_PEERCRED. Its job is that of its
-cgroup, which Slurm makes as root, and which nobody else can enter or leave; where Slurm makes
-none, `scontrol pidinfo` asks the slurmd of this node. The number of a process is somebody
-else's once that process has ended: so an answer counts only if the process is seen alive
-afterwards, by a descriptor of it (pidfd_open(2)).
+Nothing depends on what the process says. Its uid comes from SO_PEERCRED. Its job comes from its
+cgroup, which Slurm creates as root, and which no other user can enter or leave; if Slurm creates
+no cgroups, `scontrol pidinfo` asks the node's slurmd. A PID is reused once its process has ended:
+so an answer counts only if the process is found alive afterwards, by its pidfd (pidfd_open(2)).
 """
 
 from __future__ import annotations
@@ -24,20 +23,21 @@ from hpcimg.errors import Interrupted, NotAllowed
 
 _SO_PEERPIDFD = 77  # Linux 6.5; the socket module does not name it yet
 _CREDENTIALS = struct.Struct("iII")
-# As Slurm's cgroup/v2 and cgroup/v1 name them, from the root of the hierarchy: below it, anybody
-# who was given a part of it names directories as they like, and below a job's, so may its user.
-# A node's own name is in it where several slurmd share a host.
+# The names of Slurm's cgroup/v2 and cgroup/v1, from the root of the hierarchy: in a delegated
+# part of it, and below a job's cgroup, users choose the names. The node's name precedes them if
+# several slurmd share a host.
 _V2 = re.compile(
     r"0::(?!/user\.slice/)(?:/[^/]+\.slice)+/(?:[\w.-]+_)?slurmstepd\.scope/job_([0-9]+)/"
 )
 _V1 = re.compile(r"\d+:([\w,]+):/slurm(?:_[\w.-]+)?/uid_([0-9]+)/job_([0-9]+)/")
 _CONTROLLERS = {"freezer", "memory", "cpuset", "devices", "cpu", "cpuacct"}
 _ASK_S = 15.0
-_PIDINFO = re.compile(r"Slurm job ?id[= ]([0-9]+) ", re.IGNORECASE)
+# Since 26.05 with the step, as in JobId=7.0.
+_PIDINFO = re.compile(r"Slurm job ?id[= ]([0-9]+)(?:\.\w+)? ", re.IGNORECASE)
 
 
 class Peer(NamedTuple):
-    """A process that has connected, and the rights it had then; `pidfd` is a descriptor of it."""
+    """A connected process, with the uid and gid that it had at that time, and its pidfd."""
 
     pid: int
     uid: int
@@ -45,21 +45,21 @@ class Peer(NamedTuple):
     pidfd: int
 
     def alive(self) -> bool:
-        """Tell whether it has not ended, so that its number is its own."""
+        """Tell whether it has not ended, so that its PID has not been reused."""
         return not select.select([self.pidfd], [], [], 0)[0]
 
 
 @contextmanager
 def connected_to(connection: socket.socket) -> Iterator[Peer]:
-    """Give who connected to a unix socket. Raises Interrupted where that has ended."""
+    """Yield the process that connected to a unix socket. Raises Interrupted if it has ended."""
     packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid, uid, gid = _CREDENTIALS.unpack(packed)
-    if pid <= 0:  # it is in no namespace that this process can see into
+    if pid <= 0:  # its PID namespace is not visible to this process
         raise _not_in_a_job()
     try:
         pidfd = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
     except OSError as error:
-        # Where the kernel knows it and the process has ended, its number may be another's by now.
+        # The kernel has the option: so the process has ended, and its PID may have been reused.
         if error.errno != errno.ENOPROTOOPT:
             raise _gone() from None
         pidfd = _open_older(pid)
@@ -70,7 +70,7 @@ def connected_to(connection: socket.socket) -> Iterator[Peer]:
 
 
 def _open_older(pid: int) -> int:
-    """Return a descriptor of a process that is older than this one, as who connected has to be."""
+    """Return the pidfd of a process older than this one, as the connected process must be."""
     try:
         pidfd = os.pidfd_open(pid)
     except OSError:
@@ -84,8 +84,8 @@ def _open_older(pid: int) -> int:
 def job_of(peer: Peer) -> str:
     """Return the job that a process belongs to.
 
-    Raises NotAllowed where it is in none, or in one of another user, Interrupted where it has
-    ended, and what asking Slurm raises.
+    Raises NotAllowed if it is in none or in another user's, Interrupted if it has ended, and the
+    errors of a query to Slurm.
     """
     job = job_by_cgroup(peer) or _from_slurm(peer.pid)
     if not peer.alive():
@@ -96,7 +96,7 @@ def job_of(peer: Peer) -> str:
 
 
 def job_by_cgroup(peer: Peer) -> str:
-    """Return the job whose cgroup a process is in, "" for none. Raises likewise."""
+    """Return the job whose cgroup a process is in, "" for none. Raises NotAllowed, Interrupted."""
     try:
         with open(f"/proc/{peer.pid}/cgroup", encoding="utf-8", errors="replace") as file:
             job = from_cgroups(file.read(), peer.uid)
@@ -108,9 +108,9 @@ def job_by_cgroup(peer: Peer) -> str:
 
 
 def from_cgroups(text: str, uid: int) -> str:
-    """Return the job that what /proc/PID/cgroup says belongs to, "" for none.
+    """Return the job named in the text of /proc/PID/cgroup, "" for none.
 
-    Raises NotAllowed where that is another user's, or where hierarchies name several.
+    Raises NotAllowed if it is another user's, or if the hierarchies name several.
     """
     found = set()
     for line in text.splitlines():
@@ -126,7 +126,7 @@ def from_cgroups(text: str, uid: int) -> str:
 
 
 def _from_slurm(pid: int) -> str:
-    """Return the job that the node's slurmd knows a process in, "" for none."""
+    """Return the job of a process according to the node's slurmd, "" for none."""
     from hpcimg.slurm import query
 
     done = query.run(["scontrol", "pidinfo", str(pid)], timeout_s=_ASK_S)

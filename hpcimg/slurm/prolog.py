@@ -62,9 +62,9 @@ def too_late(limit_s: float) -> None:
         why=f"hpcimg took longer than {format_duration(limit_s)}: a disk of this node may hang",
         do="Tell the administrators: this node needs attention.",
     )
-    started = time.time() - limit_s
-    log.critical("%s", error, extra=_told(error, [], started))
-    _fail(job, int(uid), [], error, str(error), started)
+    late = jobfiles.Job(job, int(uid), [], started=time.time() - limit_s)
+    log.critical("%s", error, extra=_told(error, late))
+    _fail(late, error, str(error))
 
 
 def main(*, came: float | None = None, leader: Leader | None = None) -> int:
@@ -75,23 +75,23 @@ def main(*, came: float | None = None, leader: Leader | None = None) -> int:
     """
     came = time.monotonic() if came is None else came
     started = time.time() - (time.monotonic() - came)
-    job, uid = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_JOB_UID", "")
-    logs.set_up("syslog", name="prolog", job=job if job.isdigit() else "?")
-    if not job.isdecimal() or not uid.isdecimal():  # not isdigit: int() rejects "²"
+    number, uid = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_JOB_UID", "")
+    logs.set_up("syslog", name="prolog", job=number if number.isdigit() else "?")
+    if not number.isdecimal() or not uid.isdecimal():  # not isdigit: int() rejects "²"
         log.error("SLURM_JOB_ID and SLURM_JOB_UID are not set: this is called by slurmd as Prolog")
         return 0
-    images: list[jobfiles.Image] = []
+    job = jobfiles.Job(number, int(uid), [], started=started)
     conf: Config | None = None
     try:
         conf = config.load()
-        logs.set_up(conf.log_to, name="prolog", job=job)
+        logs.set_up(conf.log_to, name="prolog", job=number)
         query.look_in(conf.slurm_bin)
-        _stage_all(conf, job, int(uid), images, started, came, leader)
+        _stage_all(conf, job, came, leader)
     except Exception as error:
         explained = error if isinstance(error, HpcimgError) else _unforeseen(error)
-        log.error("%s", explained, extra=_told(explained, images, started))
-        message = _requeued(conf, job, explained)
-        _fail(job, int(uid), images, explained, message, started)
+        log.error("%s", explained, extra=_told(explained, job))
+        message = _requeued(conf, number, explained)
+        _fail(job, explained, message)
         if conf and _at_fault(conf, explained):
             log.critical("Slurm is told to drain this node")
             return DRAIN
@@ -102,16 +102,9 @@ def main(*, came: float | None = None, leader: Leader | None = None) -> int:
     return 0
 
 
-def _stage_all(
-    conf: Config,
-    job: str,
-    uid: int,
-    images: list[jobfiles.Image],
-    started: float,
-    came: float,
-    leader: Leader | None,
-) -> None:
-    deadline = came + conf.deadline_s
+def _stage_all(conf: Config, job: jobfiles.Job, came: float, leader: Leader | None) -> None:
+    """Stage the job's images and fill in `job.images`, as far as it gets. Raises HpcimgError."""
+    deadline, images = came + conf.deadline_s, job.images
     wanted = comment.read(*(os.environ.get(name, "") for name in comment.VARIABLES))
     for_pyxis = pyxis.take_out(wanted.images, os.environ.get(pyxis.VARIABLE, ""))
     images += [jobfiles.Image(name, text) for name, text in wanted.images[: comment.MAX_IMAGES]]
@@ -128,20 +121,20 @@ def _stage_all(
         references.append(policy.parse(conf, image.text))
         image.uri = references[-1].uri
     cache = node.open_cache(conf)
-    # The directory comes first: the epilog looks for leases where there is one.
-    jobfiles.prepare(cache.layout, job)
-    jobfiles.write_asked(cache.layout, job, uid, images, started=started, process=processes.tag())
+    # The directory first: the epilog looks for leases only if it exists.
+    jobfiles.prepare(cache.layout, job.id)
+    jobfiles.write_asked(cache.layout, job, process=processes.tag())
     together = nodes.together(dict(os.environ))
     of_job = _nodes()
     for image, reference in zip(images, references, strict=True):
         began = time.time()
         request = Request(
-            reference, deadline, job, progress=_LoggedProgress(image.uri), text=image.text,
+            reference, deadline, job.id, progress=_LoggedProgress(image.uri), text=image.text,
             nodes=of_job, node=os.environ.get("SLURMD_NODENAME", ""), together=together, came=came,
         )  # fmt: skip
         with _led(leader, image, conf, request) as request:
             staged = stage.stage(
-                conf, cache, request, user=User(uid, _group()), image_format=image.format
+                conf, cache, request, user=User(job.uid, _group()), image_format=image.format
             )
         image.key, image.path, image.source = staged.entry.key, staged.path, staged.how
         told = journal.fields(
@@ -149,7 +142,7 @@ def _stage_all(
             bytes=staged.entry.size_bytes, seconds=round(time.time() - began, 3),
         )  # fmt: skip
         log.info("%s is at %s (%s)", image.uri, image.path, image.source, extra=told)
-    jobfiles.write_ready(cache.layout, job, uid, images, started=started, links=wanted.links)
+    jobfiles.write_ready(cache.layout, job, links=wanted.links)
 
 
 @contextlib.contextmanager
@@ -216,11 +209,11 @@ class _LoggedProgress:
         log.info("%s: %s, %s%s", self._uri, phase, format_size(done), of)
 
 
-def _told(error: HpcimgError, images: list[jobfiles.Image], started: float) -> dict[str, object]:
+def _told(error: HpcimgError, job: jobfiles.Job) -> dict[str, object]:
     """Return the journal's fields for a failure."""
     return journal.fields(
-        journal.FAILED, result="failed", error=type(error).__name__, uri=_uri_of_failed(images),
-        seconds=round(time.time() - started, 3), **{"class": error.kind},
+        journal.FAILED, result="failed", error=type(error).__name__, uri=_uri_of_failed(job.images),
+        seconds=round(time.time() - job.started, 3), **{"class": error.kind},
     )  # fmt: skip
 
 
@@ -274,30 +267,16 @@ def _at_fault(conf: Config, error: HpcimgError) -> bool:
     return health.faulty(Layout(conf.cache_path, conf.state_path))
 
 
-def _fail(
-    job: str,
-    uid: int,
-    images: list[jobfiles.Image],
-    error: HpcimgError,
-    message: str,
-    started: float,
-) -> None:
+def _fail(job: jobfiles.Job, error: HpcimgError, message: str) -> None:
     """Record why the job cannot run, for the job and for operators; if that fails, log it."""
     try:
         layout = _layout_at_any_cost()
-        jobfiles.prepare(layout, job)
+        jobfiles.prepare(layout, job.id)
         jobfiles.write_failed(
-            layout,
-            job,
-            uid,
-            images,
-            started=started,
-            message=message,
-            error=type(error).__name__,
-            kind=error.kind,
+            layout, job, message=message, error=type(error).__name__, kind=error.kind
         )
-        uri = _uri_of_failed(images)
-        history.record_failure(layout, error, job=job, uri=uri, took_s=time.time() - started)
+        uri, took_s = _uri_of_failed(job.images), time.time() - job.started
+        history.record_failure(layout, error, job=job.id, uri=uri, took_s=took_s)
     except Exception as worse:
         log.critical("the job cannot be informed: %s", worse, exc_info=worse)
 

@@ -83,7 +83,7 @@ def run(
 
 
 def complaint(stderr: str) -> str:
-    """Return what one of Slurm's commands complains of: its last line has what it comes to."""
+    """Return the reason from the error output of one of Slurm's commands: its last line."""
     return next((line.strip() for line in reversed(stderr.splitlines()) if line.strip()), "")
 
 

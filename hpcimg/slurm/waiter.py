@@ -16,26 +16,15 @@ _SYSLOG = "/dev/log"
 
 
 class Asks:
-    """A job's request and its environment: configuration files, layout, images and start time."""
+    """A job, the configuration files and the layout; `came` is when it begins to wait."""
 
-    __slots__ = ("came", "files", "images", "job", "layout", "started", "uid")
+    __slots__ = ("came", "files", "job", "layout")
 
-    def __init__(
-        self,
-        files: list[tuple[str, str]],
-        layout: Layout,
-        job: str,
-        uid: int,
-        images: list[jobfiles.Image],
-        started: float,
-    ) -> None:
+    def __init__(self, files: list[tuple[str, str]], layout: Layout, job: jobfiles.Job) -> None:
         self.came = time.monotonic()
         self.files = files
         self.layout = layout
         self.job = job
-        self.uid = uid
-        self.images = images
-        self.started = started
 
 
 def wait(
@@ -46,24 +35,22 @@ def wait(
     `text` is its name in the hot records. The file that is waited for, or led, is appended to
     `leaders`. Returns None if the caller must take the ordinary path.
     """
-    place = leader.join(asks.layout.leaders, asks.uid, fingerprint, text)
+    job = asks.job
+    place = leader.join(asks.layout.leaders, job.uid, fingerprint, text)
     if place is None:
         return None
     leaders.append(place)
 
     def say(told: leader.Told) -> None:
         image.uri = told.uri
-        jobfiles.write_asked(
-            asks.layout, asks.job, asks.uid, asks.images,
-            started=asks.started, process=processes.tag(),
-        )  # fmt: skip
-        waits = f"job {asks.job} waits for {told.uri}, which another job is fetching"
-        _log(asks.files, asks.job, f"{waits} (job {told.job})")
+        jobfiles.write_asked(asks.layout, job, process=processes.tag())
+        waits = f"job {job.id} waits for {told.uri}, which another job is fetching"
+        _log(asks.files, job.id, f"{waits} (job {told.job})")
 
     if not place.leads and not place.wait(asks.came, say):
         return None
     # Another process may have finished it just now.
-    hit = hot.lookup(asks.layout, text, job=asks.job, uid=asks.uid, fingerprint=fingerprint)
+    hit = hot.lookup(asks.layout, text, job=job.id, uid=job.uid, fingerprint=fingerprint)
     if hit:
         place.done()
         image.source = "waited"

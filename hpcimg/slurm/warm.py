@@ -44,9 +44,6 @@ def run(hook: str) -> int:
     if any(leader.abandoned for leader in leaders):  # a thread is left, and cannot be ended
         argv = [sys.executable, "-I", "-c", _AGAIN, sys.path[0], hook, repr(came)]
         os.execv(argv[0], argv)  # noqa: S606
-    import site  # hooks start without it: the fast path needs no packages
-
-    site.main()
     from hpcimg.slurm import watch
 
     leads = next((leader for leader in leaders if leader.leads), None)
@@ -83,7 +80,7 @@ def prolog(environ: dict[str, str], leaders: "list[Leader] | None" = None) -> in
     # Most jobs end here.
     from hpcimg.cache import events, hot
     from hpcimg.cache.paths import Layout
-    from hpcimg.slurm import jobfiles, nodes
+    from hpcimg.slurm import jobfiles
 
     started = time.time()
     until = time.monotonic() + _QUICK_S
@@ -102,11 +99,12 @@ def prolog(environ: dict[str, str], leaders: "list[Leader] | None" = None) -> in
         conffiles.raw_value(files, "site", "path")
         or conffiles.raw_value(files, "peers", "use") == "yes"
     )
-    if agree and nodes.together(environ):
+    if agree and _several_nodes(environ):
         return LONG_WAY  # the job's nodes agree on one image
     layout = Layout(*conffiles.directories(files))
     fingerprint = conffiles.fingerprint(files)
     jobfiles.prepare(layout, job)
+    this = jobfiles.Job(job, uid, images, started=started)
     sizes = {}
     for image in images:
         if time.monotonic() > until:
@@ -117,20 +115,26 @@ def prolog(environ: dict[str, str], leaders: "list[Leader] | None" = None) -> in
         if hit is None and leaders is not None:
             from hpcimg.slurm import waiter
 
-            asks = waiter.Asks(files, layout, job, uid, images, started)
+            asks = waiter.Asks(files, layout, this)
             hit = waiter.wait(asks, image, text, fingerprint, leaders)
             until = time.monotonic() + _QUICK_S
         if hit is None:
             return LONG_WAY
         sizes[hit.key] = hit.size_bytes
         image.uri, image.key, image.path = hit.uri, hit.key, hit.path
-    jobfiles.write_ready(layout, job, uid, images, started=started, links=wanted.links)
+    jobfiles.write_ready(layout, this, links=wanted.links)
     took_s = round(time.time() - started, 4)
     for image in images:
         size = sizes[image.key]
         how = image.source
         events.record(layout.events, how, job=job, key=image.key, bytes=size, took_s=took_s)
     return 0
+
+
+def _several_nodes(environ: dict[str, str]) -> bool:
+    from hpcimg.slurm import nodes  # not needed where nodes share nothing
+
+    return nodes.together(environ) != ""
 
 
 def epilog(environ: dict[str, str]) -> int:

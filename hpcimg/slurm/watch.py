@@ -8,18 +8,22 @@ Prolog is done.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import NoReturn
 
 from hpcimg import programs
-from hpcimg.cache.leader import Leader
 from hpcimg.worker import starting
+
+TYPE_CHECKING = False  # importing typing takes longer than starting a worker
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+    from typing import NoReturn
+
+    from hpcimg.cache.leader import Leader
 
 _MOMENT_S = 1.0  # most hooks are done by then
 _TO_END_S = 2.0  # after SIGKILL, for a process that can be killed
@@ -32,29 +36,44 @@ def main(hook: str, *, came: float | None = None, leader: Leader | None = None) 
     what others wait for.
     """
     began = time.monotonic() if came is None else came
-    name = f"hpcimg.slurm.{hook}"
 
     def work() -> int:
         arguments = {}
         if came is not None and hook == "prolog":
             arguments = {"came": came, "leader": leader}
             if leader:  # the image is not cached, so it has to be fetched
-                starting.early(_scheme_of(leader.name))
-        code: int = importlib.import_module(name).main(**arguments)
+                try:
+                    starting.early(_scheme_of(leader.name))
+                except OSError:  # it is tried again where it can be said
+                    pass
+        code: int = _load(hook).main(**arguments)
         return code
 
     def left_s() -> float:
-        limit_s: float = importlib.import_module(name).limit_s()
+        limit_s: float = _load(hook).limit_s()
         return limit_s - (time.monotonic() - began)
 
     code = within(left_s, work)
     if code is None:
         if leader:  # of a process that may never end
             leader.done()
-        module = importlib.import_module(name)
+        module = _load(hook)
         module.too_late(module.limit_s())
         return 0
     return code
+
+
+def _load(hook: str) -> ModuleType:
+    """Import the slow path of a hook, and first make its packages available."""
+    if sys.flags.no_site:  # the fast path needs none
+        import site
+
+        site.main()
+    gc.disable()  # as in `hpcimg.worker.starting`
+    module = importlib.import_module(f"hpcimg.slurm.{hook}")
+    gc.freeze()
+    gc.enable()
+    return module
 
 
 def _scheme_of(name: str) -> str:
@@ -71,35 +90,32 @@ def within(limit_s: Callable[[], float], work: Callable[[], int]) -> int | None:
     a moment, because determining it takes a while, too.
     """
     # Not our standard error: its reader would wait for a process that cannot be killed.
-    with programs.listen() as words, _told_of_children() as before:
+    with programs.listen() as words:
         die_with_us = programs.die_with_parent()
         child = os.fork()
         if child == 0:
             die_with_us()
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             _work(work, words.fileno())
-        status = _wait(child, _MOMENT_S)
-        if status is None:
-            status = _wait(child, limit_s())
-        if status is None:
-            os.kill(child, signal.SIGKILL)
-            _wait(child, _TO_END_S)
+
+        import signal  # while the child is at work
+
+        # It need not be blocked before: what has ended by now is not slept for.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        try:
+            status = _wait(child, _MOMENT_S)
+            if status is None:
+                status = _wait(child, limit_s())
+            if status is None:
+                os.kill(child, signal.SIGKILL)
+                _wait(child, _TO_END_S)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         words.seek(0)
         sys.stderr.write(words.read().decode(errors="replace"))
     if status is None:
         return None
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
-
-
-@contextmanager
-def _told_of_children() -> Iterator[set[int]]:
-    """Unblock `_wait` when a child ends; yield the signals that were blocked before."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-    try:
-        yield before
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _work(work: Callable[[], int], words: int) -> NoReturn:
@@ -119,7 +135,9 @@ def _work(work: Callable[[], int], words: int) -> NoReturn:
 
 
 def _wait(child: int, limit_s: float) -> int | None:
-    """Return the child's exit status, None if it does not end in time."""
+    """Return the child's exit status, None if it does not end in time. SIGCHLD is blocked."""
+    import signal
+
     until = time.monotonic() + limit_s
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)

@@ -28,8 +28,8 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
         if not urls.address(image):
             raise no_address(f"{reference.uri} could not be read", "the hub leads to")
         version = answer.get("version")
-        # A hub's version is a digest of the image; without one a new image cannot be told from the
-        # old one, since a commit may be built twice.
+        # A hub's version is a digest of the image. Without one, a new image cannot be distinguished
+        # from the old one, since a commit may be built twice.
         known = f"{version} {answer.get('commit')}" if version else "none"
         if version and known == validator:
             return True

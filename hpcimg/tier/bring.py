@@ -19,7 +19,7 @@ THERE = "there"
 def bring(config: Config, cache: Cache, request: Request) -> str:
     """Fetch a shared image into the site tier, through this node's cache.
 
-    Returns THERE if it was there already, else how it was staged here, as in
+    Returns THERE if the tier had it already, otherwise how it was staged on this node, as in
     `hpcimg.cache.ensure.Staged.how`. Raises HpcimgError: ConfigError if there is no tier,
     NotAllowed for an image that must not be put there, Unreachable if the tier cannot be used.
     """
@@ -27,10 +27,10 @@ def bring(config: Config, cache: Cache, request: Request) -> str:
     if not config.site_path:
         raise ConfigError("there is no site tier", do="Set [site] path in hpcimg.conf.")
     if os.geteuid() != 0:
-        raise NotAllowed("the site tier is root's", do="Be root.")
+        raise NotAllowed("only root can write to the site tier", do="Run this as root.")
     if schemes.of(request.reference.scheme).mounted:
         raise NotAllowed(
-            f"{uri} has no place in the site tier", why="it is already on a mounted file system"
+            f"{uri} is not put into the site tier", why="it is already on a mounted file system"
         )
     try:
         with closing(Tier(config, cache, request)) as tier:
@@ -39,7 +39,7 @@ def bring(config: Config, cache: Cache, request: Request) -> str:
         staged = stage.stage(config, cache, request, for_all=True)
         if staged.entry.private:
             raise NotAllowed(
-                f"{uri} has no place in the site tier", why="not all users can read it"
+                f"{uri} is not put into the site tier", why="not all users can read it"
             )
         with closing(Tier(config, cache, request)) as tier:
             if tier.ask("look")["is"] != THERE:

@@ -1,7 +1,7 @@
-"""A child process for the site's file system, because blocked calls cannot be interrupted.
+"""A child process for the site's file system, where a system call may block without end.
 
-It answers one question at a time. If it does not answer it is abandoned, and ends when its current
-call returns. It has only those files open that were passed to it.
+It answers one question at a time. If it does not answer, it is killed and abandoned: it ends when
+its current call returns. It has no files open but those that were passed to it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ Fields = dict[str, Any]
 
 
 class Channel:
-    """The child's end. `hear` returns the question, and a file descriptor if one was sent."""
+    """The child's end of the socket. If the parent is gone, each method ends the process."""
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
 
     def hear(self, timeout_s: float) -> tuple[Fields, int | None] | None:
-        """Return the next question, None if none arrives in time."""
+        """Return the next question, and a file descriptor or None; None if none arrives in time."""
         if not select.select([self._end], [], [], timeout_s)[0]:
             return None
         data, files, _, _ = socket.recv_fds(self._end, _MESSAGE_MAX, 1)
@@ -58,7 +58,7 @@ class Channel:
 
 
 class Child:
-    """A process that runs `work` with an account's rights (None: with those of this process)."""
+    """A process that runs `work` as an account (None: with the rights of this process)."""
 
     def __init__(self, work: Callable[[Channel], None], *, uid_gid: tuple[int, int] | None) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -68,7 +68,7 @@ class Child:
             try:
                 _keep_only(theirs.fileno())
                 if uid_gid:
-                    load_leases()  # Python may be where the account cannot read
+                    load_leases()  # the account may not be able to read Python's files
                     _become(*uid_gid)
                 end_with_us()  # after setuid, which resets it in the kernel
                 work(Channel(theirs))
@@ -79,7 +79,7 @@ class Child:
         self.gone = False
 
     def tell(self, **question: Any) -> None:
-        """Send a message that has no answer. It is lost if the child does not listen."""
+        """Send a message that has no answer. It is lost if the socket is full."""
         if not self.gone:
             with contextlib.suppress(OSError):
                 self._end.send(json.dumps(question).encode(), socket.MSG_DONTWAIT)
@@ -93,13 +93,13 @@ class Child:
         file: int | None = None,
         **question: Any,
     ) -> Fields:
-        """Return the answer. `heard` is called with the progress reports before it.
+        """Return the answer to a question. `heard` is called with each progress report.
 
-        Raises Trouble if the child reports it, sends nothing for `patience_s`, or has not
-        answered at `until`, a time.monotonic() value. In the last two cases it is killed.
+        Raises Trouble if the child reports an error, sends nothing for `patience_s`, or has not
+        answered by `until`, a time.monotonic() value. In the last two cases it is killed.
         """
         if self.gone:
-            raise Trouble("it was abandoned before")
+            raise Trouble("its process was abandoned earlier")
         try:
             files = [] if file is None else [file]
             socket.send_fds(self._end, [json.dumps(question).encode()], files)
@@ -108,11 +108,11 @@ class Child:
                     break
                 heard(fields["said"])
             else:
-                raise Trouble("the process that checks it has ended")
+                raise Trouble("its process has ended")
         except OSError as error:
             self.end()
-            raise Trouble(f"the process that checks it has ended: {error.strerror}") from None
-        except BaseException:  # the child may still write to the file
+            raise Trouble(f"its process has ended: {error.strerror}") from None
+        except BaseException:  # otherwise the child could go on writing to the file
             self.end()
             raise
         if "trouble" in fields:
@@ -151,7 +151,7 @@ class Child:
 
 
 def _keep_only(end: int) -> None:
-    # An inherited file would keep the parent's flock(2) locks: close everything else.
+    # Close everything else: an inherited file would keep the parent's flock(2) locks.
     silence = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(silence, descriptor)

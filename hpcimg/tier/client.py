@@ -1,4 +1,4 @@
-"""The site tier as a node uses it: questions to a process that looks there, and its troubles."""
+"""The site tier as a node uses it: questions to a child process, and what to do if they fail."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from hpcimg.tier.records import Record
 from hpcimg.worker import accounts
 
 log = logging.getLogger(__name__)
-_LEFT_ALONE_S = 60.0  # a tier that did not answer
-_PART = 0.5  # of the time that is left, for the tier
+_LEFT_ALONE_S = 60.0  # how long a tier that did not answer is not asked again
+_PART = 0.5  # of the remaining time; the rest is for the origin
 _RELEASE_S = 2.0
 _TELL_EVERY_S = 1.0
 
 
 def start(config: Config, ref_id: str, job: str, asker: Asker) -> Child:
-    """Start the process that answers for one reference, with the rights for it. Raises Trouble."""
+    """Start the process for one reference, as [site] account. Raises Trouble."""
     rules = Rules(
         config.site_path, config.site_lease_s, config.site_wait_s, config.tag_ttl_s,
         config.error_ttl_s, config.site_max_size, config.site_max_age_s,
@@ -47,10 +47,10 @@ def start(config: Config, ref_id: str, job: str, asker: Asker) -> Child:
 
 
 class Tier:
-    """The site tier for one image that is wanted. The process begins with the first question.
+    """The site tier, for one requested image. Its process starts with the first question.
 
-    What the server `host` wishes, "" for none, counts for all who ask it with a `login`, or
-    for all without.
+    A Retry-After of the server `host`, "" for none, applies to all nodes that contact it with
+    a `login`, or to all that do so without.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Tier:
         self._layout = cache.layout
         self._request = request
         self.uri = request.reference.uri
-        # Nodes may make different formats of the same layers.
+        # Nodes may convert the same layers to different formats.
         name = f"{request.reference.address} {cache.image_format}"
         self._job = f"{request.together}.{'all' if request.owner is None else request.owner}"
         self._id = hashlib.sha256(name.encode()).hexdigest()
@@ -77,7 +77,7 @@ class Tier:
         self._told = 0.0
 
     def close(self) -> None:
-        """End the process, and give back what it holds."""
+        """Release the tier's lease, and end the process."""
         if self._child and not self._child.gone:
             with suppress(Trouble):
                 late = time.monotonic() + _RELEASE_S
@@ -85,7 +85,7 @@ class Tier:
             self._child.end()
 
     def ask(self, what: str, **question: Any) -> dict[str, Any]:
-        """Ask the process. Raises Trouble where it takes more than half of the time left."""
+        """Ask the process. Raises Trouble, also if it takes more than half of the time left."""
         if self._child is None:
             self._child = start(self._config, self._id, self._job, self._asker)
         patience_s = self._config.connect_timeout_s
@@ -95,7 +95,7 @@ class Tier:
         return self._child.ask(do=what, patience_s=patience_s, until=until, **question)
 
     def put(self, what: str, staged: Staged, **more: Any) -> dict[str, Any]:
-        """Ask with an image of this node's cache. Raises Trouble."""
+        """Send an image in this node's cache along with a question. Raises Trouble."""
         try:
             file = os.open(staged.path, os.O_RDONLY | os.O_NOFOLLOW)
         except OSError as error:
@@ -106,17 +106,17 @@ class Tier:
             os.close(file)
 
     def time_s(self) -> float:
-        """Return for how long something may take now."""
+        """Return how long a question may take, in seconds."""
         return max(0.0, self._request.deadline - time.monotonic()) * _PART
 
     def live(self, at: str) -> None:
-        """Let the process know that we still are at it, and how far, at most once a second."""
+        """Report progress to the process, so that other nodes go on waiting; once a second."""
         if self._child and time.monotonic() > self._told + _TELL_EVERY_S:
             self._told = time.monotonic()
             self._child.tell(do="live", at=at)
 
     def record(self, staged: Staged) -> Record:
-        """Return what the tier is to know of an image of this node's cache."""
+        """Return the tier's record of an image in this node's cache."""
         entry, now = staged.entry, time.time()
         pinned = self._request.reference.pinned
         resolved = now if pinned else min(now, staged.fresh_until - self._config.tag_ttl_s)
@@ -127,11 +127,11 @@ class Tier:
         )  # fmt: skip
 
     def event(self, name: str, **fields: object) -> None:
-        """Count something among the node's events."""
+        """Record an event of this node."""
         events.record(self._layout.events, name, job=self._request.job, **fields)
 
     def passed_over(self, why: str, *, unfinished: bool = False) -> None:
-        """Say that the tier could not be used; leave one that did not answer alone for a while."""
+        """Log that the tier could not be used. One that did not answer is not asked for a while."""
         does = "is not stored there" if unfinished else "goes to the origin"
         log.warning("the site tier is bypassed, and %s %s: %s", self.uri, does, why)
         self.event("site_failed", message=why)
@@ -140,6 +140,7 @@ class Tier:
                 atomic.write_file(_down(self._layout.state), why)
 
     def left_alone(self) -> bool:
+        """Tell whether the tier did not answer a short while ago."""
         try:
             age_s = time.time() - os.stat(_down(self._layout.state)).st_mtime
         except FileNotFoundError:
@@ -152,7 +153,7 @@ def _down(state: str) -> str:
 
 
 def _account(name: str, fetches: str) -> tuple[int, int] | None:
-    """Return who writes in the tier, None for root. Raises Trouble."""
+    """Return uid and gid of the tier's owner, None for root. Raises Trouble."""
     if not name:
         return None
     try:
@@ -163,6 +164,6 @@ def _account(name: str, fetches: str) -> tuple[int, int] | None:
     assert worker
     if account.uid == worker.uid:
         raise Trouble(
-            f"[site] account is {name}, which also fetches: what it runs could change all images"
+            f"[site] account is {name}, which also fetches: a process of it could change all images"
         )
     return account.uid, account.gid

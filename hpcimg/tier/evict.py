@@ -1,7 +1,7 @@
-"""What leaves the site tier: by age and by size, by one node at a time, and nothing that is read.
+"""Evict images from the site tier by age and by size: one node at a time, and none being read.
 
-An image's last use is the modification time of its file. All times are those of the file
-system, so that nobody's clock has a say.
+The last use of an image is the modification time of its file. All times are the file system's, so
+that a node with a wrong clock does no harm.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from hpcimg.locks import Lease
 from hpcimg.tier import records
 from hpcimg.tier.places import Places
 
-_LOW = 0.9  # of the size: so far down it goes, once it is passed
-_YOUNG_S = 600.0  # used a moment ago: a node that mounts it read-only leaves no mark
-_MARK_S = 86400.0  # a copy that takes longer is of a node that is gone
+_LOW = 0.9  # low watermark, as a part of the size limit
+_YOUNG_S = 600.0  # kept, since a node that mounts the tier read-only cannot mark what it reads
+_MARK_S = 86400.0  # an older mark was left by a node that has crashed
 _JOB_S = 7 * 86400.0
 _FAILURE_S = 3600.0
-_FILES_MAX = 16384  # in a directory that grows by what users ask for
+_FILES_MAX = 16384  # per directory, since users' requests create files
 _EVERY_S = 600.0
 _LEASE = "gc"
 
 
 class Image(NamedTuple):
-    """An image file of the tier; `used` is a time of its file system."""
+    """An image file of the tier; `used` is its time of last use, by the file system's clock."""
 
     name: str
     size_bytes: int
@@ -36,7 +36,7 @@ class Image(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What went, or would go; `others` are small files. `busy`: another node is doing it."""
+    """What was removed, or would be. `others` counts small files. `busy`: another node does it."""
 
     images: tuple[Image, ...] = ()
     others: int = 0
@@ -51,7 +51,10 @@ class Report(NamedTuple):
 def plan(
     images: Iterable[Image], *, limit: int, max_age_s: float, now: float, read: frozenset[str]
 ) -> tuple[Image, ...]:
-    """Return what is to go: all that is too old, then the least recently used beyond the limit."""
+    """Return the images to evict: those too old, then the least recently used, down to the limit.
+
+    An image whose digest is in `read`, or that was used a short while ago, is kept.
+    """
     images = sorted(images, key=lambda image: (image.used, image.name))
     held = sum(image.size_bytes for image in images)
     enough = held - int(limit * _LOW) if held > limit else 0
@@ -66,10 +69,7 @@ def plan(
 
 
 def due(at: Places) -> bool:
-    """Tell whether nobody has looked for what is to go for a while, and let others think so.
-
-    Raises OSError.
-    """
+    """Tell whether the last eviction was long ago, and record that one begins. Raises OSError."""
     path = f"{at.base}/trimmed"
     with contextlib.suppress(FileNotFoundError):
         if 0 <= _now(at) - os.lstat(path).st_mtime < _EVERY_S:
@@ -81,7 +81,7 @@ def due(at: Places) -> bool:
 def trim(
     at: Places, *, max_size: Size, max_age_s: float, lease_s: float, dry_run: bool = False
 ) -> Report:
-    """Remove what is to go, as who owns the tier. Raises OSError, HpcimgError, RuntimeError."""
+    """Evict, as the owner of the tier. Raises OSError, HpcimgError, RuntimeError (of the lease)."""
     lease = Lease(f"{at.leases}/{_LEASE}", lease_s)
     if not lease.take():
         return Report(busy=True)
@@ -113,11 +113,11 @@ def _trim(at: Places, max_size: Size, max_age_s: float, *, dry_run: bool) -> Rep
 
 
 def _remove(at: Places, image: Image, now: float) -> bool:
-    """Take an image away unless somebody has begun to read it meanwhile."""
+    """Remove an image unless a node has begun to read it; tell whether it is gone."""
     path, aside = f"{at.images}/{image.name}", records.temp_path(at)
     try:
         os.rename(path, aside)
-    except FileNotFoundError:  # somebody found it damaged
+    except FileNotFoundError:  # another node removed it as damaged
         return False
     if image.name.partition(".")[0] in _read(at, now):
         os.rename(aside, path)
@@ -127,7 +127,7 @@ def _remove(at: Places, image: Image, now: float) -> bool:
 
 
 def _sweep(at: Places, now: float, max_age_s: float) -> int:
-    """Remove records that are of no use any more, and what was left behind."""
+    """Remove outdated records and leftovers of crashed nodes; return how many."""
     swept = 0
     ages = {
         at.tmp: _MARK_S, at.readers: _MARK_S, at.leases: _MARK_S, at.jobs: _JOB_S,
@@ -147,7 +147,7 @@ def _sweep(at: Places, now: float, max_age_s: float) -> int:
 
 
 def _read(at: Places, now: float) -> frozenset[str]:
-    """Return what is being copied, by the digest that begins a mark's name."""
+    """Return the digests of the images being copied, which begin the names of the marks."""
     marks = _files(at.readers)
     return frozenset(
         os.path.basename(path).partition("~")[0]
@@ -157,6 +157,7 @@ def _read(at: Places, now: float) -> frozenset[str]:
 
 
 def _now(at: Places) -> float:
+    """Return the time by the file system's clock."""
     path = records.temp_path(at)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:

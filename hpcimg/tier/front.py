@@ -1,8 +1,8 @@
-"""The way to an image by the site tier: it is fetched and converted once, and copied from there.
+"""The way to an image through the site tier, where one node puts it and the others copy it.
 
-A node that finds nothing there and is elected brings the image into its own cache, by all the
-checks that there are, and from there into the tier. So the tier holds what root has verified,
-and nothing that a process without privileges could write to.
+The node that gets the tier's lease stages the image in its own cache, with all checks, and copies
+it from there into the tier. So the tier holds only files that root has verified and that no
+unprivileged process can write to.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from hpcimg.tier.places import Trouble
 from hpcimg.tier.records import Record
 
 log = logging.getLogger(__name__)
-_JITTER_MAX_S = 5.0  # of nodes that go to the origin all at once
+_JITTER_MAX_S = 5.0  # for nodes that would go to the origin all at once
 
 
 def open_front(asked: Asked, behind: Way) -> AbstractContextManager[TierFront] | None:
-    """Return the site tier's way to what is asked for, in front of the way `behind`.
+    """Return the way through the site tier, in front of the way `behind`; None if it has no use.
 
-    None where the tier has nothing to do with it. What is mounted is on all nodes already, and
-    is looked at by each for each job. Who is not root has a cache and credentials of their own.
-    The tier has what all may read, but nodes of one job agree upon other images, too.
+    A file on a mounted file system is on all nodes already, and each checks it for each job. A
+    user without root has a cache and credentials of their own. The tier holds only what everybody
+    may read, but the nodes of one job use it to agree on private images too.
     """
     origin, request = asked.origin, asked.request
     if os.geteuid() != 0 or schemes.of(origin.wanted.scheme).mounted:
@@ -58,7 +58,7 @@ def open_front(asked: Asked, behind: Way) -> AbstractContextManager[TierFront] |
 def copied(
     tier: Tier, record: Record, descriptor: int, listener: Listener, *, deadline: float
 ) -> Outcome | None:
-    """Copy an image from the tier; None where that did not work, and the file is empty."""
+    """Copy an image from the tier; None if that failed, with the file empty again."""
     offer = Whole(
         record.validator, record.key, record.sha256, record.size_bytes, record.source, SITE
     )
@@ -86,12 +86,12 @@ def copied(
 
 
 class TierFront(Front):
-    """The tier in front of another way, for one image."""
+    """The way to one image through the tier."""
 
     def __init__(self, asked: Asked, behind: Way, *, shared: bool) -> None:
         super().__init__(behind)
         origin = asked.origin
-        # What a registry says is not for its users to decide, as what a web server says may be.
+        # Users cannot make a registry send a Retry-After, but they may control a web server.
         in_registry = schemes.of(origin.wanted.scheme).in_registry
         self._tier = Tier(
             asked.config,
@@ -101,12 +101,12 @@ class TierFront(Front):
             login=any(at.shared for at in origin.service.locations),
         )
         self._origin = asked.origin
-        # An operator who asks, and who waits for a server, ask it again.
+        # An operator's request, and one that waits as Retry-After said, ignore cached failures.
         self._anew = not asked.request.job or asked.origin.wait_s > 0
         self._deadline = asked.request.deadline
         self._shared = shared
-        self._ours = False
-        self._answered = True  # by the origin
+        self._ours = False  # whether this node fetches for all
+        self._answered = True  # whether the origin did
         self._agreed: Record | None = None
 
     def fetch(self, descriptor: int, listener: Listener, *, validator: str) -> Outcome:
@@ -114,7 +114,7 @@ class TierFront(Front):
             return self._fetch_agreed(self._agreed, descriptor, listener)
         if not self._shared:
             return self.behind.fetch(descriptor, listener, validator=validator)
-        for _ in range(2):  # what is damaged, or was evicted just now, is to be there again
+        for _ in range(2):  # the first image may be damaged, or evicted at this moment
             found = self._find(listener)
             if found["is"] != "there":
                 break
@@ -124,7 +124,7 @@ class TierFront(Front):
                 return outcome
         if found["is"] == "failed":
             error = from_dict(found["error"])
-            error.do += " (Another node was told so.)"
+            error.do += " (Another node got this error.)"
             raise error
         if found["is"] == "ours":
             self._ours = True
@@ -141,7 +141,7 @@ class TierFront(Front):
         self._tier.live(f"{phase} {done}")
 
     def finish(self, staged: Staged) -> None:
-        """Put the image into the tier, where we were to bring it."""
+        """Put the image into the tier if this node fetched it for all."""
         if self._ours and self._answered and staged.how != "stale":
             try:
                 self._tier.put("stock", staged)
@@ -167,11 +167,11 @@ class TierFront(Front):
         return self._agreed.key if self._agreed else ""
 
     def close(self) -> None:
-        """Give back what is held."""
+        """Release the tier's lease."""
         self._tier.close()
 
     def _fetch_agreed(self, record: Record, descriptor: int, listener: Listener) -> Outcome:
-        """Bring the very image that the job's nodes have agreed upon, if it can be had."""
+        """Fetch the image that the nodes of the job agreed on: from a registry, by its digest."""
         if self._shared:
             outcome = copied(self._tier, record, descriptor, listener, deadline=self._deadline)
             if outcome is not None:
@@ -184,7 +184,7 @@ class TierFront(Front):
         return behind.fetch(descriptor, listener, validator="")
 
     def _find(self, listener: Listener) -> dict[str, Any]:
-        """Ask where the image is to come from; "none" where the tier cannot be used."""
+        """Ask where to get the image; "none" if the tier cannot be used."""
         try:
             if self._tier.left_alone():
                 return {"is": "none"}
@@ -202,13 +202,13 @@ class TierFront(Front):
     def _fetch(
         self, descriptor: int, listener: Listener, record: Record | None, *, validator: str
     ) -> Outcome:
-        """Fetch for all; `record` is what the tier has, and may be out of date."""
+        """Fetch for all nodes; `record` is the tier's, possibly outdated."""
         known = record.validator if record else validator
         live = Reporting(listener, self)
         try:
             outcome = self.behind.fetch(descriptor, live, validator=known)
         except HpcimgError as error:
-            # Who has the same as the tier knows what to do without the server.
+            # A node that has the tier's image needs no copy: the cache serves its own as stale.
             if not record or not isinstance(error, Unreachable) or known == validator:
                 self._failed(error)
                 raise
@@ -224,13 +224,13 @@ class TierFront(Front):
         return self.behind.fetch(descriptor, live, validator=validator)
 
     def _failed(self, error: HpcimgError) -> None:
-        """Let the other nodes know what asking again does not change, or not yet."""
+        """Share a failure with the other nodes if trying again would not help, or not yet."""
         if isinstance(error, (NotFound, Forbidden)) or error.retry_after_s:
             with suppress(Trouble):
                 self._tier.ask("fail", error=error.to_dict())
                 self._trim()
 
     def _trim(self) -> None:
-        """Let go what is too much there: each fetch, and each failure, may have made it so."""
-        with suppress(Trouble):  # the next one tries again
+        """Evict from the tier: each fetch and each failure adds files to it."""
+        with suppress(Trouble):  # the next fetch tries again
             self._tier.ask("trim", dry_run=False, when_due=True)

@@ -1,9 +1,9 @@
-"""What is done on the site's file system, in a process that may be left behind there.
+"""The site tier's file operations, in a child process that is abandoned if the file system hangs.
 
-    look for the reference -> there? -> copy it
-    otherwise: take its lease -> look again -> (the node fetches) -> put it there
+    look up the reference -> there? -> copy the image
+    otherwise: take its lease -> look again -> (the node fetches) -> put the image there
 
-All of it is right without the lease too, which only sees to it that one node fetches.
+Every step is safe without the lease too, which only ensures that one node fetches.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _CHUNK = 4 << 20  # parallel file systems like large reads
 _TELL_EVERY_S = 0.5
 _LOOK_FIRST_S, _LOOK_MOST_S = 0.1, 2.0
 _SHOW_EVERY_S = 5.0
-_SERVER_AGE_MAX_S = 3600.0  # of what a server wished; a clock may be wrong
+_SERVER_AGE_MAX_S = 3600.0  # the longest Retry-After that is obeyed, since a clock may be wrong
 
 
 class Rules(NamedTuple):
-    """What the site says of its tier: where it is, and how long things take or last at most."""
+    """The site's settings of its tier: where it is, its limits of time and size."""
 
     path: str
     lease_s: float
@@ -44,17 +44,17 @@ class Rules(NamedTuple):
 
 
 class Asker(NamedTuple):
-    """Names of the failures that count: of one reference, and of its host, "" for none."""
+    """Names of the files of cached failures: of the reference, and of its host, "" for none."""
 
     ref: str
     host: str
 
 
 class Keeper:
-    """Answers the questions of one node about one reference, by its `ref_id`.
+    """Answers one node's questions about one reference, `ref_id`.
 
-    `job` names the job that it is wanted for, among those of all clusters. `asker` says whose
-    failures are the node's as well.
+    `job` identifies the requesting job among those of all clusters. `asker` selects the cached
+    failures that apply.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Keeper:
         self._places = Places(rules.path)
         self._id = ref_id
         self._ref = f"{self._places.refs}/{ref_id}.json"
-        # What a reference was answered, and what its host asked of all who ask it.
+        # The failure of the reference, and the Retry-After of its host, for all its references.
         self._failure = f"{self._places.failures}/{asker.ref}.json"
         self._host = f"{self._places.failures}/{asker.host}.json" if asker.host else ""
         self._agreed = f"{self._places.jobs}/{job}.{ref_id}.json"
@@ -75,12 +75,12 @@ class Keeper:
         self._heard = time.monotonic()
 
     def run(self) -> None:
-        """Answer until nobody asks any more."""
+        """Answer questions until the node's process is gone."""
         prepared = False
         while True:
             asked = self._channel.hear(1.0)
             if asked is None:
-                # Its node is stopped, or hangs: others are to go on.
+                # The node is suspended or hangs: another one shall fetch.
                 if time.monotonic() - self._heard > self._rules.lease_s:
                     self._give_back()
                 continue
@@ -103,7 +103,7 @@ class Keeper:
                 self._channel.fail(f"{at}: {error.strerror}")
             except HpcimgError as error:
                 self._channel.fail(error.brief)
-            except (RuntimeError, ValueError) as error:  # of the lease's
+            except (RuntimeError, ValueError) as error:  # from the lease
                 self._channel.fail(str(error))
             finally:
                 if file is not None:
@@ -116,7 +116,7 @@ class Keeper:
         return self._held
 
     def _show(self, at: str) -> None:
-        """Let those who wait see that we move."""
+        """Show progress to the waiting nodes."""
         if not self._held or not self._held.held or time.monotonic() < self._shown:
             return
         self._shown = time.monotonic() + _SHOW_EVERY_S
@@ -131,7 +131,7 @@ class Keeper:
             self._held.release()
 
     def do_check(self, *, file: None) -> dict[str, Any]:
-        """Write something here, and remove it again."""
+        """Write a file to the tier and remove it again."""
         path = records.temp_path(self._places)
         try:
             records.save(self._places, path, {})
@@ -140,17 +140,17 @@ class Keeper:
         return {}
 
     def do_look(self, *, file: None) -> dict[str, Any]:
-        """Look without waiting for anybody."""
+        """Look up the reference, without waiting."""
         record = self._load()
         fresh = record is not None and record.fresh(self._rules.ttl_s)
         return {"is": "there" if fresh else "missing", "record": record and record._asdict()}
 
     def do_find(self, *, anew: bool, time_s: float, file: None) -> dict[str, Any]:
-        """Say within so many seconds where the image is to come from.
+        """Decide within `time_s` seconds where the node gets the image.
 
-        `there`: from here. `ours`: we are to fetch it, and a record is of what may be out of
-        date. `failed`: nobody is to ask for it; with `anew`, no earlier failure counts. `busy`:
-        another node does not get it done.
+        `there`: from the tier. `ours`: it fetches, for all nodes; the record, if any, may be
+        outdated. `failed`: a cached failure applies; with `anew`, these are ignored. `busy`:
+        another node fetches, but makes no progress.
         """
         began, delay = time.monotonic(), _LOOK_FIRST_S
         moved, seen = began, records.read(self._progress)
@@ -158,7 +158,7 @@ class Keeper:
             record = self._load()
             if record and record.fresh(self._rules.ttl_s):
                 self._give_back()
-                with contextlib.suppress(OSError):  # mounted read-only: it is older, then
+                with contextlib.suppress(OSError):  # mounted read-only: this use is not recorded
                     os.utime(record.path(self._places))
                 return {"is": "there", "record": record._asdict()}
             error = None if anew else self._remembered()
@@ -167,9 +167,9 @@ class Keeper:
                 return {"is": "failed", "error": error.to_dict()}
             if self._held and self._held.held:
                 return {"is": "ours", "record": record and record._asdict()}
-            # Where a server asked to be left alone for a while, it is.
+            # While a Retry-After applies, no node fetches.
             if error is None and self._lease.take():
-                continue  # what was there may be out of date
+                continue  # another node may have put it there a moment ago
             if (now_at := records.read(self._progress)) != seen:
                 moved, seen = time.monotonic(), now_at
             waited_s = time.monotonic() - moved
@@ -180,7 +180,7 @@ class Keeper:
             delay = min(delay * 1.5, _LOOK_MOST_S)
 
     def do_copy(self, *, record: dict[str, Any], file: int) -> dict[str, Any]:
-        """Copy an image into an empty file; say whether it was there."""
+        """Copy an image into an empty file; `gone` if it has been evicted."""
         wanted = records.from_fields(record)
         with self._reading(wanted):
             try:
@@ -196,17 +196,17 @@ class Keeper:
         return {"is": "there"}
 
     def do_damaged(self, *, record: dict[str, Any], file: None) -> dict[str, Any]:
-        """Remove an image that is not what its record says."""
+        """Remove an image that does not match its record."""
         atomic.remove(records.from_fields(record).path(self._places))
         return {}
 
     def do_stock(self, *, record: dict[str, Any], file: int) -> dict[str, Any]:
-        """Put an image here for all, and the reference that stands for it; give the lease back."""
+        """Put an image and its reference into the tier, and release the lease."""
         new = records.from_fields(record)
         try:
             self._keep(new, file)
             known = records.load(self._ref)
-            # One of the future is of a node whose clock is wrong.
+            # A record from the future was written by a node with a wrong clock.
             if known is None or not new.resolved < known.resolved <= time.time():
                 records.save(self._places, self._ref, new._asdict())
             atomic.remove(self._failure)
@@ -215,14 +215,14 @@ class Keeper:
         return {}
 
     def do_agreed(self, *, file: None) -> dict[str, Any]:
-        """Return what the nodes of the job have agreed upon, if they have."""
+        """Return the record of the image that the nodes of the job agreed on, if any."""
         record = records.load(self._agreed)
         return {"record": record and record._asdict()}
 
     def do_agree(self, *, record: dict[str, Any], shared: bool, file: int) -> dict[str, Any]:
-        """Let the job's nodes run this image, unless they run another one; return which.
+        """Propose an image to the nodes of the job; return the one that they agreed on.
 
-        One that is `shared` is here before others can hear of it.
+        A `shared` image is in the tier before other nodes can learn of it.
         """
         new = records.from_fields(record)
         if records.load(self._agreed) is None:
@@ -232,7 +232,7 @@ class Keeper:
         return self.do_agreed(file=None)
 
     def do_trim(self, *, dry_run: bool, when_due: bool, file: None) -> dict[str, Any]:
-        """Let go what is too old or too much; with `when_due`, unless that was done lately."""
+        """Evict; with `when_due`, only if the last eviction was long ago."""
         if when_due and not evict.due(self._places):
             return {"busy": False, "images": [], "others": 0, "held_bytes": 0}
         report = evict.trim(
@@ -242,7 +242,7 @@ class Keeper:
         return report._asdict()
 
     def do_fail(self, *, error: dict[str, Any], file: None) -> dict[str, Any]:
-        """Write down why the image cannot be had; give the lease back."""
+        """Record why the image cannot be fetched, and release the lease."""
         fields = {"time": time.time(), "error": error}
         paths = [self._failure]
         if self._host and error.get("retry_after_s"):
@@ -255,7 +255,7 @@ class Keeper:
         return {}
 
     def do_release(self, *, file: None) -> dict[str, Any]:
-        """Give the lease back."""
+        """Release the lease."""
         self._give_back()
         return {}
 
@@ -271,7 +271,7 @@ class Keeper:
         return places.is_ours(seen) and seen.st_size == record.size_bytes
 
     def _remembered(self) -> HpcimgError | None:
-        """Return the failure of another node's that counts for all, as long as it does."""
+        """Return a cached failure that applies now, of any node, or None."""
         error = self._failed_before(self._failure)
         return error or (self._failed_before(self._host) if self._host else None)
 
@@ -309,7 +309,7 @@ class Keeper:
         try:
             try:
                 if self._copy(file, image) != new.sha256:
-                    raise Trouble(f"the image of {new.uri} is not what was verified")
+                    raise Trouble(f"the image of {new.uri} has changed since it was verified")
                 os.fchmod(image, 0o444)
                 os.fsync(image)
             finally:
@@ -321,9 +321,9 @@ class Keeper:
         atomic.sync_directory(self._places.images)
 
     def _copy(self, source: int, target: int) -> str:
-        """Copy by read and write, which a process that is killed begins no more; return the sha256.
+        """Copy with read and write, so that a killed process stops soon; return the sha256.
 
-        copy_file_range(2) would go on in the kernel, into a file that is another's by then.
+        copy_file_range(2) would go on in the kernel, into a file that is reused by then.
         """
         digest, done, told = hashlib.sha256(), 0, 0.0
         while data := os.pread(source, _CHUNK, done):
@@ -340,7 +340,7 @@ class Keeper:
 
     @contextlib.contextmanager
     def _reading(self, record: Record) -> Any:
-        """Keep the image from being evicted meanwhile, where that can be written down."""
+        """Keep the image from being evicted, unless the tier is mounted read-only."""
         mark = f"{self._places.readers}/{record.sha256}~{processes.tag()}~{os.uname().nodename}"
         try:
             os.close(os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))

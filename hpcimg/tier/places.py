@@ -1,9 +1,9 @@
-"""Where everything of the site tier is, and which of it is to be trusted.
+"""The site tier's directories, and the check that nobody else can write to them.
 
-Releases that write another form have another directory, and so have processors: a tag stands
-for another image on each. Whoever could write here would choose what all nodes run, so the
-owner and the mode of a directory are looked at before it is used, and those of each file
-once it is open.
+Each format version has its own directory, and so has each processor architecture, because a tag
+stands for another image on each. Anybody who can write here chooses what all nodes run. So the
+owner and the mode of a directory are checked before it is used, and those of a file once it is
+open.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ _WRITABLE = stat.S_IWGRP | stat.S_IWOTH
 
 
 class Trouble(Exception):
-    """The site tier cannot be used now. The text says why; nobody's job fails for it."""
+    """The site tier cannot be used now. The text says why; no job fails because of it."""
 
 
 class Places:
-    """The directories below the one that the site named."""
+    """The directories below [site] path."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -39,12 +39,12 @@ class Places:
         )  # fmt: skip
 
     def image(self, sha256: str, extension: str) -> str:
-        # By what is in it: two nodes may have made two files of the same layers.
+        # By its digest: two nodes may convert the same layers to different files.
         return f"{self.images}/{sha256}.{extension}"
 
 
 def prepare(places: Places) -> None:
-    """Make the directories that are missing, as who we are; check all. Raises Trouble, OSError."""
+    """Create missing directories, as the current user; check all. Raises Trouble, OSError."""
     check_way(places.path)
     for directory in (places.base, *places.all()):
         try:
@@ -56,9 +56,9 @@ def prepare(places: Places) -> None:
 
 
 def check_way(path: str) -> None:
-    """Raise Trouble where others than root and we could put another directory at this path."""
+    """Raise Trouble if anybody but root and us could put another directory at this path."""
     _check(os.lstat(path), path)
-    # As it is written, and as links above it lead.
+    # The path as written, and with symbolic links above it resolved.
     for above in (path, os.path.realpath(path)):
         while above != "/":
             above = os.path.dirname(above)
@@ -69,7 +69,7 @@ def check_way(path: str) -> None:
 
 
 def open_file(path: str) -> tuple[int, os.stat_result]:
-    """Open a file of the tier to read it. Raises OSError, and Trouble where it is not ours."""
+    """Open a file of the tier for reading. Raises OSError, Trouble if others could write to it."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     seen = os.fstat(descriptor)
     if not is_ours(seen):
@@ -79,7 +79,7 @@ def open_file(path: str) -> tuple[int, os.stat_result]:
 
 
 def is_ours(seen: os.stat_result) -> bool:
-    """Tell whether this is a file that nobody but root and we can have written."""
+    """Tell whether this is a file that only root or we can have written."""
     return stat.S_ISREG(seen.st_mode) and _owned(seen) and not seen.st_mode & _WRITABLE
 
 

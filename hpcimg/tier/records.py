@@ -23,7 +23,7 @@ _MAX = 1 << 20
 
 
 class Record(NamedTuple):
-    """An image in the tier, with the reference that it was fetched for.
+    """An image in the tier, and the reference that it was fetched for.
 
     The fields are those of a cache entry and a reference; `resolved` is a Unix time.
     """
@@ -39,7 +39,7 @@ class Record(NamedTuple):
     pinned: bool = False
 
     def fresh(self, ttl_s: float) -> bool:
-        """Tell whether the reference is still valid. One from the future is not."""
+        """Tell whether the reference is younger than `ttl_s`. One from the future is not."""
         return self.pinned or 0 <= time.time() - self.resolved < ttl_s
 
     def path(self, at: Places) -> str:
@@ -55,12 +55,12 @@ def from_fields(fields: Any) -> Record:
     texts = (record.uri, record.key, record.extension, record.sha256, record.source)
     numbers = (record.size_bytes, record.resolved)
     if not all(isinstance(text, str) for text in (*texts, record.validator)):
-        raise ValueError("it has something other than a text")
+        raise ValueError("a field is not a string")
     if not all(isinstance(number, (int, float)) and number >= 0 for number in numbers):
-        raise ValueError("it has something other than a number")
+        raise ValueError("a field is not a number")
     # These become file names.
     if not _SHA256.fullmatch(record.sha256) or not _EXTENSION.fullmatch(record.extension):
-        raise ValueError("it has a malformed name")
+        raise ValueError("a name is malformed")
     return record
 
 
@@ -99,8 +99,8 @@ def save(at: Places, path: str, fields: dict[str, Any], *, durable: bool = True)
 
 
 def save_first(at: Places, path: str, fields: dict[str, Any]) -> None:
-    """Write a record unless there is one at that path. Raises OSError."""
-    # In the same directory: some file systems can link only within one.
+    """Write a record unless one exists at that path. Raises OSError."""
+    # In the same directory: some file systems cannot link across directories.
     temp = f"{path}.{processes.tag()}"
     atomic.write_file(temp, json.dumps(fields) + "\n", temp=temp_path(at), mode=0o600)
     try:

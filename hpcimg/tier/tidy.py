@@ -1,4 +1,4 @@
-"""What operators do with the site tier: look whether it works, let go what is too much."""
+"""The site tier for operators: check it, evict from it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TIME_S = 3600.0
 
 
 def tidy(config: Config, *, dry_run: bool) -> evict.Report:
-    """Remove what is too old or too much. Raises ConfigError, Unreachable."""
+    """Evict what is too old or beyond the size limit. Raises ConfigError, Unreachable."""
     if not config.site_path:
         raise ConfigError("there is no site tier", do="Set [site] path in hpcimg.conf.")
     try:
@@ -29,7 +29,7 @@ def tidy(config: Config, *, dry_run: bool) -> evict.Report:
 
 
 def check(config: Config) -> str:
-    """Return why the site tier cannot be used from here, "" where it can."""
+    """Return why this node cannot use the site tier, "" if it can."""
     try:
         _ask(config, config.connect_timeout_s, do="check")
     except Trouble as trouble:

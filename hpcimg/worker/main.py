@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import importlib
 import os
 import select
@@ -52,9 +53,11 @@ _NICENESS = 10  # the node's other jobs go first
 def main() -> NoReturn:
     """Carry out one order and exit."""
     parent = _Parent()
-    with contextlib.suppress(ImportError):  # it is tried again where it can be said
+    with contextlib.suppress(ImportError):  # imported again later, where the error can be reported
         for scheme in sys.argv[2:]:
             importlib.import_module(schemes.of(scheme).module)
+    gc.freeze()  # what has been loaded stays
+    gc.enable()
     start, files = parent.hear()
     assert isinstance(start, protocol.Start)
     order = start.order
@@ -177,7 +180,7 @@ class _Work:
     def _give_up_privileges(
         self, memory_bytes: int, *, open_files: int = privileges.MOST_FILES
     ) -> None:
-        # With some more, so that the parent can say first what is too large, and why.
+        # A little more, so that the parent notices first and can report what is too large.
         most = self._start.image_bytes + _SLACK_BYTES
         privileges.give_up(
             self._start.account,
@@ -189,7 +192,7 @@ class _Work:
 
 
 def _no_more(uri: str, done: str, why: str) -> HpcimgError:
-    """Return the error where the node, or the account at hand, has as much at work as it may."""
+    """Return the error for a node, or an account, that has reached a limit of its processes."""
     return Interrupted(f"{uri} could not be {done} now", why=why)
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 _CLONE_NEWNS = 0x00020000
 _CLONE_NEWPID = 0x20000000
@@ -18,31 +16,35 @@ _MS_REC, _MS_SLAVE = 0x4000, 1 << 19
 _OURS = "/proc/thread-self/ns/pid_for_children"
 
 
-@contextmanager
-def around_next_process() -> Iterator[None]:
+class AroundNextProcess:
     """Make the next process started in the context the first of a new PID namespace.
 
     If that is not possible, as in most containers and without root, it is started normally.
     """
-    if os.geteuid() != 0:
-        yield
-        return
-    libc = ctypes.CDLL(None, use_errno=True)
-    try:
-        ours = os.open(_OURS, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        yield
-        return
-    try:
-        made = libc.unshare(_CLONE_NEWPID) == 0
+
+    def __enter__(self) -> None:
+        self._ours: int | None = None
+        if os.geteuid() != 0:
+            return
         try:
-            yield
-        finally:
+            ours = os.open(_OURS, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        if self._libc.unshare(_CLONE_NEWPID):
+            os.close(ours)
+        else:
+            self._ours = ours
+
+    def __exit__(self, *_: object) -> None:
+        if self._ours is None:
+            return
+        try:
             # Otherwise this process could not start another one after the first has ended.
-            if made and libc.setns(ours, _CLONE_NEWPID):
+            if self._libc.setns(self._ours, _CLONE_NEWPID):
                 raise OSError(ctypes.get_errno(), "the PID namespace cannot be left")
-    finally:
-        os.close(ours)
+        finally:
+            os.close(self._ours)
 
 
 def mount_own_proc() -> None:

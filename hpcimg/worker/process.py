@@ -8,7 +8,6 @@ import os
 import select
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -20,7 +19,7 @@ from hpcimg.worker.accounts import Account
 log = logging.getLogger(__name__)
 _READ = 1 << 16
 _LINE_MAX = 16 << 20  # an offer holds the config and the manifests of an image
-_TO_END_S = 5.0  # after SIGKILL, where the deadline is nearer
+_TO_END_S = 5.0  # after SIGKILL, if the deadline is earlier
 
 
 class Sandbox(NamedTuple):
@@ -44,11 +43,8 @@ class Worker:
         self._sandbox = sandbox
         self._heard = bytearray()
         self._left = False
-        self._process, self._ours = starting.take()
-        assert self._process.stdout
-        assert self._process.stderr
-        self._stdout = self._process.stdout
-        self._stderr = self._process.stderr
+        self._process = starting.take()
+        self._ours = socket.socket(fileno=self._process.socket)
 
     def __enter__(self) -> Worker:
         return self
@@ -57,9 +53,8 @@ class Worker:
         try:
             self.end()
         finally:
-            self._ours.close()
-            self._stdout.close()
-            self._stderr.close()
+            self._ours.detach()
+            self._process.close()
 
     @property
     def deadline(self) -> float:
@@ -81,7 +76,7 @@ class Worker:
         self._process.kill()
         try:
             self._process.wait(max(_TO_END_S, self.deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
+        except TimeoutError:
             self._left = True
             log.error("process %d of %s cannot be killed", self._process.pid, self.uri)
             raise DeadlinePassed(
@@ -119,9 +114,9 @@ class Worker:
                 raise self._late()
             if (end := self._heard.find(b"\n")) >= 0:
                 break
-            if not select.select([self._stdout], [], [], min(left, wait_s))[0]:
+            if not select.select([self._process.stdout], [], [], min(left, wait_s))[0]:
                 return None
-            more = os.read(self._stdout.fileno(), _READ)
+            more = os.read(self._process.stdout, _READ)
             if not more:
                 raise self._ended()
             self._heard += more
@@ -150,10 +145,14 @@ class Worker:
         """Return how it ended, when it sends no more."""
         try:
             code = self._process.wait(max(0.0, self.deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
+        except TimeoutError:
             return self._late()
-        os.set_blocking(self._stderr.fileno(), False)  # others may have it open
-        if words := self._stderr.read(_READ):
+        os.set_blocking(self._process.stderr, False)  # others may have it open
+        try:
+            words = os.read(self._process.stderr, _READ)
+        except BlockingIOError:
+            words = b""
+        if words:
             log.error("the %s of %s: %s", self._doing(), self.uri, words.decode(errors="replace"))
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         doing = {

@@ -67,9 +67,9 @@ class Verify(NamedTuple):
 class Share(NamedTuple):
     """The order to bring an image together with the other nodes of a job.
 
-    The socket of the process that signs comes with it. `wanted` names the
-    image; `job`, `node` and `nodes` are as in `hpcimg.fetch.contract.Request`; `directory` is
-    an empty one. Times are in seconds, `rate` is in bytes per second.
+    The socket of the signing process comes with it. `wanted` identifies the image; `job`, `node`
+    and `nodes` are as in `hpcimg.fetch.contract.Request`; `directory` is empty. Times are in
+    seconds, `rate` is in bytes per second.
     """
 
     uri: str
@@ -126,12 +126,12 @@ class Advance(NamedTuple):
 
 
 class Published(NamedTuple):
-    """The image is on this node: its file comes with this, to be read."""
+    """The image is on this node. Its file is sent along, open for reading."""
 
     size_bytes: int
 
 
-# From the worker. A `layer` is None where the image is one file.
+# From the worker. `layer` is None if the image is a single file.
 
 
 class Offering(NamedTuple):
@@ -182,18 +182,18 @@ class Converted(NamedTuple):
 
 
 class Leading(NamedTuple):
-    """This node is to bring the image for the others. What follows are Advance and Published."""
+    """This node has to fetch the image for the others. Advance and Published follow."""
 
 
 class Awaiting(NamedTuple):
-    """Another node brings the image, and is so far."""
+    """Another node fetches the image; this is its progress."""
 
     phase: str
     done: int
 
 
 class Found(NamedTuple):
-    """Another node has the image. What it is was said past the worker.
+    """Another node has the image; its description goes to root by the signing process.
 
     The answer is Wanted, with a file for the image, or Declined; Published follows either.
     """
@@ -223,7 +223,7 @@ Report = (
 Message = Start | Answer | Report
 _ORDERS = (Fetch, Convert, Verify, Share)
 _NUMBER_MAX = 1 << 53  # as exact in JSON as elsewhere; bytes, counts, uids
-_TEXT_MAX = 4000  # characters of what is kept or shown
+_TEXT_MAX = 4000  # characters
 
 
 def encode(message: Message) -> bytes:
@@ -281,7 +281,7 @@ def _build(hint: Any, value: Any) -> Any:
     if type(value) is not hint:
         raise ValueError(f"no {hint.__name__}")
     if hint in (int, float) and not (math.isfinite(value) and 0 <= value <= _NUMBER_MAX):
-        raise ValueError("a number that cannot be")
+        raise ValueError("a number out of range")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Choose what this host can do, tell the story, and exit with 0 if all was as it should be."""
+"""Choose what this host can run, run the demo, and exit with 0 if everything was as expected."""
 
 from __future__ import annotations
 

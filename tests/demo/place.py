@@ -1,4 +1,4 @@
-"""What the story needs of the place where it happens."""
+"""The environment that the demo's story runs in."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def make_image(path: Path) -> Path:
 
 
 class Job(abc.ABC):
-    """One job. `title` says what it is to show."""
+    """One job. `title` says what it demonstrates."""
 
     def __init__(self, title: str, nodes: list[str]) -> None:
         self.title = title
@@ -78,7 +78,7 @@ class Place(abc.ABC):
 
     @abc.abstractmethod
     def downloads(self, name: str) -> int:
-        """Return how often the image's bytes were asked for."""
+        """Return how often the image was downloaded."""
 
     @abc.abstractmethod
     def submit(self, title: str, comment: str, *, nodes: list[str]) -> Job:
@@ -94,4 +94,4 @@ class Place(abc.ABC):
 
     @abc.abstractmethod
     def drained(self) -> list[str]:
-        """Return the nodes that Slurm took out of service, with why."""
+        """Return the nodes that Slurm has drained, with the reasons."""

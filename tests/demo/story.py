@@ -1,4 +1,4 @@
-"""The story of the demo, and what has to be true at each of its steps."""
+"""The story of the demo, and what must hold at each step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TIMEOUT_S = 60
 
 
 class Story:
-    """Tells it at a place; `wrong` holds what was not as it should be."""
+    """Runs the story at a Place; `wrong` lists what was not as expected."""
 
     def __init__(self, place: Place) -> None:
         self.place = place
@@ -107,7 +107,7 @@ class Story:
         self._expect(not status["jobs"], "no job holds a lease any more")
 
     def _watch(self, jobs: list[Job]) -> None:
-        """Show what is under way until all jobs ended."""
+        """Show progress until all jobs have ended."""
         until = time.monotonic() + _TIMEOUT_S
         shown = ""
         while not all(job.ended() for job in jobs):

@@ -1,4 +1,4 @@
-"""What the tests with faults share, with each other and with those of whole hooks."""
+"""Fixtures of the fault tests, some of them shared with the integration tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.parts.node import Node
 __all__ = ["make_sif", "memory", "sif", "start", "url"]
 
 _SHM = "/dev/shm"
-# What else is on such a disk: the journal, meta files, locks.
+# This includes the journal, meta files and locks.
 _DISK = "24M"
 
 

@@ -15,7 +15,7 @@ _CHUNK = bytes(1 << 16)
 
 
 class CannotMount(Exception):
-    """Why there can be no small disk here."""
+    """The reason why a small disk cannot be mounted here."""
 
 
 class Disk:
@@ -26,12 +26,12 @@ class Disk:
         self._file = file
 
     def free_bytes(self) -> int:
-        """Return what ordinary users can still write."""
+        """Return the bytes that ordinary users can still write."""
         seen = os.statvfs(self.path)
         return seen.f_bavail * seen.f_frsize
 
     def fill(self) -> Path:
-        """Let others take all of the disk, root's reserve too; return their file."""
+        """Fill the disk, including root's reserve; return the file that does."""
         other = self.path / "others"
         with other.open("wb", buffering=0) as file, contextlib.suppress(OSError):
             while True:
@@ -39,7 +39,7 @@ class Disk:
         return other
 
     def use_up_inodes(self) -> Path:
-        """Let others make files until no more can be made; return their directory."""
+        """Create files until no more can be created; return their directory."""
         directory = self.path / "others"
         directory.mkdir()
         number = 0
@@ -53,7 +53,7 @@ class Disk:
         _run("mount", "-o", f"remount,{option}", str(self.path))
 
     def break_down(self) -> None:
-        """Let the file system meet an error within itself, upon which it becomes read-only."""
+        """Trigger an error inside the file system, which makes it read-only."""
         device = Path(_run("findmnt", "-n", "-o", "SOURCE", str(self.path)).strip())
         Path(f"/sys/fs/ext4/{device.name}/trigger_fs_error").write_text("test")
 

@@ -27,7 +27,7 @@ MORE_CALLS = ("pwrite", "ftruncate", "fchmod", "chmod", "chown")
 
 
 class Fault:
-    """Counts the calls of this process and strikes at one."""
+    """Counts this process's calls, and makes one of them fail."""
 
     def __init__(self, kind: str, number: int, report: Path) -> None:
         self._kind = kind
@@ -36,7 +36,7 @@ class Fault:
         self._process = os.getpid()  # what it forks to look at a path changes nothing
 
     def install(self, calls: tuple[str, ...] = CALLS) -> None:
-        """Stand between the os module and whoever uses it."""
+        """Wrap the functions of the os module."""
         for name in calls:
             setattr(os, name, self._counted(name, getattr(os, name)))
 

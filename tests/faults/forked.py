@@ -35,7 +35,7 @@ class End(NamedTuple):
 
 
 def run(part: Callable[[], object], layout: Layout, *, fault: str = "kill", number: int = 0) -> End:
-    """Run `part` in a fork of this process; `fault` is as driver.py has it, 0 for none."""
+    """Run `part` in a fork of this process; `fault` is as in driver.py, 0 for none."""
     reading, writing = os.pipe()
     report = Path(f"{layout.cache}.struck")
     pid = os.fork()

@@ -1,4 +1,4 @@
-"""What must hold on a node whatever happened to it."""
+"""What must hold on a node, whatever has happened to it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NAME = re.compile(
 
 
 def check_images(node: Node) -> None:
-    """Whoever lists the cache now finds whole images only, each with its meta file."""
+    """Check that the cache contains only complete images, each with its meta file."""
     for path in node.images():
         try:
             _check_image(node, path)
@@ -51,13 +51,13 @@ def check_no_leftovers(node: Node) -> None:
 
 
 def check_no_jobs(node: Node) -> None:
-    """All epilogs are through: no lease and no job's directory is left."""
+    """Check, after all Epilogs, that no lease and no job's directory is left."""
     left = [*node.leases(), *node.state.glob("jobs/*")]
     assert not left, left
 
 
 def check_staged(node: Node, job: int | str, data: bytes) -> Path:
-    """The job is told of an image with these bytes, and holds the lease on it; return it."""
+    """Check that the job got an image with this content and holds a lease on it; return it."""
     task = node.task(job)
     assert task.code == 0, f"{task.printed}\n{node.log()}"
     assert task.image.read_bytes() == data, f"{task.image} has other bytes"
@@ -66,6 +66,6 @@ def check_staged(node: Node, job: int | str, data: bytes) -> Path:
 
 
 def check_not_misled(node: Node, job: int | str, data: bytes) -> None:
-    """What a job is told whose prolog was killed is true, or it is told nothing of an image."""
+    """Check that a job whose Prolog was killed got no image, or a correct one."""
     if "HPCIMG_IMAGE" in node.task(job).exports:
         check_staged(node, job, data)

@@ -1,4 +1,4 @@
-"""One run of a part of hpcimg for each of its changes of the file system, with a fault there."""
+"""Run a part of hpcimg once for each of its changes of the file system, with a fault there."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from tests.parts.node import Node
 
-# Every other change is struck, all of them in a long run (HPCIMG_LONG=1).
-_STEP = 1 if os.environ.get("HPCIMG_LONG") else 2
+# Every third change is struck, all of them in a long run (HPCIMG_LONG=1).
+_STEP = 1 if os.environ.get("HPCIMG_LONG") else 3
 _DRIVER = Path(__file__).with_name("driver.py")
 
 
@@ -34,7 +34,7 @@ def strike_each(
     job: int,
     comment: str | None = None,
 ) -> Iterator[Struck]:
-    """Run a part with a fault at its first or second change, at later ones, until it makes no more.
+    """Run a part with a fault at its first or third change, at later ones, until it makes no more.
 
     The faults take turns. Every run finds the node as it is now. The last one, which no
     fault struck, must end well.

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.comment_cases import ASKS, MISSED, PROBLEMS
+from tests.parts.daemon import TIMEOUT_S
 from tests.parts.node import ROOT, Node
 
 COMMENT = "container:/no/such/image.sif"
@@ -35,7 +36,7 @@ def run(node: Node, hook: Path, job: int, comment: str = COMMENT) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=30,
+        timeout=TIMEOUT_S,
         check=False,
     )
     assert done.returncode == 0, "slurmd would drain the node"
@@ -56,7 +57,7 @@ def test_the_full_program(text: str, checkout: Path, node: Node) -> None:
 
 @pytest.mark.parametrize("text", [MODULE_MISSING, KILLED_AT_ONCE])
 def test_the_short_way(text: str, checkout: Path, node: Node) -> None:
-    """The full program does it all, and says what is wrong with the request."""
+    """The full program does everything, and reports what is wrong with the request."""
     (checkout / "hpcimg" / "slurm" / "warm.py").write_text(text)
     run(node, checkout / "prolog" / "hpcimg-prolog", 1)
     task = node.task(1)
@@ -167,7 +168,9 @@ def test_the_one_exit_code_that_drains(
     program = f"def limit_s(): return 30\ndef main(**_): return {code}\n"
     (checkout / "hpcimg" / "slurm" / "prolog.py").write_text(program)
     hook = checkout / "prolog" / "hpcimg-prolog"
-    done = subprocess.run([str(hook)], env=node.environment(1, COMMENT), timeout=30, check=False)
+    done = subprocess.run(
+        [str(hook)], env=node.environment(1, COMMENT), timeout=TIMEOUT_S, check=False
+    )
     assert done.returncode == hook_ends
 
 
@@ -185,7 +188,9 @@ def test_only_a_cache_that_is_found_faulty_drains_the_node(checkout: Path, node:
     stage.write_text(text)
     (node.cache / "images").rename(node.cache / "kept")
     (node.cache / "images").touch()
-    done = subprocess.run([str(hook)], env=node.environment(3, COMMENT), timeout=30, check=False)
+    done = subprocess.run(
+        [str(hook)], env=node.environment(3, COMMENT), timeout=TIMEOUT_S, check=False
+    )
     assert done.returncode == 1
     assert "is not a directory" in node.task(3).printed
     node.configure()

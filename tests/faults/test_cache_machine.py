@@ -1,4 +1,4 @@
-"""The promises of the cache, kept whatever is done to it in whatever order.
+"""The promises of the cache, checked under random operations in random order.
 
 The machine stages, releases, kills, loses power, sets the clock and removes files by hand, in a
 cache of a few KiB on a tmpfs, and knows what has to be in it. HPCIMG_LONG=1 (`make test-long`)
@@ -81,7 +81,7 @@ FAULTS = {"ENOSPC": NoRoom, "EDQUOT": NoRoom, "EIO": errors.CacheUnusable}
 
 
 class Killed(BaseException):
-    """Ends a fetch or a conversion as nothing that hpcimg knows does."""
+    """Ends a fetch or a conversion, like nothing that hpcimg expects."""
 
 
 class Clock:
@@ -104,7 +104,7 @@ class Clock:
 
 
 class Wanted(NamedTuple):
-    """A reference as a job asks for it: shared, or its user's own."""
+    """A reference as requested by a job: shared, or private to its user."""
 
     uri: str
     owner: int | None
@@ -237,7 +237,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(job=st.sampled_from(JOBS))
     def release(self, job: str) -> None:
-        """What Epilog does."""
+        """Do what Epilog does."""
         self.ready.pop(job, None)
         lease.drop(self.layout, job)
         self.sweep_as_an_epilog_does()
@@ -315,7 +315,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(wanted=WANTED, job=st.sampled_from(JOBS))
     def a_warm_hit(self, wanted: Wanted, job: str) -> None:
-        """What the short way finds is what the long way said, no older than it may be."""
+        """Check that the fast path finds what the slow path recorded, and nothing outdated."""
         directories.prepare(self.layout)
         uid = wanted.owner or 3000
         hit = hot.lookup(self.layout, wanted.uri, job=job, uid=uid, fingerprint=self.image_format)
@@ -399,7 +399,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert self._leased_bytes() + needs > MAX_SIZE, message
 
     def _check_nobody_waits_for(self, wanted: Wanted, key: str) -> None:
-        """No lock outlives what it was taken for."""
+        """Check that no lock is still held."""
         for name in (store.ref_id(*wanted), key, "room"):
             with held(self.layout.lock(name), deadline=0.0, waiting=lambda _: None):
                 pass

@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults.disk import Disk
 from tests.faults.invariants import check_images, check_no_leftovers, check_staged
-from tests.parts.daemon import wait_until
+from tests.parts.daemon import TIMEOUT_S, wait_until
 from tests.parts.images import make_sif
 from tests.parts.node import Node, Task
 from tests.parts.webfaults import Chunked, Endless, Slow, Status, Truncate
@@ -18,13 +18,13 @@ MIB = 1 << 20
 
 
 def put(web: WebServer, directory: Path, name: str, size_bytes: int) -> tuple[str, bytes]:
-    """Serve an image; return the comment that asks for it, and its bytes."""
+    """Serve an image; return the comment that requests it, and its bytes."""
     data = make_sif(directory / name, {"n": b"x"}, size_bytes=size_bytes).read_bytes()
     return f"container:{web.put(f'/{name}', data)}", data
 
 
 def check_failed(node: Node, job: int, kind: str, *words: str) -> None:
-    """The job is told why in these words, Prolog ended with 0, nothing half made is there."""
+    """Check that the job got these words, Prolog exited with 0, and nothing unfinished is left."""
     task = node.task(job)
     assert task.code == 1
     assert node.record(job)["class"] == kind, task.printed
@@ -35,7 +35,7 @@ def check_failed(node: Node, job: int, kind: str, *words: str) -> None:
 
 
 def check_works(node: Node, web: WebServer, directory: Path, job: int) -> Task:
-    """The next job gets its image."""
+    """Check that the next job gets its image."""
     comment, data = put(web, directory, f"after-{job}.sif", MIB)
     node.prolog(job, comment)
     check_staged(node, job, data)
@@ -67,7 +67,7 @@ def test_larger_than_the_whole_cache_unannounced(
 def test_smaller_than_the_disk_but_not_than_the_cache(
     node: Node, disk: Disk, web: WebServer, tmp_path: Path
 ) -> None:
-    """It arrives whole before anybody looked, since no size was announced."""
+    """It arrives completely before any check, since no size was announced."""
     node.configure("[cache]\nmax_size = 4M\n")
     comment, _ = put(web, tmp_path, "x.sif", 6 * MIB)
     web.script("/x.sif", [Chunked()])
@@ -84,9 +84,9 @@ def test_two_at_once_do_not_count_on_the_same_room(
     second, second_data = put(web, tmp_path, "second.sif", 7 * MIB)
     web.script("/first.sif", [Slow(3 * MIB)])
     hook = node.start_prolog(1, first)
-    wait_until(lambda: arrived(node) > MIB, timeout_s=10, what="a part of the first image")
+    wait_until(lambda: arrived(node) > MIB, what="a part of the first image")
     node.prolog(2, second)
-    assert hook.communicate(timeout=30)[0] == ""
+    assert hook.communicate(timeout=TIMEOUT_S)[0] == ""
     check_staged(node, 1, first_data)
     check_failed(node, 2, "transient", "there is no room on this node")
     for job in (1, 2):
@@ -105,7 +105,7 @@ def test_room_stays_taken_while_the_next_try_is_waited_for(
     hook = node.start_prolog(1, first)
     web.wait_count(2)
     node.prolog(2, second)
-    assert hook.communicate(timeout=30)[0] == ""
+    assert hook.communicate(timeout=TIMEOUT_S)[0] == ""
     check_staged(node, 1, first_data)
     check_failed(node, 2, "transient", "there is no room on this node")
 
@@ -113,7 +113,7 @@ def test_room_stays_taken_while_the_next_try_is_waited_for(
 def test_what_begins_anew_does_not_stand_in_its_own_way(
     node: Node, disk: Disk, web: WebServer, tmp_path: Path
 ) -> None:
-    """It is cut off, and another file is there at the next try: there is room for one of them."""
+    """It breaks off, and the next attempt finds another file: there is room for only one."""
     node.configure("[cache]\nmax_size = 12M\n")
     old, new = (make_sif(tmp_path / name, {name: b"x"}, size_bytes=7 * MIB) for name in "ab")
     comment = f"container:{web.put('/x.sif', old.read_bytes(), etag='1')}"
@@ -121,7 +121,7 @@ def test_what_begins_anew_does_not_stand_in_its_own_way(
     hook = node.start_prolog(1, comment)
     web.wait_count(1)
     web.put("/x.sif", new.read_bytes(), etag="2")
-    assert hook.communicate(timeout=30)[0] == ""
+    assert hook.communicate(timeout=TIMEOUT_S)[0] == ""
     check_staged(node, 1, new.read_bytes())
 
 
@@ -153,7 +153,7 @@ def test_the_floor_is_kept_for_others(
 def test_the_floor_is_one_of_inodes_too(
     node: Node, disk: Disk, web: WebServer, tmp_path: Path
 ) -> None:
-    """What cannot be had by all that nobody uses costs nobody an image."""
+    """If evicting all unused images would not free enough, none is evicted."""
     node.configure("[cache]\nmin_free = 50%\n")
     kept = check_works(node, web, tmp_path, 1).image
     node.epilog(1)
@@ -199,7 +199,7 @@ def test_filled_by_others_half_way(
         hold.wait_reached()
         others = disk.fill()
         hold.release()
-        assert hook.communicate(timeout=30)[0] == ""
+        assert hook.communicate(timeout=TIMEOUT_S)[0] == ""
     assert hook.returncode == 0
     check_failed(node, 1, "transient", "the disk of this node filled up")
     others.unlink()
@@ -255,7 +255,7 @@ def test_broken_half_way(node: Node, disk: Disk, web: WebServer, tmp_path: Path)
         hold.wait_reached()
         disk.break_down()
         hold.release()
-        assert hook.communicate(timeout=30)[0] == ""
+        assert hook.communicate(timeout=TIMEOUT_S)[0] == ""
     assert hook.returncode == 0
     assert node.task(1).code == 1
     assert node.record(1)["class"] == "node"

@@ -1,4 +1,4 @@
-"""The disk of the cache is small, and an old mksquashfs wants images unpacked on it."""
+"""The cache's disk is small, and an old mksquashfs needs images to be unpacked on it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def node(open_directory: Path, registry: Registry) -> NodeWithOldSquashfs:
 
 
 def push(registry: Registry, tag: str, files: dict[str, bytes]) -> str:
-    """Push an image of these files; return the comment that asks for it."""
+    """Push an image of these files; return the comment that requests it."""
     push_image(registry, "lab/small", tag, [make_layer(files)])
     return f"container:docker://{registry.host}/lab/small:{tag}"
 

@@ -1,7 +1,7 @@
 """Each system call by which the cache changes files, killed at and failing, one at a time.
 
 test_kill_steps.py and test_write_errors.py do this to whole hooks; here it is the cache alone, so
-that every call meets every fault, and images in layers, private ones and eviction have their turn.
+that no call is left out, and images in layers, private ones and eviction have their turn.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ pytestmark = pytest.mark.timeout(360)
 CLASSES = {
     "ENOSPC": NoRoom, "EDQUOT": NoRoom, "EIO": CacheUnusable, "EROFS": CacheUnusable,
 }  # fmt: skip
-# Those of one kind take turns, but in a long run (HPCIMG_LONG=1).
+# They take turns, but in a long run (HPCIMG_LONG=1): then every call meets every fault.
 FAULTS = (
     [("kill",), *((fault,) for fault in CLASSES)]
     if os.environ.get("HPCIMG_LONG")
-    else [("kill",), ("ENOSPC", "EDQUOT"), ("EIO", "EROFS")]
+    else [("kill", "ENOSPC", "EIO", "kill", "EDQUOT", "EROFS")]
 )
 with_each_fault = pytest.mark.parametrize("faults", FAULTS, ids="-".join)
 URI = "https://example.org/new.sif"
@@ -94,7 +94,7 @@ class Bench:
         return stage(self.cache, URI, server, job="1", owner=self.case.owner).path
 
     def check(self) -> None:
-        """Nothing is broken, whatever was met."""
+        """Check that nothing is broken, whatever the fault."""
         for path, data in self.used:
             assert path.read_bytes() == data
         used = 0
@@ -108,7 +108,7 @@ class Bench:
         assert used <= self.case.max_size
 
     def check_left(self) -> None:
-        """Nothing unfinished is there."""
+        """Check that nothing unfinished is left."""
         directories = (
             self.layout.tmp,
             self.layout.work,
@@ -119,7 +119,7 @@ class Bench:
 
 
 def check_end(end: End, fault: str) -> None:
-    """It ended as it should: killed, well, or with the error that tells whose fault it is."""
+    """Check that it was killed, succeeded, or failed with the right class of error."""
     if fault == "kill":
         assert end.killed
         return
@@ -153,7 +153,7 @@ def test_staging(name: str, faults: tuple[str, ...], memory: Path) -> None:
 
 @with_each_fault
 def test_eviction(faults: tuple[str, ...], memory: Path) -> None:
-    """As Epilog does it."""
+    """Eviction as in Epilog."""
     evicted = 0
     for number, fault in enumerate(itertools.cycle(faults), start=1):
         bench = Bench(memory / str(number), Case((*OLD, IN_LAYERS), FILE))

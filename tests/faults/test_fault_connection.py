@@ -14,7 +14,7 @@ from tests.integration.checks import failed, finish
 from tests.integration.conftest import Start
 from tests.parts.node import Node
 
-DEADLINE_S = 4
+DEADLINE_S = 8
 SLACK_S = 15
 # At its deadline it may be in the middle of a try.
 PASSES = ("Unreachable", "DeadlinePassed")
@@ -128,7 +128,7 @@ def configure(node: Node) -> None:
 
 @contextmanager
 def nobody_accepts() -> Iterator[int]:
-    """Give a port whose queue of connections is full: the kernel answers no more of them."""
+    """Yield a port with a full connection backlog: the kernel answers no further connections."""
     with ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""Comments, configuration files and environments that nobody would write, but somebody does.
+"""Random comments, configuration files and environments.
 
 HPCIMG_LONG=1 (`make test-long`) tries 100,000 comments and as many files.
 """
@@ -85,7 +85,7 @@ def as_environment(text: str) -> str:
 
 
 def check_message(error: HpcimgError) -> None:
-    """It can be put on a terminal, and into a line of a task prolog."""
+    """Check that it is safe for a terminal and for a line of the task prolog."""
     message = str(error)
     assert message.isprintable(), message
     assert 10 < len(message) <= MESSAGE_MAX, message
@@ -114,7 +114,7 @@ def test_a_comment(text: str) -> None:
 
 @pytest.fixture
 def quiet_node(memory: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
-    """A node with nothing to fetch anything with."""
+    """A node that can fetch nothing."""
 
     def fetch(order: protocol.Fetch, *_: object) -> None:
         raise NotFound(f"there is nothing at {order.uri}")

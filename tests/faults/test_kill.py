@@ -25,18 +25,20 @@ from tests.faults.invariants import (
     check_not_misled,
     check_staged,
 )
+from tests.parts.daemon import TIMEOUT_S
 from tests.parts.images import make_sif
 from tests.parts.node import EPILOG, Node
 from tests.parts.webfaults import Chunked, Slow
 from tests.parts.webserver import WebServer
 
-ROUNDS = int(os.environ.get("HPCIMG_KILL_ROUNDS", "20"))
+ROUNDS = int(os.environ.get("HPCIMG_KILL_ROUNDS", "12"))
 SEED = int(os.environ.get("HPCIMG_KILL_SEED") or random.SystemRandom().randrange(10**6))
 MIB = 1 << 20
 SIZES = (50_000, MIB, 6 * MIB, 20 * MIB)
-NEXT_RUN_S = 30.0
+# Who comes next does not wait for the dead: that would take longer than a run may.
+PATIENT = "[stage]\npatience = 5m\n"
 _PADDING = 40_000  # within what make_sif fills with noise
-pytestmark = pytest.mark.timeout(120 + 5 * ROUNDS)
+pytestmark = pytest.mark.timeout(300 + 5 * ROUNDS)
 
 
 class Plan(NamedTuple):
@@ -72,7 +74,7 @@ class Images:
         }
 
     def offer(self, plan: Plan, number: int) -> tuple[str, bytes]:
-        """Return the reference and the bytes of an image that nobody has seen."""
+        """Return the reference and the bytes of a new image."""
         data = bytearray(self._made[plan.size])
         data[_PADDING : _PADDING + 8] = number.to_bytes(8, "big")
         return SOURCES[plan.source](self, f"/{number}.sif", bytes(data)), bytes(data)
@@ -156,7 +158,7 @@ def kill(hook: subprocess.Popen[str], after_s: float, victims: str) -> bool:
 
 @contextlib.contextmanager
 def told(number: int, plan: object) -> Iterator[None]:
-    """Say in a failure how to see it again."""
+    """Add to a failure how to reproduce it."""
     try:
         yield
     except BaseException as error:
@@ -169,7 +171,7 @@ def wait_all_gone(hook: subprocess.Popen[str]) -> str:
 
     Each of them holds the pipe open.
     """
-    return hook.communicate(timeout=NEXT_RUN_S)[0]
+    return hook.communicate(timeout=TIMEOUT_S)[0]
 
 
 @contextlib.contextmanager
@@ -181,7 +183,7 @@ def measured(took: dict[str, float], what: str) -> Iterator[None]:
 
 
 def test_the_prolog(node: Node, web: WebServer, open_directory: Path) -> None:
-    node.configure("[cache]\nmax_size = 64M\nmin_age = 0s\n")
+    node.configure(f"[cache]\nmax_size = 64M\nmin_age = 0s\n{PATIENT}")
     images = Images(open_directory, web)
     took = dict.fromkeys(SOURCES, 0.4)
     for number in range(ROUNDS):
@@ -196,7 +198,7 @@ def test_the_prolog(node: Node, web: WebServer, open_directory: Path) -> None:
 
             check_images(node)
             with measured(took, plan.source):
-                node.prolog(after, comment, timeout_s=NEXT_RUN_S)
+                node.prolog(after, comment)
             check_staged(node, after, data)
             if waiting:
                 assert wait_all_gone(waiting) == ""
@@ -213,7 +215,7 @@ def test_the_prolog(node: Node, web: WebServer, open_directory: Path) -> None:
 
 def test_the_epilog(node: Node, web: WebServer, open_directory: Path) -> None:
     """Each round fills a cache of ten images, so that its epilog has several to evict."""
-    node.configure("[cache]\nmax_size = 10M\nmin_age = 0s\nlow_watermark = 50%\n")
+    node.configure(f"[cache]\nmax_size = 10M\nmin_age = 0s\nlow_watermark = 50%\n{PATIENT}")
     images = Images(open_directory, web)
     took = {"epilog": 0.2}
     for number in range(max(3, ROUNDS // 4)):
@@ -231,7 +233,7 @@ def test_the_epilog(node: Node, web: WebServer, open_directory: Path) -> None:
             check_staged(node, using, offered[0][1])
             wait_all_gone(hook)
             assert hit or hook.returncode == 0, "slurmd would drain the node"
-            node.prolog(after, comments[7], timeout_s=NEXT_RUN_S)
+            node.prolog(after, comments[7])
             check_staged(node, after, offered[7][1])
             # The next job's epilog does what the killed one left undone.
             with measured(took, "epilog"):

@@ -1,4 +1,4 @@
-"""Prolog and Epilog killed with SIGKILL before each of their changes of the file system."""
+"""Prolog and Epilog, killed with SIGKILL before each of their changes of the file system."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ pytestmark = pytest.mark.timeout(900)
 KILL = ["kill"]
 KILLED = -signal.SIGKILL
 SIZE = 100_000
+# Who comes next does not wait for the dead: that would take longer than a run may.
+PATIENT = "[stage]\npatience = 5m\n"
 # Room for two images of that size and not for three.
-SMALL = "[cache]\nmax_size = 250K\nmin_age = 0s\n"
+SMALL = f"[cache]\nmax_size = 250K\nmin_age = 0s\n{PATIENT}"
 
 
 def make_images(directory: Path, count: int) -> list[Path]:
@@ -33,13 +35,14 @@ def make_images(directory: Path, count: int) -> list[Path]:
 
 
 def test_a_cold_image(node: Node, open_directory: Path) -> None:
+    node.configure(PATIENT)
     [image] = make_images(open_directory, 1)
     comment = f"container:{image}"
     for struck in strike_each(node, KILL, "hpcimg.slurm.prolog", job=1, comment=comment):
         assert struck.code == KILLED
         check_images(node)
         check_not_misled(node, 1, image.read_bytes())
-        node.prolog(2, comment, timeout_s=20)
+        node.prolog(2, comment)
         check_staged(node, 2, image.read_bytes())
         check_images(node)
         check_no_leftovers(node)
@@ -58,7 +61,7 @@ def test_a_cold_image_that_others_have_to_make_room_for(node: Node, open_directo
         assert struck.code == KILLED
         evicted += struck.call.startswith("rmdir")
         check_images(node)
-        node.prolog(2, comment, timeout_s=20)
+        node.prolog(2, comment)
         check_staged(node, 2, image.read_bytes())
         check_staged(node, 9, old[1].read_bytes())
         check_images(node)
@@ -68,6 +71,7 @@ def test_a_cold_image_that_others_have_to_make_room_for(node: Node, open_directo
 
 
 def test_a_warm_hit(node: Node, open_directory: Path) -> None:
+    node.configure(PATIENT)
     [image] = make_images(open_directory, 1)
     comment = f"container:{image}"
     assert node.stage(9, comment).code == 0
@@ -75,7 +79,7 @@ def test_a_warm_hit(node: Node, open_directory: Path) -> None:
         assert struck.code == KILLED
         check_not_misled(node, 1, image.read_bytes())
         # The same job again, as Slurm runs it where it requeues.
-        node.prolog(1, comment, timeout_s=20)
+        node.prolog(1, comment)
         check_staged(node, 1, image.read_bytes())
         check_no_leftovers(node)
         for job in (1, 9):
@@ -97,7 +101,7 @@ def test_the_epilog(node: Node, open_directory: Path) -> None:
         check_images(node)
         check_staged(node, 9, images[3].read_bytes())
         # Another job wants one of those that may be half evicted.
-        node.prolog(2, comments[0], timeout_s=20)
+        node.prolog(2, comments[0])
         check_staged(node, 2, images[0].read_bytes())
         check_staged(node, 9, images[3].read_bytes())
         for job in (8, 2):

@@ -18,6 +18,7 @@ from hpcimg.cache import directories, ensure, evict, hot, lease, policy
 from hpcimg.cache.paths import Layout
 from hpcimg.cache.policy import Cache
 from hpcimg.fetch.contract import Request
+from tests.parts.daemon import TIMEOUT_S
 from tests.parts.images import make_sif
 from tests.parts.served import Content, Server
 
@@ -28,7 +29,7 @@ LIMITS = policy.Limits(max_size=1 << 30, high=1 << 30, low=0, min_free=0, min_ag
 
 
 class Image:
-    """One image in a cache of its own: published, evicted, asked for."""
+    """One image in a cache of its own, which is published, evicted and requested."""
 
     def __init__(self, directory: Path, data: bytes) -> None:
         self.layout = Layout(str(directory / "cache"), str(directory / "state"))
@@ -38,7 +39,7 @@ class Image:
         self.path = Path(self.layout.image(self.key, "sif", None))
 
     def stage(self, job: str) -> ensure.Staged:
-        """Take the long way, which may fetch."""
+        """Take the slow path, which may fetch."""
         cache = Cache(self.layout, LIMITS, tag_ttl_s=3600)
         request = Request(URI, time.monotonic() + 20, job)
         staged = ensure.ensure(cache, request, Server(Content(self.data)))
@@ -49,14 +50,14 @@ class Image:
         return staged
 
     def hit(self, job: str) -> hot.Hit | None:
-        """Take the short way."""
+        """Take the fast path."""
         return hot.lookup(self.layout, TEXT, job=job, uid=0, fingerprint="f")
 
     def evict(self) -> bool:
         return evict.evict(self.layout, self.key)
 
     def ready(self, job: str) -> bool:
-        """Tell whether the job has what it was told: the image, whole, and a lease on it."""
+        """Tell whether the image that the job got is complete and leased to the job."""
         return self.path.read_bytes() == self.data and job in lease.holders(self.layout, self.key)
 
 
@@ -75,13 +76,13 @@ class Pause:
     def start(self) -> None:
         """Return when it is held, or has ended."""
         self._thread.start()
-        assert self._stopped.wait(20)
+        assert self._stopped.wait(TIMEOUT_S)
 
     def resume(self) -> None:
         self._resumed.set()
 
     def finish(self) -> Any:
-        """Let it go on to its end and return its result."""
+        """Let it continue to its end; return its result."""
         self.resume()
         self._thread.join(20)
         assert not self._thread.is_alive()
@@ -97,14 +98,14 @@ class Pause:
         self._stopped.set()
 
     def before_call(self) -> None:
-        """Called in whatever thread makes a system call."""
+        """Called in the thread that makes a system call."""
         if threading.current_thread() is not self._thread:
             return
         self._left -= 1
         if self._left == 0:
             self.reached = True
             self._stopped.set()
-            assert self._resumed.wait(20)
+            assert self._resumed.wait(TIMEOUT_S)
 
 
 def at_every_call(

@@ -1,4 +1,4 @@
-"""Locks that do nothing: every job gets a whole image all the same, if not by one download."""
+"""Locks without effect: every job still gets a complete image, though not with one download."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def start_prolog(node: Node, job: int, comment: str) -> subprocess.Popen[str]:
 
 
 def watch(node: Node, prologs: list[subprocess.Popen[str]]) -> None:
-    """Look at the cache again and again until all prologs have ended, well and silently."""
+    """Check the cache repeatedly until all Prologs have ended, with 0 and without output."""
     while any(prolog.poll() is None for prolog in prologs):
         check_images(node)
     for prolog in prologs:

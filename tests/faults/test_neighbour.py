@@ -1,4 +1,4 @@
-"""A hostile user's work on the same node: what another user's jobs notice of it."""
+"""A hostile user on the same node: what another user's jobs notice."""
 
 from __future__ import annotations
 
@@ -71,7 +71,6 @@ def test_a_length_that_is_only_announced_evicts_nothing(
         hold.wait_reached()
         wait_until(
             lambda: any(work["total"] for work in node.hpcimg_json("status")["staging"]),
-            timeout_s=20,
             what="what is announced",
         )
         for job, (comment, data) in enumerate(kept, start=5):
@@ -113,7 +112,7 @@ def test_what_a_killed_run_left_is_not_paid_for_by_the_next_job(
 
 
 def test_ten_thousand_references(node: Node, web: WebServer, url: str, sif: bytes) -> None:
-    """What they left is bounded, and the next job is not slowed by it."""
+    """What they leave behind is limited, and does not slow down the next job."""
     staged(node, 1, f"container:{url}", sif)
     private = {"refs": node.cache / "refs", "failures": node.state / "failures"}
     for directory in private.values():

@@ -1,4 +1,4 @@
-"""Jobs, evictors, cancellations, reboots and clocks in each other's way."""
+"""Races between jobs, evictions, cancellations, reboots and changes of the clock."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from hpcimg.config import load as config
 from hpcimg.node import open_cache
 from tests.faults.invariants import check_images, check_no_jobs, check_no_leftovers, check_staged
 from tests.integration.checks import wait_for_log
+from tests.parts.daemon import TIMEOUT_S
 from tests.parts.images import make_sif
 from tests.parts.node import Node
 from tests.parts.webserver import WebServer
 
 SIZE = 200_000
 HOUR = 3600
+JOBS = 60 if os.environ.get("HPCIMG_LONG") else 30
 # What no job uses has to go, once it is older than min_age.
 ROOM_FOR_NONE = "[cache]\nmax_size = 300K\nhigh_watermark = 10%\nlow_watermark = 0%\n"
 # Locks its first argument, says so, and waits to be killed.
@@ -65,9 +67,9 @@ def test_jobs_against_evictors(node: Node, open_directory: Path) -> None:
         node.epilog(job)
 
     with ThreadPoolExecutor(3) as pool:
-        list(pool.map(run_job, range(1, 61)))
-    assert len(told) > 50
-    assert node.hpcimg_json("status")["counts"]["evict"] > 20
+        list(pool.map(run_job, range(1, JOBS + 1)))
+    assert len(told) > JOBS * 5 / 6
+    assert node.hpcimg_json("status")["counts"]["evict"] > JOBS / 3
     check_images(node)
     check_no_leftovers(node)
     check_no_jobs(node)
@@ -90,7 +92,7 @@ def test_a_lock_file_that_a_killed_process_left(node: Node, web: WebServer, tmp_
         wait_for_log(node, "job 2 waits")
         for holder in holders:
             holder.kill()
-        assert waiting.communicate(timeout=30)[0] == ""
+        assert waiting.communicate(timeout=TIMEOUT_S)[0] == ""
     check_staged(node, 2, image.read_bytes())
     # They are there still, and nobody minds.
     node.prolog(3, comment)
@@ -99,7 +101,7 @@ def test_a_lock_file_that_a_killed_process_left(node: Node, web: WebServer, tmp_
 
 @contextmanager
 def held(paths: list[Path]) -> Iterator[list[subprocess.Popen[str]]]:
-    """Hold a lock on each file, by a process of its own."""
+    """Hold a lock on each file, in a separate process."""
     holders = [
         subprocess.Popen(
             [sys.executable, "-c", LOCKER, str(path)],
@@ -136,7 +138,7 @@ def test_a_reboot_in_the_middle(node: Node, web: WebServer, tmp_path: Path) -> N
         fetching = node.start_prolog(1, comment)
         hold.wait_reached()
         os.killpg(fetching.pid, signal.SIGKILL)
-        fetching.communicate(timeout=30)
+        fetching.communicate(timeout=TIMEOUT_S)
     node.reboot()
     # After a boot pids begin anew: the leftover's may well be in use again.
     [leftover] = (node.cache / "tmp").iterdir()

@@ -1,4 +1,4 @@
-"""Bad days of the site tier: holders that are killed or stopped, file systems that fail."""
+"""Failures of the site tier: lease holders that are killed or stopped, file systems that fail."""
 
 from __future__ import annotations
 
@@ -18,21 +18,13 @@ from tests.integration.checks import finish, got, refused, staged
 from tests.parts import hungmount
 from tests.parts.daemon import wait_until
 from tests.parts.images import make_sif
-from tests.parts.node import Node
 from tests.parts.processes import descendants
-from tests.parts.sitetier import Cluster, events
+from tests.parts.sitetier import Cluster, events, via
 from tests.parts.webfaults import Status
 from tests.parts.webserver import WebServer
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, whose tier it is")
 LEASE_S = 2.0
-
-
-@pytest.fixture
-def shared(open_directory: Path) -> Path:
-    directory = open_directory / "site"
-    directory.mkdir(mode=0o755)
-    return directory
 
 
 @pytest.fixture
@@ -43,15 +35,6 @@ def cluster(tmp_path: Path, shared: Path) -> Cluster:
 @pytest.fixture
 def sif(tmp_path: Path) -> bytes:
     return make_sif(tmp_path / "x.sif", {"x": b"x"}, size_bytes=3 << 20).read_bytes()
-
-
-@pytest.fixture
-def url(web: WebServer, sif: bytes) -> str:
-    return web.put("/x.sif", sif, etag='"1"')
-
-
-def via(node: Node) -> list[str]:
-    return [event["via"] for event in events(node, "fetched")]
 
 
 def signalled(prolog: subprocess.Popen[str], number: int) -> None:
@@ -73,7 +56,7 @@ def test_a_holder_that_is_stopped_is_taken_over_within_the_lease(
         hold.release()
         began = time.monotonic()
         staged(second, 1, f"container:{url}", sif)
-        # Who stops the process beside Prolog is seen by others; who stops Prolog, by that one.
+        # Other nodes notice if the lease's process is stopped; that process notices if Prolog is.
         assert time.monotonic() - began < 3 * LEASE_S + 40  # on a busy machine
         for pid in stopped:
             os.kill(pid, signal.SIGCONT)
@@ -99,7 +82,7 @@ def test_a_holder_that_is_killed(cluster: Cluster, web: WebServer, url: str, sif
         late = first.start_prolog(1, f"container:{url}")
         hold.wait_reached()
         waits = second.start_prolog(1, f"container:{url}")
-        wait_until(lambda: any(second.state.glob("inflight/*")), timeout_s=20, what="it")
+        wait_until(lambda: any(second.state.glob("inflight/*")), what="it")
         signalled(late, signal.SIGKILL)
         late.communicate()
         hold.release()
@@ -115,7 +98,7 @@ def test_who_is_waited_for_in_vain(cluster: Cluster, web: WebServer, url: str, s
         late = first.start_prolog(1, f"container:{url}")
         hold.wait_reached()
         other = second.start_prolog(1, f"container:{url}")
-        web.wait_count(2, timeout_s=30)
+        web.wait_count(2)
         hold.release()
         finish(other)
         finish(late)
@@ -184,7 +167,7 @@ def test_a_file_system_that_is_read_only(
         other = make_sif(second.directory / "y.sif", {"y": b"y"}).read_bytes()
         staged(second, 2, f"container:{web.put('/y.sif', other)}", other)
         assert via(second) == ["site", "origin"]
-        # To read from it goes on as before.
+        # It can still be read.
         staged(third, 1, f"container:{web.url('/y.sif')}", other)
         staged(third, 2, f"container:{url}", sif)
         assert via(third) == ["origin", "site"]
@@ -201,7 +184,7 @@ def test_a_server_that_asks_one_node_to_wait_hears_of_no_other(
     web.script("/x.sif", [Status(429, "600")] * 100)
     refused(first, 1, f"container:{url}", "Unreachable")
     asked = web.count()
-    refused(second, 1, f"container:{url}", "Unreachable", "Another node was told so")
+    refused(second, 1, f"container:{url}", "Unreachable", "Another node got this error")
     assert web.count() == asked
 
 
@@ -226,7 +209,7 @@ def test_a_registry_that_asks_to_wait_is_left_alone_for_other_images_too(
 def test_a_web_server_that_asks_to_wait_for_one_image_has_others(
     cluster: Cluster, web: WebServer, url: str, sif: bytes
 ) -> None:
-    """One user's page is no reason to leave another user's image."""
+    """One user's web page must not affect another user's image."""
     first, second = cluster.nodes
     cluster.configure(first, "[stage]\ndeadline = 20s\n")
     web.script("/other.sif", [Status(429, "600")] * 100)
@@ -255,7 +238,7 @@ def test_nodes_that_disagree_about_the_lease_fetch_for_themselves(
         late = first.start_prolog(1, f"container:{url}")
         hold.wait_reached()
         other = second.start_prolog(1, f"container:{url}")
-        web.wait_count(2, timeout_s=30)
+        web.wait_count(2)
         hold.release()
         finish(other)
         finish(late)
@@ -266,7 +249,7 @@ def test_nodes_that_disagree_about_the_lease_fetch_for_themselves(
 def test_a_clock_that_is_an_hour_off(
     cluster: Cluster, web: WebServer, url: str, sif: bytes, hours: int
 ) -> None:
-    """What the first node wrote is of the past or of the future, as the second one sees it."""
+    """For the second node, the first one's record is from the past or from the future."""
     first, second = cluster.nodes
     staged(first, 1, f"container:{url}", sif)
     [path] = cluster.shared.glob("v*/refs/*")

@@ -1,4 +1,4 @@
-"""What many tests look at after a hook has run, and how they let time pass."""
+"""Checks that many tests make after a hook has run, and how they let time pass."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import subprocess
 from typing import Any
 
 from tests.integration.conftest import Start
-from tests.parts.daemon import wait_until
+from tests.parts.daemon import TIMEOUT_S, wait_until
 from tests.parts.node import Node, Task
 
 
 def staged(node: Node, job: int, comment: str | None, *images: bytes, how: str = "") -> Task:
-    """Stage, and see that the job got just these images, whole, and nothing is left over."""
+    """Stage, and check that the job got exactly these images, and nothing is left over."""
     return got(node, job, node.stage(job, comment), *images, how=how)
 
 
 def got(node: Node, job: int, task: Task, *images: bytes, how: str = "") -> Task:
-    """See that a job got just these images, whole, leased to it, and nothing is left over."""
+    """Check that a job got exactly these images, with leases, and nothing is left over."""
     assert task.code == 0, (task.printed, node.log())
     paths = task.exports["HPCIMG_IMAGES"].split(":")
     assert task.exports["HPCIMG_IMAGE"] == paths[0]
@@ -36,12 +36,12 @@ def got(node: Node, job: int, task: Task, *images: bytes, how: str = "") -> Task
 
 
 def refused(node: Node, job: int, comment: str, error: str, *words: str) -> Task:
-    """Stage, and see that the job fails in its own output, with these words."""
+    """Stage, and check that the job fails with these words in its own output."""
     return failed(node, job, node.stage(job, comment), error, *words)
 
 
 def failed(node: Node, job: int, task: Task, error: str, *words: str) -> Task:
-    """See that a job failed with an error of this class and says these words; nothing is left."""
+    """Check that a job failed with an error of this class and these words; nothing is left."""
     assert task.code == 1, (task, node.log())
     assert task.exports == {}
     assert task.printed.startswith("hpcimg: ")
@@ -56,8 +56,8 @@ def failed(node: Node, job: int, task: Task, error: str, *words: str) -> Task:
 
 
 def finish(process: subprocess.Popen[str]) -> None:
-    """Wait for a Prolog; it ends with 0 and says nothing."""
-    output, _ = process.communicate(timeout=60)
+    """Wait for a Prolog, which must exit with 0 and print nothing."""
+    output, _ = process.communicate(timeout=TIMEOUT_S)
     assert (process.returncode, output) == (0, "")
 
 
@@ -69,8 +69,8 @@ def together(start: Start, node: Node, *comments: str) -> dict[int, Task]:
     return {job: node.task(job) for job in prologs}
 
 
-def wait_for_log(node: Node, *words: str, but: int = 0, timeout_s: float = 30) -> None:
-    """Wait until all of these, or all but so many, are in the log."""
+def wait_for_log(node: Node, *words: str, but: int = 0, timeout_s: float = TIMEOUT_S) -> None:
+    """Wait until all of these texts, or all but a number of them, are in the log."""
 
     def logged() -> bool:
         log = node.log()

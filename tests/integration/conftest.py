@@ -1,4 +1,4 @@
-"""What the tests of whole hooks share."""
+"""Fixtures for tests of whole hooks."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 
 from tests.parts import images
 from tests.parts.node import Node
+from tests.parts.registry import Registry
 from tests.parts.registryclient import Connect, Target, connected
 from tests.parts.webserver import WebServer
 
@@ -49,6 +50,15 @@ def url(web: WebServer, sif: bytes) -> str:
 
 
 @pytest.fixture
+def registry() -> Iterator[Registry]:
+    """A registry without images."""
+    if missing := Registry.missing():
+        pytest.skip(missing)
+    with Registry() as registry:
+        yield registry
+
+
+@pytest.fixture
 def target() -> Target:
     """Where a client writes what it downloads."""
     return Target()
@@ -75,6 +85,6 @@ def start() -> Iterator[Start]:
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    """Kill a Prolog with all that it started, where it still runs."""
+    """Kill a Prolog and everything that it started, if it still runs."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""How tests write [swift] of a node."""
+"""Write the section [swift] of a node's configuration."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def configure(node: Node, *, url: str = "", auth: str = "", shared: bool = False
 
 
 def as_site(node: Node, auth: str, **more: Any) -> None:
-    """Let the credentials be the site's; without root there is only the user's own file."""
+    """Configure the site's credentials; without root there is only the user's own file."""
     if os.geteuid() != 0:
         pytest.skip("needs root: only root reads the site's credentials")
     configure(node, auth=auth, **more)

@@ -15,7 +15,7 @@ def test_one_get(start: Start, node: Node, web: WebServer, make_sif: MakeSif) ->
     url = web.put("/x.sif", sif)
     with web.hold("/x.sif", after_bytes=1_000_000) as hold:
         prologs = [start(node, job, f"container:{url}") for job in JOBS]
-        hold.wait_reached(timeout_s=60)
+        hold.wait_reached()
         # One fetches; it goes on when all others have come to wait for it.
         waiting = [f"job {job} waits for {url}" for job in JOBS]
         wait_for_log(node, *waiting, but=1, timeout_s=90)

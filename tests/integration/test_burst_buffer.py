@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.test_submit_filters import ETC, INTERPRETERS, URI, quoted
+from tests.parts.daemon import TIMEOUT_S
 
 # What Slurm 22.05 to 26.05 look for.
 FUNCTIONS = (
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.skipif(not INTERPRETERS, reason="no lua here: install l
 
 
 class StageIn:
-    """The file with another command than `hpcimg prefetch`, which writes down its arguments."""
+    """The file with a command in place of `hpcimg prefetch` that records its arguments."""
 
     def __init__(self, command: str, directory: Path) -> None:
         self._command = command
@@ -51,7 +52,7 @@ class StageIn:
             capture_output=True,
             text=True,
             cwd=self._directory,
-            timeout=20,
+            timeout=TIMEOUT_S,
             check=True,
         )
         result, _, said = done.stdout.rstrip("\n").partition("\t")
@@ -115,6 +116,14 @@ def test_words_that_a_shell_would_not_take_as_they_are(stage_in: StageIn, word: 
     assert not (stage_in.script.parent / "trap").exists()
 
 
-def test_all_that_releases_of_slurm_look_for() -> None:
+@pytest.mark.parametrize("command", INTERPRETERS)
+def test_all_that_releases_of_slurm_look_for(command: str) -> None:
     text = (ETC / "burst_buffer.lua").read_text()
-    assert [name for name in FUNCTIONS if f"function slurm_bb_{name}(" not in text] == []
+    calls = "".join(
+        f"print({quoted(name)}, (slurm_bb_{name}('7', '/no', 0, 0, '', 0, '')))\n"
+        for name in FUNCTIONS
+    )
+    done = subprocess.run(
+        [command, "-"], input=f"{STUB}\n{text}\n{calls}", capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == [f"{name}\t0" for name in FUNCTIONS]

@@ -1,4 +1,4 @@
-"""Registries with an authority of their own, and such that want to know which node asks."""
+"""Registries with their own certificate authority, and with client certificates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`hpcimg check`: what it says beforehand is what becomes of the job, and nothing is fetched."""
+"""`hpcimg check`: it predicts what happens to the job, and fetches nothing."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_it_fails_in_the_words_of_the_job(
 
 
 def as_user(directory: Path, homes: Homes, conf: Path, *arguments: str) -> dict[str, Any]:
-    """Run hpcimg as a user without any rights on the node; return what it says in JSON."""
+    """Run hpcimg as a user without any rights on the node; return its JSON output."""
     become = ["setpriv", f"--reuid={JO}", f"--regid={JO}", "--clear-groups"]
     # The Python of the tests may be where only its owner can enter.
     try:

@@ -253,9 +253,10 @@ def as_user(uid: int, node: Node, *arguments: str) -> subprocess.CompletedProces
     All is loaded before, since that user may not read this Python.
     """
     program = (
-        "import gettext, locale, os, shutil, sys, traceback; from hpcimg.cli.main import main;"
+        "import gettext, locale, os, shutil, sys, traceback; from hpcimg.cli import main;"
+        "main._parser();"
         "uid = int(sys.argv.pop(1));"
-        "os.setgroups([]); os.setgid(uid); os.setuid(uid); sys.exit(main())"
+        "os.setgroups([]); os.setgid(uid); os.setuid(uid); sys.exit(main.main())"
     )
     return subprocess.run(
         [sys.executable, "-c", program, str(uid), *arguments],

@@ -1,4 +1,4 @@
-"""What a job writes, from the comment to its images or the sentence in its output."""
+"""Jobs' comments, through to the images or the message in the output."""
 
 from __future__ import annotations
 

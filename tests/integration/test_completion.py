@@ -87,7 +87,7 @@ def wait_for_lines(file: Path, count: int, terminal: int) -> None:
             pass
         return file.exists() and len(file.read_text().splitlines()) >= count
 
-    wait_until(there, timeout_s=20, what=f"call {count} of the command")
+    wait_until(there, what=f"call {count} of the command")
 
 
 @pytest.mark.parametrize("shell", list(START))
@@ -103,7 +103,7 @@ def test_every_command_and_option_is_in_the_script(shell: str) -> None:
 
 
 def test_what_a_text_may_hold() -> None:
-    """Quotes, brackets and colons of help texts are none of the shell's."""
+    """Quotes, brackets and colons in help texts have no meaning to the shell."""
     parser = argparse.ArgumentParser(prog="hpcimg")
     sub = parser.add_subparsers().add_parser("odd", help="what's `odd`: \\ $HOME [x]")
     sub.add_argument("--odd", help="it's 100%% [odd]: $(false)", metavar="FILE")

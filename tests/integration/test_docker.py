@@ -1,4 +1,4 @@
-"""Images in layers, from a real registry: fetched side by side, kept, made into one file."""
+"""Images in layers from a real registry: fetched in parallel, cached, converted to one file."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NEEDS_OLD = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def registry() -> Iterator[Registry]:
-    """One registry for all tests; each has a repository of its own in it."""
+    """One registry for all tests, with a repository for each."""
     if missing := Registry.missing() or images.missing():
         pytest.skip(missing)
     with Registry() as registry:
@@ -47,7 +47,7 @@ def registry() -> Iterator[Registry]:
 
 
 class Repository:
-    """A repository of this test's own."""
+    """A repository for one test."""
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
@@ -96,7 +96,7 @@ def layer(files: Mapping[str, bytes], **options: str) -> Layer:
 
 
 def holds(task: Task, files: Mapping[str, bytes]) -> None:
-    """See that a job's image holds these files."""
+    """Check that a job's image contains these files."""
     assert task.code == 0, task.printed
     found = {name: read_from_image(task.image, name) for name in files}
     assert found == files
@@ -181,7 +181,7 @@ def test_a_layer_that_comes_twice_in_an_image(repository: Repository, node: Node
 def test_a_tag_that_holds_a_sif_and_one_that_holds_layers(
     repository: Repository, node: Node, make_sif: MakeSif, tmp_path: Path, scheme: str
 ) -> None:
-    """The media type tells, not the scheme."""
+    """The media type decides, not the scheme."""
     data = make_sif()
     (tmp_path / "pushed.sif").write_bytes(data)
     repository.registry.push_sif(tmp_path / "pushed.sif", repository.name, "sif")
@@ -271,7 +271,7 @@ def _layers(count: int, **fields: object) -> list[dict[str, object]]:
 def test_a_manifest_that_is_wrong(
     web: WebServer, node: Node, fields: dict[str, object], words: str
 ) -> None:
-    """From a server that takes any manifest, as the real one does not."""
+    """From a server that, unlike the real one, accepts any manifest."""
     manifest = {"schemaVersion": 2, "mediaType": MANIFEST, **fields}
     url = web.put("/v2/x/manifests/1", json.dumps(manifest).encode())
     host = urlsplit(url).netloc
@@ -314,7 +314,7 @@ def test_a_site_that_changes_the_format(repository: Repository, node: Node) -> N
 def test_a_conversion_that_is_killed(
     registry: Registry, open_directory: Path, start: Start, kind: type[Node]
 ) -> None:
-    """Nothing is left, and the next job need not fetch again."""
+    """Nothing is left over, and the next job need not fetch the layers again."""
     node, repository = kind(open_directory), Repository(registry)
     configure(node, registry)
     big = layer({"big": os.urandom(40_000_000)})
@@ -323,12 +323,11 @@ def test_a_conversion_that_is_killed(
     prolog = start(node, 1, repository.comment())
     wait_until(
         lambda: any(work["phase"] == "converting" for work in inflight.under_way(layout)),
-        timeout_s=30,
         what="the conversion",
     )
     tools = descendants(prolog.pid)
     os.killpg(prolog.pid, signal.SIGKILL)
-    wait_until(lambda: all(map(gone, tools)), timeout_s=10, what="the end of the tools")
+    wait_until(lambda: all(map(gone, tools)), what="the end of the tools")
     holds(node.stage(2, repository.comment()), {})
     assert repository.blob_gets(big) == 1
     assert node.leftovers() == []

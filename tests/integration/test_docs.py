@@ -1,4 +1,4 @@
-"""The documentation does what it says, and says what there is."""
+"""The documentation works as written, and is complete."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
 from hpcimg.reference import Reference
 from tests.parts import docblocks, images
+from tests.parts.daemon import TIMEOUT_S
 from tests.parts.docblocks import EXAMPLE_REGISTRY, EXAMPLE_WEB, PAGES, ROOT, Block
 from tests.parts.node import Node
 from tests.parts.ociimages import make_layer, push_image
@@ -64,13 +65,13 @@ class World:
         }
 
     def real(self, text: str) -> str:
-        """Put the test's places for those of the documentation."""
+        """Replace the documentation's addresses and paths by the test's."""
         for name, place in self._real.items():
             text = text.replace(name, place)
         return text
 
     def shown(self, text: str) -> str:
-        """Put the documentation's places for those of the test."""
+        """Replace the test's addresses and paths by the documentation's."""
         names = {place: name for name, place in self._real.items()}
         # In one pass: a place may be part of a name, as that of a checkout in /hpcimg is.
         places = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
@@ -100,7 +101,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def files() -> Iterator[dict[str, bytes]]:
-    """What the documentation's web server has."""
+    """The files on the documentation's web server."""
     with tempfile.TemporaryDirectory() as directory:
         made = {}
         for name, size in SIZES.items():
@@ -271,7 +272,7 @@ def test_status_looks_as_shown_while_jobs_are_held(world: World, docs_web: WebSe
     output = ""
     while prolog.poll() is None and " MiB/s" not in output:
         output = world.shown(world.sh("hpcimg status"))
-    prolog.communicate(timeout=30)
+    prolog.communicate(timeout=TIMEOUT_S)
     assert docblocks.shape(shown.output) == docblocks.shape(output), output
 
 

@@ -1,4 +1,4 @@
-"""hpcimg doctor: each thing that can be wrong with a node, and what it says of it."""
+"""hpcimg doctor: each problem that a node can have, and what it says about it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_node_at_work_is_well(node: Node, url: str) -> None:
 
 @AS_ROOT
 def test_a_state_directory_without_access_control_lists(open_directory: Path, sif: bytes) -> None:
-    """The job's files are its user's group's to read then; jobs go on."""
+    """The job's files are readable by the user's group instead, and jobs work."""
     image = open_directory / "x.sif"
     image.write_bytes(sif)
     node = Node(open_directory, uid=1)

@@ -1,4 +1,4 @@
-"""Epilog: the job's leases go, and least recently used images where room is needed."""
+"""Epilog: it drops the job's leases, and evicts least recently used images if necessary."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Shelf:
         self._made: dict[str, bytes] = {}
 
     def comment(self, name: str) -> str:
-        """Serve an image; return the comment of a job that wants it."""
+        """Serve an image; return the comment of a job that requests it."""
         if name not in self._made:
             self._made[name] = self._make_sif(size_bytes=MIB)
             self._web.put(f"/{name}.sif", self._made[name])
@@ -66,7 +66,7 @@ def shelf(node: Node, web: WebServer, make_sif: MakeSif) -> Shelf:
 
 
 def limit(node: Node, size_mib: float, **more: str) -> None:
-    """Let the cache be so large; eviction begins at 90 and ends at 50 percent of it."""
+    """Set the size of the cache; eviction begins at 90 and ends at 50 percent of it."""
     lines = [f"max_size = {size_mib}M", "high_watermark = 90%", "low_watermark = 50%"]
     lines += [f"{name} = {value}" for name, value in {"min_age": "0", **more}.items()]
     node.configure("\n".join(["[cache]", *lines, ""]))

@@ -1,4 +1,4 @@
-"""Errors that asking again does not change: one request for many jobs, for a while."""
+"""Cached failures: one request for many jobs, for a while."""
 
 from __future__ import annotations
 

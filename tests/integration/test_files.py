@@ -1,4 +1,4 @@
-"""Images by path: what all may read is shared, what one user may read stays that user's."""
+"""Images by path: those that all can read are shared, those of one user stay private."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from hpcimg.reference import Reference
 from hpcimg.sources import files
 from tests.integration.checks import failed, got, let_pass, refused, staged, together
 from tests.integration.conftest import MakeSif, Start
+from tests.parts.daemon import TIMEOUT_S
 from tests.parts.images import make_squashfs
 from tests.parts.node import Node
 from tests.parts.parents import Parent
@@ -114,7 +115,7 @@ def test_a_file_that_was_removed(node: Node, path: Path, sif: bytes) -> None:
 
 
 def test_a_file_that_is_replaced_while_it_is_copied(path: Path, sif: bytes) -> None:
-    """The old one is whole, and the next job sees the new one."""
+    """The copy is complete, and the next job gets the new file."""
 
     class Replaces(Parent):
         def offer(self, offer: Offer) -> Mapping[int, int] | None:
@@ -168,7 +169,7 @@ def test_what_is_not_a_file(start: Start, node: Node, open_directory: Path) -> N
     for job, task in tasks.items():
         failed(node, job, task, "NotAnImage", f"{named[job - 1]} is not a file")
     # Nobody waited for somebody to write to the FIFO.
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < TIMEOUT_S
 
 
 def test_a_socket(node: Node, open_directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""What users and servers may not make a node connect to, and what the site may."""
+"""Addresses that users and servers cannot make a node connect to, and the site can."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SAID = "is at an address that this site does not allow"
 
 @pytest.fixture
 def strict(node: Node) -> Node:
-    """A node whose site names no network."""
+    """A node whose site allows no additional network."""
     node.configure(NONE)
     return node
 

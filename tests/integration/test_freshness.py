@@ -126,7 +126,7 @@ def test_a_server_that_takes_it_back_is_believed(
     assert web.count() == 3
 
 
-def test_a_304_that_nobody_asked_for_is_no_image(node: Node, web: WebServer, sif: bytes) -> None:
+def test_a_304_that_nobody_asked_for(node: Node, web: WebServer, sif: bytes) -> None:
     comment = f"container:{web.put('/x.sif', sif)}"
     web.script("/x.sif", [Status(304, body=b"")])
-    refused(node, 1, comment, "NotAnImage", "the file is empty")
+    refused(node, 1, comment, "UserError", "the server answered 304 Not Modified")

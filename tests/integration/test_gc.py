@@ -82,7 +82,7 @@ def test_gc_evicts_down_to_the_low_watermark(node: Node, web: WebServer, make_si
 
 
 def gc_an_hour_later(node: Node, *arguments: str) -> int:
-    """Run gc as if all files were old; return how many orphans it cleared away."""
+    """Run gc as if all files were old; return how many orphans it removed."""
     program = (
         "import sys; from hpcimg.cache import store; store._ORPHAN_AGE_S = -1.0;"
         "from hpcimg.cli.main import main; sys.exit(main())"

@@ -1,4 +1,4 @@
-"""Registries that hide images from who is not logged in, or limit them: whose turn it is then.
+"""Registries that hide images from anonymous users, or rate-limit them: which login is tried.
 
 A web server plays them: Debian's registry answers 401 to all such questions.
 """
@@ -169,7 +169,7 @@ def test_where_the_login_is_no_better_it_says_so(users: NodeWithUsers, hiding: H
 
 
 def test_a_mirror_that_hides_what_it_has(users: NodeWithUsers, hiding: Hiding, sif: bytes) -> None:
-    """The site's login at the mirror, and a registry that has nothing."""
+    """The site has a login for the mirror, and the registry does not have the image."""
     with WebServer() as origin:
         host = f"127.0.0.1:{origin.port}"
         path = users.directory / "mirror.json"

@@ -1,4 +1,4 @@
-"""What `make install` makes runs from where it is, and from where it is moved to."""
+"""The tree made by `make install` runs where it is, and where it is moved to."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from tests.parts import images, node
 from tests.parts.node import ROOT, Node
 from tests.parts.webserver import WebServer
 
-pytestmark = pytest.mark.skipif(images.missing() != "", reason=images.missing())
+pytestmark = [
+    pytest.mark.skipif(images.missing() != "", reason=images.missing()),
+    pytest.mark.timeout(900),
+]
 
 PREFIX = "/opt/hpcimg"
 _NO_INDEX = re.compile(r"No matching distribution|NewConnectionError|ConnectTimeout|HTTP error")
@@ -32,7 +35,6 @@ def make_install(destdir: Path) -> Path:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=110,
         check=False,
     )
     if done.returncode and _NO_INDEX.search(done.stderr):
@@ -55,7 +57,7 @@ def all_files(tree: Path) -> set[Path]:
 
 
 def check_tree(tree: Path, destdir: Path) -> None:
-    """All can read it, nothing names the place where it was made, and all is compiled."""
+    """Check that all users can read it, it does not contain its build path, and is compiled."""
     assert [path for path in tree.rglob("*") if not path.stat().st_mode & 0o004] == []
     assert [path for path in all_files(tree) if bytes(destdir) in path.read_bytes()] == []
     for source in tree.rglob("*.py"):

@@ -1,4 +1,4 @@
-"""The lab itself: links are as fast as they are said to be, and nothing of it is left."""
+"""The lab itself: its links have the given rates, and it leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def images_at(made: Path, open_directory: Path) -> Path:
-    """A copy of those that a test may change."""
+    """A copy of these that a test can change."""
     for scheme in SCHEMES:
         copy = shutil.copytree if scheme == "oci" else shutil.copy
         copy(made / scheme, open_directory / scheme)
@@ -272,7 +272,7 @@ def test_another_kind_of_archive(node: Node, images_at: Path) -> None:
 def test_somebody_elses_config_with_another_layer_is_another_image(
     node: Node, open_directory: Path, compression: str
 ) -> None:
-    """A config is public. Who puts it beside a layer of their own gains nothing by it."""
+    """A config is public: combining it with another layer gains nothing."""
     base, top, evil = [
         make_layer(files, compression=compression) for files in (BASE, TOP, {"bin/tool": b"evil\n"})
     ]

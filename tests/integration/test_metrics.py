@@ -24,7 +24,7 @@ needs_promtool = pytest.mark.skipif(
 
 @pytest.fixture
 def busy(node: Node, web: WebServer, url: str, sif: bytes) -> Node:
-    """A node that has done all that is counted."""
+    """A node where everything that is counted has happened."""
     staged(node, 1, f"container:{url}", sif)
     staged(node, 2, f"container:{url}", sif)
     refused(node, 3, f"container:{url}.no", "NotFound")
@@ -115,7 +115,7 @@ def test_the_alerts_are_right_and_come_when_they_should() -> None:
 
 
 def expressions() -> list[str]:
-    """Return all that the alerts and the dashboard ask Prometheus."""
+    """Return all Prometheus expressions of the alerts and the dashboard."""
     found = re.findall(r"^ +expr: (.*(?:\n {10,}.*)*)", PROMETHEUS.read_text(), re.MULTILINE)
     panels = json.loads(GRAFANA.read_text())["panels"]
     return found + [target["expr"] for panel in panels for target in panel["targets"]]

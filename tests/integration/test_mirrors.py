@@ -1,4 +1,4 @@
-"""Mirrors of a registry: asked first, done without when they fail."""
+"""Mirrors of a registry: they are asked first, and bypassed when they fail."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def mirror(origin: Registry) -> Iterator[Registry]:
 
 @pytest.fixture
 def repository(origin: Registry, sif: bytes, tmp_path: Path) -> str:
-    """A repository of this test's own, with an image."""
+    """A repository with an image, for one test."""
     name = f"lab/{uuid4().hex}"
     (tmp_path / "x.sif").write_bytes(sif)
     origin.push_sif(tmp_path / "x.sif", name, "1")
@@ -298,7 +298,7 @@ def in_layers(origin: Registry) -> str:
 
 
 def holds_all(node: Node, job: int, comment: str) -> None:
-    """Stage the image in layers, and see that it has what is in both."""
+    """Stage the image in layers, and check that it has the content of both."""
     task = node.stage(job, comment)
     assert task.code == 0, (task.printed, node.log())
     files = {**FILES, **MORE}

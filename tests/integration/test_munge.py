@@ -1,4 +1,4 @@
-"""Credentials by the real munged."""
+"""Credentials of the real munged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(bool(parts.Munge.missing()), reason=parts.Munge.
 
 @pytest.fixture(scope="module")
 def munged() -> Iterator[Path]:
-    """The socket of one."""
+    """The socket of a munged."""
     with tempfile.TemporaryDirectory(prefix="munge-", dir="/tmp") as directory:
         Path(directory).chmod(0o755)
         with parts.Munge(Path(directory)) as made:

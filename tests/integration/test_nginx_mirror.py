@@ -45,7 +45,7 @@ def origin(image: Path) -> Iterator[Registry]:
 
 
 def herd(url: str, **headers: str) -> list[requests.Response]:
-    """Let as many clients as nodes GET an address at once."""
+    """GET an address from as many clients at once as there are nodes."""
     with ThreadPoolExecutor(NODES) as pool:
         return list(
             pool.map(lambda _: requests.get(url, headers=headers, timeout=60), range(NODES))
@@ -88,7 +88,7 @@ def test_a_registry_that_sends_to_an_object_store(origin: Registry, web: WebServ
 
 
 def test_who_has_no_token_is_told_where_to_get_one(web: WebServer) -> None:
-    """All at once: a refusal that is not kept would reach those who wait one after the other."""
+    """All at the same time: if refusals were not cached, waiting clients would get them in turn."""
 
     def ask(request: Request) -> Answer:
         if request.headers.get("Authorization") == "Bearer good":

@@ -1,4 +1,4 @@
-"""What is wrong with the node or with hpcimg itself fails the job, and drains no node."""
+"""A fault of the node or of hpcimg itself fails the job, and does not drain the node."""
 
 from __future__ import annotations
 

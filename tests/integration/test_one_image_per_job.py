@@ -1,10 +1,9 @@
-"""A tag that moves while a job's nodes look it up: all of them run one image, none, or say so."""
+"""A tag that moves while a job's nodes resolve it: all run the same image, or the job fails."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -33,21 +32,11 @@ GAMES = 5
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, open_directory: Path) -> Cluster:
-    shared = open_directory / "site"
-    shared.mkdir(mode=0o755)
+def cluster(tmp_path: Path, shared: Path) -> Cluster:
     made = Cluster(tmp_path, shared, nodes=2)
     for node in made.nodes:
         node.nodes = "n[1-2]"
     return made
-
-
-@pytest.fixture
-def registry() -> Iterator[Registry]:
-    if missing := Registry.missing():
-        pytest.skip(missing)
-    with Registry() as registry:
-        yield registry
 
 
 def cold(node: Node, job: int, comment: str) -> bytes:
@@ -73,7 +62,7 @@ def test_a_node_that_looks_later_runs_what_the_first_one_found(
 def test_a_node_whose_cache_knows_better_runs_what_the_first_one_found(
     cluster: Cluster, web: WebServer, url: str, sif: bytes, make_sif: MakeSif
 ) -> None:
-    """Both are warm, each with another version."""
+    """Both have the image cached, in different versions."""
     first, second = cluster.nodes
     first.nodes = second.nodes = ""
     cluster.configure(second, "[stage]\ntag_ttl = 0s\n")
@@ -93,7 +82,7 @@ def test_a_node_whose_cache_knows_better_runs_what_the_first_one_found(
 def test_who_comes_second_with_another_image_gets_that_of_the_first(
     cluster: Cluster, web: WebServer, url: str, sif: bytes, make_sif: MakeSif
 ) -> None:
-    """Both looked before either had said which image it has."""
+    """Both asked before either had proposed its image."""
     keys = []
     for node in cluster.nodes:
         conf = load.load(str(node.conf))

@@ -1,4 +1,4 @@
-"""What operators do with a node: pin, rm, verify, history, explain, and watching it."""
+"""The commands of operators: pin, rm, verify, history, explain, and watching a node."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hpcimg.cache import scrub
 from hpcimg.units import format_size
 from tests.integration.checks import finish, refused, staged
 from tests.integration.conftest import MakeSif, Start
-from tests.parts.daemon import wait_until
+from tests.parts.daemon import TIMEOUT_S, wait_until
 from tests.parts.node import ROOT, Node
 from tests.parts.webserver import WebServer
 
@@ -144,7 +144,7 @@ def link(path: Path) -> None:
 
 
 def give_away(path: Path) -> None:
-    """What its owner may have changed is not handed out."""
+    """Give a file to a user, who could then change it: it must not be handed out."""
     os.chown(path, 1, 1)
 
 
@@ -265,7 +265,6 @@ def test_who_waits_for_whom(start: Start, node: Node, web: WebServer, make_sif: 
         second = start(node, 8, f"container:{url}")
         wait_until(
             lambda: [w["job"] for w in node.hpcimg_json("status")["waiting"]] == ["8"],
-            timeout_s=30,
             what="a job that waits",
         )
         [waiter] = node.hpcimg_json("status")["waiting"]
@@ -287,7 +286,7 @@ def test_a_prolog_that_was_interrupted(start: Start, node: Node, web: WebServer)
         prolog = start(node, 7, f"container:{url}")
         hold.wait_reached()
         os.killpg(prolog.pid, 9)
-        prolog.communicate(timeout=30)
+        prolog.communicate(timeout=TIMEOUT_S)
     assert node.hpcimg_json("explain", "7")["state"] == "interrupted"
     assert node.hpcimg_json("status")["waiting"] == []
 
@@ -344,7 +343,7 @@ class Terminal:
 
     def end(self) -> int:
         """Return its exit code."""
-        code = self.process.wait(timeout=30)
+        code = self.process.wait(timeout=TIMEOUT_S)
         os.close(self.master)
         return code
 

@@ -19,7 +19,7 @@ HOUR = 3600
 
 @pytest.fixture(scope="module")
 def registry() -> Iterator[Registry]:
-    """One registry for all tests; each has repositories of its own in it."""
+    """One registry for all tests, with repositories for each."""
     if missing := Registry.missing():
         pytest.skip(missing)
     with Registry() as registry:
@@ -27,7 +27,7 @@ def registry() -> Iterator[Registry]:
 
 
 class Repository:
-    """A repository of this test's own."""
+    """A repository for one test."""
 
     def __init__(self, registry: Registry, directory: Path) -> None:
         self.name = f"test/{uuid4().hex}"

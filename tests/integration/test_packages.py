@@ -56,7 +56,7 @@ def directory() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def made(directory: Path) -> Path:
-    """What all packages are made of."""
+    """The tree that all packages are built from."""
     run("tree", directory / "made")
     return directory / "made"
 
@@ -207,7 +207,7 @@ def test_the_python_that_is_taken(
 
 
 def test_the_hooks_fall_back(tmp_path: Path, node: Node) -> None:
-    """Where the Python that was written down is gone, they look for one."""
+    """If the configured Python is gone, they search for one."""
     for name in ("hpcimg", "prolog", "epilog", "bin"):
         shutil.copytree(ROOT / name, tmp_path / "tree" / name)
     (tmp_path / "tree/python").symlink_to("/usr/bin/no-such-python")

@@ -54,7 +54,7 @@ def test_random_layers(first: int) -> None:
 
 
 def differences(stack: Stack, directory: Path) -> list[str] | None:
-    """Return in what two tools differ, None where there is nothing to be compared."""
+    """Return how the results of two tools differ, None if there is nothing to compare."""
     begin = int(time.time())
     try:
         data = archive_of(stack.layers)

@@ -1,4 +1,4 @@
-"""hpcimg prefetch: images that are here before a job asks for them."""
+"""hpcimg prefetch: images are staged before a job requests them."""
 
 from __future__ import annotations
 
@@ -65,10 +65,8 @@ def test_what_no_job_has_used_is_the_first_to_go(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, whose tier it is")
 def test_into_the_site_tier(
-    tmp_path: Path, open_directory: Path, web: WebServer, url: str, sif: bytes
+    tmp_path: Path, shared: Path, web: WebServer, url: str, sif: bytes
 ) -> None:
-    shared = open_directory / "site"
-    shared.mkdir(mode=0o755)
     cluster = Cluster(tmp_path, shared, nodes=2)
     first, second = cluster.nodes
     assert first.hpcimg("prefetch", url).returncode == 0

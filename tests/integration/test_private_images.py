@@ -1,4 +1,4 @@
-"""Images that only some may read, through the whole Prolog: whose they are afterwards."""
+"""Images that only some users can read, through the whole Prolog: who gets them afterwards."""
 
 from __future__ import annotations
 

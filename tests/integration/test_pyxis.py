@@ -41,7 +41,7 @@ def registry() -> Iterator[Registry]:
 
 
 class PyxisNode(Node):
-    """A node where Slurm hands what `--container-image` names to Prolog."""
+    """A node where Slurm passes `--container-image` to Prolog."""
 
     def __init__(self, directory: Path, registry: Registry) -> None:
         super().__init__(directory)

@@ -27,14 +27,14 @@ PATH = "/large.sif"
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a file of three megabytes be a large one, and tell after a moment."""
+    """Treat a file of three megabytes as large, and report progress early."""
     monkeypatch.setattr(ranges, "PART_BYTES", 250_000)
     monkeypatch.setattr(ranges, "_AT_LEAST_BYTES", 1_000_000)
     monkeypatch.setattr(ranges, "_LOOK_AFTER_S", 0.05)
 
 
 class Download:
-    """What came of one download."""
+    """The result of one download."""
 
     def __init__(self, web: WebServer, directory: Path, faults: Iterable[Fault]) -> None:
         self.parent = Parent()
@@ -86,7 +86,7 @@ def test_what_is_fast_comes_over_one(web: WebServer, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fault", [Truncate(1000), Status(503), Status(429, retry_after="0")])
 def test_a_part_that_fails(slow: MakeDownload, fault: Fault) -> None:
-    """What came before it is kept, and the rest is asked for again."""
+    """What arrived before is kept, and the rest is requested again."""
     made = slow(fault)
     assert made.run() == DATA
     assert len(made.parent.heard("retrying")) == 1

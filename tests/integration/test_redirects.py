@@ -1,4 +1,4 @@
-"""Redirects to the letter, and never out of TLS; bodies that were packed on the way."""
+"""Redirects to the letter, and never out of TLS; interim responses; bodies packed on the way."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 import pytest
 import requests
 
-from hpcimg.errors import Damaged, Forbidden, NotFound, Unreachable
+from hpcimg.errors import Damaged, Forbidden, NotFound, Unreachable, UserError
 from hpcimg.fetch.contract import Blob
 from hpcimg.fetch.settings import Settings
 from hpcimg.http.download import Get, download
@@ -52,6 +52,19 @@ def test_blanks_around_an_address_do_not_belong_to_it(web: WebServer) -> None:
     assert get(web.url("/from")) == 200
 
 
+def test_an_address_that_is_not_utf_8_is_kept(web: WebServer) -> None:
+    web.put("/goal%E9", b"x")
+    web.handle("/from", lambda _: Answer(302, {"Location": "/goal\xe9"}))
+    assert get(web.url("/from")) == 200
+
+
+@pytest.mark.parametrize("status", [204, 205, 300, 302, 304])
+def test_what_comes_without_the_content_is_no_answer(web: WebServer, status: int) -> None:
+    web.handle("/x", lambda _: Answer(status))
+    with pytest.raises(UserError, match=f"the server answered {status} "):
+        get(web.url("/x"))
+
+
 @pytest.mark.parametrize("place", ["//[", "http://h:x/", "http://a..b/", "ftp://h/"])
 def test_an_address_that_is_none_is_the_servers_fault(web: WebServer, place: str) -> None:
     web.handle("/from", lambda _: Answer(302, {"Location": place}))
@@ -70,6 +83,25 @@ def test_what_is_told_of_an_answer_and_of_none() -> None:
         assert caught.value.why == f"the server answered {named}"
     with pytest.raises(Unreachable, match=r"read: Failed to establish a new connection: "):
         get("http://127.0.0.1:9/x")
+
+
+@pytest.mark.parametrize(
+    "interim", ["103 Early Hints\r\nLink: </x>", "102 Processing", "100 Continue"]
+)
+def test_interim_responses_are_none(web: WebServer, interim: str) -> None:
+    between = f"HTTP/1.1 {interim}\r\n\r\n" * 2
+    whole = f"{between}HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx"
+    web.handle("/x", lambda _: Answer(0, body=whole.encode(), framing="raw"))
+    given = settings()
+    with open_session(given) as session, request(session, web.url("/x"), given) as response:
+        assert (response.status_code, response.content) == (200, b"x")
+
+
+def test_interim_responses_end(web: WebServer) -> None:
+    without_end = b"HTTP/1.1 103 Early Hints\r\n\r\n"
+    web.handle("/x", lambda _: Answer(0, body=without_end, framing="raw", endless=True))
+    with pytest.raises(Unreachable, match="too many interim responses"):
+        get(web.url("/x"))
 
 
 def test_ten_redirects_are_followed(web: WebServer) -> None:
@@ -123,6 +155,17 @@ def test_a_config_that_is_packed_on_the_way(web: WebServer, connect: Connect, pa
     web.handle(f"/v2/lab/x/blobs/sha256:{'0' * 64}", lambda _: answer)
     with pytest.raises(Damaged):
         registry.read_blob(f"sha256:{'0' * 64}")
+
+
+def test_a_body_without_a_length_that_is_cut(
+    web: WebServer, connect: Connect, target: Target
+) -> None:
+    digest = hashlib.sha256(BLOB).hexdigest()
+    answers = iter([BLOB[:1000], BLOB])
+    path = f"/v2/lab/x/blobs/sha256:{digest}"
+    web.handle(path, lambda _: Answer(200, body=next(answers), framing="close"))
+    connect(f"127.0.0.1:{web.port}/lab/x:1").download(Blob(digest, len(BLOB)), target.sink)
+    assert target.content() == BLOB
 
 
 def test_an_empty_blob(web: WebServer, connect: Connect, target: Target) -> None:

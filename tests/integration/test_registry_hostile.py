@@ -1,8 +1,12 @@
-"""Registries that are after what is not theirs: a web server plays them."""
+"""Hostile registries: a web server stands in for them."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from threading import Lock
 from typing import Any
 
 import pytest
@@ -13,7 +17,7 @@ from hpcimg.fetch.settings import Settings
 from hpcimg.http.session import open_session
 from hpcimg.sources.oci.registry import Registry
 from tests.parts.registryclient import Connect, Target, auth_file
-from tests.parts.webanswer import Answer, Request
+from tests.parts.webanswer import Answer, Request, Resource, Stop, right_answer
 from tests.parts.webfaults import Status, Truncate
 from tests.parts.webserver import WebServer
 
@@ -194,6 +198,56 @@ def test_a_token_runs_out_while_a_blob_is_resumed(place: Place, target: Target) 
         ("Bearer first", rest, 401),
         ("Bearer second", rest, 206),
     ]
+
+
+@pytest.mark.parametrize("etags", [('"1"', '"2"'), ('W/"1"', 'W/"1"'), ("", "")])
+def test_a_blob_needs_no_validator_to_be_resumed(
+    place: Place, target: Target, etags: tuple[str, str]
+) -> None:
+    replicas = iter(etags)
+
+    def answer(request: Request) -> Answer:
+        resource = Resource(BLOB, next(replicas), "", True, "application/octet-stream", {})
+        stop = None if "Range" in request.headers else Stop(300_000, "close")
+        return replace(right_answer(request, resource), stop=stop)
+
+    place.web.handle(BLOB_PATH, answer)
+    place.client().download(LAYER, target.sink)
+    assert target.content() == BLOB
+    assert [request.status for request in place.web.requests(path=BLOB_PATH)] == [200, 206]
+
+
+def test_a_token_that_is_good_for_few_requests(place: Place) -> None:
+    left, lock = Counter[str](), Lock()
+
+    def give(_: Request) -> Answer:
+        with lock:
+            token = f"tok3n{len(left)}"
+            left[token] = 2
+        return Answer(200, {}, json.dumps({"token": token}).encode())
+
+    def take(request: Request) -> Answer:
+        token = request.headers["Authorization"] or ""
+        with lock:
+            left[token.removeprefix("Bearer ")] -= 1
+            if left[token.removeprefix("Bearer ")] >= 0:
+                return Answer(200, {}, BLOB)
+        return Answer(401, challenge)
+
+    challenge = {"WWW-Authenticate": f'Bearer realm="{place.web.url("/token")}"'}
+    place.web.handle("/token", give)
+    blobs = [Blob(f"{number:064}", len(BLOB)) for number in range(8)]
+    for blob in blobs:
+        place.web.handle(f"/v2/lab/x/blobs/sha256:{blob.sha256}", take)
+    client = place.client()
+
+    def fetch(blob: Blob) -> bytes:
+        target = Target()
+        client.download(blob, target.sink)
+        return target.content()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(fetch, blobs)) == {BLOB}
 
 
 def test_basic_is_taken_where_there_is_a_choice_without_a_token_server(place: Place) -> None:

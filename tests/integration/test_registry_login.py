@@ -1,4 +1,4 @@
-"""Logins at real registries, by Basic and by tokens that run out."""
+"""Logins to real registries, with Basic authentication and with tokens that expire."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def runs_out(registry: Registry, tokens: TokenServer) -> None:
         url = f"{registry.url}/v2/lab/x/tags/list"
         return requests.get(url, headers=headers, timeout=10).status_code == 401
 
-    wait_until(refused, timeout_s=10, what="the end of a token")
+    wait_until(refused, what="the end of a token")
 
 
 def test_a_token_that_runs_out_between_two_blobs(

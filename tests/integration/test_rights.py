@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.checks import finish, got, refused, staged
 from tests.integration.conftest import Start
-from tests.parts.daemon import wait_until
+from tests.parts.daemon import TIMEOUT_S, wait_until
 from tests.parts.node import Node
 from tests.parts.processes import descendants, gone, status_of
 from tests.parts.webfaults import Status
@@ -75,28 +75,26 @@ def internet_sockets(pid: int) -> list[str]:
 
 
 def open_files(pid: int) -> list[str]:
-    """Return what a process has open."""
+    """Return the files that a process has open."""
     return [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
 
 
 def test_who_fetches_dies_with_its_parent_and_the_hook_still_ends_well(
     start: Start, node: Node, web: WebServer, url: str, sif: bytes
 ) -> None:
+    node.configure("[stage]\nstall_timeout = 5m\n")  # so it does not end by itself meanwhile
     with web.hold("/x.sif", after_bytes=300_000):
         prolog = start(node, 1, f"container:{url}")
         # It has written something, has told its parent, and waits for the network alone.
         wait_until(
             lambda: any(path.stat().st_size for path in node.cache.glob("tmp/*")),
-            timeout_s=10,
             what="the first bytes",
         )
         *_, parent, child = descendants(prolog.pid)
-        wait_until(
-            lambda: status_of(child)["State"][0] == "S", timeout_s=10, what="a wait for more"
-        )
+        wait_until(lambda: status_of(child)["State"][0] == "S", what="a wait for more")
         os.kill(parent, signal.SIGKILL)
-        wait_until(lambda: gone(child), timeout_s=10, what="the end of the process that fetches")
-        prolog.communicate(timeout=10)
+        wait_until(lambda: gone(child), what="the end of the process that fetches")
+        prolog.communicate(timeout=TIMEOUT_S)
         assert prolog.returncode == 0
     assert "interrupted" in node.task(1).printed
     staged(node, 2, f"container:{url}", sif, how="fetched")

@@ -154,7 +154,7 @@ def test_variables_of_aws_say_what_the_configuration_does_not(
 
 @pytest.fixture
 def node(open_directory: Path) -> Node:
-    """A node in a directory that the job's user may enter."""
+    """A node in a directory that the job's user can enter."""
     return Node(open_directory)
 
 

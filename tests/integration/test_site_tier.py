@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ from tests.parts.daemon import wait_until
 from tests.parts.node import Node
 from tests.parts.ociimages import make_layer, push_image
 from tests.parts.registry import Registry
-from tests.parts.sitetier import Cluster, events
+from tests.parts.sitetier import Cluster, events, via
 from tests.parts.webfaults import Status, Truncate
 from tests.parts.webserver import WebServer
 
@@ -31,19 +30,8 @@ GAMES = 5
 
 
 @pytest.fixture
-def shared(open_directory: Path) -> Path:
-    directory = open_directory / "site"
-    directory.mkdir(mode=0o755)
-    return directory
-
-
-@pytest.fixture
 def cluster(tmp_path: Path, shared: Path) -> Cluster:
     return Cluster(tmp_path, shared, nodes=3)
-
-
-def via(node: Node) -> list[str]:
-    return [event["via"] for event in events(node, "fetched")]
 
 
 def test_the_second_node_gets_what_the_first_one_fetched(
@@ -71,7 +59,7 @@ def test_nodes_that_come_at_once_wait_for_one_of_them(
         hold.wait_reached()
         prologs += [start(node, 2, f"container:{url}") for node in others]
         for node in others:
-            wait_until(lambda n=node: any(n.state.glob("inflight/*")), timeout_s=20, what="it")
+            wait_until(lambda n=node: any(n.state.glob("inflight/*")), what="it")
         hold.release()
         for prolog in prologs:
             finish(prolog)
@@ -79,14 +67,6 @@ def test_nodes_that_come_at_once_wait_for_one_of_them(
         got(node, job, node.task(job), sif, how="fetched")
     assert web.count() == 1
     assert cluster.leftovers() == []
-
-
-@pytest.fixture
-def registry() -> Iterator[Registry]:
-    if missing := Registry.missing():
-        pytest.skip(missing)
-    with Registry() as registry:
-        yield registry
 
 
 def test_an_image_in_layers_is_converted_once(cluster: Cluster, registry: Registry) -> None:

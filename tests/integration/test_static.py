@@ -1,4 +1,4 @@
-"""A static registry: web pages laid out as registry-org does it."""
+"""A static registry: web pages with the layout of registry-org."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from hpcimg import reference, schemes
 from hpcimg.slurm import comment as comments
 from hpcimg.slurm import features
 from tests.comment_cases import ASKS, INNOCENT, LINKS, MISSED, PROBLEMS
+from tests.parts.daemon import TIMEOUT_S
 from tests.reference_cases import INVALID, VALID
 
 ETC = Path(__file__).parents[2] / "etc"
@@ -67,7 +68,7 @@ class Lua:
             input=code.encode(),
             env=dict(env or {}),
             capture_output=True,
-            timeout=10,
+            timeout=TIMEOUT_S,
             check=False,
         )
         assert result.returncode == 0, result.stderr.decode()

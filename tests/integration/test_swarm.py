@@ -1,4 +1,4 @@
-"""The nodes of one job share an image: on a good day, and on bad ones.
+"""The nodes of one job share an image, with and without failures.
 
 Each node is a network namespace with a cache of its own, and runs the real hooks with the
 real munge and libtorrent.
@@ -59,7 +59,7 @@ def content(lab: Lab, url: str) -> bytes:
 
 
 def check(lab: Lab, job: int, url: str, nodes: list[LabNode]) -> None:
-    """See that the job has just this image on the nodes, and that nothing is left over."""
+    """Check that the job has exactly this image on the nodes, and that nothing is left over."""
     for node in nodes:
         task = node.task(job)
         assert task.code == 0, (task.printed, node.log())
@@ -78,7 +78,7 @@ def leaders(lab: Lab, job: int, url: str) -> list[LabNode]:
 
 
 def warnings(node: LabNode, job: int) -> list[str]:
-    """Return what a node warned of."""
+    """Return a node's warnings."""
     return [line for line in node.log().splitlines() if f"job {job}: WARNING" in line]
 
 
@@ -148,9 +148,9 @@ def test_a_leader_that_is_killed_half_way_is_followed_by_the_next(lab: Lab, url:
     before = lab.origin_sent()
     with lab.web.hold(f"/{url.rpartition('/')[2]}", after_bytes=_IMAGE // 2) as hold:
         prologs = lab.start(job, url)
-        hold.wait_reached(timeout_s=30)
+        hold.wait_reached()
         os.killpg(prologs.pop(leader.name).pid, signal.SIGKILL)
-        hold.wait_reached(timeout_s=30)  # the next one
+        hold.wait_reached()  # the next one
         hold.release()
         lab.wait(prologs, began=time.monotonic())
     check(lab, job, url, others)
@@ -164,9 +164,7 @@ def test_a_leader_that_is_killed_while_it_sends_is_followed_by_the_next(lab: Lab
     before = lab.origin_sent()
     with configured(lab, lab.settings.replace("[peers]", "[peers]\nrate = 300K")):
         prologs = lab.start(job, url)
-        wait_until(
-            lambda: any(arrives(node) for node in others), timeout_s=30, what="the first bytes"
-        )
+        wait_until(lambda: any(arrives(node) for node in others), what="the first bytes")
         os.killpg(prologs.pop(leader.name).pid, signal.SIGKILL)
         lab.wait(prologs, began=time.monotonic())
     check(lab, job, url, others)
@@ -196,10 +194,10 @@ def test_a_leader_that_is_cut_off_is_passed_over(lab: Lab, url: str) -> None:
     leader, *others = leaders(lab, job, url)
     with lab.web.hold(f"/{url.rpartition('/')[2]}", after_bytes=_IMAGE // 2) as hold:
         prologs = lab.start(job, url)
-        hold.wait_reached(timeout_s=30)
+        hold.wait_reached()
         with leader.cut_off():
             cut = prologs.pop(leader.name)
-            hold.wait_reached(timeout_s=40)  # the next one
+            hold.wait_reached()  # the next one
             hold.release()
             lab.wait(prologs, began=time.monotonic())
             check_others = [node.task(job).code for node in others]
@@ -216,8 +214,8 @@ def test_a_leader_that_gets_nowhere_is_passed_over(lab: Lab, url: str) -> None:
         lab.web.hold(f"/{url.rpartition('/')[2]}", after_bytes=_IMAGE // 2) as hold,
     ):
         prologs = lab.start(job, url)
-        hold.wait_reached(timeout_s=30)
-        hold.wait_reached(timeout_s=30)
+        hold.wait_reached()
+        hold.wait_reached()
         hold.release()
         lab.wait(prologs, began=time.monotonic())
     check(lab, job, url, lab.nodes)
@@ -271,7 +269,7 @@ def test_who_is_not_root_gets_no_answer(lab: Lab, url: str) -> None:
     ).stdout.strip()  # fmt: skip
     with lab.web.hold(f"/{url.rpartition('/')[2]}", after_bytes=_IMAGE // 2) as hold:
         prologs = lab.start(job, url)
-        hold.wait_reached(timeout_s=30)
+        hold.wait_reached()
         for question in (f"ask {of_user}", "ask nothing", "hello", "\0" * 100, "x" * 200_000):
             with lab.inside(node.namespace):
                 connection = socket.create_connection(
@@ -313,8 +311,8 @@ def test_a_prolog_that_is_killed_leaves_what_the_next_one_sweeps(lab: Lab, url: 
     follower = leaders(lab, job, url)[1]
     with lab.web.hold(f"/{url.rpartition('/')[2]}", after_bytes=_IMAGE // 2) as hold:
         prologs = lab.start(job, url)
-        hold.wait_reached(timeout_s=30)
-        wait_until(lambda: f"job {job}: INFO" in follower.log(), timeout_s=20, what="a follower")
+        hold.wait_reached()
+        wait_until(lambda: f"job {job}: INFO" in follower.log(), what="a follower")
         os.killpg(prologs.pop(follower.name).pid, signal.SIGKILL)
         hold.release()
         lab.wait(prologs, began=time.monotonic())

@@ -1,4 +1,4 @@
-"""Images that the site does not trust are not handed out, whenever they came."""
+"""Images that the site does not trust are not handed out, whenever they arrived."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several jobs want the same image: one brings it, whatever becomes of that one."""
+"""Several jobs request the same image: one fetches it, and another one if that one fails."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from tests.integration.checks import failed, finish, got, staged, wait_for_log
 from tests.integration.conftest import Start
+from tests.parts.daemon import TIMEOUT_S
 from tests.parts.node import Node
 from tests.parts.webanswer import Answer, Request
 from tests.parts.webserver import WebServer
@@ -60,7 +61,7 @@ def test_a_waiter_that_is_cancelled_hinders_nobody(
         second = start(node, 2, f"container:{url}")
         wait_for_log(node, "job 2 waits for")
         os.killpg(second.pid, how)
-        second.communicate(timeout=10)
+        second.communicate(timeout=TIMEOUT_S)
         node.epilog(2)
         hold.release()
         finish(first)
@@ -80,7 +81,7 @@ def test_a_waiter_takes_over_from_one_that_was_killed(
         second = start(node, 2, f"container:{url}")
         wait_for_log(node, "job 2 waits for")
         os.killpg(first.pid, signal.SIGKILL)
-        first.communicate(timeout=10)
+        first.communicate(timeout=TIMEOUT_S)
         hold.release()
         finish(second)
     got(node, 2, node.task(2), sif, how="fetched")
@@ -100,7 +101,7 @@ def test_the_next_one_takes_over_from_one_that_was_killed(
         first = start(node, 1, f"container:{url}")
         hold.wait_reached()
         os.killpg(first.pid, signal.SIGKILL)
-        first.communicate(timeout=10)
+        first.communicate(timeout=TIMEOUT_S)
     assert node.leftovers() != []
     staged(node, 2, f"container:{url}", sif, how="fetched")
     assert node.hpcimg_json("status")["counts"]["sweep"] == 1
@@ -131,14 +132,14 @@ def test_those_who_waited_share_a_failure(
 def test_a_waiter_goes_on_by_itself(
     start: Start, node: Node, web: WebServer, url: str, sif: bytes
 ) -> None:
-    """Where the one that fetches does not move."""
+    """The fetching job makes no progress."""
     node.configure("[stage]\npatience = 0.3s\n")
     with web.hold("/x.sif", after_bytes=100_000) as hold:
         first = start(node, 1, f"container:{url}")
         hold.wait_reached()
         second = start(node, 2, f"container:{url}")
         wait_for_log(node, "job 2 waits for", "job 2 stops waiting")
-        web.wait_count(2, timeout_s=30)
+        web.wait_count(2)
         hold.release()
         finish(first)
         finish(second)

@@ -1,4 +1,4 @@
-"""Mirrors of web servers, object stores and libraries: asked first, done without when they fail."""
+"""Mirrors of web servers, object stores and libraries: asked first, bypassed when they fail."""
 
 from __future__ import annotations
 

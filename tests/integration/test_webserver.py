@@ -1,4 +1,4 @@
-"""The stand-in web server does what the tests that lean on it believe."""
+"""The stand-in web server behaves as the tests assume."""
 
 from __future__ import annotations
 

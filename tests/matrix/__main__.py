@@ -22,7 +22,7 @@ REPORT = "matrix.xml"
 
 
 class Row(NamedTuple):
-    """What became of one release."""
+    """The result for one release."""
 
     release: str
     slurm: str = "-"
@@ -35,7 +35,7 @@ class Row(NamedTuple):
 
 
 def main() -> int:
-    """Do what the command line says; return 1 where something failed."""
+    """Run the command line; return 1 if something failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.matrix", description=__doc__)
     parser.add_argument("releases", nargs="*", metavar="RELEASE", default=RELEASES)
     parser.add_argument(
@@ -61,7 +61,7 @@ def main() -> int:
 
 
 def run(root: Root, mirror: str, command: str) -> bool:
-    """Run a shell command in one release; tell whether it went well."""
+    """Run a shell command in one release; tell whether it succeeded."""
     try:
         with root.locked():
             prepare(root, mirror)
@@ -72,7 +72,7 @@ def run(root: Root, mirror: str, command: str) -> bool:
 
 
 def prepare(root: Root, mirror: str) -> None:
-    """Make what is missing and bring the copy of the checkout up to date."""
+    """Create a missing root, and update its copy of the checkout."""
     print(f"\n== {root.release}, in {root.path}", flush=True)
     root.make(mirror)
     root.update()

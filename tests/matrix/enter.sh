@@ -16,6 +16,11 @@ mount --rbind /sys sys
 mount -t proc proc proc
 mount -t tmpfs -o mode=755 tmpfs run
 mount -t tmpfs -o mode=1777 tmpfs tmp
+# For all users, as udev makes it: unprivileged containers mount with it.
+if [ -e dev/fuse ]; then
+    mknod -m 666 run/fuse c 10 229
+    mount --bind run/fuse dev/fuse
+fi
 pivot_root . mnt
 cd "$directory"
 umount --lazy /mnt

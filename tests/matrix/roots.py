@@ -17,9 +17,9 @@ ENTER = Path(__file__).with_name("enter.sh")
 HERE = Path(__file__).parents[2]
 # What the checkout's own Makefile does not install.
 PACKAGES = "ca-certificates,git,make,python3,python3-venv"
-# What commands make in a checkout, and would make again at some cost.
+# Created by commands in a checkout, and expensive to create again.
 KEPT = (".venv", ".bench")
-# How this host reaches package servers, where that is said in its environment.
+# How this host reaches package servers, if its environment says so.
 _PASSED_ON = re.compile(r"PIP_\w+|SSL_CERT_\w+|\w+_CA_BUNDLE|\w+_PROXY", re.IGNORECASE)
 _HOST_FILES = (
     "/etc/ssl/certs/ca-certificates.crt",
@@ -44,14 +44,14 @@ class Root:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Be the only one who uses it; waits for whoever does."""
+        """Lock the root for exclusive use, after waiting for other users."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def make(self, mirror: str) -> None:
-        """Make it where it is not there yet; raise CalledProcessError."""
+        """Create the root unless it exists. Raises CalledProcessError."""
         if self.path.exists():
             return
         part = self.path.with_suffix(".part")
@@ -73,7 +73,7 @@ class Root:
         _run(self._argv(argv))
 
     def output(self, argv: Sequence[str]) -> str:
-        """Run a command in the checkout's copy; return what it prints or raise."""
+        """Run a command in the checkout's copy; return its output. Raises CalledProcessError."""
         return _output(self._argv(argv))
 
     def _copy_settings(self) -> None:
@@ -115,7 +115,7 @@ def host_mirror() -> str:
 
 
 def _namespaces() -> list[str]:
-    # All ends with unshare, and unshare with us.
+    # Everything ends when unshare does, and unshare ends when we do.
     unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
     return ["setpriv", "--pdeathsig", "KILL", *unshare]
 

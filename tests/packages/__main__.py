@@ -29,7 +29,7 @@ if hpcimg.__version__ != "{LATER}":
 
 
 def main() -> int:
-    """Do it; what goes wrong raises."""
+    """Run everything. Raises if something is wrong."""
     parser = argparse.ArgumentParser(prog="python -m tests.packages", description=__doc__)
     parser.add_argument("--directory", type=Path, default=Path(".matrix"))
     directory = parser.parse_args().directory.absolute()
@@ -58,7 +58,7 @@ def main() -> int:
 
 
 def build(checkout: Path, directory: Path) -> None:
-    """Build both packages twice, in different surroundings; raise where two differ."""
+    """Build both packages twice, in different environments. Raises if the results differ."""
     for number, umask in enumerate((0o022, 0o077)):
         place, tree = directory / str(number), directory / f"tree-{number}"
         environment = {**os.environ, "TZ": f"UTC{number}", "PYTHON": sys.executable}
@@ -75,7 +75,7 @@ def build(checkout: Path, directory: Path) -> None:
 
 
 def later_release(directory: Path) -> Path:
-    """Copy this checkout, make a later release of it, and return where."""
+    """Copy this checkout, turn the copy into a later release, and return its path."""
     listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listing, cwd=HERE, stdout=subprocess.PIPE, text=True, check=True).stdout
     for name in filter(None, names.split("\0")):
@@ -92,7 +92,7 @@ def later_release(directory: Path) -> Path:
 
 
 def check_deb(root: Root) -> None:
-    """As an administrator would, by apt-get."""
+    """Test the package with apt-get, as an administrator would use it."""
     root.run(["apt-get", "update", "-q"])
     blocks = docblocks.blocks(HERE / "docs/howto-install.md", "sh")
     [install] = [block.text for block in blocks if block.text.startswith("apt-get install")]
@@ -104,7 +104,7 @@ def check_deb(root: Root) -> None:
 
 
 def check_rpm(root: Root) -> None:
-    """By rpm, from outside; Debian's own packages fulfil what it requires."""
+    """Test the RPM with rpm, from outside; Debian's packages satisfy its dependencies."""
     rpm = ["rpm", "--root", str(root.path), "--nodeps", "--nosignature"]
     first, later = (str(next((root.path / "srv").glob(f"{n}/0/*.rpm"))) for n in ("first", "later"))
     subprocess.run([*rpm, "--install", first], check=True)

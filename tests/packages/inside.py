@@ -1,4 +1,4 @@
-"""What is looked at in the root file system, one step of a package's life at a time.
+"""Checks inside the root file system, one function per step of a package's life.
 
 Python's own library and `tests.parts` are all there is: no pytest, and no virtual environment.
 """
@@ -41,7 +41,7 @@ class PackagedNode(Node):
         SITE.write_text(f"[log]\nto = {self.log_file}\n")
 
     def configure(self, settings: str = "") -> None:
-        """Leave the configuration that is there."""
+        """Keep the package's configuration."""
 
     def environment(self, job: int | str, comment: str | None = None) -> dict[str, str]:
         environment = super().environment(job, comment)
@@ -50,7 +50,7 @@ class PackagedNode(Node):
 
 
 class Jobs:
-    """Jobs that start one after the other until the block ends; half of them have an image."""
+    """Jobs that start one after another until the block ends; half of them have an image."""
 
     def __init__(self, place: PackagedNode, warm: str) -> None:
         self.wrong: list[str] = []
@@ -100,7 +100,7 @@ def put_image(web: WebServer, name: str) -> str:
 
 
 def installed() -> None:
-    """All is where it is looked for, and a job gets its image."""
+    """Check that everything is in its place, and that a job gets its image."""
     account = pwd.getpwnam("hpcimg")
     assert account.pw_uid < 1000
     assert account.pw_shell.endswith("nologin")
@@ -122,7 +122,7 @@ def installed() -> None:
 
 
 def check_compiled() -> None:
-    """There is byte code for everything, of the Python that is run."""
+    """Check that there is byte code for all modules, for the Python that runs them."""
     release = (LIB / "current").resolve()
     tag = output(str(release / "python"), "-c", "import sys; print(sys.implementation.cache_tag)")
     for source in release.rglob("*.py"):
@@ -173,7 +173,7 @@ def check_later() -> None:
 
 
 def python_changed() -> None:
-    """Another Python makes the package set itself up again; until then the hooks find one."""
+    """Change the Python: the package sets itself up again, and until then the hooks find one."""
     before = (LIB / "current").resolve()
     (before / "python").unlink()
     assert output("hpcimg", "--version") == f"hpcimg {LATER}\n"
@@ -185,7 +185,7 @@ def python_changed() -> None:
 
 
 def removed() -> None:
-    """What was installed is gone; cache and configuration stay."""
+    """Check that the package's files are gone, and cache and configuration are kept."""
     output("apt-get", "remove", "hpcimg")
     check_removed()
     assert "max_size = 1G" in CONF.read_text()
@@ -198,7 +198,7 @@ def check_removed() -> None:
 
 
 def purged() -> None:
-    """The configuration is gone, too, and nothing of the package is left."""
+    """Check that the configuration is gone as well, and nothing of the package is left."""
     assert SITE.exists()
     output("apt-get", "purge", "hpcimg")
     check_removed()
@@ -210,7 +210,7 @@ def purged() -> None:
 
 
 def rpm_upgraded() -> None:
-    """The same of the RPM, but for the hooks that start in between."""
+    """Upgrade the RPM likewise, without hooks that start in the meantime."""
     check_later()
     place = PackagedNode()
     with WebServer() as web:
@@ -219,7 +219,7 @@ def rpm_upgraded() -> None:
 
 
 def rpm_removed() -> None:
-    """As with the other; rpm keeps a changed file of the configuration under another name."""
+    """Check the same for the RPM; rpm keeps a changed configuration file under another name."""
     check_removed()
     assert "max_size = 1G" in CONF.with_name("hpcimg.conf.rpmsave").read_text()
 

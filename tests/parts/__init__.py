@@ -1,1 +1,1 @@
-"""Real parts that tests and the demo stand on: a Slurm cluster, an OCI registry, images."""
+"""Building blocks of tests and demo: a Slurm cluster, an OCI registry, images."""

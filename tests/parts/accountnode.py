@@ -1,4 +1,4 @@
-"""A node with one account more than its host."""
+"""A node with one more account than its host."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class NodeWithAccount(Node):
         return file
 
     def start_prolog(self, job: int | str, comment: str | None) -> subprocess.Popen[str]:
-        """Start Prolog where our account is known, and only there."""
+        """Start Prolog in a mount namespace where the account exists."""
         script = 'mount --bind "$1" /etc && exec "$2"'
         return subprocess.Popen(
             ["unshare", "-m", "sh", "-c", script, "sh", str(self._etc), str(PROLOG)],
-            # $HOME is what anybody may set.
+            # Anybody may set $HOME to anything.
             env={**self.environment(job, comment), "HOME": "/nonexistent", "PATH": PATH},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

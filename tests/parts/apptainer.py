@@ -1,4 +1,4 @@
-"""A real Apptainer: whether this host has one, and key pairs that sign SIF images by it."""
+"""A real Apptainer, if this host has one, and key pairs that sign SIF images with it."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Signer:
         self._directory = directory / f"keys-of-{name}"
         self._directory.mkdir(mode=0o700)
         self.public = directory / f"{name}.asc"
-        # Small ones: they are made in no time.
+        # Small keys, which are generated quickly.
         words = [f"--name={name}", f"--email={name}@example.org", "--comment=for a test"]
         self._run("key", "newpair", *words, "--password=", "--push=false", "--bit-length=2048")
         self._run("key", "export", "--armor", str(self.public), says="0\n")
 
     def sign(self, image: Path) -> Path:
-        """Sign all that is in the image; return its path."""
+        """Sign everything in the image; return its path."""
         self._run("sign", str(image))
         return image
 
@@ -45,7 +45,7 @@ class Signer:
 
 
 def add_part(image: Path, *, group: int) -> Path:
-    """Add a part that nobody signed to an image, in a group, or in none by 0; return its path."""
+    """Add an unsigned part to an image, in a group, or with 0 in none; return its path."""
     content = image.with_suffix(".part")
     content.write_text("more\n")
     words = ["--datatype", _GENERIC, "--groupid", str(group)]
@@ -54,7 +54,7 @@ def add_part(image: Path, *, group: int) -> Path:
 
 
 def run(*arguments: str, home: Path, says: str = "") -> None:
-    """Run Apptainer with its keys in a directory, and what somebody types; raise PartError."""
+    """Run Apptainer with its keys in a directory and this input. Raises PartError."""
     environment = {"PATH": PATH, "HOME": str(home), "APPTAINER_KEYSDIR": str(home)}
     argv = ["apptainer", *arguments]
     done = subprocess.run(

@@ -92,7 +92,7 @@ class Cluster(SlurmClient):
         return missing_commands(*_COMMANDS)
 
     def __enter__(self) -> Self:
-        """Start; where that fails or is interrupted, end what was started."""
+        """Start. If that fails or is interrupted, end what was started."""
         # A short path: the name of a unix socket has room for 107 bytes.
         self.directory = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
         self.conf = self.directory / "slurm.conf"
@@ -115,7 +115,7 @@ class Cluster(SlurmClient):
         NODE_FAIL or are requeued.
         """
         self._daemons.pop(node).kill()
-        wait_until(lambda: not self._kill(node), timeout_s=10, what=f"the end of all on {node}")
+        wait_until(lambda: not self._kill(node), what=f"the end of all on {node}")
         self.scontrol("update", f"nodename={node}", "state=down", "reason=Not responding")
 
     def start_node(self, node: str, *, rebooted: bool = True) -> None:
@@ -124,7 +124,7 @@ class Cluster(SlurmClient):
         self._wait(lambda: self.node_states()[node] in {"idle", "drained"}, f"{node} to be back")
 
     def on_node(self, node: str) -> list[int]:
-        """Return the processes that a node's slurmd started, hooks and what they started too."""
+        """Return the processes that a node's slurmd started, including hooks and their children."""
         return descendants(self._daemons[node].pid)
 
     def log(self, name: str) -> str:
@@ -156,9 +156,7 @@ class Cluster(SlurmClient):
         for daemon in reversed(self._daemons.values()):
             daemon.stop()
         self._daemons.clear()
-        wait_until(
-            lambda: not self._kill(), timeout_s=10, what="the end of the cluster's processes"
-        )
+        wait_until(lambda: not self._kill(), what="the end of the cluster's processes")
         shutil.rmtree(self.directory)
 
     def _kill(self, node: str = "") -> int:
@@ -223,7 +221,7 @@ class Cluster(SlurmClient):
         self._start_daemon(node, argv)
 
     def _addresses(self) -> list[str]:
-        """Return where slurmctld is, and then where the nodes are."""
+        """Return the address of slurmctld, then those of the nodes."""
         if self._lab is None:
             return ["127.0.0.1"] * (1 + len(self.nodes))
         return [self._lab.join_host(), *(node.address for node in self._lab.nodes)]

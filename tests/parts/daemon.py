@@ -6,9 +6,12 @@ import random
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 # Daemons live in sbin, which is not on every user's PATH; nothing else of the caller's
 # environment reaches a daemon.
@@ -18,9 +21,12 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # is given a port between our look and the daemon's bind.
 PORTS = range(12000, 32000)
 
+# For what comes soon, on a machine that may have much else to do.
+TIMEOUT_S = 60.0
+
 
 class PartError(RuntimeError):
-    """A part did not do what a test asked of it; the message holds what it said itself."""
+    """A part did not do what a test asked it to do; the message has its own output."""
 
 
 def missing_commands(*names: str) -> str:
@@ -52,7 +58,7 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str) -> None:
+def wait_until(condition: Callable[[], bool], *, what: str, timeout_s: float = TIMEOUT_S) -> None:
     """Poll until the condition holds; at the deadline raise PartError, which says what for."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -62,7 +68,7 @@ def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str) ->
 
 
 class Daemon:
-    """A foreground process that ends when it is told to, or when the thread that started it ends.
+    """A foreground process that ends on request, or when the thread that started it ends.
 
     The second is the kernel's doing (parent death signal): a test run that is killed leaves no
     daemon behind. So start a daemon from a thread that lives as long as the daemon shall.
@@ -102,16 +108,16 @@ class Daemon:
 
     @property
     def pid(self) -> int:
-        """Return the process id, 0 where it was not started."""
+        """Return the process id, 0 if it is not running."""
         return self._process.pid if self._process else 0
 
     def expect_running(self) -> None:
-        """Raise PartError with the end of its output where it has ended by itself."""
+        """Raise PartError with the end of its output if it has ended by itself."""
         if self._process is None or self._process.poll() is not None:
             output = self._output.read_text(errors="replace")[-3000:]
             raise PartError(f"{self._argv[0]} ended by itself:\n{output}")
 
-    def wait_for(self, port: int, *, timeout_s: float, what: str) -> None:
+    def wait_for(self, port: int, *, what: str, timeout_s: float = TIMEOUT_S) -> None:
         """Wait until it accepts connections on a loopback port; `what` it is, for PartError."""
 
         def answers() -> bool:
@@ -121,7 +127,7 @@ class Daemon:
         wait_until(answers, timeout_s=timeout_s, what=what)
 
     def stop(self, *, grace_s: float = 5.0) -> None:
-        """Send SIGTERM, after the grace SIGKILL, and reap. Nothing happens where nothing runs."""
+        """Send SIGTERM, then SIGKILL after the grace period, and reap. May be called again."""
         if self._process is None:
             return
         self._process.terminate()
@@ -137,3 +143,46 @@ class Daemon:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+
+class Server(ABC):
+    """A daemon with a port and a directory of its own. A context manager."""
+
+    name: str  # begins the directory's name
+    port: int  # of 127.0.0.1
+    directory: Path
+
+    @abstractmethod
+    def command(self) -> list[str]:
+        """Write the daemon's files into the directory; return the command that starts it."""
+
+    def __enter__(self) -> Self:
+        """Start with an empty directory."""
+        self.directory = Path(tempfile.mkdtemp(prefix=f"{self.name}-"))
+        self.log = self.directory / "log"
+        self._daemon = Daemon(self.command(), output=self.log)
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop, and remove the directory."""
+        self._daemon.stop()
+        shutil.rmtree(self.directory)
+
+    def start(self) -> None:
+        """Start, and wait until it accepts connections."""
+        self._daemon.start()
+        self._daemon.wait_for(self.port, what=f"the {self.name}")
+
+    def stop(self) -> None:
+        """Stop; connections are refused from now on."""
+        self._daemon.stop()
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it runs."""
+        return self._daemon.pid != 0

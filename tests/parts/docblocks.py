@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
-# Whose places a test's own web server and registry take.
+# A test's own web server and registry stand in for these.
 EXAMPLE_WEB = "https://images.example.org"
 EXAMPLE_REGISTRY = "registry.example.org"
 
@@ -28,7 +28,7 @@ class Block(NamedTuple):
 
 
 class Command(NamedTuple):
-    """A command of a console block, and the output that is shown for it, "" for none."""
+    """A command in a console block, and its output as shown, "" for none."""
 
     text: str
     output: str
@@ -52,7 +52,7 @@ def commands(block: Block) -> list[Command]:
 
 
 def comment(script: str) -> str:
-    """Return the comment that a batch script asks for in its #SBATCH lines."""
+    """Return the comment in a batch script's #SBATCH lines."""
     found = re.search(r"^#SBATCH --comment=(.*)$", script, re.MULTILINE)
     return found[1].strip('"') if found else ""
 
@@ -65,7 +65,7 @@ def rows(text: str) -> list[list[str]]:
 
 
 def section(page: Path, heading: str) -> str:
-    """Return what stands under a heading, up to the next one of its level or above."""
+    """Return the text under a heading, up to the next one of the same or a higher level."""
     text = _BLOCK.sub("", page.read_text())
     found = re.search(
         rf"^(#+) {re.escape(heading)}$\n(.*?)(?=^#{{1,2}} |\Z)", text, re.MULTILINE | re.DOTALL
@@ -88,7 +88,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def matches(shown: str, real: str) -> bool:
-    """Tell whether the output is what is shown, where `…` stands for any text.
+    """Tell whether the output matches what is shown, where `…` stands for any text.
 
     White space is not compared: the widths of columns follow the values in them.
     """

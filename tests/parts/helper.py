@@ -1,4 +1,4 @@
-"""The helper of a node, started by systemd's own activation, and processes that are in jobs."""
+"""A node's helper, started by systemd's socket activation, and processes in jobs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.parts.node import ROOT
 
 HELPER = ROOT / "bin" / "hpcimg-helper"
 _HIERARCHIES = {"v1": Path("/sys/fs/cgroup/freezer"), "v2": Path("/sys/fs/cgroup/unified")}
-# A host has one of them where cgroup v2 is all there is.
+# Only the first exists on a host with cgroup v2 alone.
 if Path("/sys/fs/cgroup/cgroup.controllers").exists():
     _HIERARCHIES = {"v2": Path("/sys/fs/cgroup")}
 
@@ -46,7 +46,7 @@ class Helper:
         self.socket.parent.mkdir(parents=True, exist_ok=True)
         self.socket.parent.chmod(0o755)
         self._daemon.start()
-        wait_until(self.socket.exists, timeout_s=10, what="the helper's socket")
+        wait_until(self.socket.exists, what="the helper's socket")
         self.socket.chmod(0o666)
         return self
 

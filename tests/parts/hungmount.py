@@ -74,7 +74,7 @@ def _mount(directory: Path, file: int, uid: int, gid: int) -> None:
 
 
 def _serve(file: int) -> None:
-    """Take requests without an answer, for ever."""
+    """Read requests and answer none, endlessly."""
     _, opcode, unique = struct.unpack_from("<IIQ", os.read(file, _READ))
     assert opcode == _FUSE_INIT
     # struct fuse_init_out of protocol 7.31: without an answer to this one SIGKILL would do.

@@ -45,11 +45,11 @@ class Cloud:
         return where
 
     def revoke(self) -> None:
-        """Let no token be good that was given so far."""
+        """Revoke all tokens given so far."""
         self.tokens += 1
 
     def asked(self) -> list[dict[str, Any]]:
-        """Return what was sent to Keystone."""
+        """Return the requests sent to Keystone."""
         return [json.loads(request.body)["auth"] for request in self.keystone.requests("POST")]
 
     def _log_in(self, request: Request) -> Answer:

@@ -37,7 +37,7 @@ _CLONE_NEWNET = 0x40000000
 
 
 class Run(NamedTuple):
-    """What became of one job: for how long each node's Prolog held it, in seconds, by name."""
+    """The result of one job: how long each node's Prolog held it, in seconds, by node."""
 
     held_s: dict[str, float]
 
@@ -67,7 +67,7 @@ class LabNode(Node):
         super().__init__(directory, lab.settings)
 
     def environment(self, job: int | str, comment: str | None = None) -> dict[str, str]:
-        """Return what this node's slurmd gives a hook."""
+        """Return the environment that this node's slurmd gives a hook."""
         return {
             **super().environment(job, comment),
             "SLURMD_NODENAME": self.name,
@@ -76,7 +76,7 @@ class LabNode(Node):
         }
 
     def start_prolog(self, job: int | str, comment: str | None) -> subprocess.Popen[str]:
-        """Start Prolog on the node's network, where the lab's names are known."""
+        """Start Prolog in the node's network namespace, where the lab's names resolve."""
         return subprocess.Popen(
             [*self._lab.enter(self.namespace), str(PROLOG)],
             env=self.environment(job, comment),
@@ -93,7 +93,7 @@ class LabNode(Node):
 
     @contextmanager
     def cut_off(self) -> Iterator[None]:
-        """Partition the node from the network for a while, without a word to anybody."""
+        """Cut the node off from the network for a while; connections stay open."""
         link = ("-n", self._lab.hub, "link", "set", self.name)
         self._lab.ip(*link, "nomaster")
         try:
@@ -179,14 +179,14 @@ class Lab:
     def run(
         self, job: int, url: str, nodes: Sequence[LabNode] = (), *, timeout_s: float = 60
     ) -> Run:
-        """Run the job's Prolog on the nodes to its end; all of them end with 0."""
+        """Run the job's Prolog on the nodes to its end; each must exit with 0."""
         began = time.monotonic()
         return self.wait(self.start(job, url, nodes), began=began, timeout_s=timeout_s)
 
     def wait(
         self, prologs: Mapping[str, subprocess.Popen[str]], *, began: float, timeout_s: float = 60
     ) -> Run:
-        """Wait for the end of Prologs, which end with 0 and say nothing."""
+        """Wait for the end of the Prologs, which must exit with 0 and print nothing."""
         held_s: dict[str, float] = {}
         wrong: list[str] = []
 
@@ -225,7 +225,7 @@ class Lab:
         return f"{self._subnet}.{number}"
 
     def enter(self, namespace: str) -> list[str]:
-        """Return the words before a command that is to run in a namespace of the lab."""
+        """Return the prefix of a command that runs in a namespace of the lab."""
         script = 'mount --bind "$1" /etc/hosts && shift && exec "$@"'
         inside = ["nsenter", f"--net=/run/netns/{namespace}", "unshare", "-m"]
         return [*inside, "sh", "-c", script, "sh", str(self._hosts)]
@@ -236,7 +236,7 @@ class Lab:
         return int(link["stats64"]["tx"]["bytes"])
 
     def join_host(self) -> str:
-        """Connect this host to the bridge, for as long as the lab is there; return its address."""
+        """Connect this host to the bridge while the lab exists; return its address."""
         name = f"{self.name[-8:]}h"  # a link's name has 15 characters
         self.ip("-n", self.hub, "link", "add", "host", "mtu", str(_MTU), "type", "veth",
                 "peer", "name", name, "mtu", str(_MTU), "netns", str(os.getpid()))  # fmt: skip
@@ -274,7 +274,7 @@ class Lab:
             hosts.write(f"{self.address(number)} {name}\n")
 
     def _delete_namespaces(self) -> None:
-        """Delete what there is of them: the bridge and all links go with them."""
+        """Delete all namespaces that exist, and with them the bridge and all links."""
         for name in self.ip("netns", "list").split():
             if name.startswith(f"{self.name}-"):
                 with contextlib.suppress(PartError):
@@ -287,7 +287,7 @@ class Lab:
 
     @contextmanager
     def inside(self, namespace: str) -> Iterator[None]:
-        """Let sockets that this thread opens, and threads that it starts, be in a namespace."""
+        """Put sockets that this thread opens, and threads that it starts, into a namespace."""
         with open("/proc/thread-self/ns/net") as ours, open(f"/run/netns/{namespace}") as theirs:
             _set_namespace(theirs.fileno())
             try:
@@ -303,7 +303,7 @@ def _set_namespace(descriptor: int) -> None:
 
 
 def _no_namespaces() -> str:
-    """Return why links cannot be made and shaped here, or an empty string."""
+    """Return why links cannot be created and shaped here, or an empty string."""
     name = f"lab{os.getpid()}-try"
     try:
         _run("ip", "netns", "add", name)

@@ -1,4 +1,4 @@
-"""Make layers of OCI images, and read what became of them."""
+"""Make layers of OCI images, convert them, and read the result."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def special(name: str, kind: bytes) -> tuple[tarfile.TarInfo, bytes]:
 
 
 def whiteout(name: str) -> tuple[tarfile.TarInfo, bytes]:
-    """Return what hides a path of lower layers."""
+    """Return a whiteout of a path in lower layers."""
     head, slash, last = name.rpartition("/")
     return file(f"{head}{slash}.wh.{last}")
 
 
 def opaque(name: str) -> tuple[tarfile.TarInfo, bytes]:
-    """Return what hides all that lower layers have in a directory."""
+    """Return the mark of an opaque directory."""
     return file(f"{name}/.wh..wh..opq" if name else ".wh..wh..opq")
 
 
@@ -75,7 +75,7 @@ def tar(*members: tuple[tarfile.TarInfo, bytes], format: int = tarfile.GNU_FORMA
 def layer(
     *members: tuple[tarfile.TarInfo, bytes], pack: Callable[[bytes], bytes] = gzip.compress
 ) -> bytes:
-    """Return a layer as registries have it."""
+    """Return a layer as it is stored in registries."""
     return pack(tar(*members))
 
 
@@ -86,7 +86,7 @@ def zstd(data: bytes) -> bytes:
 
 @contextmanager
 def opened(*layers: bytes) -> Iterator[tuple[int, ...]]:
-    """Have layers in open files."""
+    """Write layers to open files."""
     descriptors = []
     try:
         for data in layers:
@@ -142,7 +142,7 @@ def unpack(path: Path) -> Path:
 
 
 def listing(path: Path) -> list[str]:
-    """Return a line for all that is in an image: mode, owner, size, time, name, target."""
+    """Return a line for each entry of an image: mode, owner, size, time, name, target."""
     return _unsquashfs(path, "-lln").decode(errors="surrogateescape").splitlines()
 
 

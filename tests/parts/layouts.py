@@ -1,4 +1,4 @@
-"""One image in all the forms that it can have on a file system.
+"""One image in all formats for file systems.
 
 Written by skopeo, or as an archive of Docker's with anything in it.
 """
@@ -49,7 +49,7 @@ def write_archive(
     names: Sequence[str] | None = None,
     tags: Sequence[str] = ("lab/tool:1.0",),
 ) -> str:
-    """Write what `docker save` would of files by their names; return the comment for it."""
+    """Write an archive as `docker save` does, from files by name; return the comment for it."""
     listed = [{"Config": "c.json", "RepoTags": list(tags), "Layers": list(names or layers)}]
     files = {"c.json": config, **layers, "manifest.json": json.dumps(listed).encode()}
     with tarfile.open(path, "w") as tar:
@@ -66,11 +66,11 @@ def write_archive(
 
 
 def config_of(*layers: Layer) -> bytes:
-    """Return the config of an image of these layers."""
+    """Return the config of an image with these layers."""
     rootfs = {"type": "layers", "diff_ids": [layer.diff_id for layer in layers]}
     return json.dumps({"architecture": go_name(), "os": "linux", "rootfs": rootfs}).encode()
 
 
 def in_blobs(layer: Layer) -> str:
-    """Return the name of a layer as newer releases of Docker have it, by its digest."""
+    """Return the name of a layer in archives of newer Docker releases, by its digest."""
     return f"blobs/sha256/{hashlib.sha256(layer.data).hexdigest()}"

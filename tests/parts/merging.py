@@ -1,4 +1,4 @@
-"""Merge layers without packing the result: what conversions hand to mksquashfs."""
+"""Merge layers without packing the result: the input that conversions give to mksquashfs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def archive_of(
     additions: Additions = NOTHING,
     ways: Sequence[Way] = (merge, replay),
 ) -> bytes:
-    """Return what goes into mksquashfs, by the first way that can tell what it is."""
+    """Return the input for mksquashfs, by the first way that can merge the layers."""
     for way in ways:
         with contextlib.suppress(NeedsReplay), tempfile.TemporaryFile() as archive:
             stream = Stream(archive.fileno())
@@ -49,7 +49,7 @@ def unpack_into(
     additions: Additions = NOTHING,
     way: Way = replay,
 ) -> bytes:
-    """Write what goes into a mksquashfs that reads no archives; return its pseudo file."""
+    """Write the input for a mksquashfs that reads no archives; return its pseudo file."""
     pseudo = io.BytesIO()
     with contextlib.closing(Directory(str(path), pseudo, uri="docker://x")) as receiver:
         _run(way, receiver, layers, 0, additions)

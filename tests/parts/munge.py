@@ -1,4 +1,4 @@
-"""A munged of its own, with a key of its own, for whoever is given its socket."""
+"""A separate munged with its own key and socket."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Munge:
         (self._directory / "output").touch()
         self._daemon.start()
         try:
-            wait_until(self._is_there, timeout_s=10, what="munged")
+            wait_until(self._is_there, what="munged")
         except BaseException:
             self._daemon.stop()
             raise

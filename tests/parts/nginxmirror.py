@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Self
 
-from tests.parts.daemon import PATH, Daemon, free_ports, missing_commands
+from tests.parts.daemon import PATH, Server, free_ports, missing_commands
 from tests.parts.node import ROOT
 
 CONF = ROOT / "etc/nginx/hpcimg-mirror.conf"
-_START_TIMEOUT_S = 30
+
 _MAIN = """\
 daemon off;
 pid {directory}/pid;
@@ -28,11 +25,10 @@ http {{
 """
 
 
-class NginxMirror:
-    """nginx with the configuration that sites get, on a port of its own of 127.0.0.1.
+class NginxMirror(Server):
+    """nginx with the configuration that sites get. Attributes: host ("127.0.0.1:PORT") and url."""
 
-    A context manager. Attributes: host ("127.0.0.1:PORT") and url.
-    """
+    name = "nginx"
 
     def __init__(
         self,
@@ -40,9 +36,9 @@ class NginxMirror:
         registries: Mapping[str, str] | None = None,
         servers: Mapping[str, str] | None = None,
     ) -> None:
-        """Choose the port; nothing runs yet.
+        """Choose the ports; nothing runs yet.
 
-        `registries` and `servers` take the place of its two tables, None leaves what is shipped.
+        `registries` and `servers` replace its two tables; None keeps those that are shipped.
         """
         self._tables = {"hpcimg_registry": registries, "hpcimg_server": servers}
         self.port, self._inner = free_ports(2)
@@ -54,29 +50,14 @@ class NginxMirror:
         """Return a sentence that says what this host lacks for it, or an empty string."""
         return missing_commands("nginx")
 
-    def __enter__(self) -> Self:
-        """Start with nothing cached."""
-        self.directory = Path(tempfile.mkdtemp(prefix="nginx-"))
+    def command(self) -> list[str]:
         self.directory.chmod(0o755)
         (self.directory / "mirror.conf").write_text(self._conf())
         main = self.directory / "nginx.conf"
         user = "user www-data;" if self.directory.owner() == "root" else ""
         main.write_text(_MAIN.format(directory=self.directory, user=user))
         nginx = shutil.which("nginx", path=PATH) or "nginx"
-        argv = [nginx, "-c", str(main), "-p", str(self.directory), "-e", "stderr"]
-        self._daemon = Daemon(argv, output=self.directory / "log")
-        try:
-            self._daemon.start()
-            self._daemon.wait_for(self.port, timeout_s=_START_TIMEOUT_S, what="nginx")
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop, and remove what was cached."""
-        self._daemon.stop()
-        shutil.rmtree(self.directory)
+        return [nginx, "-c", str(main), "-p", str(self.directory), "-e", "stderr"]
 
     def _conf(self) -> str:
         """Return the configuration with this host's port, places and tables in it."""

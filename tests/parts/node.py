@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.parts.daemon import TIMEOUT_S
+
 ROOT = Path(__file__).resolve().parents[2]
 PROLOG = ROOT / "prolog" / "hpcimg-prolog"
 TASK_PROLOG = ROOT / "prolog" / "hpcimg-task-prolog"
@@ -17,7 +19,7 @@ EPILOG = ROOT / "epilog" / "hpcimg-epilog"
 
 
 class Task(NamedTuple):
-    """What the task prolog said: its exit code, the variables it exports, what it prints."""
+    """The result of the task prolog: its exit code, the variables it exports, what it prints."""
 
     code: int
     exports: dict[str, str]
@@ -54,7 +56,7 @@ class Node:
         (self.directory / "conf.d" / "test.conf").write_text(settings)
 
     def environment(self, job: int | str, comment: str | None = None) -> dict[str, str]:
-        """Return what slurmd gives a hook: next to nothing."""
+        """Return the environment that slurmd gives a hook: next to nothing."""
         fields = {
             "HPCIMG_CONF": str(self.conf),
             "SLURM_JOB_ID": str(job),
@@ -81,7 +83,7 @@ class Node:
             start_new_session=True,
         )
 
-    def prolog(self, job: int | str, comment: str | None, *, timeout_s: float = 60) -> None:
+    def prolog(self, job: int | str, comment: str | None, *, timeout_s: float = TIMEOUT_S) -> None:
         """Run Prolog to its end; it must end with 0 and say nothing."""
         process = self.start_prolog(job, comment)
         output, _ = process.communicate(timeout=timeout_s)
@@ -103,7 +105,7 @@ class Node:
         return self.task(job)
 
     def epilog(self, job: int | str) -> None:
-        """Run Epilog to its end; it must end with 0 and say nothing."""
+        """Run Epilog to its end; it must exit with 0 and print nothing."""
         done = self._run([str(EPILOG)], self.environment(job))
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout + done.stderr == ""
@@ -138,7 +140,7 @@ class Node:
         return {(path.parent.name, path.name) for path in self.state.glob("leases/*/*")}
 
     def leftovers(self) -> list[Path]:
-        """Return what only work under way may have on disk."""
+        """Return the files that may exist only while work is in progress."""
         in_cache = (self.cache / "tmp", self.cache / "work")
         directories = (*in_cache, self.state / "tmp", self.state / "inflight")
         return [
@@ -150,7 +152,7 @@ class Node:
         return self.log_file.read_text() if self.log_file.exists() else ""
 
     def reboot(self) -> None:
-        """Lose what is on the tmpfs."""
+        """Clear the tmpfs, as a reboot does."""
         if self.state.exists():
             subprocess.run(["rm", "-rf", str(self.state)], check=True)
 

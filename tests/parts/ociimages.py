@@ -23,7 +23,7 @@ INDEX = "application/vnd.oci.image.index.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
 _BUSYBOX = Path("/bin/busybox")
-# How a program begins whose interpreter, the dynamic linker, would have to be in the image too.
+# The beginning of a dynamically linked program, whose linker would have to be in the image too.
 _LINKER = b"/ld-"
 
 
@@ -36,7 +36,7 @@ class Layer(NamedTuple):
 
 
 class Descriptor(NamedTuple):
-    """What an index says of a manifest; `parts` has the digests of its config and its layers."""
+    """An index's entry for a manifest; `parts` has the digests of its config and its layers."""
 
     digest: str
     size_bytes: int
@@ -54,7 +54,7 @@ def missing() -> str:
 
 
 def program() -> bytes:
-    """Return a program that runs in an empty image, and does what it is named for: cat, sh ..."""
+    """Return a program that runs in an empty image, under the name of what it does: cat, sh ..."""
     return _BUSYBOX.read_bytes()
 
 

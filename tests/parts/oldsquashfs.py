@@ -1,4 +1,4 @@
-"""A mksquashfs that reads no archives, as nodes with RHEL 8 and 9 have it."""
+"""An old mksquashfs, which reads no archives, as in RHEL 8 and 9."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.parts.node import PROLOG, ROOT, Node
 # tests/fetch-old-squashfs puts it there.
 PROGRAM = ROOT / ".venv/squashfs-tools-4.4/usr/bin/mksquashfs"
 
-# What 4.4 has and 4.3 has not, as far as anybody may think of it.
+# Options that 4.4 has and 4.3 has not.
 _LIKE_4_3 = """\
 #!/bin/sh
 for word; do
@@ -59,7 +59,7 @@ class NodeWithOldSquashfs(Node):
         return missing()
 
     def start_prolog(self, job: int | str, comment: str | None) -> subprocess.Popen[str]:
-        """Start Prolog where the old program is in the place of the machine's, and only there."""
+        """Start Prolog in a mount namespace where the old program replaces the host's."""
         script = 'mount --bind "$1" "$(command -v mksquashfs)" && exec "$2"'
         return subprocess.Popen(
             ["unshare", "-m", "sh", "-c", script, "sh", str(PROGRAM), str(PROLOG)],

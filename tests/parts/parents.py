@@ -1,4 +1,4 @@
-"""Who a sink reports to, in this process."""
+"""A parent that a sink reports to, in this process."""
 
 from __future__ import annotations
 
@@ -36,5 +36,5 @@ class Parent:
         self.said.append(("retrying", why, wait_s))
 
     def heard(self, what: str) -> list[tuple[Any, ...]]:
-        """Return all of one kind, without its name."""
+        """Return the messages of one kind, without its name."""
         return [said[1:] for said in self.said if said[0] == what]

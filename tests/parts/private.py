@@ -1,4 +1,4 @@
-"""What holds of a file that is private to one user."""
+"""What must hold for a file that is private to one user."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 _OTHER = 3_999_998
-# Everything that a user could try to make the file larger, or another.
+# All ways in which a user could try to enlarge or replace the file.
 _ATTACK = """
 chmod u+w "$1"; chmod 0666 "$1"; chmod -R u+w "${1%/*}"
 echo more >>"$1"; : >"$1"; rm -f "$1"; mv "$1" "$1.old"; ln "$1" "$1.link"; ln "$1" "/tmp/$$"
@@ -17,7 +17,7 @@ setfacl -m "u:$(id -u):rw" "$1"
 
 
 def check_private(path: Path, uid: int) -> None:
-    """Look that root owns it, that the user `uid` reads it, and that the user changes nothing."""
+    """Check that root owns the file, and that the user `uid` can read it and not change it."""
     seen, data, beside = path.lstat(), path.read_bytes(), sorted(os.listdir(path.parent))
     assert (seen.st_uid, seen.st_mode & 0o7777) == (0, 0o440)
     assert _as(uid, "cat", str(path)) == data
@@ -32,7 +32,7 @@ def check_private(path: Path, uid: int) -> None:
 
 
 def _as(uid: int, *argv: str) -> bytes | None:
-    """Return what a command prints for a user, None where it fails."""
+    """Return what a command prints when run by a user, None if it fails."""
     done = subprocess.run(
         argv, user=uid, group=uid, extra_groups=[], capture_output=True, check=False
     )

@@ -26,7 +26,7 @@ def kill_processes(
         if (mark or log) and mark not in environment and not (log and _holds(pid, log)):
             continue
         found.append(pid)
-    # All stand still before the first one ends, so that no job step's manager lives to report it.
+    # Stop all of them before the first one ends, so that no job step's manager can report that.
     for number in (signal.SIGSTOP, signal.SIGKILL):
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
@@ -48,7 +48,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def users_of(directory: Path) -> list[int]:
-    """Return the processes, but this one, that have a file below a directory open."""
+    """Return the processes other than this one that have a file below a directory open."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         if int(process.name) != os.getpid():
@@ -60,7 +60,7 @@ def users_of(directory: Path) -> list[int]:
 
 
 def status_of(pid: int) -> dict[str, list[str]]:
-    """Return what the kernel says of a process."""
+    """Return the fields of /proc/PID/status."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return {name: rest.split() for name, _, rest in (line.partition(":") for line in lines)}
 

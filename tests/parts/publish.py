@@ -16,7 +16,7 @@ from tests.parts.webserver import WebServer
 
 
 def sha256(data: bytes) -> str:
-    """Return a digest as manifests have it."""
+    """Return a digest in the notation of manifests."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 

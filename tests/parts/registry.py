@@ -1,4 +1,4 @@
-"""A real OCI registry on loopback, with an access log that tests can count in."""
+"""A real OCI registry on loopback, with an access log in which tests count requests."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ import io
 import json
 import re
 import secrets
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple
 from urllib.parse import urljoin
 
 from requests import Response, Session
 
 from tests.parts.daemon import (
-    Daemon,
     PartError,
+    Server,
     free_ports,
     missing_commands,
     wait_until,
@@ -29,15 +27,15 @@ from tests.parts.webserver import make_certificate
 SIF_LAYER = "application/vnd.sylabs.sif.layer.v1.sif"
 SIF_CONFIG = "application/vnd.sylabs.sif.config.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-# Who may read a registry with `basic`, and that password as htpasswd -B writes it.
+# The user of a registry with `basic`, and the password as htpasswd -B writes it.
 USER, PASSWORD = "jo", "s3cret"
 _HTPASSWD = "jo:$2y$04$ny0W0KlrvqqFbMm3Y6Nv9OTEfW4vZf6q3WPdt9X/8CTJvP56gI0iS"
 
 _REPOSITORY = re.compile(r"/v2/(.+)/(?:blobs|manifests)/")
 _LOGGED = re.compile(r'"([A-Z]+) (\S+) HTTP/[\d.]+" (\d{3}) (\d+) ')
-# Our own question, by which we know that the log is written up to here.
+# Our own request: once it is in the log, so is everything before it.
 _MARK = "/v2/?mark="
-_TIMEOUT_S = 30
+_TIMEOUT_S = 60
 
 
 class Request(NamedTuple):
@@ -49,13 +47,15 @@ class Request(NamedTuple):
     sent_bytes: int
 
 
-class Registry:
-    """Debian's docker-registry on a port of its own with a storage directory of its own.
+class Registry(Server):
+    """Debian's docker-registry, which has no images at first.
 
-    A context manager. Attributes: host ("127.0.0.1:PORT", as in docker://HOST/...), url, port;
-    with TLS `certificate`, the PEM file that clients have to trust.
-    stop and start simulate an outage: the port and what was pushed stay.
+    Attributes: host ("127.0.0.1:PORT", as in docker://HOST/...), url, port; with TLS `certificate`,
+    the PEM file that clients have to trust. stop and start simulate an outage: the port and what
+    was pushed stay.
     """
+
+    name = "registry"
 
     def __init__(
         self,
@@ -68,14 +68,14 @@ class Registry:
     ) -> None:
         """Choose the port; nothing runs yet.
 
-        basic: it is for USER with PASSWORD alone. tokens: it is for who has a token of these.
-        mirror_of: it is a pull-through cache of the registry at this URL. clients: with TLS, it
-        is for who has this certificate, beside which is its key.pem.
+        basic: only USER with PASSWORD has access. tokens: only holders of a token of this server
+        have. mirror_of: it is a pull-through cache of the registry at this URL. clients: with TLS,
+        only clients with this certificate have access; its key.pem is beside it.
         """
         self._basic = basic
         self._tokens = tokens
         self._mirror_of = mirror_of
-        self.port = free_ports(1)[0]
+        [self.port] = free_ports(1)
         self.host = f"127.0.0.1:{self.port}"
         self._tls = tls
         self._clients = clients
@@ -93,46 +93,20 @@ class Registry:
         """Return a sentence that says what this host lacks for a registry, or an empty string."""
         return missing_commands("docker-registry", "setpriv")
 
-    def __enter__(self) -> Self:
-        """Start with nothing stored."""
-        self.directory = Path(tempfile.mkdtemp(prefix="registry-"))
-        self._log = self.directory / "log"
+    def command(self) -> list[str]:
         config = self.directory / "config.yml"
         config.write_text(json.dumps(self._config()))  # JSON is YAML
-        self._daemon = Daemon(["docker-registry", "serve", str(config)], output=self._log)
-        try:
-            self.start()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
+        return ["docker-registry", "serve", str(config)]
 
     def __exit__(self, *_: object) -> None:
-        """Stop, and remove what was stored."""
-        self._daemon.stop()
+        super().__exit__()
         self._session.close()
-        shutil.rmtree(self.directory)
-
-    def start(self) -> None:
-        """Start, and wait until it answers."""
-        self._daemon.start()
-
-        self._daemon.wait_for(self.port, timeout_s=_TIMEOUT_S, what="the registry")
-
-    def stop(self) -> None:
-        """Stop; connections are refused from now on."""
-        self._daemon.stop()
-
-    @property
-    def is_up(self) -> bool:
-        """Tell whether it runs."""
-        return self._daemon.pid != 0
 
     def requests(self) -> list[Request]:
         """Return all requests answered so far, in the order of their ends."""
-        if self._daemon.pid:
+        if self.is_up:
             self._settle()
-        found = _LOGGED.findall(self._log.read_text(errors="replace"))
+        found = _LOGGED.findall(self.log.read_text(errors="replace"))
         lines = [
             Request(method, path, int(status), int(sent)) for method, path, status, sent in found
         ]
@@ -192,7 +166,7 @@ class Registry:
         mark = f"{_MARK}{self._marks}"
         self._ask("GET", mark)
         wait_until(
-            lambda: f"{mark} " in self._log.read_text(errors="replace"),
+            lambda: f"{mark} " in self.log.read_text(errors="replace"),
             timeout_s=_TIMEOUT_S,
             what="the registry's log",
         )

@@ -1,4 +1,4 @@
-"""The registry client in this process, and what it says while it works."""
+"""The registry client, in this process, and the messages that it sends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.parts.tokenserver import basic
 
 
 def auth_file(host: str, **fields: str) -> str:
-    """Return docker's config.json with the login of USER; with `fields`, with these instead."""
+    """Return a docker config.json with USER's login, or with `fields` in place of it."""
     login = fields or {"auth": basic(USER, PASSWORD).removeprefix("Basic ")}
     return json.dumps({"auths": {host: login}})
 

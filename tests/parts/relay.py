@@ -37,7 +37,7 @@ class Relay:
         self._ended = True
         _hang_up(self._listener, *self._open)
         self._listener.close()
-        for thread in self._threads:  # which grows until the first of them has ended
+        for thread in self._threads:  # which increases until the first of them has ended
             thread.join()
 
     def _start(self, work: Callable[..., None], *arguments: object) -> threading.Thread:

@@ -41,7 +41,7 @@ _SUPERBLOCK = struct.Struct("<4s24xHH8xQ48x")  # squashfs 4.0: magic, version, b
 
 
 def tiny_image(content: bytes) -> bytes:
-    """Return a squashfs header and what follows it: an image as far as the cache looks."""
+    """Return a squashfs header and some bytes: enough of an image for the cache."""
     return _SUPERBLOCK.pack(b"hsqs", 4, 0, _SUPERBLOCK.size + len(content)) + content
 
 
@@ -61,12 +61,12 @@ class Content(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """What changes with the content."""
+        """A digest of the content."""
         return sha256(b"".join(sha256(layer).encode() for layer in self.layers) or self.data)
 
     @property
     def manifest(self) -> str:
-        """The text that names layers and their config."""
+        """The text of the manifest, which names the config and the layers."""
         digests = [f"sha256:{sha256(part)}" for part in (b"{}", *self.layers)]
         config, *layers = [{"digest": digest} for digest in digests]
         return json.dumps({"config": config, "layers": layers})
@@ -80,18 +80,18 @@ class Content(NamedTuple):
         return Offer(self.digest, size, self.digest if self.announced == "digest" else "")
 
     def key(self, image_format: str, owner: int | None = None) -> str:
-        """Return the key that the cache is to give it."""
+        """Return the key that the cache must give it."""
         announced = self.offer._replace(sha256=sha256(self.data))
         name = identity.key_of(announced, image_format)
         return name if owner is None else f"u{owner}-{name}"
 
     def image(self, image_format: str) -> bytes:
-        """Return the file that a job is to get."""
+        """Return the file that a job must get."""
         return converted(self.layers, image_format) if self.layers else self.data
 
 
 def converted(layers: Sequence[bytes], image_format: str) -> bytes:
-    """Return what a conversion makes of layers."""
+    """Return the result of converting layers."""
     return tiny_image(image_format.encode() + b"".join(layers))
 
 
@@ -113,7 +113,7 @@ class Server:
         self.at = at
         self.sent = sent
         self.image_format = image_format
-        self.lied = False  # what was sent is not what was announced
+        self.lied = False  # the content differs from the announcement
         self.asked = 0
         self.transfers = 0
         self.conversions = 0
@@ -236,7 +236,7 @@ def _seen(file: int) -> Fetched:
 def stage(
     cache: Cache, uri: str, server: Server, *, job: str = "", owner: int | None = None
 ) -> Staged:
-    """Do what a Prolog does for one image, with the short way's record at the end."""
+    """Stage one image as Prolog does, including the hot record."""
     layout = cache.layout
     directories.prepare(layout)
     store.sweep(layout)

@@ -1,4 +1,4 @@
-"""A site that has installed hpcimg: a cluster with the three hooks on it, and where images are."""
+"""A site with hpcimg: a cluster with the three hooks, and servers with images."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Site:
         return Cluster.missing() or Registry.missing() or images.missing()
 
     def __enter__(self) -> Self:
-        """Start everything; where that fails, end what was started."""
+        """Start everything. If that fails, end what was started."""
         with ExitStack() as stack:
             # Not a directory of pytest's: those are for one account alone.
             self.directory = Path(tempfile.mkdtemp(prefix="site-", dir="/tmp"))
@@ -125,7 +125,7 @@ class Site:
 
     def _new_cluster(self) -> Cluster:
         variables = {**self._variables, "HPCIMG_CONF": str(self.conf)}
-        # The checkout may be where ordinary users cannot go.
+        # Ordinary users may be unable to enter the checkout.
         task_prolog = self._copy(TASK_PROLOG)
         for number in range(1, self._nodes + 1):
             directory = self.directory / f"n{number}"
@@ -160,7 +160,7 @@ class SiteNode(Node):
         """Do nothing: the nodes share the site's configuration."""
 
     def environment(self, job: int | str, comment: str | None = None) -> dict[str, str]:
-        """Return what this node's slurmd gives a hook."""
+        """Return the environment that this node's slurmd gives a hook."""
         return {**super().environment(job, comment), "SLURMD_NODENAME": self.name}
 
     def hpcimg(self, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""Nodes of one cluster on this host, with caches of their own and a directory that all share."""
+"""Nodes of one cluster on this host, with separate caches and a shared directory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Cluster:
         ]
 
     def node(self, directory: Path, settings: str = "") -> Node:
-        """Make one more node."""
+        """Create a node."""
         directory.mkdir()
         node = Node(directory)
         self.configure(node, settings)
@@ -35,14 +35,19 @@ class Cluster:
         return sorted(self.shared.glob("v*/images/*"))
 
     def leftovers(self) -> list[Path]:
-        """Return what only work under way may have there."""
+        """Return the files that may exist only while work is in progress."""
         return [
             path for name in ("tmp", "readers") for path in self.shared.glob(f"v*/{name}/*")
         ] + [path for path in self.shared.glob("v*/leases/*") if path.stat().st_size]
 
     def records(self) -> list[dict[str, Any]]:
-        """Return what the tier knows of references."""
+        """Return the tier's records of references."""
         return [json.loads(path.read_text()) for path in self.shared.glob("v*/refs/*.json")]
+
+
+def via(node: Node) -> list[str]:
+    """Return where the images fetched on a node came from."""
+    return [event["via"] for event in events(node, "fetched")]
 
 
 def events(node: Node, name: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What users and operators do with a cluster: Slurm's own commands, run as somebody."""
+"""A cluster as users and operators see it: Slurm's own commands, run as any user."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class SlurmClient:
         user: str = USERS[0],
         env: Mapping[str, str] | None = None,
     ) -> int:
-        """Submit a script, /bin/sh's where it names no interpreter, and return the job id."""
+        """Submit a script, run by /bin/sh unless it names an interpreter; return the job id."""
         if not script.startswith("#!"):
             script = f"#!/bin/sh\n{script}\n"
         argv = ["sbatch", "--parsable", *options]
@@ -130,7 +130,7 @@ class SlurmClient:
         return self.run(["salloc", *arguments], user=user, env=env, timeout_s=timeout_s)
 
     def scontrol(self, *arguments: str) -> str:
-        """Run scontrol as root and return its output; raise PartError where it fails."""
+        """Run scontrol as root and return its output. Raises PartError if it fails."""
         return _stdout(self.run(["scontrol", *arguments]))
 
     def scancel(self, job_id: int) -> None:
@@ -142,7 +142,7 @@ class SlurmClient:
         return job_fields(self.scontrol("show", "job", str(job_id)))
 
     def wait(self, job_id: int, *, timeout_s: float = 60, until: Collection[str] = ENDED) -> str:
-        """Wait until the job's state is one of these, by default an end, and return it."""
+        """Wait until the job's state is one of these, by default a final one; return it."""
 
         def reached() -> bool:
             return self.job(job_id)["JobState"] in until
@@ -167,15 +167,13 @@ class SlurmClient:
         return self._sinfo("%T")
 
     def node_reasons(self) -> dict[str, str]:
-        """Return why each node is drained or down, "none" where it is neither."""
+        """Return why each node is drained or down, "none" if it is neither."""
         return self._sinfo("%E")
 
     def resume(self, node: str) -> None:
         """Return a drained node to service and wait until it is idle."""
         self.scontrol("update", f"nodename={node}", "state=resume")
-        wait_until(
-            lambda: self.node_states()[node] == "idle", timeout_s=30, what=f"{node} to be idle"
-        )
+        wait_until(lambda: self.node_states()[node] == "idle", what=f"{node} to be idle")
 
     def _sinfo(self, column: str) -> dict[str, str]:
         listing = self.run(["sinfo", "--noheader", "--Node", "--format", f"%N {column}"]).stdout

@@ -83,7 +83,7 @@ def _defaults(directory: Path, host: str, port: int) -> dict[str, str]:
         "SelectTypeParameters": "CR_CPU",
         # A node that was stopped and comes back is idle without an operator.
         "ReturnToService": "2",
-        # Tests wait for every one of these.
+        # Tests wait for each of these.
         "SchedulerParameters": "batch_sched_delay=0,sched_interval=1,sched_min_interval=0",
         "KillWait": "2",
         "EpilogMsgTime": "0",

@@ -1,4 +1,4 @@
-"""Random layers that get in each other's way, to be given to several tools.
+"""Random layers that interfere with each other, for comparing several tools.
 
 A stack depends on its number alone. Names are few, so that layers meet: links to directories
 inside and across layers, absolute ones, dangling ones, loops, and such as leave the root; hard
@@ -40,7 +40,7 @@ _TIME, _SPAN = 1_000_000_000, 500_000_000
 
 
 class Stack(NamedTuple):
-    """Archives, of which the lowest is the first, and as layers are packed."""
+    """The archives of layers, lowest first, and the same compressed."""
 
     archives: tuple[bytes, ...]
     layers: tuple[bytes, ...]
@@ -55,12 +55,12 @@ def make_stack(number: int) -> Stack:
 class _Maker:
     def __init__(self, number: int) -> None:
         self._random = random.Random(number)
-        # Few of all names, so that paths meet; others in other stacks.
+        # Few of all names, so that paths collide; others in other stacks.
         self._names = self._random.sample(_NAMES, 4)
         self._named: list[str] = []  # all paths so far
-        self._leaves: list[str] = []  # what hard links may be to
-        self._ways: list[str] = []  # what may be on the way to others: directories and links
-        # What nobody takes, such as a hard link to nothing, is in few stacks.
+        self._leaves: list[str] = []  # possible targets of hard links
+        self._ways: list[str] = []  # possible parents of other paths: directories and links
+        # Few stacks have what every tool refuses, such as a hard link to nothing.
         self._careless = self._chance(0.1)
         # As builders write layers: no name twice, hard links within the layer, and in
         # some of them directories before what is in them.

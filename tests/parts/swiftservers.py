@@ -26,7 +26,7 @@ from tests.parts.daemon import (
 )
 
 USER, KEY = "test:tester", "testing"
-# Is in the same account, and may read what a container's ACL says.
+# A user of the same account, who can read what a container's ACL grants.
 GUEST, GUEST_KEY = "test:guest", "guesting"
 _KINDS = ("account", "container", "object")
 _SERVERS = tuple(f"swift-{kind}-server" for kind in (*_KINDS, "proxy"))
@@ -98,7 +98,7 @@ class SwiftServers:
         self._stack.close()
 
     def make_container(self, name: str, *, read: str = "") -> None:
-        """Make a container, or change who may read it: an ACL, `.r:*` for everybody."""
+        """Create a container, or change who can read it: an ACL, `.r:*` for everybody."""
         self._done("PUT", name, headers={"X-Container-Read": read})
 
     def put(
@@ -201,7 +201,7 @@ use = egg:swift#dlo
         (self._directory / f"{server}.conf").write_text(text)
 
     def _make_rings(self) -> None:
-        """Make the three rings, side by side: their builder takes its time."""
+        """Build the three rings in parallel, since that takes a while."""
         steps = (
             'swift-ring-builder "$1" create 2 1 1 && swift-ring-builder "$1" add '
             'r1z1-127.0.0.1:"$2"/d1 1 && swift-ring-builder "$1" rebalance'

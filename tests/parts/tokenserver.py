@@ -1,4 +1,4 @@
-"""A token server that docker-registry believes: its tokens are signed, and run out."""
+"""A token server that docker-registry trusts: its tokens are signed, and expire."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.parts.webanswer import Answer, Request
 from tests.parts.webserver import WebServer
 
 SERVICE, ISSUER = "the registry", "the token server"
-# The registry takes a token for so much longer than it says.
+# The registry accepts a token this much longer than it is valid.
 _LEEWAY_S = 60
 
 
@@ -50,7 +50,7 @@ class TokenServer:
         self._directory.cleanup()
 
     def requests(self) -> list[Request]:
-        """Return what was asked so far."""
+        """Return the requests so far."""
         return self.web.requests(path="/token")
 
     def token(self, repository: str, *actions: str, lifetime_s: float = 300) -> str:

@@ -1,4 +1,4 @@
-"""What there is in a directory or in an archive, in one form, to be compared."""
+"""The content of a directory or an archive in one form, for comparison."""
 
 from __future__ import annotations
 

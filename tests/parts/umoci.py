@@ -1,4 +1,4 @@
-"""What umoci, and so Apptainer, unpacks of an image."""
+"""Unpack an image with umoci, as Apptainer does."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def missing() -> str:
 
 
 class Refused(Exception):
-    """umoci does not take the image; says why."""
+    """umoci refuses the image; the text says why."""
 
 
 def unpack(directory: Path, layers: Sequence[bytes], archives: Sequence[bytes]) -> Path:

@@ -1,4 +1,4 @@
-"""Users with homes, who need no account on the machine, and a node that knows them."""
+"""Users with home directories, without accounts on this host, and a node that knows them."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Homes:
 
 
 def among_users(etc: Path, argv: list[str]) -> list[str]:
-    """Return the command that becomes `argv` where what this directory has is in /etc."""
+    """Return the command that runs `argv` with the files of this directory in /etc."""
     private = ["unshare", "--mount", "--propagation", "private"]
     return [*private, "sh", "-c", _WITH_USERS, str(etc), *argv]
 
@@ -88,7 +88,7 @@ class NodeWithUsers(Node):
         return Homes.missing()
 
     def start_prolog(self, job: int | str, comment: str | None) -> subprocess.Popen[str]:
-        """Start Prolog where its users are known."""
+        """Start Prolog in a mount namespace where the node's users exist."""
         return subprocess.Popen(
             among_users(self._homes.etc, [str(PROLOG)]),
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **self.environment(job, comment)},

@@ -69,7 +69,7 @@ Fault = Callable[[Answer, Request, Resource | None], Answer]
 
 
 def http_date(epoch_s: float) -> str:
-    """Return the date as headers have it."""
+    """Return a date in the format of HTTP headers."""
     return formatdate(epoch_s, usegmt=True)
 
 

@@ -1,4 +1,4 @@
-"""What the tests on a real cluster look at, and where their jobs wait."""
+"""Checks for the tests on a real cluster, and a gate where their jobs wait."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.parts.site import Site
 
 
 class Gate:
-    """A place where one job at a time waits until the test lets it go."""
+    """A gate where one job at a time waits until the test releases it."""
 
     def __init__(self, path: Path) -> None:
         os.mkfifo(path)
@@ -23,17 +23,16 @@ class Gate:
         """Wait until the job is at the gate."""
         wait_until(
             lambda: "at the gate" in site.cluster.output(job),
-            timeout_s=30,
             what=f"job {job} at the gate",
         )
 
     def open(self) -> None:
-        """Let the job go that is at the gate; blocks until there is one."""
+        """Release the job at the gate; blocks until there is one."""
         self._path.write_text("\n")
 
 
 def completed(site: Site, *jobs: int) -> list[str]:
-    """Wait for jobs that end well; return what each has written."""
+    """Wait for jobs that must complete; return the output of each."""
     states = [site.cluster.wait(job) for job in jobs]
     outputs = [site.cluster.output(job) for job in jobs]
     assert states == ["COMPLETED"] * len(jobs), outputs
@@ -41,7 +40,7 @@ def completed(site: Site, *jobs: int) -> list[str]:
 
 
 def failed(site: Site, job: int) -> str:
-    """Wait for a job that its task prolog ends, with no node drained; return what it said."""
+    """Wait for a job that its task prolog fails, without draining a node; return its output."""
     assert site.cluster.wait(job) == "FAILED", site.cluster.output(job)
     assert site.cluster.job(job)["ExitCode"] == "1:0"
     undrained(site)
@@ -49,7 +48,7 @@ def failed(site: Site, job: int) -> str:
 
 
 def undrained(site: Site) -> None:
-    """See that Slurm has taken no node out of service."""
+    """Check that Slurm has drained no node."""
     assert set(site.cluster.node_reasons().values()) == {"none"}
 
 
@@ -70,7 +69,6 @@ def settled(site: Site) -> None:
     # A job that srun or salloc started may still have its Epilog before it.
     wait_until(
         lambda: set(site.cluster.node_states().values()) == {"idle"},
-        timeout_s=30,
         what="all nodes to be idle",
     )
     for name in site.cluster.nodes:

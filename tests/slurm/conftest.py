@@ -1,4 +1,4 @@
-"""A site with hpcimg for each module that wants one, and what every test leaves on it."""
+"""A site with hpcimg for each module that needs one, and checks of what a test leaves on it."""
 
 from __future__ import annotations
 

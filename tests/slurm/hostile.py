@@ -1,4 +1,4 @@
-"""What a hostile user's jobs ask for and do: a list of attacks, each a function with its name."""
+"""The jobs of a hostile user: a list of attacks, each a function named after it."""
 
 from __future__ import annotations
 
@@ -66,11 +66,11 @@ class Ground:
 
     @property
     def web(self) -> WebServer:
-        """The server that is a registry, too."""
+        """The web server, which also stands in for a registry."""
         return self.site.web
 
     def own(self, name: str, data: bytes, *, mode: int = 0o600) -> Path:
-        """Have a file of the user's."""
+        """Create a file of the user's."""
         path = self.directory / name
         path.write_bytes(data)
         path.chmod(mode)
@@ -78,7 +78,7 @@ class Ground:
         return path
 
     def own_sif(self, number: int) -> Path:
-        """Have an image that only this user may read."""
+        """Create an image that only this user can read."""
         path = make_sif(self.directory / f"own-{number}.sif", {"hello": b"%d" % number})
         return self.own(path.name, path.read_bytes())
 
@@ -94,7 +94,7 @@ class Ground:
 
 @contextlib.contextmanager
 def at_work(on: Ground) -> Iterator[None]:
-    """Let the user have what attacks need; end what they leave running."""
+    """Prepare what the attacks need; end what they leave running."""
     on.own(_INTRUDER.name, _INTRUDER.read_bytes(), mode=0o644)
     try:
         yield
@@ -159,7 +159,7 @@ def _stalling(
 
 
 def a_bomb(on: Ground, number: int) -> Attempt:
-    """A layer of a few KiB that is longer than ten caches."""
+    """A layer of a few KiB that unpacks to more than ten times the cache."""
     made = io.BytesIO()
     with gzip.GzipFile(fileobj=made, mode="wb", compresslevel=1) as packed:
         member = tarfile.TarInfo(f"zeros-{number}")
@@ -229,7 +229,7 @@ def a_file_system_that_never_answers(on: Ground, number: int) -> Attempt | None:
 
 
 def a_home_that_never_answers(on: Ground, number: int) -> Attempt | None:
-    """Where the login for a registry is looked for."""
+    """It is searched for a login to the registry."""
     if on.hung is None:
         return None
     path = f"/v2/evil/login-{number}/manifests/1"

@@ -21,7 +21,7 @@ _NOT_FOR_ALL = ("users/", "blobs/", "tmp/", "work/", "trash/", "jobs/", "hot/")
 
 
 def tamper(cache: str, state: str) -> None:
-    """Try to change whatever is there, and to read what belongs to another user."""
+    """Try to change everything there, and to read what belongs to another user."""
     image, job = os.environ["HPCIMG_IMAGE"], os.environ["SLURM_JOB_ID"]
     own = {image, f"{state}/jobs/{job}/record.json", f"{state}/jobs/{job}/task"}
     before = Path(image).read_bytes()
@@ -55,7 +55,7 @@ def seize(cache: str, seconds: str) -> None:
 
 
 def lease(path: str) -> None:
-    """Hold a lease on a file: who opens it without a word waits for this process."""
+    """Hold a lease on a file: a process that opens it without O_NONBLOCK waits for this one."""
     signal.signal(signal.SIGIO, signal.SIG_IGN)
     file = os.open(path, os.O_RDWR)
     fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)

@@ -1,4 +1,4 @@
-"""Jobs that run what they were given, with a real Apptainer, as the ordinary users they are."""
+"""Jobs of ordinary users that run their images with a real Apptainer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(apptainer.missing() != "", reason=apptainer.miss
 
 
 def run(site: Site, reference: str, command: str) -> str:
-    """Return what a job says that runs a command in its image."""
+    """Return the output of a job that runs a command in its image."""
     # Silent but for errors: how Apptainer gets at the files is not of interest.
     script = f'apptainer --silent exec "$HPCIMG_IMAGE" {command}'
     [output] = completed(site, site.cluster.sbatch(script, f"--comment=container:{reference}"))
@@ -26,7 +26,7 @@ def run(site: Site, reference: str, command: str) -> str:
 
 
 def runnable(says: str) -> dict[str, bytes]:
-    """Return the files of an image whose "cat /hello" says something."""
+    """Return the files of an image in which `cat /hello` prints something."""
     return {"bin/cat": ociimages.program(), "hello": f"{says}\n".encode()}
 
 

@@ -1,4 +1,4 @@
-"""What a user with a job on a node tries against it and against others, on a real cluster."""
+"""Attacks by a user with a job on a node, against the node and other users, on a real cluster."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SETTINGS = "[stage]\ndeadline = 5s\n[policy]\non_node_fault = drain\n"
 
 
 def place(site: Site, name: str) -> Path:
-    """Return a new directory that all may enter."""
+    """Return a new directory that everybody can enter."""
     path = site.directory / name
     path.mkdir()
     path.chmod(0o755)
@@ -52,7 +52,7 @@ def test_a_file_system_that_never_answers(site: Site) -> None:
 
 
 def test_a_file_system_that_answers_no_more(site: Site) -> None:
-    """For an image that is warm, whose file is looked at for each job: its copy is used."""
+    """For a cached image, whose file is checked for each job: the copy is used."""
     site.configure(SETTINGS)
     directory = place(site, "later")
     image = directory / "mount" / "x.sif"
@@ -90,7 +90,7 @@ def test_a_file_system_in_a_job_of_the_users(site: Site) -> None:
     def pids() -> list[str]:
         return [word for word in site.cluster.output(server).split() if word.isdigit()]
 
-    wait_until(pids, timeout_s=30, what="the mount")
+    wait_until(pids, what="the mount")
     [pid] = pids()
     comment = f"--comment=container:/proc/{pid}/root{mount}/x.sif"
     job = site.cluster.sbatch("true", "--nodelist=n1", comment, user=ATTACKER)

@@ -74,7 +74,7 @@ class Hooks:
         return self.directory / f"{hook}.{job}.{node}"
 
     def wait_for(self, hook: str, job: int, node: str = "n1") -> None:
-        wait_until(self.seen(hook, job, node).exists, timeout_s=30, what=f"{hook} on {node}")
+        wait_until(self.seen(hook, job, node).exists, what=f"{hook} on {node}")
 
     def environment(self, job: int) -> dict[str, str]:
         """Return the environment of the job's Prolog on n1."""
@@ -82,7 +82,7 @@ class Hooks:
         return dict(line.split("=", 1) for line in lines)
 
     def open_gate(self, node: str) -> None:
-        """Let the Prolog go that waits on the node; blocks until there is one."""
+        """Release the Prolog that waits on the node; blocks until there is one."""
         (self.directory / f"gate.{node}").write_text("\n")
 
     def _write(self, name: str, text: str) -> Path:
@@ -169,7 +169,7 @@ def test_the_lua_files_are_in_use(cluster: Cluster) -> None:
 def test_a_failing_prolog_drains_the_node_until_it_is_resumed(cluster: Cluster) -> None:
     job = cluster.sbatch("true", "--comment=fail", "--nodelist=n3")
     try:
-        wait_until(lambda: cluster.node_states()["n3"] == "drained", timeout_s=30, what="drain")
+        wait_until(lambda: cluster.node_states()["n3"] == "drained", what="drain")
         assert cluster.node_reasons()["n3"] == "Prolog error"
         assert cluster.job(job)["JobState"] == "PENDING"
     finally:

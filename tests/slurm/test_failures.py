@@ -1,4 +1,4 @@
-"""Each class of failure on a real cluster: what becomes of the job, and of the node."""
+"""Each class of failure on a real cluster: what happens to the job and to the node."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def restarts(site: Site, job: int | str) -> int:
 
 
 def wait_for_restart(site: Site, job: int | str) -> None:
-    wait_until(lambda: restarts(site, job) == 1, timeout_s=30, what=f"job {job} to be requeued")
+    wait_until(lambda: restarts(site, job) == 1, what=f"job {job} to be requeued")
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def prolog_from(site: Site, checkout: Path) -> Iterator[None]:
 
 @contextmanager
 def broken_checkout(site: Site) -> Iterator[Path]:
-    """Give a copy of this checkout, to be broken, whose Prolog the nodes run."""
+    """Yield a copy of this checkout whose Prolog the nodes run, for a test to break."""
     checkout = site.directory / "broken"
     for name in ("hpcimg", "prolog"):
         shutil.copytree(ROOT / name, checkout / name)
@@ -88,7 +88,6 @@ def test_an_array_with_a_typing_error_asks_the_server_once(site: Site) -> None:
     for task in range(8):
         wait_until(
             lambda task=task: "FAILED" in site.cluster.scontrol("show", "job", f"{first}_{task}"),
-            timeout_s=60,
             what=f"task {task} to fail",
         )
         said = (site.cluster.work / f"slurm-{first}_{task}.out").read_text()
@@ -161,7 +160,7 @@ def test_a_job_on_two_nodes_is_requeued_once(site: Site) -> None:
 
 
 def test_one_task_of_an_array_is_requeued_alone(site: Site) -> None:
-    """The number of an array's last task is also that of all of it."""
+    """The last task of an array has the array's own job id."""
     site.configure(REQUEUE.format(3))
     url, gate = site.put("tasks"), Gate(site.directory / "tasks.gate")
     completed(site, submit(site, url, "--nodelist=n1"))
@@ -184,7 +183,6 @@ def test_one_task_of_an_array_is_requeued_alone(site: Site) -> None:
     for task in (0, 1):
         wait_until(
             lambda task=task: "COMPLETED" in site.cluster.scontrol("show", "job", f"{job}_{task}"),
-            timeout_s=60,
             what=f"task {task} to end",
         )
 
@@ -206,7 +204,7 @@ def test_a_cancelled_job_is_not_brought_back(site: Site) -> None:
 
 @contextmanager
 def faulty_cache(site: Site, how: str) -> Iterator[None]:
-    """Spoil n1's cache for a while."""
+    """Break n1's cache for a while."""
     cache = site.node("n1").cache
     if how == "file":
         kept = cache.with_name("kept")
@@ -253,9 +251,7 @@ def test_a_faulty_node_is_drained_where_the_site_says_so(site: Site) -> None:
     up(site, "drained")
     with faulty_cache(site, "read-only"):
         job = submit(site, url)
-        wait_until(
-            lambda: site.cluster.node_states()["n1"] == "drained", timeout_s=30, what="the drain"
-        )
+        wait_until(lambda: site.cluster.node_states()["n1"] == "drained", what="the drain")
     assert site.cluster.node_reasons()["n1"] == "Prolog error"
     assert "Slurm is told to drain this node" in site.node("n1").log()
     site.cluster.resume("n1")
@@ -284,7 +280,6 @@ def test_a_health_check_of_slurm_drains_a_faulty_node(tmp_path: Path) -> None:
         with faulty_cache(site, "file"):
             wait_until(
                 lambda: site.cluster.node_states()["n1"] == "drained",
-                timeout_s=60,
                 what="the health check",
             )
         reasons = site.cluster.node_reasons()
@@ -346,7 +341,6 @@ def test_a_broken_installation_drains_no_node(site: Site) -> None:
     node = site.node("n1")
     wait_until(
         lambda: node.hpcimg("gc").returncode == 0 and node.jobs() == [],
-        timeout_s=30,
         what="no job to be left",
     )
 

@@ -39,7 +39,7 @@ from tests.slurm import hostile
 from tests.slurm.hostile import ATTACKS, MIB, Attempt, Ground
 
 HOSTILE = int(os.environ.get("HPCIMG_HOSTILE_JOBS") or len(ATTACKS))
-HONEST = int(os.environ.get("HPCIMG_HONEST_JOBS") or 2 * HOSTILE)
+HONEST = int(os.environ.get("HPCIMG_HONEST_JOBS") or HOSTILE)
 SEED = int(os.environ.get("HPCIMG_HOSTILE_SEED") or random.SystemRandom().randrange(10**6))
 ATTACKER, OTHER = USERS[:2]
 CACHE = 24 * MIB
@@ -98,7 +98,7 @@ class Fight:
         self._choose = random.Random(SEED)
 
     def attack(self, number: int) -> None:
-        """Let the hostile user submit the next one of the list, the other user what it aims at."""
+        """Submit the next attack of the hostile user, and the other user's job that it aims at."""
         name, site = self.site.cluster.nodes[number % 2], self.site
         victim = make_sif(site.directory / "victim.sif", {"hello": b"victim %d\n" % number})
         self.on.victim = victim.read_bytes()
@@ -180,7 +180,7 @@ def fight() -> Iterator[Fight]:
 
 
 def images_of(site: Site, on: Ground) -> list[Image]:
-    """Make what the other user's jobs ask for: of each kind, for all and private."""
+    """Make the other user's images: of each kind, shared and private."""
 
     def sif(name: str) -> tuple[Path, str]:
         path = site.image(name)
@@ -223,16 +223,15 @@ def test_nothing_of_the_other_users_is_touched(fight: Fight) -> None:
     fight.leaves.close()
     wait_until(
         lambda: set(site.cluster.node_states().values()) == {"idle"},
-        timeout_s=30,
         what="all nodes to be idle",
     )
-    wait_until(lambda: not users_of(site.directory), timeout_s=30, what="the end of all processes")
+    wait_until(lambda: not users_of(site.directory), what="the end of all processes")
     for name in site.cluster.nodes:
         check_node(site.node(name), fight)
 
 
 def wrong_with_attacks(fight: Fight) -> list[str]:
-    """Return what a hostile job could do, and those that did not end as they have to."""
+    """Return the successes of hostile jobs, and the jobs that did not end as they must."""
     wrong = []
     for job, (name, attempt) in fight.attempts.items():
         state, said = fight.states[job], fight.site.cluster.output(job)
@@ -258,7 +257,7 @@ def wrong_with_honest(fight: Fight) -> list[str]:
 
 
 def staging_times(site: Site) -> dict[int, float]:
-    """Return for how long jobs were held, by what the nodes recorded; not those of a warm hit."""
+    """Return how long jobs were held, by the nodes' records, without cache hits."""
     found = {}
     for name in site.cluster.nodes:
         for line in (site.node(name).state / "events.jsonl").read_text().splitlines():
@@ -269,12 +268,12 @@ def staging_times(site: Site) -> dict[int, float]:
 
 
 def check_node(node: Node, fight: Fight) -> None:
-    """Look that a node is as it should be, and as large as it says."""
+    """Check that a node is in order, and its cache as large as it reports."""
     check_images(node)
     check_no_jobs(node)
     check_no_leftovers(node)
     trash = node.cache / "trash"
-    wait_until(lambda: not any(trash.iterdir()), timeout_s=30, what="an empty trash")
+    wait_until(lambda: not any(trash.iterdir()), what="an empty trash")
     for number in range(3):
         private = fight.images[2 * number]
         for path in node.cache.glob(f"users/*/*{private.sha256}*"):

@@ -21,7 +21,7 @@ SIZE = 1 << 20
 
 
 def read(site: Site, variable: str = "HPCIMG_IMAGE") -> str:
-    """Return a command that prints the "hello" of the image in a variable, if it is whole."""
+    """Return a command that prints the "hello" of the image in a variable, if it is complete."""
     return f'{site.read_image} "${variable}" hello'
 
 
@@ -62,10 +62,9 @@ def test_jobs_that_start_at_once_wait_for_one_download(site: Site) -> None:
             log = node.log()
             return sum(f"job {job} waits for {url}" in log for job in jobs) == len(jobs) - 1
 
-        wait_until(all_but_one_wait, timeout_s=30, what="those who wait to say so")
+        wait_until(all_but_one_wait, what="those who wait to say so")
         wait_until(
             lambda: site.status("n1")["staging"][0]["bytes"] > 0,
-            timeout_s=30,
             what="the progress",
         )
         [work] = site.status("n1")["staging"]
@@ -92,7 +91,7 @@ def test_each_node_of_a_job_fetches_once(site: Site) -> None:
 
 
 def test_the_nodes_of_a_job_run_one_version_of_a_tag(site: Site, open_directory: Path) -> None:
-    """One of them knows an earlier version, within its time to live, and the other one none."""
+    """One of them has cached an earlier version within tag_ttl, and the other one none."""
     shared = open_directory / "site"
     shared.mkdir(mode=0o755)
     site.configure(f"[site]\npath = {shared}\n")

@@ -1,4 +1,4 @@
-"""Jobs, nodes and processes that end before their time, and what is left to be put right."""
+"""Jobs, nodes and processes that end prematurely, and how that is repaired."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZE = 1 << 20
 
 @contextmanager
 def held(site: Site, name: str, *nodes: str) -> Iterator[tuple[str, list[int]]]:
-    """Give the address of an image whose download stands still, and jobs that wait for it."""
+    """Yield the address of an image whose download has stopped, and jobs that wait for it."""
     url = site.put(name, size_bytes=SIZE)
     with site.web.hold(f"/{name}.sif", after_bytes=SIZE // 2) as hold:
         jobs = [submit(site, url, node) for node in nodes]
@@ -51,7 +51,6 @@ def test_a_job_is_cancelled_while_another_waits_for_the_same(site: Site, role: s
         [waiting] = set(jobs) - {fetching}
         wait_until(
             lambda: f"job {waiting} waits for {url}" in site.node("n1").log(),
-            timeout_s=30,
             what=f"job {waiting} to wait",
         )
         cancelled, other = (fetching, waiting) if role == "fetches" else (waiting, fetching)
@@ -95,12 +94,10 @@ def test_a_killed_prolog_fails_its_job_and_not_the_node(site: Site, which: str) 
 
 
 def test_when_the_whole_hook_is_killed_slurm_drains_the_node(site: Site) -> None:
-    """No shell is left to exit 0: Slurm takes it for a broken node. One resume puts it right."""
+    """No shell is left to exit 0, so Slurm considers the node broken. A resume repairs that."""
     with held(site, "all-killed", "n2") as (url, [job]):
         os.killpg(os.getpgid(staging_process(site, "n2")), signal.SIGKILL)
-        wait_until(
-            lambda: site.cluster.node_states()["n2"] == "drained", timeout_s=30, what="drain"
-        )
+        wait_until(lambda: site.cluster.node_states()["n2"] == "drained", what="drain")
         assert site.cluster.node_reasons()["n2"] == "Prolog error"
         fields = site.cluster.job(job)
         site.cluster.scancel(job)
@@ -113,7 +110,7 @@ def test_when_the_whole_hook_is_killed_slurm_drains_the_node(site: Site) -> None
 
 
 def reboot(site: Site, node: str) -> None:
-    """Take a node away and bring it back without what was on its tmpfs."""
+    """Stop a node and start it again with an empty tmpfs."""
     site.cluster.stop_node(node)
     shutil.rmtree(site.node(node).state)
     site.cluster.start_node(node)

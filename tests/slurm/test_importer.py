@@ -30,7 +30,7 @@ SOURCE = ROOT / "tests/parts/pyxis.c"
 
 
 def build(directory: Path) -> Path:
-    """Compile the plugin for the Slurm that is here, which loads no other release's."""
+    """Compile the plugin for the installed Slurm, which loads no other release's."""
     version = subprocess.run(
         ["slurmctld", "-V"], env={"PATH": PATH}, capture_output=True, text=True, check=True
     )

@@ -40,7 +40,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def features(cluster: Cluster, directory: Path, *options: str) -> list[dict[str, list[str]]]:
-    """Run `hpcimg features`; return what it has set."""
+    """Run `hpcimg features`; return the features that it set."""
     conf = directory / "hpcimg.conf"
     conf.write_text(f"[cache]\npath = {directory}/cache\n[state]\npath = {directory}/state\n")
     done = subprocess.run(
@@ -55,7 +55,7 @@ def features(cluster: Cluster, directory: Path, *options: str) -> list[dict[str,
 
 
 def where(cluster: Cluster, job: int) -> str:
-    """Return the node where a job has run, without having been held up."""
+    """Return the node where a job has run, without a delay."""
     assert cluster.wait(job) == "COMPLETED"
     return cluster.job(job)["NodeList"]
 

@@ -69,7 +69,7 @@ class RollOut:
         return found
 
     def settings(self, *lines: str) -> None:
-        """Add lines to slurm.conf in the place of those of the same name; reconfigure."""
+        """Replace lines of slurm.conf by name, and reconfigure."""
         names = tuple(line.partition("=")[0] + "=" for line in lines)
         before = self.cluster.conf.read_text().splitlines(keepends=True)
         kept = [line for line in before if not line.startswith(names)]
@@ -78,7 +78,6 @@ class RollOut:
         self.cluster.scontrol("reconfigure")
         wait_until(
             lambda: all("idle" in s or "mixed" in s for s in self.cluster.node_states().values()),
-            timeout_s=30,
             what="the nodes after the reconfiguration",
         )
 

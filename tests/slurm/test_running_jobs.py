@@ -1,4 +1,4 @@
-"""Jobs that ask for images while they run, on a real cluster, whose slurmd says which job it is."""
+"""Jobs that request images while they run, on a real cluster, identified by its slurmd."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PAGE = ROOT / "docs" / "howto-running-jobs.md"
 
 @pytest.fixture(scope="module")
 def installed(running_site: Site) -> Path:
-    """The programs, where users can reach them."""
+    """The programs, in a directory that users can reach."""
     tree = running_site.directory / "hpcimg"
     for name in ("hpcimg", "bin", "prolog"):
         shutil.copytree(ROOT / name, tree / name)
@@ -121,17 +121,17 @@ def test_nobody_outside_of_a_job(node: Site, installed: Path) -> None:
 
 
 def test_a_process_that_outlives_its_job(node: Site, installed: Path) -> None:
-    """It asks, and its job ends meanwhile: nothing is leased to nobody."""
+    """Its job ends while its request is served: no lease is left."""
     uri = node.put("late", size_bytes=2_000_000)
     with node.web.hold("/late.sif", after_bytes=1000) as hold:
         job = node.cluster.sbatch(
             variables(node, installed) + f"hpcimg stage {uri}", "--nodelist=n1", user=USER
         )
-        hold.wait_reached(30)
+        hold.wait_reached()
         node.cluster.scancel(job)
         node.cluster.wait(job)
     over = f"job {job} has ended on this node"
-    wait_until(lambda: over in node.node("n1").log(), timeout_s=30, what="the helper")
+    wait_until(lambda: over in node.node("n1").log(), what="the helper")
     assert node.node("n1").leases() == set()
     assert node.node("n1").jobs() == []
     undrained(node)

@@ -1,4 +1,4 @@
-"""Jobs of a site that takes signed images alone, by a real Apptainer: [policy] verify = sif."""
+"""Jobs of a site that accepts only signed images, with a real Apptainer: [policy] verify = sif."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(apptainer.missing() != "", reason=apptainer.miss
 
 
 class Signers(NamedTuple):
-    """Whose key is in the site's keyring, in Apptainer's global one, and in none."""
+    """Signers with a key in the site's keyring, in Apptainer's global one, and in none."""
 
     trusted: Signer
     known: Signer
@@ -70,13 +70,13 @@ def make_keyring(signer: Signer, directory: Path) -> None:
 
 @pytest.fixture
 def site(site: Site, signers: Signers) -> Site:
-    """The site, which takes what is signed."""
+    """The site, which accepts signed images."""
     verify(site)
     return site
 
 
 def verify(site: Site, keyring: str = "pgp-public") -> None:
-    """Let the site take what is signed with a key of this keyring."""
+    """Let the site accept images signed with a key of this keyring."""
     site.configure(f"[policy]\nverify = sif\nkeyring = {site.directory}/{keyring}\n")
 
 
@@ -98,12 +98,12 @@ def submit(site: Site, reference: str) -> int:
 
 
 def runs(site: Site, reference: str) -> None:
-    """See that a job runs its image."""
+    """Check that a job runs its image."""
     assert completed(site, submit(site, reference)) == ["it runs\n"]
 
 
 def refused(site: Site, reference: str, *words: str) -> None:
-    """See that a job fails with these words, and that nothing of its image is kept."""
+    """Check that a job fails with these words, and that nothing of its image is kept."""
     node = site.node("n1")
     before = cached(node)
     said = failed(site, submit(site, reference))

@@ -1,4 +1,4 @@
-"""Images from everywhere, through ordinary users' jobs: one site that has all sources at once."""
+"""Images from all sources at one site, in jobs of ordinary users."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def submit(site: Site, images: Mapping[str, str], *, user: str = ALICE) -> int:
 
 
 def read_in_a_job(site: Site, images: Mapping[str, str], *, user: str = ALICE) -> dict[str, str]:
-    """Return the "hello" of each image, read by one job that asks for them all."""
+    """Return the "hello" of each image, read by one job that requests them all."""
     return read(site, submit(site, images, user=user))
 
 
@@ -235,7 +235,7 @@ def test_web_servers(world: World) -> None:
 
 @pytest.fixture
 def shared(site: Site) -> Iterator[Path]:
-    """A directory that plays a parallel file system."""
+    """A directory in place of a parallel file system."""
     directory = site.directory / "shared"
     directory.mkdir()
     directory.chmod(0o755)
@@ -281,7 +281,7 @@ def test_aliases(site: Site) -> None:
 
 
 def test_two_nodes_and_two_jobs_at_once(site: Site) -> None:
-    """Each node fetches each layer once and converts once, whoever asks."""
+    """Each node fetches each layer once and converts once, whichever job asks."""
     push(site.registry, "lab/wide", "1", "wide")
     comment = f"--comment=container:docker://{site.registry.host}/lab/wide:1"
     step = f"srun sh -c 'echo $SLURMD_NODENAME $({site.read_image} \"$HPCIMG_IMAGE\" hello)'"

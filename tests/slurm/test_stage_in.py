@@ -1,4 +1,4 @@
-"""Images that are brought while a job is pending, by burst_buffer/lua of a real slurmctld."""
+"""Images that burst_buffer/lua of a real slurmctld fetches while a job is pending."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class StageIn:
         return text
 
     def will(self, code: int, words: str) -> None:
-        """Let the command end with this code, and say these words last."""
+        """Let the command exit with this code, and print these words last."""
         self.answer.write_text(f"exit {code}\n{words}\n")
         self.answer.chmod(0o644)
 
@@ -110,7 +110,7 @@ def test_while_the_job_waits_for_a_node(stage_in: StageIn) -> None:
     first = cluster.sbatch(f"until [ -e {go} ]; do sleep 0.1; done", "--exclusive")
     cluster.wait(first, until={"RUNNING"})
     second = cluster.sbatch("true", "--exclusive", COMMENT)
-    wait_until(lambda: bool(stage_in.asked_for()), timeout_s=60, what="the stage-in")
+    wait_until(lambda: bool(stage_in.asked_for()), what="the stage-in")
     assert cluster.job(second)["JobState"] == "PENDING"
     go.touch()
     assert cluster.wait(second) == "COMPLETED"
@@ -130,9 +130,7 @@ def test_a_site_that_holds_such_jobs() -> None:
         cluster = stage_in.cluster
         stage_in.will(12, "hpcimg: there is nothing at it")
         job = cluster.sbatch("true", COMMENT)
-        wait_until(
-            lambda: cluster.job(job)["Priority"] == "0", timeout_s=60, what="the job to be held"
-        )
+        wait_until(lambda: cluster.job(job)["Priority"] == "0", what="the job to be held")
         reason = cluster.run(["squeue", "--noheader", "--format=%r", f"--jobs={job}"]).stdout
         assert "there is nothing at it" in reason
         cluster.scancel(job)
@@ -174,7 +172,7 @@ def test_planned_jobs_and_running_ones(stage_in: StageIn, monkeypatch: pytest.Mo
     cluster.wait(first, until={"RUNNING"})
     before = time.time()
     second = cluster.sbatch("true", "--exclusive", "--time=1", f"--comment={text}")
-    wait_until(lambda: bool(Commands().planned()), timeout_s=60, what="a planned start")
+    wait_until(lambda: bool(Commands().planned()), what="a planned start")
     [planned] = Commands().planned()
     assert planned._replace(start=0.0) == Planned(0.0, getpwnam(USERS[0]).pw_uid, "n1", text)
     assert before <= planned.start < before + 300

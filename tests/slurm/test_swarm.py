@@ -77,5 +77,5 @@ def test_a_job_takes_one_image_from_the_origin(place: Place, nodes: int) -> None
 
 
 def logs(lab: Lab) -> str:
-    """Return what hpcimg said on all nodes."""
+    """Return hpcimg's log lines of all nodes."""
     return "\n".join(node.log() for node in lab.nodes)

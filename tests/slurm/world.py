@@ -1,4 +1,4 @@
-"""A site and all that its images come from, with its nodes configured for everything at once."""
+"""A site with all sources of images, and nodes configured for all of them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class World:
     swift: SwiftServers | None
 
     def configure(self, *, s3: Identity | None = None, swift: str = "") -> None:
-        """Let the nodes know everything, with credentials of the site's where given."""
+        """Configure the nodes for all sources, with the site's credentials if given."""
         web, aliased = self.site.web, f"docker://{self.site.registry.host}/aliased"
         sections = {
             f"registry {self.private.host}": "insecure = yes",

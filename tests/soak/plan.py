@@ -1,4 +1,4 @@
-"""What the jobs of a soak ask for, and what is done to them: from the seed alone."""
+"""What the jobs of a soak request, and what happens to them: determined by the seed alone."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Job(NamedTuple):
 
     @property
     def comment(self) -> str:
-        """What it writes for its images."""
+        """The comment that requests its images."""
         words = (f"container:{name}={image.text_of_comment}" for name, image in self.images.items())
         return "; ".join(words)
 
     @property
     def refused(self) -> list[Image]:
-        """The images that it may not have."""
+        """The images that it must not get."""
         return [image for image in self.images.values() if self.user not in image.readers]
 
 
@@ -39,7 +39,7 @@ class Accident(NamedTuple):
     after_s: float
 
 
-# How many of a hundred jobs are followed by what.
+# How many of a hundred jobs are followed by each of these.
 ACCIDENTS = {
     "a fault of the web server": 80,
     "a new version": 12,
@@ -53,7 +53,7 @@ ACCIDENTS = {
 
 
 def plan_job(choose: random.Random, images: Sequence[Image]) -> Job:
-    """Choose what a job asks for; in four of five cases only what it may have."""
+    """Choose what a job requests; in four of five cases only what it is allowed to have."""
     user = choose.choice(USERS)
     wanted = images
     if choose.random() < 0.8:

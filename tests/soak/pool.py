@@ -1,4 +1,4 @@
-"""The images that jobs of a soak ask for: of every source, for all, for one, and for nobody."""
+"""The images that jobs of a soak request: from each source, for all users, one, or nobody."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Pool:
         self._refused()
 
     def renew(self) -> None:
-        """Put a new version where a name stands for the latest one."""
+        """Publish a new version under a name that refers to the latest one."""
         self._choose.choice(self._rolling)()
 
     def _add(self, name: str, text_of_comment: str, **fields: object) -> Image:

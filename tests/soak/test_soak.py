@@ -31,7 +31,7 @@ from tests.soak.verdict import Verdict, check_nodes, failures_by_job, stored_byt
 JOBS = int(os.environ.get("HPCIMG_SOAK_JOBS", "25"))
 SEED = int(os.environ.get("HPCIMG_SOAK_SEED") or random.SystemRandom().randrange(10**6))
 CACHE = 12 * MIB
-# So many jobs are there at once; more than the nodes have room for.
+# The number of jobs at the same time; more than the nodes have room for.
 AT_ONCE = 20
 SETTINGS = f"""
 [cache]
@@ -48,7 +48,7 @@ stall_timeout = 2s
 [policy]
 max_image_size = {LIMIT}
 """
-# slurmctld keeps what it knows of ended jobs to the end.
+# slurmctld keeps its records of ended jobs until the end.
 SLURM = "MinJobAge=86400"
 MISSING = Site.missing() or Homes.missing()
 pytestmark = [
@@ -62,7 +62,7 @@ class Soak:
 
     def __init__(self, site: Site, private: Registry) -> None:
         self.site = site
-        # One for each: when the others are used is a matter of time.
+        # A generator for each: when the others are used depends on timing.
         self.choose = random.Random(SEED)
         self.jobs: dict[int, Job] = {}
         self.states: dict[int, str] = {}
@@ -98,7 +98,7 @@ class Soak:
         self.trouble.expect(plan_accidents(self.choose))
 
     def until(self, at_most: int, *, timeout_s: float) -> None:
-        """Let things happen until at most so many jobs are left."""
+        """Let accidents happen until at most this many jobs are left."""
         next_look = 0.0
 
         def few() -> bool:

@@ -1,4 +1,4 @@
-"""What goes wrong around the jobs of a soak: servers, processes, users who change their minds."""
+"""What goes wrong around the jobs of a soak: failing servers, killed processes, cancelled jobs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tests.parts.webfaults import Reset, Slow, Stall, Status, Truncate
 from tests.soak.plan import Accident
 from tests.soak.pool import MIB, Pool
 
-# Where a victim is not found within so many seconds it has escaped.
+# How long a victim is searched for, in seconds.
 _LOOK_FOR_S = 20
-# What is in the arguments of those who are killed. Never a hook's shell: that drains the node.
+# Marks in the arguments of processes to kill. Never a hook's shell: that would drain the node.
 _MARKS = {
     "kill a worker": re.compile(r"hpcimg\.child"),
     "kill a tool": re.compile(r"mksquashfs"),
@@ -54,12 +54,12 @@ class Trouble:
         self._back: dict[Registry, float] = {}
 
     def expect(self, accidents: Sequence[Accident]) -> None:
-        """Let these happen from now on."""
+        """Schedule these accidents."""
         now = time.monotonic()
         self._due += [(now + accident.after_s, accident) for accident in accidents]
 
     def step(self) -> None:
-        """Do what is due."""
+        """Cause the accidents that are due."""
         now = time.monotonic()
         due = [item for item in self._due if item[0] <= now]
         for item in due:
@@ -74,7 +74,7 @@ class Trouble:
                 del self._back[registry]
 
     def end(self) -> None:
-        """Let nothing more happen, and put right what lasts."""
+        """Cause no more accidents, and undo lasting ones."""
         self._due.clear()
         for registry in self._back:
             registry.start()
@@ -134,7 +134,7 @@ class Trouble:
 
 
 def _kill_if(pid: int, mark: re.Pattern[str]) -> bool:
-    """Kill a process that has this in its arguments, and no other that gets its number."""
+    """Kill a process if its arguments contain the mark, since its PID may have been reused."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:

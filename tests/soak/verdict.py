@@ -40,7 +40,7 @@ def failures_by_job(site: Site) -> dict[str, list[dict[str, str]]]:
 
 
 class Verdict:
-    """Judges jobs. `ends` counts how they ended; `wrong` says what must not be."""
+    """Judges jobs. `ends` counts how they ended; `wrong` lists what must not happen."""
 
     def __init__(
         self, *, failures: Mapping[str, list[dict[str, str]]], cancelled: Collection[int],
@@ -92,7 +92,7 @@ class Verdict:
         return wrong
 
     def _class(self, number: int, job: Job, sentence: str) -> str:
-        """Return what kind of failure a sentence is about, "?" and why where it must not be."""
+        """Return the class of failure that a message is about, or "?" and why it must not occur."""
         if sentence.startswith(_INTERRUPTED):
             return "a killed Prolog" if self._kills else "? nothing was killed"
         if any(image.refused in sentence for image in job.refused):
@@ -106,7 +106,7 @@ class Verdict:
 
 
 def _kind(sentence: str) -> str:
-    """Return what a transient failure is about in a few words, for the count."""
+    """Return the cause of a transient failure in a few words, for counting."""
     for words in _KINDS:
         if words in sentence:
             return words
@@ -114,7 +114,7 @@ def _kind(sentence: str) -> str:
 
 
 def check_nodes(site: Site, *, limit_bytes: int, guesses: Collection[str]) -> Counter[str]:
-    """See that all is well on the nodes after one `hpcimg gc`; return what they counted."""
+    """Check the nodes after one `hpcimg gc`; return the sums of their counters."""
     assert set(site.cluster.node_reasons().values()) == {"none"}
     assert set(site.cluster.node_states().values()) == {"idle"}
     wait_until(lambda: not users_of(site.directory), timeout_s=20, what="the end of all processes")
@@ -144,7 +144,7 @@ def check_nodes(site: Site, *, limit_bytes: int, guesses: Collection[str]) -> Co
 
 
 def stored_bytes(cache: Path) -> int:
-    """Return how much is in a cache's directories now, unfinished work too."""
+    """Return the bytes in a cache's directories, including unfinished work."""
     return _stored(cache, "tmp", "work")
 
 

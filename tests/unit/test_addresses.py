@@ -1,4 +1,4 @@
-"""Which addresses may be connected to, by tables."""
+"""Which addresses may be connected to: tables."""
 
 from __future__ import annotations
 

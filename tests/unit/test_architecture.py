@@ -1,4 +1,4 @@
-"""What runs on this machine, by the spellings of registries and by the flags of the processor."""
+"""What runs on this machine, by the names in registries and by the processor's flags."""
 
 from __future__ import annotations
 

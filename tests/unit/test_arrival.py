@@ -1,4 +1,4 @@
-"""What an image has to pass on its way into the cache."""
+"""The checks of an image on its way into the cache."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def arriving(cache: Cache, server: Server | None = None) -> Iterator[Arrival]:
 
 
 def bring(arrival: Arrival, files: Files) -> None:
-    """Let all of LAYERS arrive in the files for them."""
+    """Let all LAYERS arrive in their files."""
     for number, layer in enumerate(LAYERS):
         file = files[number]
         assert file is not None
@@ -71,7 +71,7 @@ def bring(arrival: Arrival, files: Files) -> None:
 
 
 def test_a_file_that_comes_in_one_go_keeps_to_the_sites_limit(tmp_path: Path) -> None:
-    """Nothing was announced, and no word of progress was given."""
+    """Neither a size nor progress was reported."""
     cache = make_cache(tmp_path, max_image_size=1000)
     with arriving(cache) as arrival:
         assert arrival.offered(Offer("v1")) == ()
@@ -122,7 +122,7 @@ class Announced:
         self.layout = self.cache.layout
 
     def put(self, number: int, size_mib: int) -> None:
-        """Have an image of this size in the cache that nobody uses."""
+        """Put an unused image of this size into the cache."""
         name = f"{number}" * 64
         meta = store.Entry(
             f"sha256-{name}", "sif", name, size_mib * self.MIB, "", (), float(number)
@@ -371,7 +371,7 @@ def test_an_offer_whose_digest_is_a_path(tmp_path: Path) -> None:
 
 
 def test_a_server_that_ends_its_offer_of_what_was_just_evicted(tmp_path: Path) -> None:
-    """The image is gone, so it cannot be served stale; nobody waits for himself."""
+    """The image is gone, so it cannot be served stale; no process waits for itself."""
     cache = make_cache(tmp_path)
     content = Content(FILE, announced="digest")
     stage(cache, URI, Server(content))

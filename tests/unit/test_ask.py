@@ -1,4 +1,4 @@
-"""The client of the helper: what it makes of the answers, and of none."""
+"""The client of the helper: how it handles answers, and their absence."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def answers(tmp_path: Path) -> Iterator[Answers]:
-    """Answer one connection after the other, with the last answer for ever; return the path."""
+    """Answer one connection after the other, repeating the last answer; return the path."""
     path = str(tmp_path / "socket")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path)

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_short_writes_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @contextmanager
 def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Note what is flushed and renamed, in order, within the block."""
+    """Record what is flushed and renamed within the block, in order."""
     done: list[str] = []
     fsync, rename = os.fsync, os.rename
 

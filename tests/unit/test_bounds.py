@@ -1,4 +1,4 @@
-"""What grows by users' words does not grow for ever, and one user's goes for that user's."""
+"""Limits on files that users' requests create: one user's displace only that user's."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def wanted(comment: str) -> list[tuple[str, str]]:
 
 
 def problem(images: list[tuple[str, str]]) -> str:
-    """Return what is wrong with a job that asks for these images."""
+    """Return what is wrong with a job that requests these images."""
     return comments.read(" ".join(f"container:{text}" for text in written(images))).problem
 
 

@@ -1,4 +1,4 @@
-"""The configuration as text, and that it says what configparser reads."""
+"""The configuration as text: it yields what configparser reads."""
 
 from __future__ import annotations
 

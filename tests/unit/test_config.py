@@ -25,7 +25,7 @@ def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def refused(main: Path, text: str) -> str:
-    """Return what is said about a configuration that is wrong."""
+    """Return the message about an invalid configuration."""
     main.write_text(text)
     with pytest.raises(ConfigError) as caught:
         config.load()
@@ -76,6 +76,15 @@ def test_values(main: Path) -> None:
     assert loaded.registry("localhost:5000").mirrors == ("m:5000/a-b/c", "[::1]:5000", "n")
     assert loaded.registry("h") == Registry(auth_file="/etc/hpcimg/h.json", shared=True, mirrors=())
     assert loaded.aliases == {"Bwa": "oras://h/bwa:1", "genomics/*": "oras://h/*"}
+
+
+@pytest.mark.parametrize(
+    ("written", "host"),
+    [("H.:05000", "h:5000"), ("[0:0::1]:5", "[::1]:5"), ("Index.Docker.io:443", "docker.io")],
+)
+def test_a_registry_is_the_same_in_any_spelling(main: Path, written: str, host: str) -> None:
+    main.write_text(f"[registry {written}]\ninsecure = yes\n")
+    assert config.load().registry(host).insecure
 
 
 def test_a_percentage_of_zero_and_a_size_of_zero_are_nothing() -> None:
@@ -139,6 +148,8 @@ def test_settings_tell_where_they_come_from(main: Path) -> None:
         ("[log]\nto = hpcimg.log\n", "[log] to", "absolute path"),
         ("[static docker]\n", "[static docker] cannot be a scheme", "it is one already"),
         ("[static Pages]\nurl = https://h\n", "[static Pages] cannot be", "lower-case letters"),
+        ("[registry https://h]\n", "[registry https://h] names no registry", "//h is not a port"),
+        ("[registry h/a]\n", "[registry h/a] names no registry", "h/a is not a host name"),
         ("[registry h]\nmirrors = https://m", "[registry h] mirrors", "write HOST[:PORT]"),
         ("[registry h]\nauth_file = h.json", "[registry h] auth_file", "absolute path"),
         ("[stage]\nregistries_conf = x", "[stage] registries_conf", "absolute path"),

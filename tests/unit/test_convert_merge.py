@@ -1,4 +1,4 @@
-"""Merging layers: what the OCI image specification says of whiteouts, links and order."""
+"""Merging layers: what the OCI image specification says about whiteouts, links and order."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Merged = dict[str, str]
 
 
 def merged(*layers: Sequence[Entry], limit: int = 0) -> Merged:
-    """Return what an image of these layers holds, the lowest first; directories end with /."""
+    """Return the content of an image with these layers, lowest first; directories end with /."""
     data = [tar(*entries) for entries in layers]
     found = read(archive_of(data, limit=limit))
     assert read(archive_of(data, limit=limit, ways=[replay])) == found
@@ -41,7 +41,7 @@ def merged(*layers: Sequence[Entry], limit: int = 0) -> Merged:
 
 
 def read(stream: bytes) -> Merged:
-    """Return what is in a stream, every path once, no link before its target."""
+    """Return the content of a stream: each path occurs once, and links follow their targets."""
     found: Merged = {}
     with tarfile.open(fileobj=io.BytesIO(stream), mode="r|") as archive:
         for member in archive:

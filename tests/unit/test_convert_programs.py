@@ -1,4 +1,4 @@
-"""The programs that conversion needs: old ones, failing ones, and what is said of them."""
+"""The programs that conversion needs: old and failing ones, and the messages about them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def refused(path: Path, error: type[HpcimgError], *data: bytes) -> str:
-    """Return what is said of an image that cannot be converted."""
+    """Return the message about an image that cannot be converted."""
     with pytest.raises(error) as caught:
         converted(path, data)
     assert str(caught.value).isprintable()
@@ -38,7 +38,7 @@ def refused(path: Path, error: type[HpcimgError], *data: bytes) -> str:
 
 
 def fake(directory_: Path, monkeypatch: pytest.MonkeyPatch, **scripts: str) -> None:
-    """Put programs of the test's own before the machine's."""
+    """Put the test's programs before the host's in PATH."""
     for name, script in scripts.items():
         path = directory_ / name
         path.write_text(f"#!/bin/sh\n{script}\n")
@@ -75,7 +75,7 @@ def test_a_mksquashfs_for_another_processor(
 
 
 def test_mksquashfs_is_killed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That says nothing about what it can do."""
+    """This says nothing about its capabilities."""
     fake(tmp_path, monkeypatch, mksquashfs="kill -9 $$")
     assert "was killed" in refused(tmp_path / "image", Interrupted, layer(file("a")))
 
@@ -171,7 +171,7 @@ def test_mksquashfs_ends_when_the_conversion_is_killed(tmp_path: Path) -> None:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         process.kill()
     (child,) = map(int, children)
-    wait_until(lambda: not alive(child), timeout_s=10, what="mksquashfs to end")
+    wait_until(lambda: not alive(child), what="mksquashfs to end")
 
 
 def alive(pid: int) -> bool:

@@ -1,4 +1,4 @@
-"""What is told of a conversion while it runs."""
+"""The progress reports of a conversion."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hpcimg.convert.stream import Stream
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
-    """What was told; nothing is held back."""
+    """All reports, without a rate limit."""
     monkeypatch.setattr(progress, "_TELL_EVERY_S", 0.0)
     return []
 

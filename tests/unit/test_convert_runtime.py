@@ -1,4 +1,4 @@
-"""The files that runtimes look for in a converted image, and a real runtime that takes them."""
+"""The files that runtimes expect in a converted image, and a real runtime that uses them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sh(script: str, *arguments: str, **environment: str) -> str:
-    """Return what a script says."""
+    """Return the output of a script."""
     argv = ["sh", "-euc", script, "sh", *arguments]
     return subprocess.run(argv, env=environment, capture_output=True, text=True, check=True).stdout
 
@@ -104,7 +104,7 @@ def test_entrypoint_and_cmd(
 
 
 def test_variables_that_no_shell_takes(tmp_path: Path) -> None:
-    """They are where no shell reads them."""
+    """They are stored where no shell reads them."""
     names = ["spring.profiles.active", "chrome:path", "A-B", "1A", "a b", "é", "$(id)"]
     config = {"config": {"Env": [*(f"{name}=1" for name in names), "=x", "OK=2"]}}
     tree = unpack(converted(tmp_path / "image", [layer(file("a"))], config=json.dumps(config)))

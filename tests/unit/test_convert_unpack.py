@@ -1,4 +1,4 @@
-"""An image unpacked into a directory: what a node with an old mksquashfs makes of it."""
+"""Images unpacked into a directory, as on a node with an old mksquashfs."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def test_an_account_that_may_not_read_all_of_it(
 def test_a_file_that_cannot_be_packed_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of itself mksquashfs would go on without it."""
+    """By default, mksquashfs would continue without it."""
     monkeypatch.setattr(programs, "PATH", f"{old.put(tmp_path, '4.4').parent}:{programs.PATH}")
     end = Directory.end
 

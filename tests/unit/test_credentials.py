@@ -1,4 +1,4 @@
-"""Credentials files, by tables: what is in them, and what is for whom."""
+"""Credentials files: tables of their content, and of which login applies."""
 
 from __future__ import annotations
 

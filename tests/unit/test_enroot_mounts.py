@@ -1,4 +1,4 @@
-"""The mounts for containers of enroot: what TaskProlog reads is in them, and harms nobody."""
+"""The mounts for enroot's containers: they include what TaskProlog reads, read-only."""
 
 from __future__ import annotations
 

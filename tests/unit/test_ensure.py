@@ -1,4 +1,4 @@
-"""What `ensure` does when others change the cache under it."""
+"""How `ensure` behaves when other processes change the cache meanwhile."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_mounted_file_is_looked_at_for_each_job(cache: Cache, data: bytes) -> 
 
 
 def test_who_waited_believes_a_look_that_began_after_they_came(cache: Cache, data: bytes) -> None:
-    """Else sixty jobs of one array would look one after the other."""
+    """Otherwise sixty jobs of an array would check one after the other."""
     source = Source(data, lambda: None)
     run(cache, source, "1", "/x.sif")
     waiting = _Ensure(

@@ -1,4 +1,4 @@
-"""Errors: who is at fault, the exit code that says so, and one safe sentence."""
+"""Errors: their class, their exit code, and one safe sentence."""
 
 from __future__ import annotations
 

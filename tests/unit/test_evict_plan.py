@@ -1,4 +1,4 @@
-"""What goes when room is needed: decided without touching a file."""
+"""Which images are evicted: decided without touching a file."""
 
 from __future__ import annotations
 

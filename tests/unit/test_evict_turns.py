@@ -1,4 +1,4 @@
-"""Who evicts for long lets others have the lock in between, and comes to the same end."""
+"""A long eviction lets others have the lock in between, with the same result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is remembered of a failure, for whom, and for how long."""
+"""Cached failures: what is recorded, for whom, and for how long."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which node features say what nodes have, and what is to be set for it."""
+"""Node features for images, and the updates that set them."""
 
 from __future__ import annotations
 

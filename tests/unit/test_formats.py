@@ -1,4 +1,4 @@
-"""Telling images by their bytes: real ones, cut ones, wrong ones, hostile ones."""
+"""Recognizing images by their bytes: real, truncated, wrong and hostile ones."""
 
 from __future__ import annotations
 

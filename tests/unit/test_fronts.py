@@ -1,4 +1,4 @@
-"""What is in front of the origin, as stage puts it there."""
+"""The fronts before the origin, as `stage` arranges them."""
 
 from __future__ import annotations
 

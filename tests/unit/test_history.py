@@ -1,4 +1,4 @@
-"""Events: written by many at once, counted, and kept short."""
+"""Events: written by many processes at once, counted, and rotated."""
 
 from __future__ import annotations
 

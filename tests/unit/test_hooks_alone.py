@@ -1,4 +1,4 @@
-"""Which jobs the hooks' shell sends on their way by itself: only such as the program would, too."""
+"""Jobs that the hooks' shell handles alone: only those for which the program would do nothing."""
 
 from __future__ import annotations
 
@@ -12,24 +12,13 @@ from hpcimg.slurm import comment as comments
 from tests.comment_cases import ASKS, INNOCENT, MISSED, PROBLEMS
 from tests.parts.node import ROOT
 
-# What /bin/sh is on Debian, and on RHEL and SLES.
-SHELLS = [["dash"], ["bash", "--posix"]]
 ALL = [*INNOCENT, *(comment for comment, _ in (*ASKS, *MISSED, *PROBLEMS))]
 STARTED = "the program"
 
 
-@pytest.fixture(params=SHELLS, ids=lambda shell: shell[0])
-def shell(request: pytest.FixtureRequest) -> list[str]:
-    name, *options = request.param
-    path = shutil.which(name)
-    if path is None:
-        pytest.skip(f"not installed here: {name}")
-    return [path, *options]
-
-
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """The hooks, with a Python that says that it was started."""
+    """The hooks, with a Python that prints that it was started."""
     for name in ("prolog", "epilog"):
         shutil.copytree(ROOT / name, tmp_path / name)
     python = tmp_path / ".venv" / "bin" / "python"

@@ -1,4 +1,4 @@
-"""Slurm's lists of nodes, written out as `scontrol show hostnames` does."""
+"""Slurm's lists of nodes, expanded as by `scontrol show hostnames`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hot records of mounted images: whose rights look at which file."""
+"""Hot records of mounted images: which file is checked, and with whose rights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys of images, and offers that do not fit together."""
+"""Keys of images, and inconsistent offers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the cache holds, without reading every record: always what the disk says."""
+"""The index of the cache: always consistent with the disk."""
 
 from __future__ import annotations
 

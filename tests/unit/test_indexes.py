@@ -1,4 +1,4 @@
-"""Which image of an index is taken, and what a manifest may be."""
+"""Which image of an index is selected, and which manifests are valid."""
 
 from __future__ import annotations
 
@@ -109,7 +109,8 @@ def test_a_sif_file_is_told_by_its_type_or_its_name() -> None:
     # What `oras push registry/x:1 x.sif` makes of it.
     pushed = {"mediaType": "application/vnd.oci.image.layer.v1.tar", **digest}
     titled = {**pushed, "annotations": {"org.opencontainers.image.title": "dir/X.SIF"}}
-    assert sif_of({**known, **digest}) == sif_of(titled) == Blob("1" * 64, 5)
+    squashfs = {**pushed, "annotations": {"org.opencontainers.image.title": "x.sqsh"}}
+    assert sif_of({**known, **digest}) == sif_of(titled) == sif_of(squashfs) == Blob("1" * 64, 5)
     assert sif_of({"mediaType": "text/plain"}, {**known, **digest}) == Blob("1" * 64, 5)
     for other in ([pushed], [titled, pushed], [{**titled, "annotations": {}}], [], [None]):
         assert sif_of(*other) is None

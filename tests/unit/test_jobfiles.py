@@ -1,4 +1,4 @@
-"""A job's directory as the helper finds, makes and leaves it, beside Epilog."""
+"""A job's directory, as the helper finds, creates and leaves it while Epilog may run."""
 
 from __future__ import annotations
 

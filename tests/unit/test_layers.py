@@ -1,4 +1,4 @@
-"""The dependency rule: who may import whom, read from the code, later imports included."""
+"""The dependency rule: which modules may import which, including imports inside functions."""
 
 from __future__ import annotations
 

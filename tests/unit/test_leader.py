@@ -1,4 +1,4 @@
-"""Who brings an image and who waits for it: whatever becomes of the one that leads."""
+"""Which job fetches an image and which jobs wait, whatever happens to the leader."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def join(layout: Layout, *, uid: int = 1000, fingerprint: str = "f") -> Leader:
 
 @contextmanager
 def led_by_another(layout: Layout, told: Told = TOLD) -> Iterator[Callable[[bytes], None]]:
-    """Let another process lead; give what tells it to be "done" or to be killed."""
+    """Let another process lead; yield a handle to end it with "done", or to kill it."""
     ours, theirs = os.pipe(), os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -128,7 +128,7 @@ def test_one_that_says_nothing_is_not_waited_for(
 
 
 def test_one_that_goes_on_is_waited_for(layout: Layout) -> None:
-    """For longer than the patience."""
+    """Even for longer than `patience`."""
     first = join(layout)
     first.tell(Told("7", NAME, patience_s=-0.5, deadline_s=60.0))
     ended = threading.Event()

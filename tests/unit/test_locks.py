@@ -18,6 +18,7 @@ import pytest
 from hpcimg import locks
 from hpcimg.errors import CacheUnusable, DeadlinePassed
 from hpcimg.locks import held
+from tests.parts.daemon import TIMEOUT_S
 
 # Holds the lock until its standard input ends.
 HOLDER = (
@@ -54,7 +55,7 @@ def hold(path: str) -> Iterator[Callable[[], subprocess.Popen[str]]]:
 
 
 def soon() -> float:
-    return time.monotonic() + 10
+    return time.monotonic() + TIMEOUT_S
 
 
 def never(_: float) -> None:
@@ -91,7 +92,7 @@ def test_waits_until_the_holder_lets_go_or_dies(
     told: list[float] = []
     with held(path, deadline=soon(), waiting=waiting) as waited:
         assert waited
-        assert holder.wait(10) == (-9 if end == "kill" else 0)
+        assert holder.wait(TIMEOUT_S) == (-9 if end == "kill" else 0)
     assert told
     assert 0 <= told[0] < 5
 
@@ -121,7 +122,7 @@ def test_gives_up_at_its_deadline(path: str, hold: Callable[[], subprocess.Popen
         held(path, deadline=began + 0.2, waiting=lambda _: None),
     ):
         raise AssertionError("held by two")
-    assert 0.2 <= time.monotonic() - began < 5
+    assert 0.2 <= time.monotonic() - began < TIMEOUT_S
 
 
 def test_a_lock_file_that_was_left_behind_is_no_obstacle(
@@ -151,7 +152,7 @@ def test_who_removes_lock_files_leaves_one_that_is_held(
 
 
 def test_a_lock_whose_file_went_while_it_was_waited_for_is_none(path: str) -> None:
-    """Whoever waits opens the file first and locks it then."""
+    """A waiting process opens the file before it locks it."""
     flock, opened = fcntl.flock, []
 
     def late(descriptor: int, operation: int) -> None:
@@ -181,9 +182,9 @@ def test_threads_of_one_process_exclude_each_other(path: str) -> None:
     thread = threading.Thread(target=second)
     with held(path, deadline=soon(), waiting=never):
         thread.start()
-        assert waits.wait(10)
+        assert waits.wait(TIMEOUT_S)
         assert not got.is_set()
-    thread.join(10)
+    thread.join(TIMEOUT_S)
     assert got.is_set()
 
 

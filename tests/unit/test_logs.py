@@ -1,4 +1,4 @@
-"""Lines of the log: one for each message, and nothing in it that a terminal obeys."""
+"""Log lines: one for each message, without control characters for a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A look at a mounted file: what it tells, whose rights it has, and that nobody waits for it."""
+"""The check of a mounted file: its result, its rights, and that it never blocks a job for long."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hpcimg import look
+from tests.parts.daemon import TIMEOUT_S
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to look as others")
 SECOND = 1_000_000_000
@@ -82,12 +83,12 @@ def test_whose_rights_it_has(path: Path) -> None:
 
 
 def test_a_file_system_that_does_not_answer(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the child, which is all that is held up."""
+    """It blocks only the child."""
     monkeypatch.setattr(look, "_PATIENCE_S", 0.1)
     monkeypatch.setattr(look, "_answer", lambda *_: signal.pause())
     began = time.monotonic()
     assert look.take(str(path), "") == ""
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < TIMEOUT_S
 
 
 def test_a_look_that_fails_says_nothing(

@@ -1,4 +1,4 @@
-"""Under which names workflow managers look for images; `make test-managers` asks them."""
+"""The names under which workflow managers look for images; `make test-managers` asks them."""
 
 from __future__ import annotations
 

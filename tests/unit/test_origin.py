@@ -1,4 +1,4 @@
-"""As whom the work is done that brings an image."""
+"""The accounts that fetch, convert and verify an image."""
 
 from __future__ import annotations
 

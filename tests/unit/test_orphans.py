@@ -1,4 +1,4 @@
-"""What is left of an image when one of its files is removed by hand."""
+"""Images of which one file was removed by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a job waits for another's fetch: while it moves, and then no more."""
+"""How long a job waits for another job's fetch: only while that makes progress."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_who_does_not_move_is_not_waited_for(
 
 
 class Steady(Server):
-    """Sends a piece again and again until it is told to end."""
+    """Sends a piece repeatedly until it is told to end."""
 
     def __init__(self, content: Content) -> None:
         super().__init__(content)

@@ -1,4 +1,4 @@
-"""Whose process it is, by what the kernel says of its cgroups."""
+"""The job of a process, by its cgroups."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_cgroup_v1() -> None:
 
 
 def test_a_process_that_has_ended_is_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its number may be another one's by now, whose cgroup is what would be read."""
+    """Its PID may have been reused by a process in another cgroup."""
     ours, theirs = socket.socketpair()
     with ours, theirs, peer.connected_to(ours) as who:
         assert (who.pid, who.uid, who.gid) == (os.getpid(), os.geteuid(), os.getegid())

@@ -1,4 +1,4 @@
-"""What root signs for a worker, and what it reads for it."""
+"""The credentials that root creates and reads for a worker."""
 
 from __future__ import annotations
 

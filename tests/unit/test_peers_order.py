@@ -1,4 +1,4 @@
-"""Who leads and who is whose neighbour: alike on each node, spread over all, bounded."""
+"""The order of leaders, and neighbours: the same on each node, evenly spread, limited."""
 
 from __future__ import annotations
 

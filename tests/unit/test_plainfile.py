@@ -1,4 +1,4 @@
-"""Small files, and what others put in their place."""
+"""Reading small files, and what others may put in their place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What pending jobs will ask for, soonest first and within limits."""
+"""The images of pending jobs, soonest first and within limits."""
 
 from __future__ import annotations
 

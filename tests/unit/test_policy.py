@@ -1,4 +1,4 @@
-"""Which references a site allows, whatever they are spelled like."""
+"""Which references a site allows, in any spelling."""
 
 from __future__ import annotations
 

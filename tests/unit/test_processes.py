@@ -1,4 +1,4 @@
-"""Telling a process that runs from one that is gone."""
+"""Distinguishing a running process from one that has ended."""
 
 from __future__ import annotations
 

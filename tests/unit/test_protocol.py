@@ -1,4 +1,4 @@
-"""The messages between a worker and who started it."""
+"""The messages between a worker and the process that started it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Asking Slurm: its commands, pyslurm, and which of them is taken."""
+"""Queries to Slurm: with its commands or pyslurm, and which of them is used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hpcimg.slurm.query import Commands, PySlurm, open_slurm
 
 
 class Squeue:
-    """A squeue in PATH that says what a test wants."""
+    """A squeue in PATH that prints what a test wants."""
 
     def __init__(self, directory: Path) -> None:
         self._program = directory / "squeue"
@@ -105,7 +105,7 @@ MARK = (
 
 
 def test_planned_jobs_whatever_their_comments_say(squeue: Squeue) -> None:
-    """A line in a comment that looks like another job's is none."""
+    """A line in a comment that looks like another job is not one."""
     squeue.will(
         f"{MARK}\n"
         'test "$SLURM_TIME_FORMAT" = %s || exit 1\n'

@@ -1,4 +1,4 @@
-"""References, by the table that the submit filters answer to as well."""
+"""References: the table that the submit filters are tested with as well."""
 
 from __future__ import annotations
 
@@ -94,6 +94,7 @@ def test_a_misspelled_scheme_says_the_nearest(text: str, meant: str) -> None:
         ("https://h/a%20b?c=%7E%2f", "https://h/a%20b?c=%7E%2f"),  # a signature is about it
         ("/data//x///y.sif", "file:///data/x/y.sif"),
         ("oci:/data//x/:docker.io//y:1", "oci:/data/x:docker.io//y:1"),
+        ("docker-archive:/data/x.tar:", "docker-archive:/data/x.tar"),
         ("docker://GHCR.io.:443/a/b", "docker://ghcr.io/a/b:latest"),
         ("docker://registry:443/a", "docker://registry:443/a:latest"),
         ("docker://registry:/a", "docker://registry:443/a:latest"),

@@ -1,4 +1,4 @@
-"""registries.conf, by tables, and what hpcimg.conf has to say beside it."""
+"""registries.conf: tables, and its combination with hpcimg.conf."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which jobs are requeued, and what they are told: on Slurm's commands as a stand-in says them."""
+"""Which jobs are requeued, and their messages, with stand-ins for Slurm's commands."""
 
 from __future__ import annotations
 

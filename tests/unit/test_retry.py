@@ -1,4 +1,4 @@
-"""Which failures are tried again, when, and for how long."""
+"""Which failures are retried, when, and for how long."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that nobody can write to any more."""
+"""Sealed files, which nobody can write to any more."""
 
 from __future__ import annotations
 

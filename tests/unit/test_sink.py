@@ -1,4 +1,4 @@
-"""What a sink tells the parent, and when."""
+"""The reports of a sink to its parent."""
 
 from __future__ import annotations
 

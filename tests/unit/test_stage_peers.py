@@ -1,4 +1,4 @@
-"""Which requests have the other nodes of a job in front of the origin; what the rest load."""
+"""Which requests are shared with the other nodes of a job, and what the others import."""
 
 from __future__ import annotations
 

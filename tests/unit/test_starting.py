@@ -1,8 +1,10 @@
-"""A worker that is started before its order is known."""
+"""Workers that are started before their order is known."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -14,6 +16,7 @@ from hpcimg.slurm import watch
 from hpcimg.worker import protocol, starting
 from hpcimg.worker.process import Sandbox, Worker
 from tests.parts.daemon import wait_until
+from tests.parts.node import ROOT
 from tests.parts.processes import gone
 
 
@@ -32,7 +35,7 @@ def test_the_next_worker_is_the_one_that_was_started(scheme: str) -> None:
     starting.early(scheme)
     [early] = starting._early
     with Worker(order("/nowhere"), Sandbox(None, time.monotonic() + 30, 1 << 20)) as worker:
-        assert worker._process is early.process
+        assert worker._process is early
         assert starting._early == []
         output = os.memfd_create("output")
         worker.begin([output])
@@ -48,7 +51,7 @@ def test_what_nobody_takes_is_ended() -> None:
     starting.early("file")
     [early] = starting._early
     starting.end_early()
-    assert early.process.returncode is not None
+    assert early.returncode is not None
     starting.end_early()
 
 
@@ -57,13 +60,52 @@ def test_it_ends_with_who_started_it() -> None:
     pid = os.fork()
     if pid == 0:
         starting.early("file")
-        os.write(theirs, b"%d" % starting._early[0].process.pid)
+        os.write(theirs, b"%d" % starting._early[0].pid)
         os._exit(0)
     os.waitpid(pid, 0)
     worker = int(os.read(ours, 20))
     os.close(ours)
     os.close(theirs)
-    wait_until(lambda: gone(worker), timeout_s=20, what="its end")
+    wait_until(lambda: gone(worker), what="its end")
+
+
+def test_it_has_no_file_of_who_started_it_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """slurmd and shells leave files open that programs inherit."""
+    left = os.dup(2)
+    os.set_inheritable(left, True)
+    monkeypatch.setattr(starting, "_PROGRAM", "import os; print(*os.listdir('/proc/self/fd'))")
+    started = starting.take()
+    os.close(left)
+    assert started.wait(30) == 0
+    open_files = os.read(started.stdout, 1000).decode()
+    assert sorted(open_files.split(), key=int) == ["0", "1", "2", "3"]  # 3 is the listing's own
+    started.close()
+
+
+def test_its_end_is_seen_without_pidfds(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: int) -> int:
+        raise OSError("a kernel before 5.3")
+
+    monkeypatch.setattr(os, "pidfd_open", missing)
+    monkeypatch.setattr(starting, "_PROGRAM", "import os; os.read(0, 1); os._exit(7)")
+    started = starting.take()
+    with pytest.raises(TimeoutError):
+        started.wait(0.02)
+    os.write(started.socket, b"x")
+    assert started.wait(30) == 7
+    started.close()
+
+
+def test_hardly_anything_is_imported_before_the_worker_starts() -> None:
+    """What a worker needs most of all is time to load its modules."""
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import hpcimg.slurm.warm; "
+        "from hpcimg.slurm import watch; print(*sys.modules)"
+    )
+    argv = [sys.executable, "-I", "-S", "-c", program, str(ROOT)]
+    loaded = subprocess.run(argv, check=True, capture_output=True, text=True).stdout.split()
+    slow = {"socket", "subprocess", "signal", "enum", "typing", "contextlib", "collections", "re"}
+    assert slow & set(loaded) == set()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the cache knows of references, and directories for work."""
+"""The cache's records of references, and work directories."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happened, summed up: every event once, whatever becomes of its file."""
+"""Sums of events: each event counts once, whatever happens to its file."""
 
 from __future__ import annotations
 
@@ -90,15 +90,20 @@ def test_sums_of_bytes_and_seconds_outlive_their_events(layout: Layout) -> None:
     }
 
 
+def record_in_two_files(layout: Layout) -> dict[str, float]:
+    """Record events, with a rotation in between; return their sums."""
+    record_all(layout)
+    history.rotate(layout)
+    # A file is identified by its first line, which two files of one moment would share.
+    events.record(layout.events, "sweep", files=1)
+    record_all(layout)
+    return history.sums(layout).family("events")
+
+
 def test_a_rotation_that_was_cut_off_counts_nothing_twice(
     layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record_all(layout)
-    history.rotate(layout)
-    # A file is known by its first line, which two files of one moment would share.
-    events.record(layout.events, "sweep", files=1)
-    record_all(layout)
-    wanted = history.sums(layout).family("events")
+    wanted = record_in_two_files(layout)
 
     def killed(*_: object) -> None:
         raise OSError
@@ -119,12 +124,7 @@ def test_a_rotation_that_was_cut_off_counts_nothing_twice(
 def test_a_rotation_while_somebody_reads_loses_nothing(
     layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record_all(layout)
-    history.rotate(layout)
-    # A file is known by its first line, which two files of one moment would share.
-    events.record(layout.events, "sweep", files=1)
-    record_all(layout)
-    wanted = history.sums(layout).family("events")
+    wanted = record_in_two_files(layout)
     read, left = history._read, [1]
 
     def read_slowly(path: str) -> Any:

@@ -1,4 +1,4 @@
-"""The task prolog: shell alone, which finds the job's directory where Python put it."""
+"""The task prolog: pure shell, which finds the job's directory that Python created."""
 
 from __future__ import annotations
 
@@ -17,20 +17,8 @@ from hpcimg.config import files as conffiles
 from tests.parts.node import TASK_PROLOG
 from tests.unit.test_conffiles import TEXTS
 
-# What /bin/sh is on Debian, and on RHEL and SLES.
-SHELLS = [["dash"], ["bash", "--posix"]]
 # Tells where the script looked for the job, without a change to the script.
 LOOK = 'trap \'printf %s "$job" >&2\' EXIT; . "$1"'
-
-
-@pytest.fixture(params=SHELLS, ids=lambda shell: shell[0])
-def shell(request: pytest.FixtureRequest) -> list[str]:
-    """A shell by its path, with its options."""
-    name, *options = request.param
-    path = shutil.which(name)
-    if path is None:
-        pytest.skip(f"not installed here: {name}")
-    return [path, *options]
 
 
 @pytest.fixture

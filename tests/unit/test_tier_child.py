@@ -1,4 +1,4 @@
-"""The process that looks at the site's file system: it is asked, and left where it is silent."""
+"""The child process for the site's file system: it answers, or is abandoned."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_what_the_listener_raises_ends_it(tmp_path: Path) -> None:
 
 
 def test_it_has_no_file_of_ours_open(tmp_path: Path) -> None:
-    """A lock of ours would be held as long as it hangs."""
+    """Otherwise it would hold our locks for as long as it hangs."""
 
     def work(channel: Channel) -> None:
         asked(channel)

@@ -1,4 +1,4 @@
-"""Which images leave the site tier."""
+"""Which images are evicted from the site tier."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turns at one server: no more than so many at once, and nobody waits for long."""
+"""Turns at one server: a limited number at once, and no long waits."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_who_has_waited_for_long_goes_without(layout: Layout) -> None:
         began = time.monotonic()
         late = turn(layout, "a", patience_s=0.3, waiting=lambda: asked.append(1))
         assert not stack.enter_context(late)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30
     assert asked
 
 

@@ -1,4 +1,4 @@
-"""How Apptainer is asked for signatures, by a program in its place; and which parts have none."""
+"""How Apptainer is called to check signatures, with a stand-in; and which parts have none."""
 
 from __future__ import annotations
 

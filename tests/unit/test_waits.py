@@ -1,4 +1,4 @@
-"""Retry-After as registries write it."""
+"""Retry-After, as registries write it."""
 
 from __future__ import annotations
 

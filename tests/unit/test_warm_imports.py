@@ -36,7 +36,7 @@ OURS = {
     "hpcimg.plainjson",
     "hpcimg.cache", "hpcimg.cache.events", "hpcimg.cache.hot", "hpcimg.cache.lease",
     "hpcimg.cache.paths",
-    "hpcimg.slurm", "hpcimg.slurm.comment", "hpcimg.slurm.jobfiles", "hpcimg.slurm.nodes",
+    "hpcimg.slurm", "hpcimg.slurm.comment", "hpcimg.slurm.jobfiles",
     "hpcimg.slurm.warm",
 }  # fmt: skip
 # As the hooks start it, with an eye on what it loads and on what it does.
@@ -99,7 +99,7 @@ def test_a_hit(node: Node, web: WebServer, warm: str) -> None:
 
 
 def test_a_hit_on_a_mounted_file(node: Node, open_directory: Path) -> None:
-    """A child looks at it, and starts no program."""
+    """A child process checks it, and no program is started."""
     path = images.make_sif(open_directory / "x.sif", {"x": b"x"})
     path.chmod(0o644)
     comment = f"container:{path}"

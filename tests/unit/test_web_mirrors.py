@@ -1,4 +1,4 @@
-"""Where a mirror has what is at an address, and what it is told."""
+"""Addresses on a mirror, and the headers that it gets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker leaves behind, and what it may use up."""
+"""What a worker leaves behind, and its limits."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from hpcimg.reference import Reference
 from hpcimg.worker import main, monitor, namespaces, process, seal, starting
 from hpcimg.worker.protocol import Convert, Digest, DigestWanted, Fetch, Rewound, Start, encode
 from hpcimg.worker.protocol import Layer as ToConvert
+from tests.parts.daemon import TIMEOUT_S
 from tests.parts.node import ROOT
 
 # It leaves session and group, and is nobody's child any more.
@@ -172,7 +173,7 @@ def test_who_cannot_be_ended_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     with traced(process_of.pid), pytest.raises(DeadlinePassed, match="cannot be ended"):
         made.end()
     made.end()  # which has said so
-    process_of.wait(10)  # its tracer is gone
+    process_of.wait(TIMEOUT_S)  # its tracer is gone
     made.__exit__()
 
 

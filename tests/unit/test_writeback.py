@@ -1,4 +1,4 @@
-"""What of a file is begun to be written to the disk, and when."""
+"""When parts of a file are written back to the disk."""
 
 from __future__ import annotations
 

@@ -58,6 +58,7 @@ class RegistryAuthorization:
         self._login: Login | None = None
         self._lock = threading.Lock()
         self._header = ""
+        self._uses = 0  # of the header, by all threads
 
     def use_token(self, token: str) -> None:
         """Use a token obtained elsewhere."""
@@ -68,6 +69,7 @@ class RegistryAuthorization:
         header = self._header
         if not header or origin(url) != origin(self._base):
             return {}
+        self._uses += 1
         return {"Authorization": header}
 
     def has_login(self) -> bool:
@@ -107,10 +109,11 @@ class RegistryAuthorization:
             if response.status_code != 401:
                 # If another thread has logged in since, the answer may change.
                 return not again and (sent != self._header or self._log_in(response))
-            if again:
-                self._refuse("the registry answered 401 again")
             if sent == self._header:  # otherwise another thread has got a new one since
+                if again and self._uses < 2:  # otherwise another thread may have used it up
+                    self._refuse("the registry answered 401 again")
                 self._header = self._answer(response.headers.get("WWW-Authenticate", ""))
+                self._uses = 0
         return True
 
     def _log_in(self, response: requests.Response) -> bool:

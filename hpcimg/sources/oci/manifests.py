@@ -13,6 +13,7 @@ from hpcimg.errors import NotAnImage
 from hpcimg.fetch.contract import LAYERS_MAX, Blob, text_of
 from hpcimg.http.urls import shown
 from hpcimg.imagename import DIGEST
+from hpcimg.reference import ENDINGS
 
 # The second is a typo of early clients.
 _SIF_TYPES = (
@@ -90,7 +91,7 @@ def parse(body: bytes, digest: str, uri: str) -> Manifest:
 
 
 def sif_layer(manifest: Manifest) -> Blob | None:
-    """Return the SIF file in a manifest, if there is one.
+    """Return the SIF or squashfs file in a manifest, if there is one.
 
     It is recognized by its type or, if a single file was pushed without one, by its name.
     """
@@ -100,7 +101,8 @@ def sif_layer(manifest: Manifest) -> Blob | None:
             return _blob(layer)
     notes = layers[0].get("annotations") if len(layers) == 1 else None
     named = notes.get(_TITLE) if isinstance(notes, dict) else None
-    return _blob(layers[0]) if isinstance(named, str) and named.lower().endswith(".sif") else None
+    is_file = isinstance(named, str) and named.lower().endswith(ENDINGS)
+    return _blob(layers[0]) if is_file else None
 
 
 def is_artifact(manifest: Manifest) -> bool:
@@ -165,7 +167,11 @@ def _why_no_layer(layer: dict[str, Any], kind: str) -> str:
 def check_number(layers: int, uri: str) -> None:
     """Raise NotAnImage for more layers than any tool makes."""
     if layers > LAYERS_MAX:
-        raise NotAnImage(f"{uri} has {layers} layers", why=f"{LAYERS_MAX} is the limit")
+        raise NotAnImage(
+            f"{uri} has {layers} layers",
+            why=f"{LAYERS_MAX} is the limit",
+            do="Build it again with fewer layers: `podman build --squash-all` makes one.",
+        )
 
 
 def check_texts(manifest: Manifest, uri: str) -> None:
