@@ -32,6 +32,7 @@ from hpcimg.worker.seal import seal
 log = logging.getLogger(__name__)
 _LEFTOVERS_S = 5.0  # to check the layers of a fetch that ran out of time
 _RETRIES_MAX = 1000  # retries worth a line in the log
+_REPORTS_AT_ONCE = 100  # of a conversion that may never stop reporting, while a fetch is followed
 
 
 def fetch(order: protocol.Fetch, descriptor: int, listener: Listener, sandbox: Sandbox) -> Outcome:
@@ -87,8 +88,9 @@ class Conversion:
         self._worker.tell(protocol.Layer(number), [layer])
 
     def follow(self) -> int:
-        while not self._done and self._take(self._worker.hear(wait_s=0)):
-            pass
+        for _ in range(_REPORTS_AT_ONCE):
+            if self._done or not self._take(self._worker.hear(wait_s=0)):
+                break
         return self._said.beside
 
     def finish(self) -> Fetched:
