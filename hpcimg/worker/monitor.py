@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from hpcimg import digests
+from hpcimg import digests, schemes
 from hpcimg.errors import Bug, DeadlinePassed
 from hpcimg.fetch.contract import (
     Converting,
@@ -25,7 +25,7 @@ from hpcimg.fetch.contract import (
     Outcome,
     Unchanged,
 )
-from hpcimg.worker import protocol
+from hpcimg.worker import protocol, starting
 from hpcimg.worker.process import Sandbox, Worker
 from hpcimg.worker.seal import seal
 
@@ -45,6 +45,8 @@ def fetch(order: protocol.Fetch, descriptor: int, listener: Listener, sandbox: S
     with Worker(order, sandbox) as worker:
         try:
             worker.begin([descriptor])
+            if schemes.of(order.reference.scheme).layers and not order.validator:
+                starting.early(starting.CONVERT)  # while this process waits for the other one
             outcome = _follow(worker, files, listener)
         finally:
             _end(worker, files.writable)
