@@ -61,11 +61,10 @@ Unpacked = Generator[bytes, None, None]
 
 
 class Layer(NamedTuple):
-    """One layer: its file, and what it is called in errors.
+    """One layer. `what` names it in errors.
 
-    `file` returns the open file; it may wait until the layer has arrived. `diff_id` is the digest
-    that its unpacked bytes have to have, `most_bytes` how many they may be; where there is none,
-    anything is taken.
+    `file` returns the open file, and may wait until the layer has arrived. `diff_id` is the digest
+    that the unpacked bytes must have, `most_bytes` their maximum number; "" and 0 for any.
     """
 
     file: Callable[[], int]
@@ -102,9 +101,9 @@ class Layer(NamedTuple):
 class Reader:
     """The unpacked bytes of a layer, in order. Waits for the layer to arrive.
 
-    `read`, `copy` and `skip_to` raise NotAnImage at a premature end, TooLarge for
-    a layer that unpacks to too much, MissingTool. `progress` is told how many bytes
-    of the layer itself were read. A `known` layer is not digested once more.
+    `read`, `copy` and `skip_to` raise NotAnImage at a premature end, TooLarge for a layer that
+    unpacks to too much, MissingTool. `progress` is called with the number of compressed bytes read.
+    A `known` layer is not digested again.
     """
 
     def __init__(

@@ -80,7 +80,7 @@ def download(
 
 
 def _by_mirror(offer: MakeOffer | None) -> MakeOffer | None:
-    """Return what makes the same offer, as had from a mirror."""
+    """Return a function that makes the same offer, marked as coming from a mirror."""
     if offer is None:
         return None
     return lambda response, total: offer(response, total)._replace(via=MIRROR)

@@ -129,7 +129,8 @@ class Endpoint:
     def _check(self, body: bytes, digest: str) -> None:
         if _digest(body) != digest:
             raise Damaged(
-                f"{self._uri} is not what the registry sent", why=f"that is {_digest(body)}"
+                f"the registry sent something other than {self._uri}",
+                why=f"the digest of its answer is {_digest(body)}",
             )
 
     def _read(self, url: str, headers: Mapping[str, str], *, wanted: str) -> bytes | None:
