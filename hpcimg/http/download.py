@@ -116,7 +116,7 @@ def download_from(
     """
     url, headers, authorization, offer, check = wanted
     same: dict[str, str] = {}
-    fixed = stored is not None
+    fixed = False  # whether any part of this server's will do
 
     def given() -> Mapping[str, str]:
         return headers() if callable(headers) else headers
@@ -148,7 +148,7 @@ def download_from(
                 check(response)
                 total = _begin(response, sink, url, {} if fixed else same)
                 joined = fixed and sink.position > 0
-                same = _same(response)
+                same, fixed = _same(response), stored is not None
                 if coded := _is_coded(response, stored):
                     total, same, fixed = None, {}, False
                 if offer and not sink.position:

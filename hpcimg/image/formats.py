@@ -19,6 +19,7 @@ SIF_MAGIC = b"SIF_MAGIC\0"
 _SIF_MAX_DESCRIPTORS = 4096
 SIF_PARTITION = 0x4004
 SIF_PRIMARY = 2
+_SIF_SQUASHFS = 1  # others are ext3, and encrypted squashfs
 ARCHITECTURES = {
     b"01\0": "i386", b"02\0": "x86_64", b"03\0": "arm", b"04\0": "aarch64", b"05\0": "ppc64",
     b"06\0": "ppc64le", b"07\0": "mips", b"08\0": "mipsle", b"09\0": "mips64",
@@ -74,7 +75,7 @@ def _sif(descriptor: int, head: bytes, size: int, what: str) -> Image:
     if offset + table > size:
         raise _cut_short(what, offset + table, size)
     raw = os.pread(descriptor, table, offset)
-    needed, primary = 0, False
+    needed, roots = 0, []
     for number in range(total):
         entry = SIF_DESCRIPTOR.unpack_from(raw, number * SIF_DESCRIPTOR.size)
         if not entry[1]:
@@ -84,15 +85,31 @@ def _sif(descriptor: int, head: bytes, size: int, what: str) -> Image:
             raise NotAnImage(f"{what} is a SIF file with an invalid descriptor")
         needed = max(needed, begin + length)
         if entry[0] == SIF_PARTITION:
-            part_type, part_arch = struct.unpack_from("<i3s", entry[13], 4)
+            file_system, part_type, part_arch = struct.unpack_from("<ii3s", entry[13])
             if part_type == SIF_PRIMARY:
-                primary = True
+                roots.append((file_system, begin, length))
                 architecture = ARCHITECTURES.get(part_arch, architecture)
     if size < needed:
         raise _cut_short(what, needed, size)
-    if not primary:
-        raise NotAnImage(f"{what} is a SIF file without a root file system")
+    if len(roots) != 1:
+        how = f"with {len(roots)} root file systems" if roots else "without a root file system"
+        raise NotAnImage(f"{what} is a SIF file {how}")
+    file_system, begin, length = roots[0]
+    if file_system == _SIF_SQUASHFS:
+        _check_root(descriptor, begin, length, what)
     return Image("sif", architecture)
+
+
+def _check_root(descriptor: int, begin: int, length: int, what: str) -> None:
+    """Check that a partition contains the squashfs that its descriptor states."""
+    why = "it does not begin with the squashfs magic number"
+    if os.pread(descriptor, min(length, 4), begin) == _SQUASHFS_MAGIC:
+        try:
+            _squashfs(descriptor, begin, begin + length, what)
+            return
+        except Damaged:  # by whoever made the file: all of it is here
+            why = "it is longer than its partition"
+    raise NotAnImage(f"the root file system in {what} cannot be mounted", why=why)
 
 
 def _squashfs(descriptor: int, offset: int, size: int, what: str) -> Image:

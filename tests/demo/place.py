@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import os
+import struct
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,7 +35,10 @@ def make_image(path: Path) -> Path:
     if not images.missing():
         return images.make_sif(path, {"hello": HELLO.encode()}, size_bytes=SIZE_BYTES)
     content = path.with_suffix(".content")
-    content.write_bytes(HELLO.encode() + os.urandom(SIZE_BYTES))
+    data = HELLO.encode() + os.urandom(SIZE_BYTES)
+    # As much of a superblock as is looked at: version 4.0, and the size.
+    superblock = struct.pack("<4s24xHH8xQ48x", b"hsqs", 4, 0, 96 + len(data))
+    content.write_bytes(superblock + data)
     return images.make_sif(path, squashfs=content)
 
 

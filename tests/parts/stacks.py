@@ -180,7 +180,7 @@ class _Maker:
 
     def _member(self, path: str, kind: bytes, mode: int) -> tarfile.TarInfo:
         if not self._tidy and self._chance(0.1):
-            path = f"{self._random.choice(self._names)}/../{path}"
+            path = f"{self._random.choice([*self._names, '..'])}/../{path}"
         member = tarfile.TarInfo(self._random.choice(["", "", "", "./", "/"]) + path)
         member.type, member.mode = kind, mode
         return member

@@ -98,6 +98,23 @@ def test_the_root_partition_says_what_it_is_for(look: Look, sif: bytes) -> None:
     assert look(unknown, machine="anything") == Image("sif", "")
 
 
+def test_a_root_partition_that_no_runtime_mounts(look: Look, sif: bytes) -> None:
+    begin = sif.index(b"hsqs")
+    with pytest.raises(NotAnImage, match=r"root file system in the file .* magic number"):
+        look(put(sif, begin, "4s", b"junk"))
+    with pytest.raises(NotAnImage, match="longer than its partition"):
+        look(put(sif, begin + 40, "<Q", len(sif)))
+    # Nothing is known of the content of others, such as ext3.
+    ext3 = put(sif, TABLE + 585 - 384, "<i", 2)
+    assert look(put(ext3, begin, "4s", b"junk")).extension == "sif"
+
+
+def test_a_second_root_partition(look: Look, sif: bytes) -> None:
+    twice = put(sif, TABLE + 585, "585s", sif[TABLE : TABLE + 585])
+    with pytest.raises(NotAnImage, match="a SIF file with 2 root file systems"):
+        look(twice)
+
+
 # What is truncated
 
 
