@@ -40,6 +40,7 @@ gzip = _library("isal.isal_zlib") or zlib
 
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
+_ZSTD_WINDOW = 29  # bits: 512 MiB, as containerd and podman accept; zstd's own default is 27
 _ZSTD_SKIPPABLE = b"\x2a\x4d\x18"  # at 1; at 0 is 0x50 to 0x5f
 _CHUNK = 1 << 20
 # Compressions that no specification allows for layers, and some tools write.
@@ -276,12 +277,13 @@ class _Source:
             raise self._layer.damaged("gzip: it is truncated")
 
     def _zstd_library(self) -> Unpacked:
-        unzip, begun = zstd.ZstdDecompressor(), False
+        options = {zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW}
+        unzip, begun = zstd.ZstdDecompressor(options=options), False
         try:
             for data in self._packed(_GZIP_CHUNK):
                 while data or (begun and not unzip.needs_input):
                     if not begun:
-                        unzip, begun = zstd.ZstdDecompressor(), True
+                        unzip, begun = zstd.ZstdDecompressor(options=options), True
                     if unpacked := unzip.decompress(data, _CHUNK):
                         yield unpacked
                     begun = not unzip.eof
@@ -302,7 +304,7 @@ class _Source:
         with (
             programs.listen() as words,
             subprocess.Popen(
-                [program, "-dcq"],
+                [program, "-dcq", f"--long={_ZSTD_WINDOW}"],
                 stdin=self._file,
                 stdout=subprocess.PIPE,
                 stderr=words,

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from hpcimg import digests
+from hpcimg import digests, schemes
 from hpcimg.errors import Bug, DeadlinePassed
 from hpcimg.fetch.contract import (
     Converting,
@@ -25,13 +25,14 @@ from hpcimg.fetch.contract import (
     Outcome,
     Unchanged,
 )
-from hpcimg.worker import protocol
+from hpcimg.worker import protocol, starting
 from hpcimg.worker.process import Sandbox, Worker
 from hpcimg.worker.seal import seal
 
 log = logging.getLogger(__name__)
 _LEFTOVERS_S = 5.0  # to check the layers of a fetch that ran out of time
 _RETRIES_MAX = 1000  # retries worth a line in the log
+_REPORTS_AT_ONCE = 100  # of a conversion that may never stop reporting, while a fetch is followed
 
 
 def fetch(order: protocol.Fetch, descriptor: int, listener: Listener, sandbox: Sandbox) -> Outcome:
@@ -44,6 +45,8 @@ def fetch(order: protocol.Fetch, descriptor: int, listener: Listener, sandbox: S
     with Worker(order, sandbox) as worker:
         try:
             worker.begin([descriptor])
+            if schemes.of(order.reference.scheme).layers and not order.validator:
+                starting.early(starting.CONVERT)  # while this process waits for the other one
             outcome = _follow(worker, files, listener)
         finally:
             _end(worker, files.writable)
@@ -87,8 +90,9 @@ class Conversion:
         self._worker.tell(protocol.Layer(number), [layer])
 
     def follow(self) -> int:
-        while not self._done and self._take(self._worker.hear(wait_s=0)):
-            pass
+        for _ in range(_REPORTS_AT_ONCE):
+            if self._done or not self._take(self._worker.hear(wait_s=0)):
+                break
         return self._said.beside
 
     def finish(self) -> Fetched:

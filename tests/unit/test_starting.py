@@ -32,7 +32,9 @@ def order(path: str) -> protocol.Fetch:
     return protocol.Fetch(Reference("file", path), Settings(1, time.monotonic() + 30, 5.0, 5.0), "")
 
 
-@pytest.mark.parametrize("scheme", ["file", "https", "one-of-the-sites", "\udcff", ""])
+@pytest.mark.parametrize(
+    "scheme", ["file", "https", "one-of-the-sites", "\udcff", "", starting.CONVERT]
+)
 def test_the_next_worker_is_the_one_that_was_started(scheme: str) -> None:
     starting.early(scheme)
     [early] = starting._early

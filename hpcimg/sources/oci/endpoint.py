@@ -95,7 +95,7 @@ class Endpoint:
             sink,
             self._blob_settings,
             size_bytes=None if self._last else blob.size_bytes,
-            stored_bytes=blob.size_bytes,
+            stored=blob,
         )
         if not self._last and (found := sink.sha256()) != blob.sha256:
             raise Damaged(f"{shown(url)} is not what was announced", why=f"its sha256 is {found}")
