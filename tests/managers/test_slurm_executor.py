@@ -45,7 +45,7 @@ rule one:
 
 @pytest.fixture
 def site() -> Iterator[Site]:
-    with Site(nodes=1, cli_filter=ROOT / "etc/cli_filter.lua") as site:
+    with Site(nodes=1, lua=[ROOT / "etc/cli_filter.lua"]) as site:
         yield site
 
 

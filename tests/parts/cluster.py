@@ -10,13 +10,14 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 from tests.parts.daemon import PATH, Daemon, free_ports, listens, missing_commands, wait_until
 from tests.parts.lab import Lab
 from tests.parts.munge import MUNGE_USER
+from tests.parts.node import EPILOG, PROLOG, TASK_PROLOG
 from tests.parts.processes import descendants, kill_processes
 from tests.parts.slurmclient import USERS, SlurmClient
 from tests.parts.slurmconf import SLURM_USER, slurm_conf
@@ -24,6 +25,23 @@ from tests.parts.users import among_users
 
 _COMMANDS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "salloc", "scontrol", "setpriv")
 _START_TIMEOUT_S = 60
+# The setting that a plugin in Lua needs, by the name of its file.
+_PLUGINS = {
+    "cli_filter.lua": {"CliFilterPlugins": "lua"},
+    "job_submit.lua": {"JobSubmitPlugins": "lua"},
+    "burst_buffer.lua": {"BurstBufferType": "burst_buffer/lua"},
+}
+
+
+class Hooks(NamedTuple):
+    """The paths of a cluster's hooks, "" for none."""
+
+    prolog: Path | str = ""
+    task_prolog: Path | str = ""
+    epilog: Path | str = ""
+
+
+_NO_HOOKS = Hooks()
 
 
 class Cluster(SlurmClient):
@@ -41,39 +59,29 @@ class Cluster(SlurmClient):
         self,
         *,
         nodes: int = 3,
-        prolog: Path | str = "",
-        task_prolog: Path | str = "",
-        epilog: Path | str = "",
-        prolog_flags: str = "Alloc",
-        cli_filter: Path | None = None,
-        job_submit: Path | None = None,
-        burst_buffer: Path | None = None,
+        hooks: Hooks = _NO_HOOKS,
+        lua: Sequence[Path] = (),
         etc: Path | None = None,
         extra_conf: str = "",
         lab: Lab | None = None,
     ) -> None:
         """Describe the cluster; nothing runs yet.
 
-        lab: where the nodes live, each in the namespace of its name; else on this host's loopback.
-        cli_filter, job_submit, burst_buffer: Lua files. etc: a directory with what the nodes have
-        in /etc instead of what this host has. extra_conf: lines of slurm.conf; a setting there
-        takes the place of the cluster's own.
+        lua: plugins, under the names that Slurm looks for. etc: a directory whose files replace the
+        host's in the nodes' /etc. extra_conf: lines of slurm.conf; a setting there replaces the
+        cluster's own. lab: has a network namespace for each node; without it, the nodes share the
+        host's loopback.
         """
         self.nodes = [f"n{number}" for number in range(1, nodes + 1)]
-        self._lua = {
-            "cli_filter.lua": cli_filter,
-            "job_submit.lua": job_submit,
-            "burst_buffer.lua": burst_buffer,
-        }
+        self._lua = lua
         self._settings = {
-            "Prolog": str(prolog),
-            "TaskProlog": str(task_prolog),
-            "Epilog": str(epilog),
-            "PrologFlags": prolog_flags,
-            "CliFilterPlugins": "lua" if cli_filter else "",
-            "JobSubmitPlugins": "lua" if job_submit else "",
-            "BurstBufferType": "burst_buffer/lua" if burst_buffer else "",
+            "Prolog": str(hooks.prolog),
+            "TaskProlog": str(hooks.task_prolog),
+            "Epilog": str(hooks.epilog),
+            "PrologFlags": "Alloc",
         }
+        for path in lua:
+            self._settings |= _PLUGINS[path.name]
         self._etc = etc
         self._extra_conf = extra_conf
         self._lab = lab
@@ -191,9 +199,8 @@ class Cluster(SlurmClient):
         shutil.chown(key, MUNGE_USER)
 
     def _write_conf(self) -> None:
-        for name, source in self._lua.items():
-            if source is not None:
-                shutil.copyfile(source, self.directory / name)
+        for path in self._lua:
+            shutil.copyfile(path, self.directory / path.name)
         if slurm_version() >= (24, 5):
             # Without a cgroup tree of their own the daemons of newer releases refuse to start;
             # older ones do not know this value, and do not look.
@@ -252,6 +259,18 @@ def slurm_version() -> tuple[int, int]:
     )
     year, month = re.findall(r"\d+", result.stdout)[:2]
     return int(year), int(month)
+
+
+def hpcimg_hooks(directory: Path, variables: Mapping[str, str]) -> Hooks:
+    """Write hpcimg's hooks, with these variables in their environment, to a directory for all."""
+    # Ordinary users may be unable to enter the checkout.
+    task_prolog = Path(shutil.copy(TASK_PROLOG, directory))
+    task_prolog.chmod(0o755)
+    return Hooks(
+        write_hook(directory, "prolog", PROLOG, variables),
+        write_hook(directory, "task-prolog", task_prolog, variables),
+        write_hook(directory, "epilog", EPILOG, variables),
+    )
 
 
 def write_hook(directory: Path, name: str, target: Path | str, env: Mapping[str, str]) -> Path:

@@ -7,16 +7,16 @@ import pwd
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
 from tests.parts import images
-from tests.parts.cluster import Cluster, write_hook
+from tests.parts.cluster import Cluster, hpcimg_hooks
 from tests.parts.daemon import PATH
 from tests.parts.images import READ_IMAGE, make_sif
-from tests.parts.node import EPILOG, PROLOG, ROOT, TASK_PROLOG, Node
+from tests.parts.node import ROOT, Node
 from tests.parts.registry import Registry
 from tests.parts.users import Homes
 from tests.parts.webserver import WebServer
@@ -38,21 +38,21 @@ class Site:
         nodes: int = 3,
         settings: str = "",
         extra_conf: str = "",
-        cli_filter: Path | None = None,
+        lua: Sequence[Path] = (),
         variables: Mapping[str, str] | None = None,
         users: Collection[str] = (),
     ) -> None:
         """Describe the site; nothing runs yet.
 
         settings: lines of hpcimg.conf, by section. extra_conf: lines of slurm.conf, after those
-        of the example. cli_filter: a Lua file; the grammar that ours needs is put beside it.
+        of the example. lua: plugins; the grammar that they need is put beside them.
         variables: what the site sets in the environment of the hooks.
         users: accounts of this host to whom the nodes give homes of their own, see `homes`.
         """
         self._nodes = nodes
         self._settings = settings
         self._extra_conf = f"{example_settings()}\n{extra_conf}"
-        self._cli_filter = cli_filter
+        self._lua = lua
         self._variables = dict(variables or {})
         self._users = {name: pwd.getpwnam(name).pw_uid for name in users}
 
@@ -125,18 +125,14 @@ class Site:
 
     def _new_cluster(self) -> Cluster:
         variables = {**self._variables, "HPCIMG_CONF": str(self.conf)}
-        # Ordinary users may be unable to enter the checkout.
-        task_prolog = self._copy(TASK_PROLOG)
         for number in range(1, self._nodes + 1):
             directory = self.directory / f"n{number}"
             directory.mkdir()
             directory.chmod(0o755)
         return Cluster(
             nodes=self._nodes,
-            prolog=write_hook(self.directory, "prolog", PROLOG, variables),
-            task_prolog=write_hook(self.directory, "task-prolog", task_prolog, variables),
-            epilog=write_hook(self.directory, "epilog", EPILOG, variables),
-            cli_filter=self._cli_filter,
+            hooks=hpcimg_hooks(self.directory, variables),
+            lua=self._lua,
             etc=self.homes.etc if self._users else None,
             extra_conf=self._extra_conf,
         )

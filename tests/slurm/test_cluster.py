@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.parts.cluster import Cluster, write_hook
+from tests.parts.cluster import Cluster, Hooks, write_hook
 from tests.parts.daemon import PartError, wait_until
 from tests.parts.slurmclient import USERS
 
@@ -57,7 +57,7 @@ function slurm_job_modify(job, record, partitions, uid) return slurm.SUCCESS end
 """
 
 
-class Hooks:
+class NotingHooks:
     """The three scripts, in a directory that all users can reach, and what they leave there."""
 
     def __init__(self, directory: Path) -> None:
@@ -65,9 +65,11 @@ class Hooks:
         directory.chmod(0o755)
         for node in "n1", "n2", "n3":
             os.mkfifo(directory / f"gate.{node}")
-        self.prolog = self._write("prolog", PROLOG)
-        self.task_prolog = self._write("task-prolog", TASK_PROLOG)
-        self.epilog = self._write("epilog", EPILOG)
+        self.paths = Hooks(
+            self._write("prolog", PROLOG),
+            self._write("task-prolog", TASK_PROLOG),
+            self._write("epilog", EPILOG),
+        )
 
     def seen(self, hook: str, job: int, node: str = "n1") -> Path:
         """Return the file that the hook leaves when it is run for the job on the node."""
@@ -93,25 +95,18 @@ class Hooks:
 
 
 @pytest.fixture(scope="module")
-def hooks() -> Iterator[Hooks]:
+def hooks() -> Iterator[NotingHooks]:
     directory = Path(tempfile.mkdtemp(prefix="hooks-", dir="/tmp"))
-    yield Hooks(directory)
+    yield NotingHooks(directory)
     shutil.rmtree(directory)
 
 
 @pytest.fixture(scope="module")
-def cluster(hooks: Hooks) -> Iterator[Cluster]:
-    lua = {"cli_filter": CLI_FILTER, "job_submit": JOB_SUBMIT}
-    for name, text in lua.items():
-        (hooks.directory / f"{name}.lua").write_text(text)
-    with Cluster(
-        nodes=3,
-        prolog=hooks.prolog,
-        task_prolog=hooks.task_prolog,
-        epilog=hooks.epilog,
-        cli_filter=hooks.directory / "cli_filter.lua",
-        job_submit=hooks.directory / "job_submit.lua",
-    ) as cluster:
+def cluster(hooks: NotingHooks) -> Iterator[Cluster]:
+    lua = [hooks.directory / "cli_filter.lua", hooks.directory / "job_submit.lua"]
+    for path, text in zip(lua, (CLI_FILTER, JOB_SUBMIT), strict=True):
+        path.write_text(text)
+    with Cluster(nodes=3, hooks=hooks.paths, lua=lua) as cluster:
         yield cluster
 
 
@@ -138,7 +133,7 @@ def test_srun_and_salloc_run_a_step_on_two_nodes(cluster: Cluster) -> None:
     assert sorted(allocated.stdout.split()) == ["n1", "n2"], allocated.stderr
 
 
-def test_the_prolog_sees_the_comment(cluster: Cluster, hooks: Hooks) -> None:
+def test_the_prolog_sees_the_comment(cluster: Cluster, hooks: NotingHooks) -> None:
     comment = "a word; container:A=b C=d"
     job = cluster.sbatch("true", f"--comment={comment}", "--nodelist=n1")
     cluster.wait(job)
@@ -146,13 +141,15 @@ def test_the_prolog_sees_the_comment(cluster: Cluster, hooks: Hooks) -> None:
     assert cluster.job(job)["Comment"] == comment
 
 
-def test_without_a_comment_the_prolog_has_no_such_variable(cluster: Cluster, hooks: Hooks) -> None:
+def test_without_a_comment_the_prolog_has_no_such_variable(
+    cluster: Cluster, hooks: NotingHooks
+) -> None:
     job = cluster.sbatch("true", "--nodelist=n1")
     cluster.wait(job)
     assert "SLURM_JOB_COMMENT" not in hooks.environment(job)
 
 
-def test_the_task_prolog_sets_variables_of_the_job(cluster: Cluster, hooks: Hooks) -> None:
+def test_the_task_prolog_sets_variables_of_the_job(cluster: Cluster, hooks: NotingHooks) -> None:
     job = cluster.sbatch('echo "$FROM_TASK_PROLOG"; srun printenv FROM_TASK_PROLOG')
     cluster.wait(job)
     assert cluster.output(job) == f"{hooks.directory}\n" * 2
@@ -178,7 +175,9 @@ def test_a_failing_prolog_drains_the_node_until_it_is_resumed(cluster: Cluster) 
     assert cluster.node_states()["n3"] == "idle"
 
 
-def test_the_epilog_of_a_cancelled_job_waits_for_its_prolog(cluster: Cluster, hooks: Hooks) -> None:
+def test_the_epilog_of_a_cancelled_job_waits_for_its_prolog(
+    cluster: Cluster, hooks: NotingHooks
+) -> None:
     job = cluster.sbatch("true", "--comment=wait on n1", "--nodelist=n1")
     hooks.wait_for("prolog", job)
     cluster.scancel(job)
@@ -221,8 +220,8 @@ def test_a_cluster_that_cannot_start_says_why_and_leaves_nothing() -> None:
     assert processes_that_name(broken.directory) == []
 
 
-def test_with_the_example_settings_jobs_wait_for_slow_nodes(hooks: Hooks) -> None:
-    with Cluster(prolog=hooks.prolog, extra_conf=site_settings()) as cluster:
+def test_with_the_example_settings_jobs_wait_for_slow_nodes(hooks: NotingHooks) -> None:
+    with Cluster(hooks=Hooks(hooks.paths.prolog), extra_conf=site_settings()) as cluster:
         echo = "echo on-$SLURMD_NODENAME"
         wide = cluster.sbatch(f"srun sh -c '{echo}'", "--nodelist=n1,n2", "--comment=wait on n2")
         # No srun here: newer slurmd replace themselves after the reconfiguration as soon as the
@@ -243,10 +242,10 @@ def test_with_the_example_settings_jobs_wait_for_slow_nodes(hooks: Hooks) -> Non
             assert cluster.job(job)["Restarts"] == "0"
 
 
-def test_with_the_other_flags_of_the_example_the_script_waits_too(hooks: Hooks) -> None:
+def test_with_the_other_flags_of_the_example_the_script_waits_too(hooks: NotingHooks) -> None:
     other = re.search(r"^#(PrologFlags=.*)", EXAMPLE.read_text(), re.MULTILINE)
     assert other
-    with Cluster(prolog=hooks.prolog, extra_conf=other[1]) as cluster:
+    with Cluster(hooks=Hooks(hooks.paths.prolog), extra_conf=other[1]) as cluster:
         job = cluster.sbatch("echo started", "--nodelist=n1,n2", "--comment=wait on n2")
         for node in "n1", "n2":
             hooks.wait_for("prolog", job, node)

@@ -133,7 +133,7 @@ def test_srun_and_salloc(site: Site, words: list[str]) -> None:
 @pytest.mark.skipif(bool(Site.missing()), reason=Site.missing())
 @pytest.mark.skipif(not HAS_LUA, reason="Slurm's Lua plugins are missing")
 def test_an_image_in_the_environment() -> None:
-    with Site(nodes=2, cli_filter=ROOT / "etc" / "cli_filter.lua") as site:
+    with Site(nodes=2, lua=[ROOT / "etc" / "cli_filter.lua"]) as site:
         env = {"HPCIMG_CONTAINER": site.put("one")}
         job = site.cluster.sbatch(read(site), env=env)
         assert completed(site, job) == ["one\n"]

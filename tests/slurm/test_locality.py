@@ -31,9 +31,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     assert "local PREFER = false" in text
     submit = tmp_path_factory.mktemp("locality") / "job_submit.lua"
     submit.write_text(text.replace("local PREFER = false", "local PREFER = true"))
-    with Cluster(
-        nodes=2, job_submit=submit, extra_conf=f"SchedulerParameters={SCHEDULER}"
-    ) as cluster:
+    with Cluster(nodes=2, lua=[submit], extra_conf=f"SchedulerParameters={SCHEDULER}") as cluster:
         shutil.copy(ETC / "hpcimg.lua", cluster.directory)
         (cluster.directory / "hpcimg.lua").chmod(0o644)
         yield cluster

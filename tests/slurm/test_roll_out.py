@@ -93,7 +93,7 @@ class RollOut:
 
 
 def test_no_node_is_drained_and_no_job_is_lost(directory: Path) -> None:
-    with Cluster(nodes=2, prolog_flags="") as cluster:
+    with Cluster(nodes=2, extra_conf="PrologFlags=") as cluster:
         rolled = RollOut(directory, cluster)
         gate = directory / "gate"
         os.mkfifo(gate)

@@ -54,8 +54,7 @@ class StageIn:
         self._lua.write_text(self._burst_buffer(hold=hold))
         self.cluster = Cluster(
             nodes=1,
-            job_submit=self._submit,
-            burst_buffer=self._lua,
+            lua=[self._submit, self._lua],
             extra_conf=f"SchedulerParameters={SCHEDULER}",
         )
 

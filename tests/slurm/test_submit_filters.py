@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.parts.cluster import Cluster, slurm_version
+from tests.parts.cluster import Cluster, Hooks, slurm_version
 from tests.parts.slurmclient import USERS
 
 ETC = Path(__file__).parents[2] / "etc"
@@ -37,9 +37,7 @@ pytestmark = pytest.mark.skipif(
 class Site:
     """A cluster whose Prolog writes down the comment that it is given."""
 
-    def __init__(
-        self, directory: Path, *, job_submit: Path, cli_filter: Path | None = None
-    ) -> None:
+    def __init__(self, directory: Path, *plugins: str) -> None:
         self.comments = directory / "comments"
         self.comments.mkdir()
         prolog = directory / "prolog"
@@ -48,7 +46,7 @@ class Site:
             f'printf %s "$SLURM_JOB_EXTRA" > "{self.comments}/$SLURM_JOB_ID.extra"\n'
         )
         prolog.chmod(0o755)
-        self.cluster = Cluster(nodes=1, prolog=prolog, cli_filter=cli_filter, job_submit=job_submit)
+        self.cluster = Cluster(nodes=1, hooks=Hooks(prolog), lua=[ETC / name for name in plugins])
 
     def start(self) -> None:
         """Put the grammar beside slurm.conf, as a site does."""
@@ -66,11 +64,7 @@ class Site:
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Both plugins: what the first adds, the second finds."""
-    site = Site(
-        tmp_path_factory.mktemp("both"),
-        cli_filter=ETC / "cli_filter.lua",
-        job_submit=ETC / "job_submit.lua",
-    )
+    site = Site(tmp_path_factory.mktemp("both"), "cli_filter.lua", "job_submit.lua")
     with site.cluster:
         site.start()
         yield site
@@ -79,7 +73,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 @pytest.fixture(scope="module")
 def ctld(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """The plugin in slurmctld alone."""
-    site = Site(tmp_path_factory.mktemp("ctld"), job_submit=ETC / "job_submit.lua")
+    site = Site(tmp_path_factory.mktemp("ctld"), "job_submit.lua")
     with site.cluster:
         site.start()
         yield site

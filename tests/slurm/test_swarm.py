@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from tests.parts.cluster import Cluster, write_hook
+from tests.parts.cluster import Cluster, hpcimg_hooks
 from tests.parts.lab import Lab
-from tests.parts.node import EPILOG, PROLOG, TASK_PROLOG
 
 pytest.importorskip("libtorrent", reason="not installed here: the Python package libtorrent")
 pytestmark = pytest.mark.skipif(
@@ -35,14 +32,10 @@ def place() -> Iterator[Place]:
     with Lab(_NODES) as lab:
         conf = lab.directory / "hpcimg.conf"
         variables = {"HPCIMG_CONF": str(conf)}
-        task_prolog = Path(shutil.copy(TASK_PROLOG, lab.directory))
-        task_prolog.chmod(0o755)
         cluster = Cluster(
             nodes=_NODES,
-            prolog=write_hook(lab.directory, "prolog", PROLOG, variables),
-            task_prolog=write_hook(lab.directory, "task-prolog", task_prolog, variables),
-            epilog=write_hook(lab.directory, "epilog", EPILOG, variables),
-            prolog_flags="Alloc,DeferBatch",
+            hooks=hpcimg_hooks(lab.directory, variables),
+            extra_conf="PrologFlags=Alloc,DeferBatch",
             lab=lab,
         )
         with cluster:
