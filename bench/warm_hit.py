@@ -118,6 +118,7 @@ class Bench:
             Case("prolog, no comment", prolog, lambda: self._environment(None)),
             Case("prolog, comment without image", prolog, lambda: self._environment("a note")),
             Case("prolog, the same with a slash", prolog, lambda: self._environment("a/b")),
+            Case("prolog, with a value and a slash", prolog, lambda: self._environment("a=b/c")),
             Case("epilog, no image", [str(EPILOG)], lambda: self._environment(None)),
         ]
         return measure(cases, ROUNDS)

@@ -4,7 +4,7 @@ It handles a job without an image, one whose images are all cached, and one that
 that another job fetches. Everything else is left to `hpcimg.slurm.prolog` and
 `hpcimg.slurm.epilog`, through `hpcimg.slurm.watch`. A test names the modules that may be loaded
 here. They import posix, which is built in, where others import os: to load os takes an eighth of
-the time of a hit.
+the time in which Python starts.
 """
 
 import posix
@@ -58,14 +58,19 @@ def _run(hook: str) -> int:
     return code if code in (0, _DRAIN) else BROKEN
 
 
-def main(hook: str, leaders: "list[Leader] | None" = None) -> int:
+def main(
+    hook: str,
+    leaders: "list[Leader] | None" = None,
+    environ: dict[str, str] | None = None,
+) -> int:
     """Run the fast path of a hook, "prolog" or "epilog"; return 0 or LONG_WAY.
 
     Any error here is left to the slow path, which can report it. What this process leads or waited
-    for is added to `leaders`; without that list, it does not wait.
+    for is added to `leaders`; without that list, it does not wait. `environ` is by default that of
+    the process, as it was started.
     """
     try:
-        environ = _environ()
+        environ = _environ() if environ is None else environ
         return epilog(environ) if hook == "epilog" else prolog(environ, leaders)
     except Exception:
         return LONG_WAY

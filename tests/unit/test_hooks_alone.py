@@ -64,13 +64,23 @@ def test_the_shell_says_none_only_where_the_program_does(
     assert [comment for comment in alone if not is_none(comment)] == []
 
 
-@pytest.mark.parametrize("comment", ["", "a note", 'wpps=3 {"a": [1]}', "x" * 65536, "*", "a\nb"])
+@pytest.mark.parametrize(
+    "comment", ["", "a note", "a/b, /data/x.sif", 'wpps=3 {"a": [1]}', "x" * 65536, "*", "a\nb"]
+)
 def test_most_jobs_need_no_program(shell: list[str], tree: Path, comment: str) -> None:
     hook = tree / "prolog" / "hpcimg-prolog"
     assert is_none(comment)
     assert not starts(shell, hook, SLURM_JOB_COMMENT=comment)
     assert not starts(shell, hook)
     assert starts(shell, hook, SLURM_JOB_COMMENT=comment, SLURM_JOB_EXTRA="Container:x")
+
+
+def test_a_comment_without_the_key_colons_and_equals_signs_requests_nothing() -> None:
+    """The shell relies on it."""
+    texts = [comment.translate({ord(":"): None, ord("="): None}) for comment in ALL]
+    texts = [text for text in texts if "container" not in text.lower()]
+    assert [text for text in texts if not is_none(text)] == []
+    assert any("/" in text for text in texts)
 
 
 def test_a_job_without_a_directory_needs_no_program_at_its_end(

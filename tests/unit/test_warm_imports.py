@@ -25,7 +25,7 @@ from tests.parts.webserver import WebServer
 
 pytestmark = pytest.mark.skipif(bool(images.missing()), reason=images.missing() or "-")
 
-# Not os: to load it takes an eighth of the time of a hit.
+# Not os: to load it takes an eighth of the time in which Python starts.
 STANDARD = {"errno", "stat", "_stat", "time"}
 OURS = {
     "hpcimg", "hpcimg.acl", "hpcimg.atomic", "hpcimg.config", "hpcimg.config.files",
