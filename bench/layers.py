@@ -2,26 +2,27 @@
 
 On a link that brings layers about as fast as they are converted, most is gained by doing both at
 a time; on loopback, only what the processors would leave idle. --beside is another checkout, as of
-the commit before, which takes turns with this one.
+the commit before, which takes turns with this one. As root: the link is the loopback of a network
+namespace.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 from bench import docker
 from bench.peers import compare
 from bench.warm_hit import Case
+from tests.parts.daemon import missing_commands
 from tests.parts.node import ROOT
 from tests.parts.ociimages import Layer, push_image
 from tests.parts.registry import Registry
-from tests.parts.relay import Throttle
 
 MB = docker.MB
 # Of the unpacked layers, the lowest first: a base, packages, applications, settings.
@@ -36,17 +37,18 @@ def layers() -> list[Layer]:
     ]
 
 
-class Bench(docker.Bench):
-    """The case of `bench.docker` for checkouts of hpcimg, from a registry at any address."""
+def limit(rate: int) -> None:
+    """Let this namespace's loopback carry so many MB/s, without a limit if that is 0."""
+    subprocess.run(["tc", "qdisc", "del", "dev", "lo", "root"], check=False, capture_output=True)
+    if rate:
+        shape = f"tbf rate {8 * rate}mbit burst 256k latency 400ms"
+        subprocess.run(["tc", "qdisc", "add", "dev", "lo", "root", *shape.split()], check=True)
 
-    def __init__(self, directory: Path, registry: Registry, host: str) -> None:
-        super().__init__(directory, registry)
-        self.node.configure(f"[registry {host}]\ninsecure = yes\n")
-        self.uri = f"docker://{host}/bench:1"
 
-    def stage(self, checkout: Path) -> Case:
-        argv = [str(checkout / "bin" / "hpcimg"), "stage", self.uri]
-        return Case(str(checkout)[-26:], argv, self.nothing_cached)
+def case(bench: docker.Bench, checkout: Path) -> Case:
+    """Return the staging of the image by a checkout of hpcimg."""
+    argv = [str(checkout / "bin" / "hpcimg"), "stage", f"docker://{bench.registry.host}/bench:1"]
+    return Case(str(checkout)[-26:], argv, bench.nothing_cached)
 
 
 def main() -> int:
@@ -57,31 +59,31 @@ def main() -> int:
     parser.add_argument(
         "--rates", type=int, nargs="*", default=[0, 20, 40], help="in MB/s, 0 is without a limit"
     )
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if missing := Registry.missing():
+    if missing := Registry.missing() or missing_commands("ip", "tc", "unshare"):
         print(missing)
         return 1
+    if not options.inside:
+        argv = ["unshare", "--net", sys.executable, "-m", "bench.layers", "--inside"]
+        os.execvp(argv[0], [*argv, *sys.argv[1:]])
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: docker.CORES])
     docker.KEPT.mkdir(exist_ok=True)
-    with Registry() as registry:
+    with (
+        tempfile.TemporaryDirectory(prefix="run-", dir=docker.KEPT) as directory,
+        Registry() as registry,
+    ):
+        # The unprivileged account fetches in it.
+        Path(directory).chmod(0o755)
         made = layers()
         push_image(registry, "bench", "1", made)
-        size = sum(len(layer.data) for layer in made) / MB
+        bench = docker.Bench(Path(directory), registry)
         for rate in options.rates:
-            with (
-                tempfile.TemporaryDirectory(prefix="run-", dir=docker.KEPT) as directory,
-                ExitStack() as stack,
-            ):
-                # The unprivileged account fetches in it.
-                Path(directory).chmod(0o755)
-                host = registry.host
-                if rate:
-                    target = "127.0.0.1", registry.port
-                    host = stack.enter_context(Throttle(target, bytes_per_s=rate * MB)).host
-                bench = Bench(Path(directory), registry, host)
-                at = f"at {rate} MB/s" if rate else "without a limit"
-                print(f"\n{size:.0f} MB {at}", flush=True)
-                compare([bench.stage(each) for each in (ROOT, *options.beside)], options.rounds)
+            limit(rate)
+            at = f"at {rate} MB/s" if rate else "without a limit"
+            print(f"\n{sum(len(layer.data) for layer in made) / MB:.0f} MB {at}", flush=True)
+            compare([case(bench, each) for each in (ROOT, *options.beside)], options.rounds)
     return 0
 
 

@@ -5,7 +5,8 @@ The media types in the manifest decide which, not the scheme.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Protocol
 
 from hpcimg import imagename
@@ -13,6 +14,7 @@ from hpcimg.errors import NO_LOGIN, Forbidden, NotFound
 from hpcimg.fetch.contract import Blob, Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
+from hpcimg.http.pace import Pace
 from hpcimg.http.retry import wait_first
 from hpcimg.http.session import open_session
 from hpcimg.image import ociconfig
@@ -22,6 +24,8 @@ from hpcimg.sources.oci.manifests import Manifest
 from hpcimg.sources.oci.registry import Registry
 
 _AT_ONCE = 4
+_SMALL_BYTES = 4 << 20
+_LOOK_S = 0.5
 
 
 class Content(indexes.Content, Protocol):
@@ -63,7 +67,7 @@ def fetch_from(
     known_as: str = "",
     at_once: int = _AT_ONCE,
 ) -> bool:
-    """Fetch the image for this machine, `at_once` layers in parallel.
+    """Fetch the image for this machine, up to `at_once` layers in parallel.
 
     `known_as` is the validator to keep if it is not the manifest's digest.
     """
@@ -101,11 +105,20 @@ def fetch_from(
             raise
         sinks[number].complete()
 
-    pool = ThreadPoolExecutor(at_once)
+    pool, pace = ThreadPoolExecutor(at_once), Pace(at_once, time.monotonic())
+    running: set[Future[None]] = set()
     try:
-        downloads = [pool.submit(bring, number) for number in order]
-        for ended in as_completed(downloads):
-            ended.result()
+        while order or running:
+            # Small ones are a matter of answering times.
+            while order and len(running) < (
+                at_once if layers[order[0]].size_bytes < _SMALL_BYTES else pace.at_once
+            ):
+                running.add(pool.submit(bring, order.pop(0)))
+            look_s = None if pace.settled else _LOOK_S
+            done, running = wait(running, look_s, FIRST_COMPLETED)
+            for ended in done:
+                ended.result()
+            pace.look(time.monotonic(), sum(each.position for each in sinks.values()))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     return False
