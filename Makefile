@@ -58,7 +58,7 @@ test-kill: .venv/ready
 	HPCIMG_KILL_ROUNDS=1000 $(BIN)/python -m pytest --timeout=0 tests/faults/test_kill.py
 
 test-long: .venv/ready
-	HPCIMG_LONG=1 $(BIN)/python -m pytest tests/faults/test_cache_machine.py tests/faults/test_every_call.py tests/faults/test_fault_server.py tests/faults/test_fuzz.py tests/faults/test_kill_steps.py tests/faults/test_races.py tests/faults/test_write_errors.py
+	HPCIMG_LONG=1 $(BIN)/python -m pytest tests/faults/test_cache_machine.py tests/faults/test_every_call.py tests/faults/test_fault_server.py tests/faults/test_fuzz.py tests/faults/test_kill_steps.py tests/faults/test_races.py tests/faults/test_write_errors.py tests/integration/test_site_tier.py
 
 test-peers: .venv/ready
 	HPCIMG_PEERS=10000 $(BIN)/python -m pytest --numprocesses 2 tests/integration/test_peers.py

@@ -4,6 +4,9 @@ A server on loopback takes its time to send the image. For each number of jobs: 
 all have it, the processor time of their Prologs, and the memory that these have while they
 wait, each page shared among those who have it. `--beside` names another checkout, which takes
 turns.
+
+Beside that, the least that so many hooks can take: as many shells at once, each of which runs a
+Python that does nothing. While these start, so does the download, on the same processors.
 """
 
 from __future__ import annotations
@@ -19,12 +22,13 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.warm_hit import MIB
+from bench.warm_hit import MIB, hooks_python
 from tests.parts import images
 from tests.parts.node import ROOT, Node
 
 SIZE = 32 * MIB
 STEPS = 64
+_BARE = "(sh and Python, nothing else)"
 
 
 class Server(http.server.BaseHTTPRequestHandler):
@@ -81,13 +85,26 @@ def once(tree: Path, jobs: int, url: str) -> Taken:
         held = sum(memory(pid) for pid in pids)
         for pid in pids:
             os.waitpid(pid, 0)
-        wall_s = time.monotonic() - began
-        after = os.times()
+        taken = _taken(before, began, held)
         states = {node.record(job)["state"] for job in range(1, jobs + 1)}
         if states != {"ready"}:
             raise SystemExit(f"not all were ready: {states}")
+    return taken
+
+
+def bare(jobs: int) -> Taken:
+    """Run so many shells at once, each with a Python that does nothing."""
+    argv = ["/bin/sh", "-c", '"$0" -I -S -c pass; exit 0', hooks_python()]
+    before, began = os.times(), time.monotonic()
+    for pid in [os.posix_spawn(argv[0], argv, {}) for _ in range(jobs)]:
+        os.waitpid(pid, 0)
+    return _taken(before, began, 0)
+
+
+def _taken(before: os.times_result, began: float, memory_bytes: int) -> Taken:
+    wall_s, after = time.monotonic() - began, os.times()
     cpu_s = after.children_user + after.children_system
-    return Taken(wall_s, cpu_s - before.children_user - before.children_system, held)
+    return Taken(wall_s, cpu_s - before.children_user - before.children_system, memory_bytes)
 
 
 def memory(pid: int) -> int:
@@ -122,17 +139,18 @@ def main() -> int:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/x.sif"
-    taken: dict[tuple[int, Path], list[Taken]] = {}
+    taken: dict[tuple[int, str], list[Taken]] = {}
     for _ in range(options.rounds):
         for jobs in options.jobs:
+            taken.setdefault((jobs, _BARE), []).append(bare(jobs))
             for tree in trees:
-                taken.setdefault((jobs, tree), []).append(once(tree, jobs, url))
+                taken.setdefault((jobs, str(tree)), []).append(once(tree, jobs, url))
     server.shutdown()
     print(f"\n{'jobs':>4} {'checkout':32}{'until all have it':>19}{'processor':>12}{'memory':>11}")
-    for (jobs, tree), found in sorted(taken.items()):
+    for (jobs, what), found in sorted(taken.items()):
         wall_s, cpu_s, memory_bytes = (statistics.median(each) for each in zip(*found, strict=True))
         figures = f"{wall_s:17.2f} s{cpu_s:10.2f} s{memory_bytes / MIB:7.0f} MiB"
-        print(f"{jobs:4} {str(tree)[-32:]:32}{figures}")
+        print(f"{jobs:4} {what[-32:]:32}{figures}")
     return 0
 
 

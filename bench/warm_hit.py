@@ -1,8 +1,9 @@
 """Time the hooks: whole processes, from spawn to exit.
 
 What is compared runs in turn, A B A B, in one run on one machine, so that a
-machine that is slower for a while is slower for all. The table shows medians;
-ratios are what can be compared between machines.
+machine that is slower for a while is slower for all. The table shows medians
+of time and of processor time; ratios are what can be compared between machines,
+and those of processor time also where other programs run.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import NamedTuple
 from tests.parts import images
 from tests.parts.node import EPILOG, PROLOG, ROOT, TASK_PROLOG, Node
 
-TARGET = 2.0
+TARGET = 1.4  # of the processor time of a warm hit
 ROUNDS = 150
 COLD_ROUNDS = 9
 LARGE_ROUNDS = 5
@@ -38,36 +39,57 @@ class Case(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A line of the table: the median, and its ratio to that of the first case."""
+    """A line of the table: medians, and their ratios to those of the first case."""
 
     name: str
     median_ms: float
     ratio: float
+    cpu_ms: float
+    cpu_ratio: float
+
+
+class Took(NamedTuple):
+    """The time and the processor time of one run, in seconds."""
+
+    wall_s: float
+    cpu_s: float
 
 
 def measure(cases: Sequence[Case], rounds: int) -> list[Row]:
     """Time the cases in turn, after one round that does not count."""
-    times: dict[str, list[float]] = {case.name: [] for case in cases}
+    times: dict[str, list[Took]] = {case.name: [] for case in cases}
     for number in range(rounds + 1):
         for case in cases:
-            took = run(case.argv, case.prepare())
+            took = timed(case.argv, case.prepare())
             if number:
                 times[case.name].append(took)
-    medians = {name: statistics.median(taken) for name, taken in times.items()}
+    medians = {
+        name: Took(*map(statistics.median, zip(*taken, strict=True)))
+        for name, taken in times.items()
+    }
     base = medians[cases[0].name]
-    return [Row(name, median * 1000, median / base) for name, median in medians.items()]
+    return [
+        Row(name, took.wall_s * 1000, took.wall_s / base.wall_s,
+            took.cpu_s * 1000, took.cpu_s / base.cpu_s)
+        for name, took in medians.items()
+    ]  # fmt: skip
 
 
 def run(argv: Sequence[str], environment: dict[str, str]) -> float:
     """Run a program, which must exit with 0; return the seconds that it took."""
+    return timed(argv, environment).wall_s
+
+
+def timed(argv: Sequence[str], environment: dict[str, str]) -> Took:
+    """Run a program, which must exit with 0, and time it and what it waits for."""
     silence = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
     began = time.perf_counter()
     pid = os.posix_spawn(argv[0], argv, environment, file_actions=silence)
-    _, status, _ = os.wait4(pid, 0)
-    took = time.perf_counter() - began
+    _, status, used = os.wait4(pid, 0)
+    took_s = time.perf_counter() - began
     if status:
         raise SystemExit(f"{' '.join(argv)} ended with status {status}")
-    return took
+    return Took(took_s, used.ru_utime + used.ru_stime)
 
 
 def hooks_python() -> str:
@@ -175,9 +197,10 @@ def web_server(directory: Path) -> Iterator[str]:
 
 
 def show(rows: list[Row], of: str) -> None:
-    print(f"\n{'':34}{'median':>12}{'ratio':>8}  (to {of})")
+    print(f"\n{'':34}{'median':>12}{'ratio':>8}{'processor':>12}{'ratio':>8}  (to {of})")
     for row in rows:
-        print(f"{row.name:34}{row.median_ms:9.1f} ms{row.ratio:8.2f}")
+        time_ms = f"{row.median_ms:9.1f} ms{row.ratio:8.2f}"
+        print(f"{row.name:34}{time_ms}{row.cpu_ms:9.1f} ms{row.cpu_ratio:8.2f}")
 
 
 def main() -> int:
@@ -203,7 +226,7 @@ def main() -> int:
             show(none, none[0].name)
             rows = bench.warm()
             show(rows, rows[0].name)
-            met = max(rows[1].ratio, rows[2].ratio) <= TARGET
+            met = rows[1].cpu_ratio <= TARGET
             print(f"the target for a warm hit is {TARGET}: {'met' if met else 'missed'}")
             small = bench.cold("small.sif", COLD_ROUNDS)
             show(small, small[0].name)

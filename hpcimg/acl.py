@@ -3,11 +3,11 @@
 The owner stays the same: if the file were given to the user, that user could also change it. See
 acl(5); the layout of the attribute is that of include/uapi/linux/posix_acl_xattr.h in the kernel.
 
-Imports only os and errno: on a cache hit, the job's files are written with it.
+Imports only errno and posix: on a cache hit, the job's files are written with it.
 """
 
 import errno
-import os
+import posix
 
 _NAME = "system.posix_acl_access"
 _VERSION = 2
@@ -42,13 +42,13 @@ def _set(file: int | str, uid: int, *, owner: int, user: int) -> None:
     for tag, permissions, who in entries:
         packed += tag.to_bytes(2, "little") + permissions.to_bytes(2, "little")
         packed += who.to_bytes(4, "little")
-    os.setxattr(file, _NAME, packed)
+    posix.setxattr(file, _NAME, packed)
 
 
 def supported(path: str | int) -> bool:
     """Tell whether the file system of a file supports access control lists."""
     try:
-        os.getxattr(path, _NAME)
+        posix.getxattr(path, _NAME)
     except OSError as error:
         return error.errno != errno.EOPNOTSUPP
     return True

@@ -1,10 +1,10 @@
 """Files that appear complete or not at all.
 
-Imports only os and errno: on a cache hit, the job's files are written with it.
+Imports only errno and posix: on a cache hit, the job's files are written with it.
 """
 
 import errno
-import os
+import posix
 
 from hpcimg import acl
 
@@ -24,27 +24,31 @@ def write_file(
     of the umask. `reader` is a uid that may read the file in addition, but not change it. With
     `durable`, file and directory are flushed to disk. Raises OSError, and leaves nothing behind.
     """
-    temp = temp or f"{path}.{os.getpid()}.new"
+    temp = temp or f"{path}.{posix.getpid()}.new"
     # O_NOFOLLOW without O_EXCL: a leftover of a killed process with our pid is reused, a planted
     # link is not followed.
-    descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    descriptor = posix.open(
+        temp, posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | posix.O_NOFOLLOW, 0o600
+    )
     try:
         try:
             data = text.encode("utf-8", "surrogateescape")
             while data:
-                data = data[os.write(descriptor, data) :]
-            os.fchmod(descriptor, mode)
-            if reader is not None and reader != os.geteuid():
+                data = data[posix.write(descriptor, data) :]
+            posix.fchmod(descriptor, mode)
+            if reader is not None and reader != posix.geteuid():
                 _let_read(descriptor, reader)
             if durable:
-                os.fsync(descriptor)
+                posix.fsync(descriptor)
         finally:
-            os.close(descriptor)
-        os.rename(temp, path)
+            posix.close(descriptor)
+        posix.rename(temp, path)
     except BaseException:
         remove(temp)
         raise
     if durable:
+        import os  # a hit flushes nothing
+
         sync_directory(os.path.dirname(path))
 
 
@@ -61,23 +65,23 @@ def _let_read(descriptor: int, uid: int) -> None:
             group = pwd.getpwuid(uid).pw_gid
         except KeyError:
             raise error from None
-        os.fchown(descriptor, -1, group)
-        os.fchmod(descriptor, 0o440)
+        posix.fchown(descriptor, -1, group)
+        posix.fchmod(descriptor, 0o440)
 
 
 def sync_directory(path: str) -> None:
     """Flush a directory's entries to disk: before that, a rename is not durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = posix.open(path, posix.O_RDONLY | posix.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        posix.fsync(descriptor)
     finally:
-        os.close(descriptor)
+        posix.close(descriptor)
 
 
 def remove(path: str) -> bool:
     """Unlink a file; return whether it was there."""
     try:
-        os.unlink(path)
+        posix.unlink(path)
     except FileNotFoundError:
         return False
     return True

@@ -23,7 +23,7 @@ def of_file(descriptor: int, *, uri: str, deadline: float) -> Fetched:
 
 
 def finish(steps: Steps) -> Fetched:
-    """Return the result of steps, after taking those that are left."""
+    """Take the remaining steps, and return their result."""
     while True:
         try:
             next(steps)
@@ -33,7 +33,7 @@ def finish(steps: Steps) -> Fetched:
 
 
 def in_steps(descriptor: int, *, uri: str, deadline: float) -> Steps:
-    """Return a generator that does the same in steps of a few milliseconds."""
+    """Return a generator that does the same as `of_file`, in steps of a few milliseconds."""
     digest, position = hashlib.sha256(), 0
     while data := os.pread(descriptor, _CHUNK, position):
         digest.update(data)

@@ -26,7 +26,7 @@ def held(
     path: str,
     *,
     deadline: float,
-    waiting: Callable[[float], None],
+    waiting: Callable[[float], None] = lambda _: None,
     tell_every_s: float = float("inf"),
     began: float | None = None,
 ) -> Iterator[bool]:

@@ -1,9 +1,9 @@
 """The status of a mounted file: whether it is still the one that was copied, and readable.
 
-Imports only os, and select when a status is taken: a cache hit uses it.
+Imports only posix and stat, and select when a status is taken: a cache hit uses it.
 """
 
-import os
+import posix
 import stat
 
 _PATIENCE_S = 2.0  # slower file systems are left to the slow path, which has a deadline
@@ -11,7 +11,7 @@ _SIGKILL = 9
 _LOOK_MAX = 256
 
 
-def of(seen: os.stat_result) -> str:
+def of(seen: posix.stat_result) -> str:
     """Return a text that changes when the file is written, replaced, or its permissions change.
 
     The change time reveals writes that preserve size and date, as by rsync. The device is left out:
@@ -29,22 +29,22 @@ def take(path: str, rights: str) -> str:
     """
     import select
 
-    ours, theirs = os.pipe()
-    child = os.fork()
+    ours, theirs = posix.pipe()
+    child = posix.fork()
     if child == 0:
         try:
             _answer(theirs, path, rights)
         finally:
-            os._exit(0)
+            posix._exit(0)
     try:
-        os.close(theirs)
+        posix.close(theirs)
         if select.select([ours], [], [], _PATIENCE_S)[0]:
-            return os.read(ours, _LOOK_MAX).decode()
-        os.kill(child, _SIGKILL)
+            return posix.read(ours, _LOOK_MAX).decode()
+        posix.kill(child, _SIGKILL)
         return ""
     finally:
         # Do not wait for the child, which its user may have stopped: init reaps it.
-        os.close(ours)
+        posix.close(ours)
 
 
 def rights_of(uid: int, gid: int, groups: tuple[int, ...]) -> str:
@@ -54,16 +54,16 @@ def rights_of(uid: int, gid: int, groups: tuple[int, ...]) -> str:
 
 def _answer(pipe: int, path: str, rights: str) -> None:
     # slurmd reads the hook's output until no process has it open.
-    silence = os.open(os.devnull, os.O_RDWR)
+    silence = posix.open("/dev/null", posix.O_RDWR)
     for descriptor in (0, 1, 2):
-        os.dup2(silence, descriptor)
+        posix.dup2(silence, descriptor)
     if rights:
         # The kernel lets no process of the user inspect one that changed its uid.
         uid, gid, groups = rights.split(":")
-        os.setgroups([int(group) for group in groups.split(",") if group])
-        os.setresgid(int(gid), int(gid), int(gid))
-        os.setresuid(int(uid), int(uid), int(uid))
-    seen = os.stat(path)
+        posix.setgroups([int(group) for group in groups.split(",") if group])
+        posix.setresgid(int(gid), int(gid), int(gid))
+        posix.setresuid(int(uid), int(uid), int(uid))
+    seen = posix.stat(path)
     # Not opened: that could block on somebody's lease on the file, and rewinds a tape.
-    if stat.S_ISREG(seen.st_mode) and os.access(path, os.R_OK):
-        os.write(pipe, of(seen).encode())
+    if stat.S_ISREG(seen.st_mode) and posix.access(path, posix.R_OK):
+        posix.write(pipe, of(seen).encode())

@@ -1,10 +1,10 @@
 """Reading small files that others may have replaced by something else.
 
-Imports only errno, os and stat: on a cache hit, the configuration is read with it.
+Imports only errno, posix and stat: on a cache hit, the configuration is read with it.
 """
 
 import errno
-import os
+import posix
 import stat
 
 _MAX = 1 << 20
@@ -17,27 +17,27 @@ def read(path: str, *, most: int = _MAX) -> bytes:
     Never blocks, neither on the writer of a FIFO nor on a lease on the file (fcntl(2)); a device is
     not opened. Raises OSError, and ValueError with the reason if it is not such a file.
     """
-    seen = os.open(path, os.O_PATH)
+    seen = posix.open(path, posix.O_PATH)
     try:
-        mode = os.fstat(seen).st_mode
+        mode = posix.fstat(seen).st_mode
         if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-        if path == os.devnull:  # counts as an empty file
+            raise IsADirectoryError(errno.EISDIR, posix.strerror(errno.EISDIR), path)
+        if path == "/dev/null":  # counts as an empty file
             return b""
         if not stat.S_ISREG(mode):
             raise ValueError("it is not a regular file")
         try:
-            file = os.open(f"/proc/self/fd/{seen}", os.O_RDONLY | os.O_NONBLOCK)
+            file = posix.open(f"/proc/self/fd/{seen}", posix.O_RDONLY | posix.O_NONBLOCK)
         except OSError as error:
             raise OSError(error.errno, error.strerror, path) from None
     finally:
-        os.close(seen)
+        posix.close(seen)
     try:
         data = b""
-        while more := os.read(file, min(most + 1 - len(data), _CHUNK)):
+        while more := posix.read(file, min(most + 1 - len(data), _CHUNK)):
             data += more
     finally:
-        os.close(file)
+        posix.close(file)
     if len(data) > most:
         raise ValueError(f"it is larger than {most >> 20} MiB")
     return data

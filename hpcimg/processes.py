@@ -1,9 +1,9 @@
 """Telling whether a process is still running, across pid reuse and reboots.
 
-Imports only os: a waiting job uses it.
+Imports only posix: a waiting job uses it.
 """
 
-import os
+import posix
 
 _boot_id = ""
 
@@ -13,7 +13,7 @@ def tag() -> str:
 
     It contains no dot, so that `alive` can take `TAG.rest` apart.
     """
-    return f"{boot_id()}-{os.getpid()}-{_start_time(os.getpid())}"
+    return f"{boot_id()}-{posix.getpid()}-{_start_time(posix.getpid())}"
 
 
 def temp_path(directory: str, name: str) -> str:

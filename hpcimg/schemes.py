@@ -21,7 +21,7 @@ class Scheme(NamedTuple):
     an OCI registry, which may have mirrors. `as_user` means that the job's user may be able to read
     what the unprivileged account cannot. `query` means that an address may have a query, which can
     contain a secret. `parts` is the number of parts of a name without a host, if the host of a
-    service may be left out.
+    service may be left out. `layers` means that images come in layers, to be converted.
     """
 
     module: str
@@ -31,6 +31,7 @@ class Scheme(NamedTuple):
     as_user: bool = False
     query: bool = False
     parts: int = 0
+    layers: bool = False
 
     @property
     def mounted(self) -> bool:
@@ -38,14 +39,16 @@ class Scheme(NamedTuple):
         return self.begins == "path"
 
 
-_LAYOUTS = Scheme("hpcimg.sources.oci.layouts", "path", slashes=False, as_user=True)
+_LAYOUTS = Scheme("hpcimg.sources.oci.layouts", "path", slashes=False, as_user=True, layers=True)
 _DOCKER_ARCHIVE = _LAYOUTS._replace(module="hpcimg.sources.oci.dockerarchive")
 SCHEMES: Mapping[str, Scheme] = {
     "https": Scheme("hpcimg.sources.web", "host", query=True),
     "http": Scheme("hpcimg.sources.web", "host", query=True),
     "file": Scheme("hpcimg.sources.files", "path", as_user=True),
     "oras": Scheme("hpcimg.sources.oci.image", "host", in_registry=True, as_user=True),
-    "docker": Scheme("hpcimg.sources.oci.image", "host", in_registry=True, as_user=True),
+    "docker": Scheme(
+        "hpcimg.sources.oci.image", "host", in_registry=True, as_user=True, layers=True
+    ),
     "library": Scheme("hpcimg.sources.library", "service", parts=3),
     "shub": Scheme("hpcimg.sources.shub", "service", parts=2),
     "s3": Scheme("hpcimg.sources.s3", "name", as_user=True),

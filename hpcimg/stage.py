@@ -27,6 +27,7 @@ from hpcimg.fetch.contract import Request, Way
 from hpcimg.fronts import Asked, Front, Opener, in_front_of, spread
 from hpcimg.origin import Origin, origins
 from hpcimg.site import services
+from hpcimg.worker import starting
 from hpcimg.worker.accounts import ROOT, User
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,10 @@ def stage(
     ways = origins(config, cache, request, service, user=user)
     if for_all:
         ways = iter([dataclasses.replace(next(ways), login_next=False)])
-    staged, origin = _first_allowed(ways, bring)
+    try:
+        staged, origin = _first_allowed(ways, bring)
+    finally:
+        starting.end_early()  # no conversion was needed
     if image_format not in ("", staged.entry.extension):
         raise NotAnImage(
             f"{wanted.uri} is not a {image_format} file",

@@ -197,14 +197,14 @@ class Arrival(ExitStack):
         return self._publish(fetched, self._temp, self.descriptor, source=source)
 
     def _go_on(self) -> Conversion | None:
-        """Hand the conversion what has arrived; begin it with the highest layer, its first one."""
+        """Pass the layers that have arrived to the conversion; start it with the highest one."""
         assert self._blobs
         assert isinstance(self.offer, Offer)
         layers = self._blobs.readable()
         if self._conversion is None:
             if len(self.offer.layers) - 1 not in layers:
                 return None
-            # Not the file of the fetch, which its process can write to.
+            # Not the fetch's file, which the fetching process can write to.
             self._output = self._offered.enter_context(store.unfinished(self._layout, "image"))
             self._free_before = evict.free_on_disk(self._layout) + self._blobs.written()
             self._conversion = self._offered.enter_context(
@@ -289,8 +289,8 @@ class Arrival(ExitStack):
     def _lock_fetching(self, key: str) -> None:
         if self._agreed and key != owned(self._agreed, self._owner):
             raise Unreachable(
-                f"{self._uri} is another image by now than the one that this job runs",
-                why="another node of the job has an earlier one, which cannot be had any more",
+                f"{self._uri} is no longer the image that this job runs",
+                why="another node of the job has an earlier version, which is gone",
             )
         if key != self.key:
             self._offered.enter_context(self._lock(fetching(key)))

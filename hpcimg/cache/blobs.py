@@ -91,7 +91,7 @@ class Blobs(ExitStack):
         )  # fmt: skip
         with self._lock(entry.key):
             store.publish(self._layout, entry, path, file, durable=False)
-        # The process that converts only has to read it.
+        # The conversion only reads it.
         self._readable[blob.sha256] = os.open(f"/proc/self/fd/{file}", os.O_RDONLY)
         self.callback(os.close, self._readable[blob.sha256])
         self.kept_bytes += blob.size_bytes

@@ -1,10 +1,10 @@
 """Events on this node, one line each, for status and metrics.
 
 `events.jsonl` in the state directory; each line is a single write with O_APPEND, so writers never
-mix. Imports only os and time: a cache hit writes one.
+mix. Imports only posix and time: a cache hit writes one.
 """
 
-import os
+import posix
 import time
 
 from hpcimg.plainjson import dumps
@@ -14,12 +14,14 @@ def record(path: str, event: str, **fields: object) -> None:
     """Append one event. If it cannot be written, the node continues without it."""
     line = dumps({"time": round(time.time(), 3), "event": event, **fields}) + "\n"
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        descriptor = posix.open(
+            path, posix.O_WRONLY | posix.O_APPEND | posix.O_CREAT | posix.O_NOFOLLOW, 0o644
+        )
     except OSError:
         return
     try:
-        os.write(descriptor, line.encode("utf-8", "replace"))
+        posix.write(descriptor, line.encode("utf-8", "replace"))
     except OSError:
         pass
     finally:
-        os.close(descriptor)
+        posix.close(descriptor)

@@ -77,7 +77,7 @@ def trim(
     first: Plan | None = None
     while True:
         try:
-            with held(layout.lock("room"), deadline=until, waiting=lambda _: None):
+            with held(layout.lock("room"), deadline=until):
                 now = time.time()
                 free, files = free_on_disk(layout), free_files(layout)
                 if first is None and not in_full:
@@ -230,7 +230,7 @@ def evict(
     """
     load = store.load_record if may_go else store.load_entry
     try:
-        with held(layout.lock(key), deadline=time.monotonic(), waiting=lambda _: None):
+        with held(layout.lock(key), deadline=time.monotonic()):
             if not (may_go() if may_go else pins.load(layout, key) is None):
                 return False
             if not lease.close_to_hits(layout, key):

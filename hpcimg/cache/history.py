@@ -61,7 +61,7 @@ def rotate(layout: Layout) -> None:
     """
     with contextlib.suppress(DeadlinePassed):
         lock = layout.lock("events")
-        with held(lock, deadline=time.monotonic(), waiting=lambda _: None):
+        with held(lock, deadline=time.monotonic()):
             _rotate(layout)
 
 

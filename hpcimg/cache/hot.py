@@ -6,10 +6,10 @@ and for a mounted image the file that it was copied from, whose status is checke
 lives on the state's tmpfs and can be recreated; if anything in it does not match, the slow path is
 taken.
 
-Imports only os and time, and for a mounted file what checks it: a cache hit reads it.
+Imports only posix and time, and for a mounted file what checks it: a cache hit reads it.
 """
 
-import os
+import posix
 import time
 
 from hpcimg import atomic
@@ -64,10 +64,14 @@ def remember(
 
     `fresh_until` is a Unix time. There is none for a text too long for a file name.
     """
+    import os
+
+    from hpcimg import processes
+
     name = _file_name(text)
     if len(name) > _NAME_MAX:
         return
-    seen = os.stat(hit.path)
+    seen = posix.stat(hit.path)
     directory = layout.hot_directory(owner)
     os.makedirs(directory, mode=0o700, exist_ok=True)
     lines = (
@@ -80,8 +84,6 @@ def remember(
         _look(seen),
         f"{mounted.rights} {mounted.path} {mounted.look}" if mounted else "",
     )
-    from hpcimg import processes  # not needed for a hit
-
     temp = processes.temp_path(layout.state_tmp, "hot")
     atomic.write_file(f"{directory}/{name}", "\n".join(lines), temp=temp, mode=0o600)
 
@@ -103,8 +105,8 @@ def lookup(layout: Layout, text: str, *, job: str, uid: int, fingerprint: str) -
             if mounted and not _still_there(*mounted.split(" ", 2)):
                 continue
             # The lease precedes the check: an evictor that starts between the two sees it.
-            if lease.take(layout, key, job) and _look(seen := os.lstat(path)) == look:
-                os.utime(layout.meta(key))
+            if lease.take(layout, key, job) and _look(seen := posix.lstat(path)) == look:
+                posix.utime(layout.meta(key))
                 return Hit(key, path, uri, seen.st_size)
         except (OSError, ValueError):
             continue
@@ -118,7 +120,7 @@ def _still_there(rights: str, path: str, look: str) -> bool:
     return seen != "" and seen == look
 
 
-def _look(seen: os.stat_result) -> str:
+def _look(seen: posix.stat_result) -> str:
     return f"{seen.st_ino} {seen.st_size} {seen.st_mtime_ns} {seen.st_mode} {seen.st_uid}"
 
 

@@ -65,7 +65,7 @@ def check_whole(offer: Whole, image_format: str, reference: Reference) -> str:
 
 def _check_form(offer: Offer) -> None:
     if offer.via not in (ORIGIN, MIRROR):  # it is a label in statistics
-        raise ValueError("nobody knows where it comes from")
+        raise ValueError("its origin is unknown")
     digests = [layer.sha256 for layer in offer.layers]
     digests += [offer.sha256] if offer.sha256 else []
     if not all(map(_DIGITS.fullmatch, digests)):

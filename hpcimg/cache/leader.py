@@ -8,12 +8,12 @@ jobs do not wait here, because the fetched image may turn out to be private.
 This is only an optimization: a job that cannot use it takes the ordinary path, where the cache's
 locks ensure that work is done once.
 
-Imports only fcntl, os, time and _thread, so that a waiting job stays small.
+Imports only fcntl, posix, time and _thread, so that a waiting job stays small.
 """
 
 import _thread
 import fcntl
-import os
+import posix
 import time
 
 TYPE_CHECKING = False  # importing typing takes longer than everything that is imported here
@@ -53,45 +53,47 @@ class Leader:
         self.name = name
         self.abandoned = False  # a thread of this process still sleeps in flock(2)
         self._path = path
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self._file = posix.open(
+            path, posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600
+        )
         self.leads = False
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return
         except OSError:
-            os.close(self._file)
+            posix.close(self._file)
             raise
         self._begin()
 
     def _begin(self) -> None:
         self.leads = True
-        os.ftruncate(self._file, 0)  # left by a leader that was killed
+        posix.ftruncate(self._file, 0)  # left by a leader that was killed
         self.goes_on()
 
     def tell(self, told: Told) -> None:
         """Tell the waiting jobs what this process does."""
         text = f"{told.job}\n{told.patience_s!r}\n{told.deadline_s!r}\n{told.uri}\n"
-        os.pwrite(self._file, text.encode("utf-8", "replace"), 0)
+        posix.pwrite(self._file, text.encode("utf-8", "replace"), 0)
         self.goes_on()
 
     def goes_on(self) -> None:
         """Report progress, as the file's mtime, by time.monotonic()."""
         now = time.monotonic()
         if self.leads:
-            os.utime(self._file, (now, now))
+            posix.utime(self._file, (now, now))
 
     def done(self) -> None:
         """Wake the waiting jobs: the image is cached or has failed. May be called again."""
         if self.leads:
             self.leads = False
             try:
-                os.unlink(self._path)
+                posix.unlink(self._path)
             except FileNotFoundError:
                 pass
             # Another process of this hook may have the file open as well.
             fcntl.flock(self._file, fcntl.LOCK_UN)
-            os.close(self._file)
+            posix.close(self._file)
 
     def wait(self, came: float, say: "Callable[[Told], None]") -> bool:
         """Sleep until the leader is done or dead. Returns False to give up.
@@ -127,7 +129,7 @@ class Leader:
                     say(told)
             until = came + _TELLS_S
             if told is not None:
-                went_on = os.fstat(self._file).st_mtime
+                went_on = posix.fstat(self._file).st_mtime
                 until = min(went_on + _PATIENCE * told.patience_s + _LATE_S, came + told.deadline_s)
             left = min(until - now, _LOOK_S) if told is None else until - now
             if left <= 0:
@@ -135,15 +137,15 @@ class Leader:
             if woken.acquire(timeout=left):
                 self.abandoned = False
                 break
-        if held and os.fstat(self._file).st_nlink:
+        if held and posix.fstat(self._file).st_nlink:
             self._begin()
             return True
         # If the thread still sleeps, the kernel releases the lock as soon as the thread gets it.
-        os.close(self._file)
+        posix.close(self._file)
         return bool(held)
 
     def _told(self) -> Told | None:
-        lines = os.pread(self._file, 1 << 13, 0).decode("utf-8", "replace").split("\n")
+        lines = posix.pread(self._file, 1 << 13, 0).decode("utf-8", "replace").split("\n")
         if len(lines) != 5:
             return None
         job, patience_s, deadline_s, uri, _ = lines
@@ -156,13 +158,15 @@ def join(directory: str, uid: int, fingerprint: str, name: str) -> Leader | None
     `fingerprint` is the configuration's, since another configuration may select another image.
     """
     file = f"{uid} {fingerprint} {name}".replace("%", "%25").replace("/", "%2F")
-    if len(os.fsencode(file)) > _NAME_MAX:
+    if len(file.encode("utf-8", "surrogateescape")) > _NAME_MAX:
         return None
     path = f"{directory}/{file}"
     try:
         try:
             return Leader(path, name)
         except FileNotFoundError:  # the first one since boot
+            import os
+
             os.makedirs(directory, mode=0o700, exist_ok=True)
             return Leader(path, name)
     except OSError:

@@ -5,11 +5,11 @@ exclude each other without a lock: a lease can be created only while the directo
 evictor's rmdir succeeds only while it is empty. One of the two system calls comes first, and the
 other fails. Only the holder of the key's lock may recreate the directory.
 
-Imports only os and errno: a cache hit uses it.
+Imports only errno and posix: a cache hit uses it.
 """
 
 import errno
-import os
+import posix
 
 from hpcimg.cache.paths import Layout
 
@@ -17,8 +17,8 @@ from hpcimg.cache.paths import Layout
 def take(layout: Layout, key: str, job: str) -> bool:
     """Create the job's lease; return False if the image is not open to hits."""
     try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW
-        os.close(os.open(layout.lease(key, job), flags, 0o644))
+        flags = posix.O_WRONLY | posix.O_CREAT | posix.O_NOFOLLOW
+        posix.close(posix.open(layout.lease(key, job), flags, 0o644))
     except FileNotFoundError:
         return False
     return True
@@ -26,13 +26,15 @@ def take(layout: Layout, key: str, job: str) -> bool:
 
 def open_to_hits(layout: Layout, key: str) -> None:
     """Create the directory that lets hits take leases. Hold the key's lock."""
+    import os  # not needed for a hit
+
     os.makedirs(layout.lease_directory(key), mode=0o755, exist_ok=True)
 
 
 def close_to_hits(layout: Layout, key: str) -> bool:
     """Prevent new leases; return False if there is one. Hold the key's lock."""
     try:
-        os.rmdir(layout.lease_directory(key))
+        posix.rmdir(layout.lease_directory(key))
     except FileNotFoundError:
         return True
     except OSError as error:
@@ -52,7 +54,7 @@ def drop(layout: Layout, job: str) -> list[str]:
     held = []
     for key in _names(layout.leases):
         try:
-            os.unlink(layout.lease(key, job))
+            posix.unlink(layout.lease(key, job))
         except FileNotFoundError:
             continue
         held.append(key)
@@ -62,13 +64,15 @@ def drop(layout: Layout, job: str) -> list[str]:
 def give_back(layout: Layout, key: str, job: str) -> None:
     """Remove a job's lease on one image, if it has one."""
     try:
-        os.unlink(layout.lease(key, job))
+        posix.unlink(layout.lease(key, job))
     except FileNotFoundError:
         pass
 
 
 def count(layout: Layout, job: str) -> int:
     """Return how many leases a job holds."""
+    import os
+
     return sum(os.path.lexists(layout.lease(key, job)) for key in _names(layout.leases))
 
 
@@ -93,6 +97,6 @@ def by_number(job: str) -> tuple[int, str]:
 
 def _names(directory: str) -> list[str]:
     try:
-        return os.listdir(directory)
+        return posix.listdir(directory)
     except FileNotFoundError:
         return []

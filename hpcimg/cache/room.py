@@ -45,7 +45,7 @@ class Room:
             self._make(first, written=0, coming=first)
 
     def kept(self, size_bytes: int) -> None:
-        """Count this much less: it is in the cache now, and no longer to be found in `written`."""
+        """Note that this many bytes are in the cache now, and no longer part of `written`."""
         self._reserved = max(self._reserved - size_bytes, 0)
 
     def reached(self, written: int, total: int) -> None:

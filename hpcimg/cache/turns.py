@@ -37,9 +37,7 @@ def turn(
             for number in numbers:
                 lock = layout.lock(f"turn-{name}-{number}")
                 try:
-                    stack.enter_context(
-                        held(lock, deadline=time.monotonic(), waiting=lambda _: None)
-                    )
+                    stack.enter_context(held(lock, deadline=time.monotonic()))
                 except DeadlinePassed:
                     continue
                 yield True

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     for text in args.image:
         key = target.find(conf, layout, text).key
         deadline = time.monotonic() + _WAIT_S
-        with held(layout.lock(key), deadline=deadline, waiting=lambda _: None):
+        with held(layout.lock(key), deadline=deadline):
             if store.load_entry(layout, key) is None:
                 raise NotFound(f"{key} is not complete on this node", do="Stage it first.")
             pin = pins.add(layout, key, by=_who())

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     for text in args.image:
         key = text if text in pins.keys(layout) else target.find(conf, layout, text).key
         deadline = time.monotonic() + _WAIT_S
-        with held(layout.lock(key), deadline=deadline, waiting=lambda _: None):
+        with held(layout.lock(key), deadline=deadline):
             if not pins.remove(layout, key):
                 raise NotFound(f"{key} is not pinned", do="`hpcimg ls` shows what is.")
         freed.append(key)

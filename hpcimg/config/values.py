@@ -84,7 +84,7 @@ def port(text: str) -> int:
     """Read the first of 16 ports, none of which takes root to listen at."""
     number = count(text)
     if not 1024 <= number <= 65520:
-        raise ValueError(f"{text!r} is no port from 1024 to 65520")
+        raise ValueError(f"{text!r} is not a port from 1024 to 65520")
     return number
 
 

@@ -40,6 +40,7 @@ gzip = _library("isal.isal_zlib") or zlib
 
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
+_ZSTD_WINDOW = 29  # bits: 512 MiB, as containerd and podman accept; zstd's own default is 27
 _ZSTD_SKIPPABLE = b"\x2a\x4d\x18"  # at 1; at 0 is 0x50 to 0x5f
 _CHUNK = 1 << 20
 # Compressions that no specification allows for layers, and some tools write.
@@ -60,11 +61,10 @@ Unpacked = Generator[bytes, None, None]
 
 
 class Layer(NamedTuple):
-    """One layer: its file, and what it is called in errors.
+    """One layer. `what` names it in errors.
 
-    `file` returns the open file; it may wait until the layer has arrived. `diff_id` is the digest
-    that its unpacked bytes have to have, `most_bytes` how many they may be; where there is none,
-    anything is taken.
+    `file` returns the open file, and may wait until the layer has arrived. `diff_id` is the digest
+    that the unpacked bytes must have, `most_bytes` their maximum number; "" and 0 for any.
     """
 
     file: Callable[[], int]
@@ -101,9 +101,9 @@ class Layer(NamedTuple):
 class Reader:
     """The unpacked bytes of a layer, in order. Waits for the layer to arrive.
 
-    `read`, `copy` and `skip_to` raise NotAnImage at a premature end, TooLarge for
-    a layer that unpacks to too much, MissingTool. `progress` is told how many bytes
-    of the layer itself were read. A `known` layer is not digested once more.
+    `read`, `copy` and `skip_to` raise NotAnImage at a premature end, TooLarge for a layer that
+    unpacks to too much, MissingTool. `progress` is called with the number of compressed bytes read.
+    A `known` layer is not digested again.
     """
 
     def __init__(
@@ -277,12 +277,13 @@ class _Source:
             raise self._layer.damaged("gzip: it is truncated")
 
     def _zstd_library(self) -> Unpacked:
-        unzip, begun = zstd.ZstdDecompressor(), False
+        options = {zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW}
+        unzip, begun = zstd.ZstdDecompressor(options=options), False
         try:
             for data in self._packed(_GZIP_CHUNK):
                 while data or (begun and not unzip.needs_input):
                     if not begun:
-                        unzip, begun = zstd.ZstdDecompressor(), True
+                        unzip, begun = zstd.ZstdDecompressor(options=options), True
                     if unpacked := unzip.decompress(data, _CHUNK):
                         yield unpacked
                     begun = not unzip.eof
@@ -303,7 +304,7 @@ class _Source:
         with (
             programs.listen() as words,
             subprocess.Popen(
-                [program, "-dcq"],
+                [program, "-dcq", f"--long={_ZSTD_WINDOW}"],
                 stdin=self._file,
                 stdout=subprocess.PIPE,
                 stderr=words,

@@ -159,19 +159,19 @@ class Conversion(Protocol):
     """A conversion under way, which waits for the layers that it does not have yet."""
 
     def add(self, number: int, layer: int) -> None:
-        """Hand over the file of a layer by its number in the Offer: it is what was offered."""
+        """Add the file of a layer, verified, by its number in the Offer."""
 
     def follow(self) -> int:
-        """Return how many bytes it has on the disk in addition to the image, according to itself.
+        """Return the bytes that it claims to have on the disk in addition to the image.
 
-        To be called from time to time until `finish`; does not wait. Raises HpcimgError if it has
-        failed.
+        Call it repeatedly until `finish`. It does not wait. Raises HpcimgError if the conversion
+        has failed.
         """
 
     def finish(self) -> Fetched:
-        """Return size and digest of the image, which nobody can write to any more.
+        """Wait for the image; return its size and digest. Nobody can write to it any more.
 
-        To be called when it has all layers. Raises HpcimgError.
+        Call it once all layers were added. Raises HpcimgError.
         """
 
 

@@ -115,9 +115,9 @@ class Sink:
         self._parent.moved(self._layer, self.position, self._total)
 
     def complete(self) -> None:
-        """Close the file of a layer, and say so: the parent can then use it.
+        """Close the file of a layer and report that, so that the parent can use it.
 
-        To be called when no place has to be asked for it again.
+        Call it when the layer will not be requested from another place.
         """
         assert self._layer is not None
         os.close(self._descriptor)

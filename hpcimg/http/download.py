@@ -12,7 +12,7 @@ from typing import NamedTuple
 import requests
 
 from hpcimg.errors import Damaged, TransientError, Unreachable
-from hpcimg.fetch.contract import MIRROR, Offer
+from hpcimg.fetch.contract import MIRROR, Blob, Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
 from hpcimg.http import mirrors, ranges
@@ -47,7 +47,7 @@ def download(
     settings: Settings,
     *,
     size_bytes: int | None = None,
-    stored_bytes: int | None = None,
+    stored: Blob | None = None,
 ) -> bool:
     """Download a body into the sink, from a mirror if the site has one that works.
 
@@ -71,18 +71,16 @@ def download(
                 sink,
                 mirrors.for_files(settings),
                 size_bytes=size_bytes,
-                stored_bytes=stored_bytes,
+                stored=stored,
             )
             if not unchanged:
                 sink.check(shown(mirror))
             return unchanged
-    return download_from(
-        session, wanted, sink, settings, size_bytes=size_bytes, stored_bytes=stored_bytes
-    )
+    return download_from(session, wanted, sink, settings, size_bytes=size_bytes, stored=stored)
 
 
 def _by_mirror(offer: MakeOffer | None) -> MakeOffer | None:
-    """Return what makes the same offer, as had from a mirror."""
+    """Return a function that makes the same offer, marked as coming from a mirror."""
     if offer is None:
         return None
     return lambda response, total: offer(response, total)._replace(via=MIRROR)
@@ -104,20 +102,21 @@ def download_from(
     settings: Settings,
     *,
     size_bytes: int | None = None,
-    stored_bytes: int | None = None,
+    stored: Blob | None = None,
 ) -> bool:
     """Download the body of this URL into the sink, in as many attempts as it takes.
 
     An attempt resumes where the last one ended if the server can do that and still has the same
     file; otherwise it starts over. A transfer that is slow over one connection continues over
     several, if the server can do that. With `size_bytes`, a body of another length is Damaged,
-    and no more than that is written. `stored_bytes` is the length of a file that never changes at
-    its URL, such as a blob: then no validators are needed to resume, and replicas may have
-    different ones; a body with a Content-Encoding and another length was compressed in transit,
-    and is decompressed. Returns True where the server answered 304 to a condition in the headers.
+    and no more than that is written. `stored` is a file that never changes at its URL: then no
+    validators are needed to resume, and replicas may have different ones; a body with a
+    Content-Encoding and another length was compressed in transit, and is decompressed. Returns
+    True where the server answered 304 to a condition in the headers.
     """
     url, headers, authorization, offer, check = wanted
-    same: dict[str, str] | None = None  # the condition for a resume, None if that is impossible
+    same: dict[str, str] = {}
+    fixed = stored is not None
 
     def given() -> Mapping[str, str]:
         return headers() if callable(headers) else headers
@@ -126,7 +125,7 @@ def download_from(
         return request(session, url, settings, headers=asked, authorization=authorization)
 
     def read(begin: int, end: int) -> bytes:
-        with get({**given(), **(same or {}), "Range": f"bytes={begin}-{end - 1}"}) as response:
+        with get({**given(), **same, "Range": f"bytes={begin}-{end - 1}"}) as response:
             check(response)
             if response.status_code != 206:
                 raise Unreachable(f"{shown(url)} changed while it was read")
@@ -137,20 +136,21 @@ def download_from(
         with attempt:
             asked = dict(given())
             conditional = any(name.startswith("If-") for name in asked)
-            if sink.position and same is not None:
-                asked.update(same, Range=f"bytes={sink.position}-")
+            if sink.position and (same or fixed):
+                asked.update({} if fixed else same, Range=f"bytes={sink.position}-")
             with get(asked) as response:
                 if response.status_code == 304 and conditional:
                     return True
                 if response.status_code == 416 and sink.position:
-                    same = None
+                    same = {}
                     sink.rewind()
                     raise Unreachable(f"{shown(url)} changed while it was read")
                 check(response)
-                total = _begin(response, sink, url, same)
-                same = (_same(response) or None) if stored_bytes is None else {}
-                if coded := _is_coded(response, stored_bytes):
-                    total, same = None, None
+                total = _begin(response, sink, url, {} if fixed else same)
+                joined = fixed and sink.position > 0
+                same = _same(response)
+                if coded := _is_coded(response, stored):
+                    total, same, fixed = None, {}, False
                 if offer and not sink.position:
                     sink.offer(offer(response, total))
                 if total is not None:
@@ -158,7 +158,7 @@ def download_from(
                 slow = _read_while_fast(
                     response,
                     sink,
-                    total if same is not None else None,
+                    total if same else None,
                     size_bytes=size_bytes,
                     url=url,
                     decode=coded,
@@ -166,14 +166,20 @@ def download_from(
             if slow and total:
                 ranges.fetch_rest(sink, total, read)
             sink.tell()
+            expected = sink.position if total is None else total
             # A body without a length ends wherever the connection does.
-            expected = max(sink.position, stored_bytes or 0) if total is None else total
+            if total is None and stored and size_bytes is None:
+                expected = max(expected, stored.size_bytes)
             if sink.position != expected:
                 raise Unreachable(
                     f"{shown(url)} was interrupted",
                     why=f"after {sink.position} of {expected} bytes",
                 )
             _check_length(sink.position, size_bytes, url)
+            if joined and stored and sink.sha256() != stored.sha256:
+                same, fixed = {}, False
+                sink.rewind()
+                raise Unreachable(f"{shown(url)} changed while it was read")
     return False
 
 
@@ -186,13 +192,15 @@ def _check_length(length: int, size_bytes: int | None, url: str) -> None:
 
 
 def _begin(
-    response: requests.Response, sink: Sink, url: str, same: Mapping[str, str] | None
+    response: requests.Response, sink: Sink, url: str, same: Mapping[str, str]
 ) -> int | None:
     """Set the sink to where this body begins; return the length of the whole.
 
     `same` is the condition from the first part, which identifies the file, if any.
     """
-    length = response.headers.get("Content-Length", "")
+    # RFC 9112, section 6.3: a length beside a transfer coding means nothing.
+    chunked = "Transfer-Encoding" in response.headers
+    length = "" if chunked else response.headers.get("Content-Length", "")
     if response.status_code == 206:
         try:
             return _check_part(response, url, sink.position, same)
@@ -205,7 +213,7 @@ def _begin(
 
 
 def _check_part(
-    response: requests.Response, url: str, begin: int, same: Mapping[str, str] | None
+    response: requests.Response, url: str, begin: int, same: Mapping[str, str]
 ) -> int | None:
     """Return the length of the whole; check that this is the wanted part. Raises Unreachable."""
     match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
@@ -265,16 +273,16 @@ def _read_all(response: requests.Response, length: int, url: str) -> bytes:
     return bytes(data)
 
 
-def _is_coded(response: requests.Response, stored_bytes: int | None) -> bool:
+def _is_coded(response: requests.Response, stored: Blob | None) -> bool:
     """Tell whether a body was really compressed in transit.
 
     Then it has no length; object stores that claim x-gzip for a compressed file send one.
     """
     coding = response.headers.get("Content-Encoding", "").lower()
-    if stored_bytes is None or response.status_code != 200:
+    if stored is None or response.status_code != 200:
         return False
     length = response.headers.get("Content-Length", "")
-    return coding == "gzip" and length != str(stored_bytes)
+    return coding == "gzip" and length != str(stored.size_bytes)
 
 
 def _same(response: requests.Response) -> dict[str, str]:

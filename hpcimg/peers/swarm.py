@@ -19,7 +19,7 @@ from typing import Any
 from hpcimg import digests
 from hpcimg.cache import events, store
 from hpcimg.cache.ensure import Staged
-from hpcimg.errors import Bug, Damaged, HpcimgError, from_dict
+from hpcimg.errors import Bug, Damaged, HpcimgError
 from hpcimg.fetch.contract import (
     PEERS,
     Declined,
@@ -98,7 +98,7 @@ class Swarm(ExitStack, Front):
                 worker.tell(protocol.Published(entry.size_bytes), [file.fileno()])
             until = time.monotonic() + self._asked.config.peers_linger_s + _TO_LEAVE_S
             while time.monotonic() < until:
-                if isinstance(_heard(worker), protocol.Done):
+                if isinstance(worker.hear(), protocol.Done):
                     return
         except (HpcimgError, OSError) as error:
             log.warning("%s is no longer sent to the other nodes of the job: %s", self._uri, error)
@@ -142,7 +142,7 @@ class Swarm(ExitStack, Front):
         whole: Whole | None = None
         phase, done, total, said = "waiting", 0, None, ""
         while True:
-            match _heard(worker):
+            match worker.hear():
                 case protocol.Leading():
                     if whole:  # the leader failed during the transfer
                         _empty(descriptor)
@@ -223,15 +223,6 @@ class Swarm(ExitStack, Front):
         )
         self._worker = self._signer = None
         self.close()
-
-
-def _heard(worker: Worker) -> protocol.Report | None:
-    report = worker.hear()
-    if isinstance(report, protocol.Failed):
-        if report.traceback:
-            log.error("%s", report.traceback)
-        raise from_dict(report._asdict())
-    return report
 
 
 def _empty(descriptor: int) -> None:

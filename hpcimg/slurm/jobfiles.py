@@ -4,7 +4,7 @@ Imports only built-in modules: a cache hit writes them.
 """
 
 import errno
-import os
+import posix
 import time
 
 from hpcimg import acl, atomic
@@ -65,10 +65,12 @@ def prepare(layout: Layout, job: str) -> None:
     """
     directory = layout.job(job)
     try:
-        os.mkdir(directory, 0o755)
+        posix.mkdir(directory, 0o755)
     except FileNotFoundError:
+        import os
+
         os.makedirs(layout.jobs, mode=0o711, exist_ok=True)
-        os.mkdir(directory, 0o755)
+        posix.mkdir(directory, 0o755)
     except FileExistsError:
         _empty(directory)
 
@@ -90,24 +92,26 @@ def admit(layout: Layout, job: str, uid: int) -> Admitted:
     all. An existing directory of the job is returned. Raises FileNotFoundError if Epilog is
     removing it.
     """
+    import os
+
     directory, is_ours = layout.job(job), False
     if not os.path.lexists(directory):
         from hpcimg import processes
 
         made = processes.temp_path(layout.state_tmp, f"job-{job}")
-        os.mkdir(made, 0o755)
+        posix.mkdir(made, 0o755)
         try:
             _write(made, Job(job, uid, [], started=time.time()), [], {"state": READY})
-            os.rename(made, directory)  # replaces at most an empty one
+            posix.rename(made, directory)  # replaces at most an empty one
             is_ours = True
         except OSError as error:
             _empty(made)
-            os.rmdir(made)
+            posix.rmdir(made)
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process was faster
                 raise
-    number = os.stat(directory).st_ino
+    number = posix.stat(directory).st_ino
     if not is_open(layout, job, number):
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), directory)
+        raise FileNotFoundError(errno.ENOENT, posix.strerror(errno.ENOENT), directory)
     return Admitted(number, is_ours)
 
 
@@ -117,8 +121,8 @@ def is_open(layout: Layout, job: str, number: int) -> bool:
     If so, Epilog will release what was leased to the job before.
     """
     try:
-        os.stat(f"{layout.job(job)}/task")
-        return os.stat(layout.job(job)).st_ino == number
+        posix.stat(f"{layout.job(job)}/task")
+        return posix.stat(layout.job(job)).st_ino == number
     except FileNotFoundError:
         return False
 
@@ -130,16 +134,16 @@ def add_for_pyxis(layout: Layout, job: str, uid: int, text: str, path: str) -> N
     """
     file, pair = f"{layout.job(job)}/pyxis", f"{text}\n{path}\n"
     try:
-        descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW)
+        descriptor = posix.open(file, posix.O_RDWR | posix.O_APPEND | posix.O_NOFOLLOW)
     except FileNotFoundError:
         _write_file(file, pair, uid)
         return
     try:
-        before = os.read(descriptor, _PYXIS_MAX)
+        before = posix.read(descriptor, _PYXIS_MAX)
         if pair.encode() not in before and len(before) < _PYXIS_MAX:
-            os.write(descriptor, pair.encode())  # in one write: a reader sees complete lines
+            posix.write(descriptor, pair.encode())  # in one write: a reader sees complete lines
     finally:
-        os.close(descriptor)
+        posix.close(descriptor)
 
 
 def write_asked(layout: Layout, job: Job, *, process: str) -> None:
@@ -185,15 +189,24 @@ def release(layout: Layout, job: str) -> None:
     lease.drop(layout, job)
     try:
         _empty(directory)
-        os.rmdir(directory)
+        posix.rmdir(directory)
     except FileNotFoundError:
         pass
+
+
+def exists(layout: Layout, job: str) -> bool:
+    """Tell whether a job has a directory."""
+    try:
+        posix.stat(layout.job(job))
+    except OSError:
+        return False
+    return True
 
 
 def all_jobs(layout: Layout) -> set[str]:
     """Return every job that has a directory."""
     try:
-        return set(os.listdir(layout.jobs))
+        return set(posix.listdir(layout.jobs))
     except FileNotFoundError:
         return set()
 
@@ -203,19 +216,21 @@ def _link(directory: str, uid: int, images: list[Image], managers: list[str]) ->
 
     Root owns it and the links: otherwise the user could fill the shared tmpfs.
     """
+    import os
+
     from hpcimg.managers import MANAGERS, names
 
-    os.mkdir(directory, 0o700)
+    posix.mkdir(directory, 0o700)
     lines = [f"export HPCIMG_LINKS={directory}"]
     for manager in managers:
         place = f"{directory}/{manager}"
-        os.mkdir(place, 0o755)
+        posix.mkdir(place, 0o755)
         for image in images:
             for name in names(manager, (image.text, image.uri)):
                 if not os.path.lexists(f"{place}/{name}"):  # the job's first such image wins
-                    os.symlink(image.path, f"{place}/{name}")
+                    posix.symlink(image.path, f"{place}/{name}")
         lines += [f"export {variable}={place}" for variable in MANAGERS[manager].variables]
-    if uid != os.geteuid():
+    if uid != posix.geteuid():
         _let_enter(directory, uid)
     return lines
 
@@ -227,16 +242,16 @@ def _let_enter(directory: str, uid: int) -> None:
     except OSError as error:
         if error.errno != errno.EOPNOTSUPP:
             raise
-        os.chmod(directory, 0o711)  # noqa: S103  # to enter it, and not to list it
+        posix.chmod(directory, 0o711)  # to enter it, and not to list it
 
 
 def _empty(directory: str) -> None:
-    for name in os.listdir(directory):
+    for name in posix.listdir(directory):
         try:
             atomic.remove(f"{directory}/{name}")
         except IsADirectoryError:
             _empty(f"{directory}/{name}")
-            os.rmdir(f"{directory}/{name}")
+            posix.rmdir(f"{directory}/{name}")
 
 
 def _write(directory: str, job: Job, lines: list[str], state: dict[str, object]) -> None:
@@ -263,4 +278,4 @@ def _write_record(directory: str, job: Job, state: dict[str, object]) -> None:
 def _write_file(path: str, text: str, uid: int) -> None:
     # Only the job's user and root can read them: references can be private. Root owns them, since
     # they are on a shared tmpfs that nobody else should fill.
-    atomic.write_file(path, text, mode=0o400, reader=uid if os.geteuid() == 0 else None)
+    atomic.write_file(path, text, mode=0o400, reader=uid if posix.geteuid() == 0 else None)

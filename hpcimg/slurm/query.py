@@ -121,7 +121,8 @@ class Commands:
     def planned(self) -> list[Planned]:
         found = _rows("--start", fields=("%S", "%U", "%Y", "%k"))
         return [
-            Planned(float(start), int(uid), nodes, comment)
+            # Since 26.05 not "" before nodes are chosen.
+            Planned(float(start), int(uid), "" if nodes == "(null)" else nodes, comment)
             for start, uid, nodes, comment in found
             if start.isdecimal()
         ]

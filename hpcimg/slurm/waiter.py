@@ -3,7 +3,7 @@
 It uses little memory and sleeps in the kernel, since a large node may have hundreds of them.
 """
 
-import os
+import posix
 import time
 
 from hpcimg import processes
@@ -60,7 +60,7 @@ def wait(
 def _log(files: list[tuple[str, str]], job: str, text: str) -> None:
     """Write a log line in the format of `hpcimg.logs`, without importing logging."""
     to = conffiles.raw_value(files, "log", "to") or "syslog"
-    if to == "syslog" and os.path.exists(_SYSLOG):
+    if to == "syslog" and _exists(_SYSLOG):
         import syslog
 
         syslog.openlog("hpcimg", syslog.LOG_PID, syslog.LOG_DAEMON)
@@ -71,10 +71,20 @@ def _log(files: list[tuple[str, str]], job: str, text: str) -> None:
     file = 2
     if to not in ("syslog", "stderr"):
         try:
-            path = to.replace("%n", conffiles.node_name())
-            file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            path = to.replace("%n", conffiles.node_name()) if "%n" in to else to
+            file = posix.open(
+                path, posix.O_WRONLY | posix.O_APPEND | posix.O_CREAT | posix.O_CLOEXEC, 0o666
+            )
         except OSError:
             pass
-    os.write(file, line)
+    posix.write(file, line)
     if file != 2:
-        os.close(file)
+        posix.close(file)
+
+
+def _exists(path: str) -> bool:
+    try:
+        posix.stat(path)
+    except OSError:
+        return False
+    return True

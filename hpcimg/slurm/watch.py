@@ -42,10 +42,7 @@ def main(hook: str, *, came: float | None = None, leader: Leader | None = None) 
         if came is not None and hook == "prolog":
             arguments = {"came": came, "leader": leader}
             if leader:  # the image is not cached, so it has to be fetched
-                try:
-                    starting.early(_scheme_of(leader.name))
-                except OSError:  # it is tried again where it can be said
-                    pass
+                starting.early(_scheme_of(leader.name))
         code: int = _load(hook).main(**arguments)
         return code
 

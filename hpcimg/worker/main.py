@@ -35,8 +35,9 @@ from hpcimg.fetch.contract import Declined, Offer, Unchanged
 from hpcimg.fetch.sink import DeclinedOffer, Sink
 from hpcimg.sources import userfiles
 from hpcimg.units import format_size
-from hpcimg.worker import namespaces, privileges, protocol
+from hpcimg.worker import namespaces, privileges, protocol, starting
 
+_CONVERSION = "hpcimg.convert.image"
 _MESSAGE_MAX = 1 << 20
 _FILES_MAX = 253  # the kernel's limit for one message
 # Writable memory of each process. For a fetch: parts in transit, and the threads' stacks.
@@ -54,8 +55,9 @@ def main() -> NoReturn:
     """Carry out one order and exit."""
     parent = _Parent()
     with contextlib.suppress(ImportError):  # imported again later, where the error can be reported
-        for scheme in sys.argv[2:]:
-            importlib.import_module(schemes.of(scheme).module)
+        for word in sys.argv[2:]:
+            converts = word == starting.CONVERT
+            importlib.import_module(_CONVERSION if converts else schemes.of(word).module)
     gc.freeze()  # what has been loaded stays
     gc.enable()
     start, files = parent.hear()

@@ -13,8 +13,8 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from hpcimg import digests
-from hpcimg.errors import Bug, DeadlinePassed, from_dict
+from hpcimg import digests, schemes
+from hpcimg.errors import Bug, DeadlinePassed
 from hpcimg.fetch.contract import (
     Converting,
     Declined,
@@ -25,7 +25,7 @@ from hpcimg.fetch.contract import (
     Outcome,
     Unchanged,
 )
-from hpcimg.worker import protocol
+from hpcimg.worker import protocol, starting
 from hpcimg.worker.process import Sandbox, Worker
 from hpcimg.worker.seal import seal
 
@@ -45,6 +45,8 @@ def fetch(order: protocol.Fetch, descriptor: int, listener: Listener, sandbox: S
     with Worker(order, sandbox) as worker:
         try:
             worker.begin([descriptor])
+            if schemes.of(order.reference.scheme).layers and not order.validator:
+                starting.early(starting.CONVERT)  # while this process waits for the other one
             outcome = _follow(worker, files, listener)
         finally:
             _end(worker, files.writable)
@@ -89,13 +91,13 @@ class Conversion:
 
     def follow(self) -> int:
         for _ in range(_REPORTS_AT_ONCE):
-            if self._done or not self._take(_hear(self._worker, wait_s=0)):
+            if self._done or not self._take(self._worker.hear(wait_s=0)):
                 break
         return self._said.beside
 
     def finish(self) -> Fetched:
         while not self._done:
-            self._take(_hear(self._worker))
+            self._take(self._worker.hear())
             self._progress(*self._said)
         _end(self._worker, [self._output])
         uri, deadline = self._worker.uri, self._worker.deadline
@@ -123,7 +125,7 @@ def verify(order: protocol.Verify, descriptor: int, sandbox: Sandbox) -> None:
             os.fchmod(descriptor, 0o440)
         with Worker(order, sandbox) as worker:
             worker.begin([file])
-            while not isinstance(_hear(worker), protocol.Done):
+            while not isinstance(worker.hear(), protocol.Done):
                 pass
     finally:
         os.close(file)
@@ -171,7 +173,7 @@ class _Files:
         return sum(self._written.values())
 
     def complete(self, layer: int) -> None:
-        """Begin to digest a layer, which the worker says that it has closed."""
+        """Start to digest a layer that the worker reports as closed."""
         if os.fstat(self.of(layer)).st_size == self.sizes[layer] and layer not in self._digesting:
             self._begin(layer)
             self._written[layer] = self.sizes[layer]
@@ -188,7 +190,7 @@ class _Files:
         return bool(self._digesting)
 
     def digest(self) -> bool:
-        """Go on for a moment. If a layer's digest is there, give it to the listener: True."""
+        """Digest for a moment; return True if a layer was finished, and passed to the listener."""
         layer, steps = next(iter(self._digesting.items()))
         try:
             next(steps)
@@ -238,7 +240,7 @@ def _follow(worker: Worker, files: _Files, listener: Listener) -> Outcome | None
     while True:
         if files.digesting and files.digest():
             listener.progress(phase, files.written, total)
-        match _hear(worker, wait_s=0 if files.digesting else 1):
+        match worker.hear(wait_s=0 if files.digesting else 1):
             case protocol.Offering(offer):
                 in_layers = bool(offer.layers)
                 total = _offer(worker, files, listener, offer)
@@ -265,16 +267,6 @@ def _follow(worker: Worker, files: _Files, listener: Listener) -> Outcome | None
             case protocol.Done():
                 return Gathered() if in_layers else None
         listener.progress(phase, files.written, total)
-
-
-def _hear(worker: Worker, *, wait_s: float = 1.0) -> protocol.Report | None:
-    """Return the worker's next report, None if it is silent. Raises the error that it reports."""
-    report = worker.hear(wait_s=wait_s)
-    if isinstance(report, protocol.Failed):
-        if report.traceback:
-            log.error("%s", report.traceback)
-        raise from_dict(report._asdict())
-    return report
 
 
 def _offer(worker: Worker, files: _Files, listener: Listener, offer: Offer) -> int | None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from hpcimg.errors import Bug, DeadlinePassed, HpcimgError, Interrupted
+from hpcimg.errors import Bug, DeadlinePassed, HpcimgError, Interrupted, from_dict
 from hpcimg.worker import protocol, starting
 from hpcimg.worker.accounts import Account
 
@@ -104,9 +104,10 @@ class Worker:
             raise self._late() from None
 
     def hear(self, *, wait_s: float = 1.0) -> protocol.Report | None:
-        """Return its next message, or None after so many seconds of silence.
+        """Return its next message, or None after `wait_s` of silence.
 
-        Raises DeadlinePassed, Interrupted, and Bug for a message outside the protocol.
+        Raises the error that it reports, DeadlinePassed, Interrupted, and Bug for a message outside
+        the protocol.
         """
         while True:
             left = self.deadline - time.monotonic()
@@ -125,9 +126,14 @@ class Worker:
         line = bytes(self._heard[:end])
         del self._heard[: end + 1]
         try:
-            return protocol.from_worker(line)
+            report = protocol.from_worker(line)
         except (ValueError, RecursionError) as error:
             raise self._confused(str(error)) from None
+        if isinstance(report, protocol.Failed):
+            if report.traceback:
+                log.error("%s", report.traceback)
+            raise from_dict(report._asdict())
+        return report
 
     def _confused(self, why: str) -> Bug:
         return Bug(f"the {self._doing()} process of {self.uri} sent an invalid message", why=why)

@@ -88,11 +88,18 @@ class Process:
 
 
 _early: list[Process] = []
+CONVERT = "convert"
 
 
-def early(scheme: str) -> None:
-    """Start the process for the next worker, for images of a URI scheme. Raises OSError."""
-    _early.append(_start(scheme))
+def early(work: str) -> None:
+    """Start the process for the next worker, to fetch from a URI scheme, or to CONVERT.
+
+    What cannot be started now is tried again by `take`, where it can be said.
+    """
+    try:
+        _early.append(_start(work))
+    except OSError:
+        pass
 
 
 def take() -> Process:

@@ -109,7 +109,7 @@ class Story:
     def _watch(self, jobs: list[Job]) -> None:
         """Show progress until all jobs have ended."""
         until = time.monotonic() + _TIMEOUT_S
-        shown = ""
+        shown, status_shown = "", self._seen_progress
         while not all(job.ended() for job in jobs):
             if time.monotonic() > until:
                 states = ", ".join(f"{job.title} {job.state()}" for job in jobs)
@@ -119,13 +119,14 @@ class Story:
                 (n, work) for n in self.place.nodes for work in self.place.status(n)["staging"]
             ]
             half = [node for node, work in works if work["bytes"] > SIZE_BYTES / 2]
-            if half and not self._seen_progress:
+            if half and not status_shown:
                 print(f"\n{self.place.hpcimg(half[0], 'status')}")
-                self._seen_progress = True
+                status_shown = True
             line = "   ".join(_work(node, work) for node, work in works if work["total"])
             if line and line != shown:
                 print(f"  {line}", flush=True)
                 shown = line
+                self._seen_progress = True
             time.sleep(0.3)  # a person watches
 
     def _expect(self, true: bool, what: str) -> None:

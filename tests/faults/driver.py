@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import errno
 import importlib
+import itertools
 import os
+import posix
 import signal
 import sys
 from pathlib import Path
@@ -36,9 +38,9 @@ class Fault:
         self._process = os.getpid()  # what it forks to look at a path changes nothing
 
     def install(self, calls: tuple[str, ...] = CALLS) -> None:
-        """Wrap the functions of the os module."""
-        for name in calls:
-            setattr(os, name, self._counted(name, getattr(os, name)))
+        """Wrap the functions of the os module, and those that it has from posix."""
+        for module, name in itertools.product((os, posix), calls):
+            setattr(module, name, self._counted(name, getattr(module, name)))
 
     def _counted(self, name: str, real: Any) -> Any:
         def call(*args: Any, **options: Any) -> Any:

@@ -99,7 +99,11 @@ class Clock:
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
-        with mock.patch("time.time", self.time), mock.patch("os.utime", self.utime):
+        with (
+            mock.patch("time.time", self.time),
+            mock.patch("os.utime", self.utime),
+            mock.patch("posix.utime", self.utime),
+        ):
             yield
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import posix
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -123,8 +124,8 @@ def at_every_call(
         prepare()
         pause = Pause(held, number)
         with monkeypatch.context() as patch:
-            for name in CALLS:
-                patch.setattr(os, name, _announced(pause, getattr(os, name)))
+            for module, name in itertools.product((os, posix), CALLS):
+                patch.setattr(module, name, _announced(pause, getattr(module, name)))
             patch.setattr(time, "sleep", lambda s, pause=pause: (pause.resume(), sleep(s)))
             pause.start()
             between = meanwhile()

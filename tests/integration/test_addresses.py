@@ -51,7 +51,7 @@ def test_no_address(start: Start, node: Node) -> None:
 
 
 def test_no_server_there(node: Node) -> None:
-    node.configure("[stage]\ndeadline = 2s\n")
+    node.configure("[stage]\ndeadline = 6s\n")
     task = node.stage(1, "container:http://127.0.0.1:1/x.sif")
     # At its deadline it may be in the middle of a try.
     assert node.record(1)["error"] in ("Unreachable", "DeadlinePassed")

@@ -267,7 +267,7 @@ def test_status_looks_as_shown_while_jobs_are_held(world: World, docs_web: WebSe
     node.epilog(4710)
     node.prolog(4711, samtools)
     node.prolog(4712, f"container:{docs_web.url('/samtolls.sif')}")
-    docs_web.script("/bwa.sif", [Slow(24 << 20)])
+    docs_web.script("/bwa.sif", [Slow(12 << 20)])
     prolog = node.start_prolog(4713, f"container:{docs_web.url('/bwa.sif')}")
     output = ""
     while prolog.poll() is None and " MiB/s" not in output:

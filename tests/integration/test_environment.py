@@ -130,7 +130,7 @@ def test_what_is_asked_without_the_proxy(
 
 
 def test_a_proxy_that_is_down(node: NodeWithVariables, url: str) -> None:
-    node.configure("[stage]\ndeadline = 3s\n")
+    node.configure("[stage]\ndeadline = 6s\n")
     node.variables = {"http_proxy": "http://127.0.0.1:1"}
     assert node.stage(1, f"container:{url}").code == 1
     assert "Unable to connect to proxy" in node.log() or "Connection refused" in node.log()

@@ -38,10 +38,10 @@ def test_two_jobs_and_one_request(node: Node, web: WebServer, url: str) -> None:
 def test_only_for_a_while(node: Node, web: WebServer, url: str) -> None:
     web.script("/x.sif", [Status(403)])
     refused(node, 1, f"container:{url}", "Forbidden")
-    let_pass(node, 40)
+    let_pass(node, 10)
     refused(node, 2, f"container:{url}", "Forbidden", "next try in ")
     assert web.count() == 1
-    let_pass(node, 20)
+    let_pass(node, 50)
     task = node.stage(3, f"container:{url}")
     assert task.code == 0
     # What was found since is not forgotten for what was before.

@@ -94,11 +94,11 @@ def test_a_server_that_is_down_is_stood_in_for_and_left_alone_for_a_minute(
     )
     assert node.log().count(warning) == 1
     assert "the server answered 503" in node.log()
-    let_pass(node, 50)
+    let_pass(node, 10)
     staged(node, 3, comment, sif, how="hit")
     staged(node, 4, comment.replace("http:", "HTTP:"), sif, how="hit")
     assert web.count() == asked
-    let_pass(node, 11)
+    let_pass(node, 51)
     web.script("/x.sif", [])
     staged(node, 5, comment, sif, how="unchanged")
     assert web.count() == asked + 1

@@ -107,7 +107,7 @@ def test_an_earlier_image_that_is_not_to_be_had_fails_the_job_rather_than_mixing
     for image in cluster.images():
         image.unlink()
     web.put("/x.sif", make_sif(), etag='"2"')
-    refused(second, 1, f"container:{url}", "Unreachable", "is another image by now")
+    refused(second, 1, f"container:{url}", "Unreachable", "is no longer the image")
 
 
 @pytest.mark.parametrize("lost", [False, True])

@@ -139,7 +139,8 @@ def test_a_blob_that_is_packed_on_the_way_and_one_that_is_said_to_be(
     web.handle("/blob", lambda _: answer)
     given = settings()
     with open_session(given) as session:
-        download(session, Get(web.url("/blob")), target.sink, given, stored_bytes=len(stored))
+        blob = Blob(hashlib.sha256(stored).hexdigest(), len(stored))
+        download(session, Get(web.url("/blob")), target.sink, given, stored=blob)
     assert target.content() == stored
 
 
@@ -165,6 +166,15 @@ def test_a_body_without_a_length_that_is_cut(
     path = f"/v2/lab/x/blobs/sha256:{digest}"
     web.handle(path, lambda _: Answer(200, body=next(answers), framing="close"))
     connect(f"127.0.0.1:{web.port}/lab/x:1").download(Blob(digest, len(BLOB)), target.sink)
+    assert target.content() == BLOB
+
+
+def test_a_length_beside_chunks_means_nothing(web: WebServer, target: Target) -> None:
+    answer = Answer(200, {"Content-Length": "1"}, BLOB, framing="chunked")
+    web.handle("/blob", lambda _: answer)
+    given = settings()
+    with open_session(given) as session:
+        download(session, Get(web.url("/blob")), target.sink, given)
     assert target.content() == BLOB
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from tests.parts.webserver import WebServer
 MANIFEST = json.dumps({"schemaVersion": 2, "layers": []}).encode()
 MANIFEST_PATH = "/v2/lab/x/manifests/1"
 BLOB = bytes(range(256)) * 4096
-LAYER = Blob("1" * 64, len(BLOB))
+LAYER = Blob(hashlib.sha256(BLOB).hexdigest(), len(BLOB))
 BLOB_PATH = f"/v2/lab/x/blobs/sha256:{LAYER.sha256}"
 SECRETS = ("s3cret", "am86czNjcmV0", "1dentity", "tok3n")
 
@@ -215,6 +216,20 @@ def test_a_blob_needs_no_validator_to_be_resumed(
     place.client().download(LAYER, target.sink)
     assert target.content() == BLOB
     assert [request.status for request in place.web.requests(path=BLOB_PATH)] == [200, 206]
+
+
+def test_a_blob_whose_parts_do_not_fit_is_fetched_anew(place: Place, target: Target) -> None:
+    bodies = iter([bytes(len(BLOB)), BLOB, BLOB])
+    stops = iter([Stop(300_000, "close"), None, None])
+
+    def answer(request: Request) -> Answer:
+        resource = Resource(next(bodies), "", "", True, "application/octet-stream", {})
+        return replace(right_answer(request, resource), stop=next(stops))
+
+    place.web.handle(BLOB_PATH, answer)
+    place.client().download(LAYER, target.sink)
+    assert target.content() == BLOB
+    assert [request.status for request in place.web.requests(path=BLOB_PATH)] == [200, 206, 200]
 
 
 def test_a_token_that_is_good_for_few_requests(place: Place) -> None:

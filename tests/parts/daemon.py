@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import socket
@@ -18,8 +19,10 @@ from typing import Self
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # Below the range from which the kernel hands out ports to outgoing connections, so that nobody
-# is given a port between our look and the daemon's bind.
-PORTS = range(12000, 32000)
+# is given a port between our look and the daemon's bind. For the same reason each process of a test
+# run has a part of its own.
+_WORKER = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+PORTS = range(12000, 32000)[int(_WORKER or 0) % 10 :: 10 if _WORKER else 1]
 
 # For what comes soon, on a machine that may have much else to do.
 TIMEOUT_S = 60.0
@@ -40,7 +43,8 @@ def missing_commands(*names: str) -> str:
 def free_ports(count: int) -> list[int]:
     """Return distinct TCP ports that nobody listens on, on any address."""
     found: list[int] = []
-    for port in random.sample(PORTS, 200):
+    # Not by the seed that pytest-randomly sets, which is the same in every test and process.
+    for port in random.SystemRandom().sample(PORTS, 200):
         with socket.socket() as probe:
             try:
                 probe.bind(("", port))

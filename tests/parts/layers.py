@@ -79,9 +79,10 @@ def layer(
     return pack(tar(*members))
 
 
-def zstd(data: bytes) -> bytes:
+def zstd(data: bytes, *options: str) -> bytes:
     """Pack a layer with the program zstd."""
-    return subprocess.run(["zstd", "-qc"], input=data, capture_output=True, check=True).stdout
+    argv = ["zstd", "-qc", *options]
+    return subprocess.run(argv, input=data, capture_output=True, check=True).stdout
 
 
 @contextmanager

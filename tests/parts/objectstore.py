@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import NamedTuple, Self
 from urllib.parse import quote
 
-from requests import Session
-
 from tests.parts.daemon import (
     Daemon,
     PartError,
     free_ports,
     missing_commands,
 )
+from tests.parts.sessions import patient_session
 
 PUBLIC, PRIVATE = "public", "private"
 _WEED = Path(sys.executable).with_name("weed")
@@ -58,9 +57,7 @@ class ObjectStore:
         self._ports = free_ports(8)
         self.port = self._ports[0]
         self.url = f"http://127.0.0.1:{self.port}"
-        self._session = Session()
-        # Neither proxies nor credentials of whoever runs the tests.
-        self._session.trust_env = False
+        self._session = patient_session()
 
     @staticmethod
     def missing() -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urljoin
 
-from requests import Response, Session
+from requests import Response
 
 from tests.parts.daemon import (
     PartError,
@@ -21,6 +21,7 @@ from tests.parts.daemon import (
     missing_commands,
     wait_until,
 )
+from tests.parts.sessions import patient_session
 from tests.parts.tokenserver import ISSUER, SERVICE, TokenServer
 from tests.parts.webserver import make_certificate
 
@@ -82,9 +83,7 @@ class Registry(Server):
         self.url = f"http{'s' if tls else ''}://{self.host}"
         self.certificate = Path()
         self._marks = 0
-        self._session = Session()
-        # Neither proxies nor credentials of whoever runs the tests.
-        self._session.trust_env = False
+        self._session = patient_session()
         if basic:
             self._session.auth = (USER, PASSWORD)
 

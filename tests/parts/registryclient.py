@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -26,12 +27,24 @@ def auth_file(host: str, **fields: str) -> str:
     return json.dumps({"auths": {host: login}})
 
 
+class _Parent(Parent):
+    """Knows the digest of a file."""
+
+    def __init__(self, content: Callable[[], bytes]) -> None:
+        super().__init__()
+        self._content = content
+
+    def digest(self, layer: int | None) -> str:
+        super().digest(layer)
+        return hashlib.sha256(self._content()).hexdigest()
+
+
 class Target:
     """A sink with its file in memory."""
 
     def __init__(self) -> None:
-        self.parent = Parent()
         self.descriptor = os.memfd_create("target")
+        self.parent = _Parent(self.content)
         self.sink = Sink(self.descriptor, self.parent)
 
     def content(self) -> bytes:

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
-from requests import Response, Session
+from requests import Response
 
 from tests.parts.daemon import (
     PATH,
@@ -24,6 +24,7 @@ from tests.parts.daemon import (
     missing_commands,
     wait_until,
 )
+from tests.parts.sessions import patient_session
 
 USER, KEY = "test:tester", "testing"
 # A user of the same account, who can read what a container's ACL grants.
@@ -54,9 +55,7 @@ class SwiftServers:
         self._url = f"http://127.0.0.1:{self._port}"
         self.auth_url = f"{self._url}/auth/v1.0"
         self.storage_url = f"{self._url}/v1/AUTH_test"
-        self._session = Session()
-        # Neither proxies nor credentials of whoever runs the tests.
-        self._session.trust_env = False
+        self._session = patient_session()
 
     @staticmethod
     def missing() -> str:

@@ -191,7 +191,7 @@ def test_what_is_not_signed(
 
 def test_what_has_no_signatures(site: Site) -> None:
     image = make_squashfs(site.directory / "plain.squashfs", {"hello": b"it runs\n"})
-    refused(site, serve(site, image), "it is no SIF file")
+    refused(site, serve(site, image), "it is not a SIF file")
     push_image(site.registry, "lab/layers", "1", [make_layer({"hello": b"it runs\n"})])
     layers = f"docker://{site.registry.host}/lab/layers:1"
     refused(site, layers, "an image in layers has no SIF signature")

@@ -172,7 +172,7 @@ def test_planned_jobs_and_running_ones(stage_in: StageIn, monkeypatch: pytest.Mo
     cluster.wait(first, until={"RUNNING"})
     before = time.time()
     second = cluster.sbatch("true", "--exclusive", "--time=1", f"--comment={text}")
-    wait_until(lambda: bool(Commands().planned()), what="a planned start")
+    wait_until(lambda: any(job.nodes for job in Commands().planned()), what="a planned start")
     [planned] = Commands().planned()
     assert planned._replace(start=0.0) == Planned(0.0, getpwnam(USERS[0]).pw_uid, "n1", text)
     assert before <= planned.start < before + 300

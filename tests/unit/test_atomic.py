@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import posix
 import pwd
 import threading
 from collections.abc import Iterator
@@ -62,7 +63,7 @@ def test_what_fails_leaves_the_old_file_and_nothing_else(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, call, fail)
+        patch.setattr(posix, call, fail)
         with pytest.raises(OSError, match="No space"):
             atomic.write_file(str(path), "new", durable=True)
     assert path.read_text() == "old"
@@ -71,7 +72,7 @@ def test_what_fails_leaves_the_old_file_and_nothing_else(
 
 def test_short_writes_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
-    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:3]))
+    monkeypatch.setattr(posix, "write", lambda fd, data: write(fd, data[:3]))
     atomic.write_file(str(tmp_path / "x"), "0123456789")
     assert (tmp_path / "x").read_text() == "0123456789"
 
@@ -91,8 +92,9 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         rename(old, new)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", note_fsync)
-        patch.setattr(os, "rename", note_rename)
+        for module in (os, posix):
+            patch.setattr(module, "fsync", note_fsync)
+            patch.setattr(module, "rename", note_rename)
         yield done
 
 
@@ -156,7 +158,7 @@ def test_where_there_are_no_access_control_lists_the_users_group_may(
     def refuse(*_: object) -> None:
         raise OSError(errno.EOPNOTSUPP, "not supported")
 
-    monkeypatch.setattr(os, "setxattr", refuse)
+    monkeypatch.setattr(posix, "setxattr", refuse)
     atomic.write_file(str(tmp_path / "x"), "text", mode=0o400, reader=1)
     seen = (tmp_path / "x").stat()
     assert (seen.st_uid, seen.st_gid, seen.st_mode & 0o777) == (0, pwd.getpwuid(1).pw_gid, 0o440)

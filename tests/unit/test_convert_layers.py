@@ -113,6 +113,9 @@ PLAIN = tar(file("a", b"1"), file("noise", NOISE), file("zeros", bytes(5_000_000
         pytest.param(lambda data: gzip.compress(data) + bytes(700_000), id="gzip, padded"),
         pytest.param(zstd, id="zstd", marks=needs_zstd),
         pytest.param(
+            lambda data: zstd(data, "--long=29"), id="zstd with a large window", marks=needs_zstd
+        ),
+        pytest.param(
             lambda data: b"\x50\x2a\x4d\x18\x04\0\0\0skip" + zstd(data[:5000]) + zstd(data[5000:]),
             id="zstd of several frames",
             marks=needs_zstd,

@@ -107,7 +107,7 @@ def test_who_hears_of_it_late_takes_the_other_image(cache: Cache) -> None:
 
 def test_another_image_than_the_jobs_is_no_image_for_it(cache: Cache) -> None:
     front = Others(Server(Content(NEW)), before=key(OLD))
-    with pytest.raises(Unreachable, match="is another image by now"):
+    with pytest.raises(Unreachable, match="is no longer the image"):
         run(cache, front, together="j")
 
 

@@ -110,11 +110,12 @@ def test_planned_jobs_whatever_their_comments_say(squeue: Squeue) -> None:
         f"{MARK}\n"
         'test "$SLURM_TIME_FORMAT" = %s || exit 1\n'
         "printf '%s200|7|n[1-2]|a|b\n1|0|n1|container:/evil\n' $mark\n"
-        "printf '%s300|8||(null)\n%sN/A|9||container:/x.sif\n' $mark $mark"
+        "printf '%s300|8||(null)\n%s400|8|(null)|\n%sN/A|9||container:/x.sif\n' $mark $mark $mark"
     )
     assert Commands().planned() == [
         Planned(200.0, 7, "n[1-2]", "a|b\n1|0|n1|container:/evil"),
         Planned(300.0, 8, "", "(null)"),
+        Planned(400.0, 8, "", ""),
     ]
     assert "--start" in squeue.asked
 

@@ -215,7 +215,7 @@ def test_a_table_that_is_wrong_stops_what_it_is_about_alone(
             locate({}, rules, f"{about}/x")
 
 
-BLOCKED = """
+WITH_MIRRORS = """
 [[registry]]
 location = "h.example.org"
 blocked = true
@@ -226,6 +226,8 @@ location = "closed.example.org"
 [[registry]]
 location = "closed.example.org"
 blocked = true
+"""
+BLOCKED = f"""{WITH_MIRRORS}
 [[registry]]
 prefix = "moved.example.org"
 location = "closed.example.org"
@@ -261,17 +263,7 @@ def test_of_two_tables_the_longer_then_the_first_counts(tmp_path: Path) -> None:
     assert found == ["wild/x", "wild/x", "longer:5000/x"]
 
 
-FOR_SKOPEO = """
-[[registry]]
-location = "h.example.org"
-blocked = true
-[[registry.mirror]]
-location = "m.example.org/h"
-[[registry.mirror]]
-location = "closed.example.org"
-[[registry]]
-location = "closed.example.org"
-blocked = true
+FOR_SKOPEO = f"""{WITH_MIRRORS}
 [[registry]]
 prefix = "b.test"
 location = "exact.test"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from hpcimg.errors import NotFound
 from hpcimg.fetch.settings import Settings
 from hpcimg.reference import Reference
 from hpcimg.slurm import watch
@@ -30,7 +32,9 @@ def order(path: str) -> protocol.Fetch:
     return protocol.Fetch(Reference("file", path), Settings(1, time.monotonic() + 30, 5.0, 5.0), "")
 
 
-@pytest.mark.parametrize("scheme", ["file", "https", "one-of-the-sites", "\udcff", ""])
+@pytest.mark.parametrize(
+    "scheme", ["file", "https", "one-of-the-sites", "\udcff", "", starting.CONVERT]
+)
 def test_the_next_worker_is_the_one_that_was_started(scheme: str) -> None:
     starting.early(scheme)
     [early] = starting._early
@@ -39,12 +43,9 @@ def test_the_next_worker_is_the_one_that_was_started(scheme: str) -> None:
         assert starting._early == []
         output = os.memfd_create("output")
         worker.begin([output])
-        said = worker.hear()
-        while said is None:
-            said = worker.hear()
+        with pytest.raises(NotFound, match="/nowhere"):
+            all(worker.hear() is None for _ in itertools.count())
         os.close(output)
-        assert isinstance(said, protocol.Failed)
-        assert said.error == "NotFound"
 
 
 def test_what_nobody_takes_is_ended() -> None:

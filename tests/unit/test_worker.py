@@ -199,6 +199,23 @@ def fetch(path: Path, target: Path, image_bytes: int) -> object:
         return outcome
 
 
+@pytest.mark.parametrize(
+    ("scheme", "validator", "starts"),
+    [("docker", "", 1), ("docker", "sha256:0", 0), ("oras", "", 0), ("oci-archive", "", 1)],
+)
+def test_what_converts_is_started_while_layers_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, validator: str, starts: int
+) -> None:
+    """But not for an image that may be on the node already."""
+    monkeypatch.setattr(starting, "_PROGRAM", SPEAKS + """hear(); say('["Done"]'); hear()""")
+    wanted = order(Path("/x"))._replace(reference=Reference(scheme, "h/x"), validator=validator)
+    sandbox = process.Sandbox(None, time.monotonic() + 30, 1)
+    with (tmp_path / "target").open("w+b") as file:
+        monitor.fetch(wanted, file.fileno(), Listens(), sandbox)
+    assert len(starting._early) == starts
+    starting.end_early()
+
+
 CHANGES_ITS_MIND = """
 _, [file] = hear()
 os.pwrite(file, b"A" * 1000, 0)

@@ -95,7 +95,7 @@ class Endpoint:
             sink,
             self._blob_settings,
             size_bytes=None if self._last else blob.size_bytes,
-            stored_bytes=blob.size_bytes,
+            stored=blob,
         )
         if not self._last and (found := sink.sha256()) != blob.sha256:
             raise Damaged(f"{shown(url)} is not what was announced", why=f"its sha256 is {found}")
@@ -129,7 +129,8 @@ class Endpoint:
     def _check(self, body: bytes, digest: str) -> None:
         if _digest(body) != digest:
             raise Damaged(
-                f"{self._uri} is not what the registry sent", why=f"that is {_digest(body)}"
+                f"the registry sent something other than {self._uri}",
+                why=f"the digest of its answer is {_digest(body)}",
             )
 
     def _read(self, url: str, headers: Mapping[str, str], *, wanted: str) -> bytes | None:
