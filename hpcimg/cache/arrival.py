@@ -70,7 +70,7 @@ class Arrival(ExitStack):
         self._makes_bytes = 0  # by it, in the end
         self._converted_size = 0  # an estimate
         self._source = ""  # the digest of its manifest
-        self._free_before = 0  # bytes on the disk when the conversion began, without the layers
+        self._free_before = 0  # bytes when the conversion began, had no layer been fetched
         self._no_room: NoRoom | None = None
         self._room = Room(cache, inflight, request, lock=lock)
         self.offer: Offer | Whole | None = None
