@@ -179,7 +179,7 @@ def test_a_manifest_that_is_not_the_one_asked_for(node: Node, stand_in: StandIn)
     ("faults", "words"),
     [
         ([Corrupt(300_000)], "is not what was announced"),
-        ([Truncate(100_000), Corrupt(300_000)], "sha256"),
+        ([Truncate(100_000), Corrupt(300_000), Corrupt(300_000)], "sha256"),
     ],
 )
 def test_a_blob_that_is_not_what_its_digest_says(
