@@ -32,7 +32,7 @@ _IMAGE = 3_000_000
 _SETTINGS = """
 [peers]
 use = yes
-wait = 8s
+wait = 20s
 networks = {network}
 munge_socket = {munge}
 [stage]
@@ -90,7 +90,7 @@ def peers_failed(node: LabNode) -> int:
 def test_sixteen_nodes_take_one_image_from_the_origin() -> None:
     size = 2_000_000
     # Sixteen of them begin on the processors of one host.
-    settings = _SETTINGS.replace("wait = 8s", "wait = 40s")
+    settings = _SETTINGS.replace("wait = 20s", "wait = 40s")
     with Lab(16, node_rate=32, origin_rate=8, settings=settings) as lab:
         alone = lab.run(1, lab.put(size_bytes=size), lab.nodes[:1])
         before, url = lab.origin_sent(), lab.put(size_bytes=size)
