@@ -116,7 +116,7 @@ class ObjectStore:
             f"-filer.localSocket={self.directory}/filer.sock",
             *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", "-s3.iam=false"),
             *("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"),
-            # By default there may be eight volumes, and each bucket makes seven at its first object.
+            # By default eight volumes are allowed, and a bucket makes seven at its first object.
             *("-master.volumeSizeLimitMB=1024", "-volume.max=100", "-volume.minFreeSpace=0"),
         ]
 

@@ -77,11 +77,13 @@ def record_all(layout: Layout) -> None:
 
 
 def test_sums_of_bytes_and_seconds_outlive_their_events(layout: Layout) -> None:
-    for _ in range(3):
+    for number in range(3):
+        # A file is identified by its first line, which two files of one moment would share.
+        events.record(layout.events, "sweep", files=number)
         record_all(layout)
         history.rotate(layout)
     record_all(layout)
-    wanted = Sums().add_all(EVENTS * 4)
+    wanted = Sums().add_all([*EVENTS * 4, *[{"event": "sweep"}] * 3])
     seen = summed(history.sums(layout))
     assert seen["seconds"].pop("hit") == pytest.approx(wanted.family("seconds")["hit"])
     assert seen == {
@@ -94,8 +96,7 @@ def record_in_two_files(layout: Layout) -> dict[str, float]:
     """Record events, with a rotation in between; return their sums."""
     record_all(layout)
     history.rotate(layout)
-    # A file is identified by its first line, which two files of one moment would share.
-    events.record(layout.events, "sweep", files=1)
+    events.record(layout.events, "sweep", files=1)  # as above
     record_all(layout)
     return history.sums(layout).family("events")
 
