@@ -14,7 +14,8 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from bench.warm_hit import Case, measure, run, show
@@ -33,6 +34,16 @@ REAL = Path("/usr")
 # With --noise seven bits of each byte are random, so that a layer is compressed to 7/8.
 SEVEN_BITS = bytes(byte & 0x7F for byte in range(256))
 FAST = "-comp zstd -Xcompression-level 1"
+
+
+@contextmanager
+def place() -> Iterator[tuple[Path, Registry]]:
+    """Yield a directory that the unprivileged account can enter, and a registry, on CORES cores."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
+    KEPT.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="run-", dir=KEPT) as directory, Registry() as registry:
+        Path(directory).chmod(0o755)
+        yield Path(directory), registry
 
 
 def layer(name: str, file_bytes: int) -> Layer:
@@ -171,17 +182,13 @@ def main() -> int:
     if missing := Registry.missing() or missing_commands("apptainer"):
         print(f"{missing}; make bench-docker runs this where there is one")
         return 1
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
-    KEPT.mkdir(exist_ok=True)
     file_bytes = 16_000 if options.small_files else MB if options.noise else 0
-    large, small, changed = (layer(name, file_bytes) for name in SIZES)
-    with tempfile.TemporaryDirectory(prefix="run-", dir=KEPT) as directory, Registry() as registry:
-        # The unprivileged account fetches in it.
-        Path(directory).chmod(0o755)
+    with place() as (directory, registry):
+        large, small, changed = (layer(name, file_bytes) for name in SIZES)
         push_image(registry, "bench", "1", [large, small])
         push_image(registry, "bench", "2", [large, changed])
         first, second = (f"docker://{registry.host}/bench:{tag}" for tag in (1, 2))
-        bench = Bench(Path(directory), registry)
+        bench = Bench(directory, registry)
         rows = measure(bench.cases(first), options.rounds)
         show(rows, rows[0].name)
         show_moved(bench.moved(first, second))

@@ -12,7 +12,6 @@ import argparse
 import os
 import subprocess
 import sys
-import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -68,17 +67,10 @@ def main() -> int:
         argv = ["unshare", "--net", sys.executable, "-m", "bench.layers", "--inside"]
         os.execvp(argv[0], [*argv, *sys.argv[1:]])
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: docker.CORES])
-    docker.KEPT.mkdir(exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(prefix="run-", dir=docker.KEPT) as directory,
-        Registry() as registry,
-    ):
-        # The unprivileged account fetches in it.
-        Path(directory).chmod(0o755)
+    with docker.place() as (directory, registry):
         made = layers()
         push_image(registry, "bench", "1", made)
-        bench = docker.Bench(Path(directory), registry)
+        bench = docker.Bench(directory, registry)
         for rate in options.rates:
             limit(rate)
             at = f"at {rate} MB/s" if rate else "without a limit"

@@ -16,7 +16,6 @@ import shlex
 import shutil
 import statistics
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -132,18 +131,11 @@ def main() -> int:
     if missing := Registry.missing():
         print(missing)
         return 1
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: docker.CORES])
-    docker.KEPT.mkdir(exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(prefix="run-", dir=docker.KEPT) as directory,
-        Registry() as registry,
-    ):
-        # The unprivileged account fetches in it.
-        Path(directory).chmod(0o755)
+    with docker.place() as (directory, registry):
         large = [docker.layer(name, 0) for name in ("large", "small")]
         push_image(registry, "bench", "large", large)
         push_image(registry, "bench", "small", small_files())
-        bench = Bench(Path(directory), registry)
+        bench = Bench(directory, registry)
         for tag, title in (
             ("large", "two large layers"),
             ("small", f"{LAYERS} layers, {FILES} files"),
