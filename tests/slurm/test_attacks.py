@@ -53,7 +53,8 @@ def test_a_file_system_that_never_answers(site: Site) -> None:
 
 def test_a_file_system_that_answers_no_more(site: Site) -> None:
     """For a cached image, whose file is checked for each job: the copy is used."""
-    site.configure(SETTINGS)
+    # Long enough for the first fetches on a busy machine, and until the copy is taken.
+    site.configure(SETTINGS.replace("deadline = 5s", "deadline = 20s"))
     directory = place(site, "later")
     image = directory / "mount" / "x.sif"
     image.parent.mkdir()
