@@ -8,38 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import os
 import queue
 import subprocess
 import threading
-import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from hpcimg import programs
+from hpcimg.decompression import ZSTD_MAGIC, gzip, zstd
 from hpcimg.errors import HpcimgError, MissingTool, NotAnImage, TooLarge
 
-
-def _library(name: str) -> Any:
-    """Return a module, None if it is not installed.
-
-    Call it at import: later, this process may be unable to read Python's own files.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        return None
-
-
-# Part of Python since 3.14; the second is a backport.
-zstd = _library("compression.zstd") or _library("backports.zstd")
-# Twice as fast as zlib, with the same interface as far as it is used here.
-gzip = _library("isal.isal_zlib") or zlib
-
 _GZIP = b"\x1f\x8b"
-_ZSTD = b"\x28\xb5\x2f\xfd"
 _ZSTD_WINDOW = 29  # bits: 512 MiB, as containerd and podman accept; zstd's own default is 27
 _ZSTD_SKIPPABLE = b"\x2a\x4d\x18"  # at 1; at 0 is 0x50 to 0x5f
 _CHUNK = 1 << 20
@@ -215,7 +196,7 @@ class _Source:
                 )
         if head.startswith(_GZIP):
             return _ahead(self._digested(self._gunzip()))
-        if head.startswith(_ZSTD) or (head[1:4] == _ZSTD_SKIPPABLE and head[0] >> 4 == 5):
+        if head.startswith(ZSTD_MAGIC) or (head[1:4] == _ZSTD_SKIPPABLE and head[0] >> 4 == 5):
             if zstd is None:
                 return self._digested(self._zstd_program())
             return _ahead(self._digested(self._zstd_library()))

@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from typing import IO, Any
 
 from hpcimg import jsontext, look
+from hpcimg.decompression import ZSTD_MAGIC, zstd
 from hpcimg.errors import BadReference, NotAnImage, NotFound
 from hpcimg.fetch.contract import Blob
 from hpcimg.fetch.sink import Sink
@@ -26,10 +27,17 @@ from hpcimg.sources.files import check_unwritten, explain, open_file
 
 # tarfile imports these on demand: by then we may be unable to read them.
 _COMPRESSIONS = (bz2, gzip, lzma)
-_ZSTD = b"\x28\xb5\x2f\xfd"
 _JSON_MAX = 4 << 20
 _MEMBERS_MAX = 100_000
 _CHUNK = 1 << 20
+_DAMAGE = (
+    tarfile.TarError,
+    EOFError,
+    ValueError,
+    zlib.error,
+    lzma.LZMAError,
+    *([zstd.ZstdError] if zstd else []),
+)
 
 
 class ImageFiles(ExitStack):
@@ -117,11 +125,14 @@ class ImageFiles(ExitStack):
         return NotAnImage(f"{self.uri} cannot be read", why=why, do=do)
 
     def _list(self) -> dict[str, tarfile.TarInfo]:
-        if os.pread(self._descriptor, len(_ZSTD), 0) == _ZSTD:
-            raise self.broken(
-                "the archive is compressed with zstd", do="Decompress it with `zstd -d`."
-            )
-        file = os.fdopen(self._descriptor, "rb", closefd=False)
+        file: Any = os.fdopen(self._descriptor, "rb", closefd=False)
+        if os.pread(self._descriptor, len(ZSTD_MAGIC), 0) == ZSTD_MAGIC:  # tarfile's since 3.14
+            if zstd is None:
+                raise self.broken(
+                    "the archive is compressed with zstd, which this node cannot decompress",
+                    do="Decompress it with `zstd -d`.",
+                )
+            file = zstd.open(file)
         self._tar = self.enter_context(self._guarded(tarfile.open, fileobj=file))
         found: dict[str, tarfile.TarInfo] = {}
         while member := self._guarded(self._tar.next):
@@ -138,7 +149,7 @@ class ImageFiles(ExitStack):
             if error.errno is None:  # raised by the decompressor
                 raise self.broken(f"the archive is damaged: {error}") from error
             raise explain(self._path, error) from error
-        except (tarfile.TarError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+        except _DAMAGE as error:
             # tarfile has a line for each way in which it tried to open an archive.
             why = str(error).partition("\n")[0].rstrip(":") or type(error).__name__
             raise self.broken(f"the archive is damaged: {why}") from error
