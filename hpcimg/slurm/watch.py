@@ -42,8 +42,11 @@ def main(hook: str, *, came: float | None = None, leader: Leader | None = None) 
         if came is not None and hook == "prolog":
             arguments = {"came": came, "leader": leader}
             if leader:  # the image is not cached, so it has to be fetched
+                starting.hurry()
                 starting.early(_scheme_of(leader.name))
-        code: int = _load(hook).main(**arguments)
+        module = _load(hook)
+        starting.settle()
+        code: int = module.main(**arguments)
         return code
 
     def left_s() -> float:

@@ -61,6 +61,7 @@ def main() -> NoReturn:
     gc.freeze()  # what has been loaded stays
     gc.enable()
     start, files = parent.hear()
+    starting.settle()
     assert isinstance(start, protocol.Start)
     order = start.order
     work = _Work(start, files, parent)

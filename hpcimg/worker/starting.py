@@ -30,6 +30,7 @@ _PASSED_ON = (*_PROXIES, *(name.upper() for name in _PROXIES), *_CERTIFICATES)
 _AF_UNIX, _SOCK_STREAM, _SIGKILL = 1, 1, 9
 _SLEEP_S = 60.0  # at once: select(2) does not wait for ever
 _LOOK_EVERY_S = 0.01  # for the end of a process, on kernels older than 5.3
+_FIRST = -20  # the nice value of what goes before all others
 
 
 class Process:
@@ -100,6 +101,24 @@ def early(work: str) -> None:
         _early.append(_start(work))
     except OSError:
         pass
+
+
+def hurry() -> None:
+    """Go before everything else on the node until `settle`, if this has root's rights.
+
+    For the time in which modules are loaded, by a process that many others wait for. They have just
+    been started, and would otherwise delay it. Workers that are started meanwhile do likewise.
+    """
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, _FIRST)
+    except PermissionError:
+        pass
+
+
+def settle() -> None:
+    """Take turns with all others again."""
+    if os.getpriority(os.PRIO_PROCESS, 0) == _FIRST:
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
 
 
 def take() -> Process:

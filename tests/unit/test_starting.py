@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -121,3 +123,25 @@ def test_hardly_anything_is_imported_before_the_worker_starts() -> None:
 )
 def test_the_scheme_of_a_reference(name: str, scheme: str) -> None:
     assert watch._scheme_of(name) == scheme
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, who may go first")
+def test_who_hurries_and_its_worker_take_turns_again() -> None:
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        starting.hurry()
+        with Worker(order("/nowhere"), Sandbox(None, time.monotonic() + 30, 1 << 20)) as worker:
+            processes = (0, worker._process.pid)
+            before = [os.getpriority(os.PRIO_PROCESS, process) for process in processes]
+            starting.settle()
+            worker.begin([os.memfd_create("output")])
+            with contextlib.suppress(NotFound):
+                all(worker.hear() is None for _ in itertools.count())
+            after = [os.getpriority(os.PRIO_PROCESS, process) for process in processes]
+            os.write(theirs, json.dumps([before, after]).encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    os.close(theirs)
+    with open(ours) as file:
+        assert json.load(file) == [[-20, -20], [0, 0]]
