@@ -90,8 +90,10 @@ lint: .venv/ready
 	$(BIN)/mypy
 	shellcheck prolog/* epilog/* bin/* $(PACKAGING) tests/install-packages tests/fetch-old-squashfs tests/parts/*.sh tests/soak/*.sh tests/matrix/*.sh .ci/run
 
+# Of an installation, as nodes have it.
 bench: .venv/ready
-	$(BIN)/python -m bench.warm_hit
+	$(MAKE) --silent install DESTDIR= PREFIX="$(CURDIR)/.bench/tree" PYTHON="$$(bin/find-python)"
+	$(BIN)/python -m bench.warm_hit --tree .bench/tree
 
 bench-throughput: .venv/ready
 	$(BIN)/python -m bench.throughput
@@ -110,12 +112,12 @@ bench-peers:
 	$(PYTHON) -m tests.matrix --directory "$(MATRIX)" --run "$(BIN)/python -m bench.peers" sid
 
 # A tree that runs wherever it is moved to or mounted, read-only too: nothing in it names DESTDIR,
-# and byte code is compared with its source by content, since copies change times. What hooks may
-# be running from is replaced at the end, by renames: an installation that fails leaves it alone.
+# and byte code is not compared with its source, since copies change times. What hooks may be
+# running from is replaced at the end, by renames: an installation that fails leaves it alone.
 TREE = $(DESTDIR)$(PREFIX)
 # A link to python3 alone would find no library after the distribution's next Python.
 FULL_PYTHON = $$($(PYTHON) -c 'import os, sys; print(os.path.realpath(sys._base_executable))')
-COMPILE = .venv.new/bin/python -m compileall -q --invalidation-mode checked-hash
+COMPILE = .venv.new/bin/python -m compileall -q --invalidation-mode unchecked-hash
 
 install:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hpcimg needs Python 3.11 or newer: make install PYTHON=python3.11")'

@@ -4,10 +4,14 @@ What is compared runs in turn, A B A B, in one run on one machine, so that a
 machine that is slower for a while is slower for all. The table shows medians
 of time and of processor time; ratios are what can be compared between machines,
 and those of processor time also where other programs run.
+
+The hooks are those of an installed tree, if one is given; a checkout is slower, by its
+editable installation and, on some machines, by the Python that it was made with.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import statistics
@@ -21,7 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.parts import images
-from tests.parts.node import EPILOG, PROLOG, ROOT, TASK_PROLOG, Node
+from tests.parts.node import ROOT, Node
 
 TARGET = 1.4  # of the processor time of a warm hit
 ROUNDS = 150
@@ -92,16 +96,21 @@ def timed(argv: Sequence[str], environment: dict[str, str]) -> Took:
     return Took(took_s, used.ru_utime + used.ru_stime)
 
 
-def hooks_python() -> str:
-    """Return the interpreter that the hooks use."""
-    own = ROOT / ".venv" / "bin" / "python"
+def hooks_python(tree: Path = ROOT) -> str:
+    """Return the interpreter that the hooks of a tree use."""
+    own = tree / ".venv" / "bin" / "python"
     return str(own) if os.access(own, os.X_OK) else "/usr/bin/python3"
 
 
 class Bench:
-    """A node of its own, a web server at `url`, a file at `mounted`, and the cases."""
+    """A node of its own, a web server at `url`, a file at `mounted`, and the cases.
 
-    def __init__(self, directory: Path, state: Path, url: str, mounted: Path) -> None:
+    The hooks are those of `tree`.
+    """
+
+    def __init__(self, directory: Path, state: Path, url: str, mounted: Path, tree: Path) -> None:
+        self.tree = tree
+        self.prolog = [str(tree / "prolog" / "hpcimg-prolog")]
         self.node = Node(directory)
         self.node.state = state / "state"
         self.node.configure()
@@ -112,14 +121,14 @@ class Bench:
 
     def none(self) -> list[Row]:
         """Time the hooks of a job without an image."""
-        prolog = [str(PROLOG)]
+        prolog, epilog = self.prolog, [str(self.tree / "epilog" / "hpcimg-epilog")]
         cases = [
             Case("sh -c :", ["/bin/sh", "-c", ":"], dict),
             Case("prolog, no comment", prolog, lambda: self._environment(None)),
             Case("prolog, comment without image", prolog, lambda: self._environment("a note")),
             Case("prolog, the same with a slash", prolog, lambda: self._environment("a/b")),
             Case("prolog, with a value and a slash", prolog, lambda: self._environment("a=b/c")),
-            Case("epilog, no image", [str(EPILOG)], lambda: self._environment(None)),
+            Case("epilog, no image", epilog, lambda: self._environment(None)),
         ]
         return measure(cases, ROUNDS)
 
@@ -131,12 +140,13 @@ class Bench:
         if staged.code:
             raise SystemExit(staged.printed)
         first = self._jobs
-        prolog = [str(PROLOG)]
+        prolog, python = self.prolog, hooks_python(self.tree)
+        task_prolog = [str(self.tree / "prolog" / "hpcimg-task-prolog")]
         cases = [
-            Case("python -I -S -c pass", [hooks_python(), "-I", "-S", "-c", "pass"], dict),
+            Case("python -I -S -c pass", [python, "-I", "-S", "-c", "pass"], dict),
             Case("prolog, warm hit", prolog, lambda: self._environment(hot)),
             Case("prolog, warm hit, a path", prolog, lambda: self._environment(mounted)),
-            Case("task prolog", [str(TASK_PROLOG)], lambda: self.node.environment(first)),
+            Case("task prolog", task_prolog, lambda: self.node.environment(first)),
         ]
         rows = measure(cases, ROUNDS)
         sources = {
@@ -151,9 +161,7 @@ class Bench:
         url = f"{self.url}/{name}"
         path = self.directory / "by-hand"
         by_hand = f"curl -sSf -o '{path}' '{url}' && sync '{path}'"
-        cases = [
-            Case(f"prolog, cold, {name}", [str(PROLOG)], lambda: self._cold(f"container:{url}"))
-        ]
+        cases = [Case(f"prolog, cold, {name}", self.prolog, lambda: self._cold(f"container:{url}"))]
         if shutil.which("curl"):
             cases.insert(
                 0, Case(f"curl and sync, {name}", ["/bin/sh", "-c", by_hand], self._no_file)
@@ -206,6 +214,9 @@ def show(rows: list[Row], of: str) -> None:
 
 def main() -> int:
     """Measure and print; return 1 if the target is missed."""
+    parser = argparse.ArgumentParser(prog="python -m bench.warm_hit", description=__doc__)
+    parser.add_argument("--tree", type=Path, default=ROOT, help="where hpcimg is installed")
+    tree = parser.parse_args().tree.resolve()
     if missing := images.missing():
         print(missing)
         return 1
@@ -222,7 +233,7 @@ def main() -> int:
         images.make_sif(served / "small.sif", {"n": b"x"}, size_bytes=MIB)
         images.make_sif(served / "large.sif", {"n": b"x"}, size_bytes=200 * MIB)
         with web_server(served) as url:
-            bench = Bench(directory, Path(in_memory), url, served / "small.sif")
+            bench = Bench(directory, Path(in_memory), url, served / "small.sif", tree)
             none = bench.none()
             show(none, none[0].name)
             rows = bench.warm()
