@@ -93,6 +93,7 @@ def compare(cases: list[Case], rounds: int) -> None:
     """Run the cases in turn, after one round that does not count, and print medians."""
     taken: dict[str, list[tuple[float, float]]] = {case.name: [] for case in cases}
     for number in range(rounds + 1):
+        print(f"round {number} of {rounds}", file=sys.stderr)
         for case in cases:
             environment = case.prepare()
             wall_s, cpu_s = run(case.argv, environment)
@@ -126,7 +127,8 @@ def run(argv: Sequence[str], environment: dict[str, str]) -> tuple[float, float]
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--image", choices=["large", "small"], help="only one of the two")
     options = parser.parse_args()
     if missing := Registry.missing():
         print(missing)
@@ -140,8 +142,9 @@ def main() -> int:
             ("large", "two large layers"),
             ("small", f"{LAYERS} layers, {FILES} files"),
         ):
-            print(f"\n{title}", flush=True)
-            compare(bench.cases(f"docker://{registry.host}/bench:{tag}"), options.rounds)
+            if options.image in (None, tag):
+                print(f"\n{title}", flush=True)
+                compare(bench.cases(f"docker://{registry.host}/bench:{tag}"), options.rounds)
     return 0
 
 
