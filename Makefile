@@ -108,7 +108,7 @@ bench-docker:
 
 # Those of the others that are not installed there for tests come with it.
 bench-peers:
-	$(PYTHON) -m tests.matrix --directory "$(MATRIX)" --run "apt-get install -q -y --no-install-recommends podman" sid
+	$(PYTHON) -m tests.matrix --directory "$(MATRIX)" --run "apt-get install -q -y --no-install-recommends podman charliecloud-builders" sid
 	$(PYTHON) -m tests.matrix --directory "$(MATRIX)" --run "$(BIN)/python -m bench.peers" sid
 
 # A tree that runs wherever it is moved to or mounted, read-only too: nothing in it names DESTDIR,

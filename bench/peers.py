@@ -2,9 +2,9 @@
 
 Each begins with nothing and ends with an image that is on the disk. What the others leave
 differs: Apptainer one SIF file, enroot one squashfs file, podman layers that are unpacked into
-its store, and skopeo and umoci a directory. All take turns in one run, as root, on two cores; the
-ratios are what can be compared between machines. Two images: two large layers of this system's own
-files, and twelve layers of 40,000 small files.
+its store, Charliecloud a directory, and so do skopeo and umoci. All take turns in one run, as root,
+on two cores; the ratios are what can be compared between machines. Two images: two large layers of
+this system's own files, and twelve layers of 40,000 small files.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ FILES = 40_000
 class Bench(docker.Bench):
     """The cases of `bench.docker`, and other peers in directories of their own."""
 
-    def __init__(self, directory: Path, registry: Registry) -> None:
+    def __init__(self, directory: Path, registry: Registry, secure: Registry) -> None:
         super().__init__(directory, registry)
         self.others = directory / "others"
+        self._secure = secure
 
     def cases(self, uri: str) -> list[Case]:
         """Return the cases that can run here, hpcimg first."""
@@ -50,6 +51,12 @@ class Bench(docker.Bench):
             "skopeo and umoci": (
                 f"skopeo copy -q --src-tls-verify=false docker://{name} oci:{place}/oci:x"
                 f" && umoci unpack --image {place}/oci:x {place}/bundle"
+            ),
+            # It speaks https alone.
+            "ch-image pull": (
+                f"REQUESTS_CA_BUNDLE={shlex.quote(str(self._secure.certificate))}"
+                f" ch-image --storage={place}/ch --no-cache pull"
+                f" {self._secure.host}/{uri.rpartition('/')[2]}"
             ),
             "enroot import": (
                 f"ENROOT_ALLOW_HTTP=y ENROOT_CACHE_PATH={place}/cache ENROOT_TEMP_PATH={place}"
@@ -133,11 +140,12 @@ def main() -> int:
     if missing := Registry.missing():
         print(missing)
         return 1
-    with docker.place() as (directory, registry):
-        large = [docker.layer(name, 0) for name in ("large", "small")]
-        push_image(registry, "bench", "large", large)
-        push_image(registry, "bench", "small", small_files())
-        bench = Bench(directory, registry)
+    with docker.place() as (directory, registry), Registry(tls=True) as secure:
+        large, small = [docker.layer(name, 0) for name in ("large", "small")], small_files()
+        for each in (registry, secure):
+            push_image(each, "bench", "large", large)
+            push_image(each, "bench", "small", small)
+        bench = Bench(directory, registry, secure)
         for tag, title in (
             ("large", "two large layers"),
             ("small", f"{LAYERS} layers, {FILES} files"),

@@ -111,7 +111,7 @@ def hurry() -> None:
     """
     try:
         os.setpriority(os.PRIO_PROCESS, 0, _FIRST)
-    except PermissionError:
+    except OSError:
         pass
 
 
