@@ -107,6 +107,7 @@ def push_image(
         "os": "linux",
         "config": dict(settings or {"Env": ["PATH=/bin"]}),
         "rootfs": {"type": "layers", "diff_ids": [layer.diff_id for layer in layers]},
+        "history": [{"created_by": "a test"} for _ in layers],  # as all real ones have
     }
     blobs = [(CONFIG, json.dumps(config).encode())]
     blobs += [(layer.media_type, layer.data) for layer in layers]
