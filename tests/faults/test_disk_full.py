@@ -131,6 +131,7 @@ def arrived(node: Node) -> int:
 
 
 def test_an_endless_download(node: Node, disk: Disk, web: WebServer, tmp_path: Path) -> None:
+    node.configure("[cache]\nmax_size = 1G\n")  # more than the disk has: that is what it meets
     comment, _ = put(web, tmp_path, "x.sif", MIB)
     web.script("/x.sif", [Endless()])
     node.prolog(1, comment)
