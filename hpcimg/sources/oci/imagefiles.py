@@ -126,13 +126,13 @@ class ImageFiles(ExitStack):
 
     def _list(self) -> dict[str, tarfile.TarInfo]:
         file: Any = os.fdopen(self._descriptor, "rb", closefd=False)
-        if os.pread(self._descriptor, len(ZSTD_MAGIC), 0) == ZSTD_MAGIC:  # tarfile's since 3.14
+        if os.pread(self._descriptor, len(ZSTD_MAGIC), 0) == ZSTD_MAGIC:
             if zstd is None:
                 raise self.broken(
                     "the archive is compressed with zstd, which this node cannot decompress",
                     do="Decompress it with `zstd -d`.",
                 )
-            file = zstd.open(file)
+            file = zstd.open(file)  # tarfile itself can do that since Python 3.14
         self._tar = self.enter_context(self._guarded(tarfile.open, fileobj=file))
         found: dict[str, tarfile.TarInfo] = {}
         while member := self._guarded(self._tar.next):
