@@ -147,7 +147,7 @@ class Arrival(ExitStack):
         if total is not None and written > total:
             raise Damaged(f"{self._uri} is longer than announced")
         if self._blobs is None:
-            self._check_size(done)
+            self._check_size(written)
         self._tell(phase, done, total)
         room = total
         if self._blobs:
@@ -157,6 +157,11 @@ class Arrival(ExitStack):
             if room is not None:
                 room += self._makes_bytes - self._blobs.kept_bytes
         self._count(phase, done, total, written=written, room=room)
+
+    def check_arrived(self) -> None:
+        """Raise TooLarge for a file, which may be unfinished, that the cache could never hold."""
+        if self._blobs is None:
+            self._check_size(_on_disk([self.descriptor], self._uri))
 
     def converting(self, done: int, total: int | None, beside: int) -> None:
         """Note a conversion's progress after the fetch; raise if it cannot continue."""

@@ -169,6 +169,9 @@ class _Ensure:
                 if staged is None:
                     raise
                 return staged
+            except NoRoom:
+                arrival.check_arrived()  # the disk may be full of what was not announced
+                raise
             if isinstance(outcome, Unchanged) and ref:
                 staged = self._resolved(ref.key, ref.validator, "unchanged", asked, locked=False)
                 # While the server was asked, others may have used the room.

@@ -60,7 +60,7 @@ def test_larger_than_the_whole_cache_unannounced(
     comment, _ = put(web, tmp_path, "x.sif", 30 * MIB)
     web.script("/x.sif", [Chunked()])
     node.prolog(1, comment)
-    check_failed(node, 1, "transient", "the disk of this node filled up")
+    check_failed(node, 1, "user", "too large for this cache")
     check_works(node, web, tmp_path, 2)
 
 
