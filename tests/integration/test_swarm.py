@@ -168,7 +168,8 @@ def test_a_leader_that_is_killed_while_it_sends_is_followed_by_the_next(lab: Lab
         os.killpg(prologs.pop(leader.name).pid, signal.SIGKILL)
         lab.wait(prologs, began=time.monotonic())
     check(lab, job, url, others)
-    assert 1.9 * _IMAGE <= lab.origin_sent() - before <= 2.1 * _IMAGE
+    # Once, if they had it all between them by then: that takes a busy machine.
+    assert lab.origin_sent() - before <= 2.1 * _IMAGE
 
 
 @contextlib.contextmanager
