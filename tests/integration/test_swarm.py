@@ -168,8 +168,9 @@ def test_a_leader_that_is_killed_while_it_sends_is_followed_by_the_next(lab: Lab
         os.killpg(prologs.pop(leader.name).pid, signal.SIGKILL)
         lab.wait(prologs, began=time.monotonic())
     check(lab, job, url, others)
-    # Once, if they had it all between them by then: that takes a busy machine.
-    assert lab.origin_sent() - before <= 2.1 * _IMAGE
+    # On a busy machine once, if they had it all between them by then, or three times, if the next
+    # one seemed to be lost as well.
+    assert lab.origin_sent() - before <= 3.1 * _IMAGE
 
 
 @contextlib.contextmanager
