@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SLURM_USER = "slurm"
+CPUS = 4  # that each node claims, whatever this host has
 
 # Lines that may stand more than once or hold several settings: always added, never replaced.
 _REPEATABLE = {"include", "nodename", "partitionname", "nodeset", "downnodes"}
@@ -45,7 +46,7 @@ def slurm_conf(
     lines = [f"{name}={value}" for name, value in merged.items() if value]
     for node, address, port in zip(nodes, addresses[1:], ports[1:], strict=True):
         where = f"NodeHostname={host} NodeAddr={address} Port={port}"
-        lines.append(f"NodeName={node} {where} CPUs=4 RealMemory=2000")
+        lines.append(f"NodeName={node} {where} CPUs={CPUS} RealMemory=2000")
     lines.append(f"PartitionName=test Nodes={','.join(nodes)} Default=YES MaxTime=INFINITE")
     return "\n".join([*lines, *added, ""])
 

@@ -23,6 +23,7 @@ from tests.parts.registry import Registry
 from tests.parts.registryclient import auth_file
 from tests.parts.site import Site
 from tests.parts.slurmclient import ENDED, USERS
+from tests.parts.slurmconf import CPUS
 from tests.parts.users import Homes
 from tests.soak.plan import Job, plan_accidents, plan_job
 from tests.soak.pool import LIMIT, MIB, Pool
@@ -34,7 +35,6 @@ SEED = int(os.environ.get("HPCIMG_SOAK_SEED") or random.SystemRandom().randrange
 CACHE = 12 * MIB
 # The number of jobs at the same time; more than the nodes have room for.
 AT_ONCE = 20
-JOBS_OF_A_NODE = 4  # its CPUs
 SETTINGS = f"""
 [cache]
 max_size = {CACHE}
@@ -168,8 +168,8 @@ def test_all_jobs_get_what_is_theirs_or_are_told_why(soak: Soak) -> None:
     assert verdict.wrong == [], "\n".join(verdict.wrong)
     counts: Counter[str] = check_nodes(site, limit_bytes=CACHE, guesses=soak.pool.guesses)
     print(json.dumps({"counts": counts, "web requests": site.web.count()}, indent=1))
-    # As much of each fetch arrives before room is made for it.
-    assert soak.peak <= CACHE + JOBS_OF_A_NODE * FIRST_BYTES
+    # So much of each job's fetch arrives before room is made for it.
+    assert soak.peak <= CACHE + CPUS * FIRST_BYTES
     # It was a soak, not an outage; a few jobs may be too few to say.
     if JOBS >= 100:
         assert verdict.ends["completed"] > JOBS / 5
