@@ -44,6 +44,7 @@ class Answers:
         self._members: list[Guest] = []
         self._count = 1  # members that are told about each other, including this node
         self._seen: set[str] = set()
+        self._expected: set[str] = set()
         self._state: tuple[str, ...] = ("electing",)
         self._torrent: Torrent | None = None
         self._port = 0
@@ -95,6 +96,15 @@ class Answers:
         """Whether each node of the job has asked."""
         return len(self._seen) >= self._others
 
+    def expect(self, nodes: set[str]) -> None:
+        """Note which nodes need the image, and so will ask this one if it leads."""
+        self._expected = nodes - {guest.node for guest in self._guests}
+
+    @property
+    def expecting(self) -> bool:
+        """Whether a node that needs the image has not asked yet."""
+        return bool(self._expected)
+
     async def end(self) -> None:
         """Tell the connected nodes that this is the end, and stop answering."""
         self._ended = True
@@ -145,6 +155,7 @@ class Answers:
         line.say("hello", await self._desk.sign(credentials.HELLO, node, nonce))
         self._guests.append(guest)
         self._seen.add(node)
+        self._expected.discard(node)
         listening = asyncio.create_task(self._listen_to(guest))
         try:
             await self._keep_told(guest)
@@ -176,11 +187,11 @@ class Answers:
                 return
             if self._state[0] != "have":
                 guest.line.say(*self._state)
-            elif guest.port and not sent:
+            elif sent:
+                guest.line.say("here")
+            elif guest.port:
                 await self._send_image(guest)
                 sent = True
-            else:
-                guest.line.say("here")
             await guest.line.flush()
             if self._state[0] == "follow":
                 return

@@ -37,6 +37,10 @@ class Lost(NamedTuple):
     """The node answered, and is gone now or makes no progress."""
 
 
+class Undecided(NamedTuple):
+    """The node does not know yet who leads."""
+
+
 class Elsewhere(NamedTuple):
     """The node follows another one."""
 
@@ -104,6 +108,9 @@ class Line:
             self._writer.close()
 
 
+Outcome = Found | Elsewhere | Undecided | Absent | Lost
+
+
 class Asker:
     """Asks the nodes of one job, at `port`.
 
@@ -130,16 +137,16 @@ class Asker:
 
     async def consult(
         self, node: str, *, heard: Callable[[str, int], None], only_leading: bool = False
-    ) -> Found | Elsewhere | Absent | Lost:
+    ) -> Outcome:
         """Ask a node, and wait until it has the image or is not worth waiting for.
 
-        `heard` is called with its phase and bytes. With `only_leading`, a node that is not the
-        leader yet is Absent.
+        `heard` is called with its phase and bytes. With `only_leading`, a node that does not lead
+        yet is not waited for, and only then is the outcome Undecided.
         """
         line = await self._connect(node)
         if line is None:
             return Absent()
-        outcome: Found | Elsewhere | Absent | Lost = Lost()
+        outcome: Outcome = Lost()
         try:
             outcome = await self._converse(node, line, heard, only_leading=only_leading)
         finally:
@@ -162,7 +169,7 @@ class Asker:
 
     async def _converse(
         self, node: str, line: Line, heard: Callable[[str, int], None], *, only_leading: bool
-    ) -> Found | Elsewhere | Absent | Lost:
+    ) -> Outcome:
         nonce = secrets.token_hex(16)
         line.say("ask", await self._desk.sign(credentials.ASK, node, nonce))
         match await line.hear(SILENCE_S):
@@ -183,7 +190,7 @@ class Asker:
                 case ["follow", other]:
                     return Elsewhere(other)
                 case ["electing"] if only_leading:
-                    return Absent()
+                    return Undecided()
                 case ["electing"]:
                     pass
                 case ["progress", phase, done] if done.isdecimal() and len(done) < 19:

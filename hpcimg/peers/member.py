@@ -21,7 +21,17 @@ from hpcimg.errors import Unreachable
 from hpcimg.fetch.contract import Declined
 from hpcimg.peers import order
 from hpcimg.peers.answering import Answers
-from hpcimg.peers.asking import SILENCE_S, Absent, Asker, Elsewhere, Found, Line, Lost
+from hpcimg.peers.asking import (
+    SILENCE_S,
+    Absent,
+    Asker,
+    Elsewhere,
+    Found,
+    Line,
+    Lost,
+    Outcome,
+    Undecided,
+)
 from hpcimg.peers.desk import Desk
 from hpcimg.peers.engine import make_torrent
 from hpcimg.peers.transfer import Transfer
@@ -165,7 +175,8 @@ class _Member:
             if not leader.said_end:  # it failed, and the others will soon ask this node
                 await asyncio.sleep(max(0.0, min(2 * _ORPHANED_S, until - time.monotonic())))
         while (now := time.monotonic()) < until:
-            late = not self._answers.all_came and now < self._all_began
+            starting = not self._answers.all_came and now < self._all_began
+            late = starting or self._answers.expecting
             if not self._answers.waiting and (leader or not late):
                 break
             self._answers.changed.clear()
@@ -201,22 +212,26 @@ class _Member:
         """Return None to lead, unless a node later in the order leads already."""
         after = self._order[self._order.index(self._wanted.node) + 1 :]
         names = [name for name in after if name not in self._gone][:_BEHIND]
-        asked = [asyncio.create_task(self._consult(name, only_leading=True)) for name in names]
-        leaders = set()
+        asked = [asyncio.create_task(self._consult_later(name)) for name in names]
+        leaders, without = set(), set()
         try:
             for task in asyncio.as_completed(asked):
-                outcome = await task
-                if isinstance(outcome, Found):
-                    return outcome
-                if isinstance(outcome, Elsewhere):
-                    leaders.add(outcome.node)
+                name, outcome = await task
+                match outcome:
+                    case Found():
+                        return outcome
+                    case Elsewhere(leader) if leader not in self._gone:
+                        leaders.add(leader)
+                    case Elsewhere() | Undecided():
+                        without.add(name)
         finally:
             for each in asked:
                 each.cancel()
-        for name in (leaders & set(self._order)) - self._gone - {self._wanted.node}:
+        for name in (leaders & set(self._order)) - {self._wanted.node}:
             found = await self._follow(name)
             if isinstance(found, Found):
                 return found
+        self._answers.expect(without)
         if not self._may_lead:
             raise Unreachable("this node cannot lead", why="its control port is in use")
         return None
@@ -246,9 +261,11 @@ class _Member:
         if self._lost >= _LEADERS:
             raise Unreachable("no node of the job sends the image to the others")
 
-    async def _consult(
-        self, name: str, *, only_leading: bool = False
-    ) -> Found | Elsewhere | Absent | Lost:
+    async def _consult_later(self, name: str) -> tuple[str, Outcome]:
+        """Ask a node later in the order, without waiting for it to lead."""
+        return name, await self._consult(name, only_leading=True)
+
+    async def _consult(self, name: str, *, only_leading: bool = False) -> Outcome:
         def heard(phase: str, done: int) -> None:
             self._answers.follows(name)
             self._parent.say(protocol.Awaiting(f"{phase} on {name}", done))

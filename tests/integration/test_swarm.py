@@ -159,15 +159,25 @@ def test_a_leader_that_is_killed_half_way_is_followed_by_the_next(lab: Lab, url:
 
 
 def test_a_leader_that_is_killed_while_it_sends_is_followed_by_the_next(lab: Lab, url: str) -> None:
-    job = 15
+    """Two of the three others notice when the next one has long had the image."""
+    job, wait_s = 15, 10
     leader, *others = leaders(lab, job, url)
     before = lab.origin_sent()
-    # So slow that it is killed long before they have it all between them.
-    with configured(lab, lab.settings.replace("[peers]", "[peers]\nrate = 150K")):
+    settings = lab.settings.replace("wait = 20s", f"wait = {wait_s}s")
+    with (
+        configured(lab, settings),
+        lab.web.hold(f"/{url.rpartition('/')[2]}", after_bytes=_IMAGE // 2) as hold,
+    ):
+        # So slow that it is killed long before the others have it all between them.
+        leader.configure(settings.replace("[peers]", "[peers]\nrate = 150K"))
         prologs = lab.start(job, url)
+        wait_until(lambda: all(follows(node, job, leader) for node in others), what="a leader")
+        time.sleep(wait_s)  # from now on, nobody expects nodes that have yet to start
+        hold.release()
         wait_until(lambda: any(arrives(node) for node in others), what="the first bytes")
-        os.killpg(prologs.pop(leader.name).pid, signal.SIGKILL)
-        lab.wait(prologs, began=time.monotonic())
+        with lab.kept_apart([leader, *others[1:]]):
+            os.killpg(prologs.pop(leader.name).pid, signal.SIGKILL)
+            lab.wait(prologs, began=time.monotonic())
     check(lab, job, url, others)
     sent, said = lab.origin_sent() - before, [warnings(node, job) for node in others]
     assert 1.9 * _IMAGE <= sent <= 2.1 * _IMAGE, said
@@ -183,6 +193,12 @@ def configured(lab: Lab, settings: str) -> Iterator[None]:
     finally:
         for node in lab.nodes:
             node.configure(lab.settings)
+
+
+def follows(node: LabNode, job: int, leader: LabNode) -> bool:
+    """Tell whether a node has heard from a job's leader."""
+    lines = [line for line in node.log().splitlines() if f" job {job}: " in line]
+    return any(line.endswith(f" on {leader.name}") for line in lines)
 
 
 def arrives(node: LabNode) -> bool:

@@ -209,6 +209,21 @@ class Lab:
             raise PartError("; ".join(wrong))
         return Run(held_s)
 
+    @contextmanager
+    def kept_apart(self, nodes: Sequence[LabNode]) -> Iterator[None]:
+        """Let no packet pass between these nodes for a while; others reach them all."""
+        for node in nodes:
+            self._isolate(node, "on")
+        try:
+            yield
+        finally:
+            for node in nodes:
+                self._isolate(node, "off")
+
+    def _isolate(self, node: LabNode, value: str) -> None:
+        port = ("-n", self.hub, "link", "set", node.name, "type", "bridge_slave")
+        self.ip(*port, "isolated", value)
+
     def origin_sent(self) -> int:
         """Return how many bytes have left the origin's link."""
         return self.sent(self._origin)
