@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from hpcimg import schemes
 from hpcimg.cache import store, turns
@@ -27,8 +27,7 @@ _TRIES_WITH_A_CACHED_IMAGE = 2
 _UNPACKED = 10  # times the whole cache: the maximum that an image may unpack to
 
 
-@dataclasses.dataclass(frozen=True)
-class Origin:
+class Origin(NamedTuple):
     """A `hpcimg.fetch.contract.Way` in which a worker fetches from the source.
 
     The worker runs as `account` (None: the current one), with the `site` credentials and, if
@@ -185,13 +184,9 @@ def origins(
     unprivileged = accounts.unprivileged(config.account)
     user_next = scheme.in_registry and may_read_as_user and uid != 0
     shared = Origin(config, cache, wanted, service, deadline, unprivileged, site="shared")
-    yield dataclasses.replace(
-        shared, login_next=user_next or (scheme.in_registry and service.private)
-    )
+    yield shared._replace(login_next=user_next or (scheme.in_registry and service.private))
     if service.private:
-        yield dataclasses.replace(shared, owner=uid, site="all", login_next=user_next)
+        yield shared._replace(owner=uid, site="all", login_next=user_next)
     if may_read_as_user and uid != 0:
         # None of the site's credentials: the user can inspect processes of this uid.
-        yield dataclasses.replace(
-            shared, account=accounts.of_user(*user), owner=uid, site="none", as_user=True
-        )
+        yield shared._replace(account=accounts.of_user(*user), owner=uid, site="none", as_user=True)

@@ -6,7 +6,6 @@ Nothing here knows Slurm; a job is a name for the lease, and a uid.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib.util
 import logging
 import os
@@ -66,7 +65,7 @@ def stage(
 
     ways = origins(config, cache, request, service, user=user)
     if for_all:
-        ways = iter([dataclasses.replace(next(ways), login_next=False)])
+        ways = iter([next(ways)._replace(login_next=False)])
     staged, origin = _first_allowed(ways, bring)
     if image_format not in ("", staged.entry.extension):
         raise NotAnImage(
@@ -182,7 +181,7 @@ def _first_allowed(ways: Iterator[Origin], bring: Callable[[Origin], T]) -> T:
     while way:
         needed = refused is not None and not isinstance(refused, Forbidden)
         try:
-            return bring(dataclasses.replace(way, login_needed=needed))
+            return bring(way._replace(login_needed=needed))
         except HpcimgError as error:
             if not isinstance(error, Forbidden) and error.login != ANOTHER_LOGIN:
                 raise
@@ -191,7 +190,7 @@ def _first_allowed(ways: Iterator[Origin], bring: Callable[[Origin], T]) -> T:
                 log.info("%s; trying with more credentials", error.brief)
                 if way.login_next and error.retry_after_s and not patient:
                     wait_s = error.retry_after_s
-                    patient = dataclasses.replace(way, login_next=False, wait_s=wait_s)
+                    patient = way._replace(login_next=False, wait_s=wait_s)
         way = next(ways, None)
     assert refused
     if patient and time.monotonic() + patient.wait_s < patient.deadline:

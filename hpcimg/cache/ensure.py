@@ -13,7 +13,6 @@ duplicate work. So nobody waits for a lock whose holder makes no progress.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import os
@@ -212,7 +211,7 @@ class _Ensure:
             format_duration(time.time() - ref.resolved),
             error,
         )
-        ref = dataclasses.replace(ref, grace=time.time() + store.GRACE_S)
+        ref = ref._replace(grace=time.time() + store.GRACE_S)
         store.save_ref(self.layout, self.ref_id, ref)
         return self._leased(ref, "stale", locked=locked == ref.key)
 

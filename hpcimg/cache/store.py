@@ -7,7 +7,6 @@ written before, so whoever finds an image also finds its record.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import logging
@@ -79,8 +78,7 @@ class Entry(NamedTuple):
         return policy in ("", self.verified) and not self.is_misnamed
 
 
-@dataclasses.dataclass(frozen=True)
-class Ref:
+class Ref(NamedTuple):
     """What a reference resolved to, and when.
 
     `validator` is sent to the source the next time: an ETag, a digest, a modification time. Until
@@ -167,7 +165,7 @@ def load_ref(layout: Layout, ref_id: str) -> Ref | None:
     """Return what a reference last resolved to, or None."""
     ref = _load(layout.ref(ref_id), Ref)
     if ref and ref.grace > time.time() + GRACE_S:  # the clock has been set back since
-        return dataclasses.replace(ref, grace=0.0)
+        return ref._replace(grace=0.0)
     return ref
 
 
@@ -181,7 +179,7 @@ def refs_of(layout: Layout, uri: str) -> list[Ref]:
 def save_ref(layout: Layout, ref_id: str, ref: Ref) -> None:
     """Store what a reference resolved to; readable for all, or for root if it is private."""
     mode = 0o600 if ref.key.startswith("u") else 0o644
-    _save(layout, layout.ref(ref_id), {"version": VERSION, **dataclasses.asdict(ref)}, mode)
+    _save(layout, layout.ref(ref_id), {"version": VERSION, **ref._asdict()}, mode)
 
 
 def path_of(layout: Layout, entry: Entry) -> str:

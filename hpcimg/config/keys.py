@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,8 +11,7 @@ from hpcimg.config.values import Size
 from hpcimg.units import parse_duration, parse_percent, parse_size
 
 
-@dataclasses.dataclass(frozen=True)
-class Registry:
+class Registry(NamedTuple):
     """The site's settings for one registry or web host.
 
     `auth_file` has the site's credentials for it, "" for none; `shared` says whether an image
@@ -27,23 +25,20 @@ class Registry:
     mirrors: tuple[str, ...] | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Static:
+class Static(NamedTuple):
     """A static registry under a scheme that the site defines: the address of its web pages."""
 
     url: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
-class WebMirror:
+class WebMirror(NamedTuple):
     """Tried before a web server: `url` replaces the beginning `of` of an address."""
 
     of: str = ""
     url: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+class Config(NamedTuple):
     """All values, parsed. Times are in seconds."""
 
     cache_path: str

@@ -8,7 +8,6 @@ section and key.
 from __future__ import annotations
 
 import configparser
-import dataclasses
 import re
 from typing import Any, NamedTuple
 
@@ -160,7 +159,7 @@ def _read_named(before: Any, path: str, section: str, name: str, value: str) -> 
     if name not in readers:
         raise _unknown(path, section, name)
     try:
-        return dataclasses.replace(before or make(), **{name: readers[name](value)})
+        return (before or make())._replace(**{name: readers[name](value)})
     except ValueError as error:
         raise _wrong(path, section, name, str(error)) from None
 

@@ -7,7 +7,6 @@ unprivileged process can write to.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import random
@@ -180,7 +179,7 @@ class TierFront(Front):
         if schemes.of(wanted.scheme).in_registry and record.validator.startswith("sha256:"):
             name = wanted.rest.partition("@")[0]
             pinned = wanted._replace(rest=f"{name}@{record.validator}")
-            behind = dataclasses.replace(self._origin, wanted=pinned)
+            behind = self._origin._replace(wanted=pinned)
         return behind.fetch(descriptor, listener, validator="")
 
     def _find(self, listener: Listener) -> dict[str, Any]:

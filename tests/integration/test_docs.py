@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import dataclasses
 import json
 import os
 import re
@@ -374,7 +373,7 @@ def test_the_example_configuration_uncommented_is_the_defaults(tmp_path: Path) -
     assert {setting.origin for setting in listed} == {str(path)}
     path.write_text("")
     empty = config.load(str(path))
-    assert loaded == dataclasses.replace(empty, fingerprint=loaded.fingerprint)
+    assert loaded == empty._replace(fingerprint=loaded.fingerprint)
 
 
 def test_the_example_configuration_is_what_make_example_writes(tmp_path: Path) -> None:

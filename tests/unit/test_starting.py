@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -145,3 +146,19 @@ def test_who_hurries_and_its_worker_take_turns_again() -> None:
     os.close(theirs)
     with open(ours) as file:
         assert json.load(file) == [[-20, -20], [0, 0]]
+
+
+def test_a_worker_loads_no_more_than_most_fetches_need() -> None:
+    ours, its = socket.socketpair()
+    ours.close()  # so it ends instead of waiting for an order
+    program = [sys.executable, "-X", "importtime", "-I", "-c", starting._PROGRAM, str(ROOT)]
+    with its:
+        done = subprocess.run(
+            [*program, "https"], stdin=its, capture_output=True, text=True, check=False
+        )
+    lines = [line.rpartition("|") for line in done.stderr.splitlines()]
+    assert all(before.startswith("import time:") for before, _, _ in lines), done.stderr
+    # Modules that were looked for in vain are listed as well, packages' parts only if loaded.
+    parts = {name.strip().partition(".")[0] for _, _, name in lines if "." in name}
+    assert "requests" in parts
+    assert parts & {"charset_normalizer", "chardet", "tenacity"} == set()
