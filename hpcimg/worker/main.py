@@ -57,13 +57,13 @@ def main() -> NoReturn:
     parent = _Parent()
     _guess_no_encodings()
     with contextlib.suppress(ImportError):  # imported again later, where the error can be reported
-        for word in sys.argv[2:]:
+        for word in sys.argv[3:]:
             converts = word == starting.CONVERT
             importlib.import_module(_CONVERSION if converts else schemes.of(word).module)
     gc.freeze()  # what has been loaded stays
     gc.enable()
     start, files = parent.hear()
-    starting.settle()
+    starting.settle(nice=int(sys.argv[2]))
     assert isinstance(start, protocol.Start)
     order = start.order
     work = _Work(start, files, parent)

@@ -31,6 +31,7 @@ _AF_UNIX, _SOCK_STREAM, _SIGKILL = 1, 1, 9
 _SLEEP_S = 60.0  # at once: select(2) does not wait for ever
 _LOOK_EVERY_S = 0.01  # for the end of a process, on kernels older than 5.3
 _FIRST = -20  # the nice value of what goes before all others
+_OURS = os.getpriority(os.PRIO_PROCESS, 0)  # that of slurmd, in Prolog
 
 
 class Process:
@@ -115,10 +116,9 @@ def hurry() -> None:
         pass
 
 
-def settle() -> None:
-    """Take turns with all others again."""
-    if os.getpriority(os.PRIO_PROCESS, 0) == _FIRST:
-        os.setpriority(os.PRIO_PROCESS, 0, 0)
+def settle(nice: int = _OURS) -> None:
+    """Take turns with all others again; a worker is told the nice value by its arguments."""
+    os.setpriority(os.PRIO_PROCESS, 0, nice)
 
 
 def take() -> Process:
@@ -145,7 +145,7 @@ def _start(*words: str) -> Process:
         with namespaces.AroundNextProcess():
             pid = os.posix_spawn(
                 sys.executable,
-                [sys.executable, "-I", "-c", _PROGRAM, _ROOT, *words],
+                [sys.executable, "-I", "-c", _PROGRAM, _ROOT, str(_OURS), *words],
                 # An account's .netrc must not be used for images that are shared.
                 {**environment, "NETRC": "/dev/null", "LC_ALL": "C.UTF-8"},
                 file_actions=[

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
@@ -126,32 +125,39 @@ def test_the_scheme_of_a_reference(name: str, scheme: str) -> None:
     assert watch._scheme_of(name) == scheme
 
 
+HURRIES = """
+import contextlib, itertools, json, os, sys, time
+sys.path.insert(0, sys.argv[1])
+from hpcimg.errors import NotFound
+from hpcimg.worker import starting
+from hpcimg.worker.process import Sandbox, Worker
+from tests.unit.test_starting import order
+
+starting.hurry()
+with Worker(order("/nowhere"), Sandbox(None, time.monotonic() + 30, 1 << 20)) as worker:
+    def look():
+        return [os.getpriority(os.PRIO_PROCESS, pid) for pid in (0, worker._process.pid)]
+    before = look()
+    starting.settle()
+    worker.begin([os.memfd_create("output")])
+    with contextlib.suppress(NotFound):
+        all(worker.hear() is None for _ in itertools.count())
+    print(json.dumps([before, look()]))
+"""
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, who may go first")
 def test_who_hurries_and_its_worker_take_turns_again() -> None:
-    ours, theirs = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        starting.hurry()
-        with Worker(order("/nowhere"), Sandbox(None, time.monotonic() + 30, 1 << 20)) as worker:
-            processes = (0, worker._process.pid)
-            before = [os.getpriority(os.PRIO_PROCESS, process) for process in processes]
-            starting.settle()
-            worker.begin([os.memfd_create("output")])
-            with contextlib.suppress(NotFound):
-                all(worker.hear() is None for _ in itertools.count())
-            after = [os.getpriority(os.PRIO_PROCESS, process) for process in processes]
-            os.write(theirs, json.dumps([before, after]).encode())
-        os._exit(0)
-    os.waitpid(pid, 0)
-    os.close(theirs)
-    with open(ours) as file:
-        assert json.load(file) == [[-20, -20], [0, 0]]
+    argv = [sys.executable, "-c", HURRIES, str(ROOT)]
+    done = subprocess.run(["nice", "-n", "3", *argv], check=True, capture_output=True, text=True)
+    ours = 3 + os.getpriority(os.PRIO_PROCESS, 0)
+    assert json.loads(done.stdout) == [[-20, -20], [ours, ours]]
 
 
 def test_a_worker_loads_no_more_than_most_fetches_need() -> None:
     ours, its = socket.socketpair()
     ours.close()  # so it ends instead of waiting for an order
-    program = [sys.executable, "-X", "importtime", "-I", "-c", starting._PROGRAM, str(ROOT)]
+    program = [sys.executable, "-X", "importtime", "-I", "-c", starting._PROGRAM, str(ROOT), "0"]
     with its:
         done = subprocess.run(
             [*program, "https"], stdin=its, capture_output=True, text=True, check=False
