@@ -4,74 +4,29 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from types import TracebackType
-from typing import TYPE_CHECKING, TypeGuard
+
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    stop_after_attempt,
+    stop_before_delay,
+    wait_random_exponential,
+)
 
 from hpcimg.errors import HpcimgError, TransientError
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
 
-if TYPE_CHECKING:
-    from tenacity import RetryCallState, Retrying
-
-_LONGEST_S = 30.0
+_backoff = wait_random_exponential(multiplier=1, max=30)
 
 
-def attempts(sink: Sink, settings: Settings) -> Iterator[AbstractContextManager[object]]:
-    """Yield attempts, each a context manager, until one succeeds; as in tenacity.
+def attempts(sink: Sink, settings: Settings) -> Retrying:
+    """Return an iterator of attempts, each a context manager, as in tenacity.
 
     Only a TransientError is retried, unless its `tried_again` is false. A `Retry-After` is obeyed;
     if it does not fit into the remaining time, the error is raised.
     """
-    first = _First()
-    yield first
-    failure = first.failure
-    if failure is None:
-        return
-    for attempt in _retrying(sink, settings):
-        if failure is None:
-            yield attempt
-            continue
-        with attempt:
-            error, failure = failure, None
-            raise error
-
-
-class _First:
-    """The first attempt, and mostly the only one, for which tenacity need not be loaded."""
-
-    failure: TransientError | None = None
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: object, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool:
-        if not _may_change(error):
-            return False
-        self.failure = error
-        return True
-
-
-def _retrying(sink: Sink, settings: Settings) -> Retrying:
-    from tenacity import (
-        Retrying,
-        retry_if_exception,
-        stop_after_attempt,
-        stop_before_delay,
-        wait_random_exponential,
-    )
-
-    backoff = wait_random_exponential(multiplier=1, max=_LONGEST_S)
-
-    def wait(state: RetryCallState) -> float:
-        error = state.outcome.exception() if state.outcome else None
-        asked = error.retry_after_s if isinstance(error, HpcimgError) else None
-        # Jitter on top, so that a thousand nodes told "60" do not all return at 60.
-        return backoff(state) if asked is None else asked + backoff(state) / 10
 
     def tell(state: RetryCallState) -> None:
         assert state.outcome
@@ -84,7 +39,7 @@ def _retrying(sink: Sink, settings: Settings) -> Retrying:
     return Retrying(
         retry=retry_if_exception(_may_change),
         stop=stop_after_attempt(settings.tries) | stop_before_delay(left),
-        wait=wait,
+        wait=_wait,
         before_sleep=tell,
         reraise=True,
     )
@@ -97,5 +52,12 @@ def wait_first(sink: Sink, wait_s: float, why: str) -> None:
     time.sleep(wait_s)
 
 
-def _may_change(error: BaseException | None) -> TypeGuard[TransientError]:
+def _may_change(error: BaseException) -> bool:
     return isinstance(error, TransientError) and error.tried_again
+
+
+def _wait(state: RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    asked = error.retry_after_s if isinstance(error, HpcimgError) else None
+    # Jitter on top, so that a thousand nodes told "60" do not all return at 60.
+    return _backoff(state) if asked is None else asked + _backoff(state) / 10
