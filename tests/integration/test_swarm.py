@@ -183,6 +183,24 @@ def test_a_leader_that_is_killed_while_it_sends_is_followed_by_the_next(lab: Lab
     assert 1.9 * _IMAGE <= sent <= 2.1 * _IMAGE, said
 
 
+def test_a_node_that_starts_when_the_others_have_it_gets_it_from_them(lab: Lab, url: str) -> None:
+    job = 16
+    *others, last = leaders(lab, job, url)
+    before = lab.origin_sent()
+    prologs = lab.start(job, url, others, late=[last])
+    wait_until(lambda: all(has(node, lab, url) for node in others), what="the image on three")
+    prologs |= lab.start(job, url, [last], late=others)
+    lab.wait(prologs, began=time.monotonic())
+    check(lab, job, url, lab.nodes)
+    assert lab.origin_sent() - before <= 1.05 * _IMAGE
+    assert [warning for node in lab.nodes for warning in warnings(node, job)] == []
+
+
+def has(node: LabNode, lab: Lab, url: str) -> bool:
+    """Tell whether a node has the image."""
+    return content(lab, url) in [path.read_bytes() for path in node.images()]
+
+
 @contextlib.contextmanager
 def configured(lab: Lab, settings: str) -> Iterator[None]:
     """Let all nodes have other settings for a while."""

@@ -166,12 +166,15 @@ class Lab:
         return self.web.put(f"/{name}", path.read_bytes(), etag=f'"{name}"')
 
     def start(
-        self, job: int, url: str, nodes: Sequence[LabNode] = ()
+        self, job: int, url: str, nodes: Sequence[LabNode] = (), *, late: Sequence[LabNode] = ()
     ) -> dict[str, subprocess.Popen[str]]:
-        """Start the job's Prolog on the given nodes, by default on all, at once."""
+        """Start the job's Prolog on the given nodes, by default on all, at once.
+
+        The job has the nodes `late` too, whose Prolog is not started here.
+        """
         nodes = nodes or self.nodes
         for node in nodes:
-            node.job_nodes = [other.name for other in nodes]
+            node.job_nodes = [other.name for other in (*nodes, *late)]
         started = {node.name: node.start_prolog(job, f"container:{url}") for node in nodes}
         self._running += started.values()
         return started
