@@ -1,5 +1,7 @@
 # make demo, make test and the rest each do all their own set-up first.
-PYTHON ?= python3
+# The distribution's, as on nodes, which others than root can read; the first in PATH where there is none
+# that can make virtual environments.
+PYTHON ?= $(shell found=$$(bin/find-python) && $$found -c 'import ensurepip' 2>/dev/null && echo $$found || echo python3)
 PREFIX ?= /opt/hpcimg
 DESTDIR ?=
 # Of setup.cfg's extras, those that an installation gets.
@@ -92,7 +94,7 @@ lint: .venv/ready
 
 # Of an installation, as nodes have it.
 bench: .venv/ready
-	$(MAKE) --silent install DESTDIR= PREFIX="$(CURDIR)/.bench/tree" PYTHON="$$(bin/find-python)"
+	$(MAKE) --silent install DESTDIR= PREFIX="$(CURDIR)/.bench/tree"
 	$(BIN)/python -m bench.warm_hit --tree .bench/tree
 
 bench-throughput: .venv/ready
