@@ -147,8 +147,10 @@ def _explained(where: str) -> Iterator[None]:
         raise
     except requests.exceptions.SSLError as error:
         cause = _innermost(error)
-        if isinstance(cause, ssl.SSLEOFError):  # typical of a server that is restarting
-            raise Unreachable(f"{where} could not be read", why=_reason(error)) from error
+        # Typical of a server that is restarting. Python before 3.11.3 takes one for the other.
+        if isinstance(cause, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+            why = "the server ended the connection unexpectedly"
+            raise Unreachable(f"{where} could not be read", why=why) from error
         do = (
             "Its certificate must be signed by an authority in this node's CA bundle or, for a"
             f" registry, in {certsd.DIRECTORIES[0]}/HOST/*.crt."

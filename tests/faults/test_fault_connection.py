@@ -81,7 +81,7 @@ class Row(NamedTuple):
 
 ROWS = [
     Row(say_nothing, PASSES, "timed out"),
-    Row(close, PASSES, "EOF occurred in violation of protocol"),
+    Row(close, PASSES, "the server ended the connection unexpectedly"),
     Row(reset, PASSES, "Connection reset by peer"),
     Row(speak_no_tls, ("Forbidden",), "Check the address: the server does not speak", again=False),
 ]
