@@ -159,7 +159,7 @@ def test_a_certificate_that_the_node_trusts(
     staged(node, 1, " ".join(f"container:{uri}" for uri in images), *images.values())
     # The same server by a name that the certificate does not have.
     other = secure.url(PATH).replace("127.0.0.1", "[::ffff:7f00:1]")
-    refused(node, 2, f"container:{other}", "Forbidden", "cannot be trusted", "::ffff:7f00:1")
+    refused(node, 2, f"container:{other}", "Forbidden", "cannot be trusted", "https://[::ffff:")
 
 
 def test_authorities_are_read_once(
