@@ -3,8 +3,8 @@
 What differs on purpose, as docs/converted-images.md says it:
 
 - Devices are left out; all belongs to root; extended attributes and the root's mode are left out.
-- A file that is on the way to something gives way to a directory. umoci 0.4 refuses such an image, and
-  0.6 gives the directory the mode and the time of the file.
+- A file that is on the way to something gives way to a directory. umoci 0.4 refuses such an image,
+  and 0.6 gives the directory the mode and the time of the file.
 - A directory keeps the time that a layer says of it. With umoci it may be that of the unpacking,
   where a directory was made in it on the way to something.
 - A directory that no layer tells of has the mode 0755. With umoci it may have another.
