@@ -118,7 +118,8 @@ def hurry() -> None:
 
 def settle(nice: int = _OURS) -> None:
     """Take turns with all others again; a worker is told the nice value by its arguments."""
-    os.setpriority(os.PRIO_PROCESS, 0, nice)
+    if os.getpriority(os.PRIO_PROCESS, 0) == _FIRST:
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
 
 
 def take() -> Process:
