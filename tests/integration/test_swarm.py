@@ -187,10 +187,11 @@ def test_a_node_that_starts_when_the_others_have_it_gets_it_from_them(lab: Lab, 
     job = 16
     *others, last = leaders(lab, job, url)
     before = lab.origin_sent()
-    prologs = lab.start(job, url, others, late=[last])
-    wait_until(lambda: all(has(node, lab, url) for node in others), what="the image on three")
-    prologs |= lab.start(job, url, [last], late=others)
-    lab.wait(prologs, began=time.monotonic())
+    with configured(lab, lab.settings.replace("wait = 20s", "wait = 60s")):
+        prologs = lab.start(job, url, others, late=[last])
+        wait_until(lambda: all(has(node, lab, url) for node in others), what="the image on three")
+        prologs |= lab.start(job, url, [last], late=others)
+        lab.wait(prologs, began=time.monotonic())
     check(lab, job, url, lab.nodes)
     assert lab.origin_sent() - before <= 1.05 * _IMAGE
     assert [warning for node in lab.nodes for warning in warnings(node, job)] == []
