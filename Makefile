@@ -39,7 +39,7 @@ help:
 .venv/ready: setup.cfg tests/install-packages tests/fetch-old-squashfs
 	tests/install-packages
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hpcimg needs Python 3.11 or newer: make PYTHON=python3.11")'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv --clear .venv
 	tests/fetch-old-squashfs .venv/squashfs-tools-4.4
 	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
 	$(BIN)/python -m compileall -q hpcimg
@@ -70,7 +70,7 @@ test-managers: .venv/ready .managers/ready
 
 # Workflow managers bring a hundred packages each, which are no part of any other test.
 .managers/ready: tests/managers/requirements.txt
-	$(PYTHON) -m venv .managers
+	$(PYTHON) -m venv --clear .managers
 	.managers/bin/python -m pip install --quiet --requirement $<
 	touch $@
 
