@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import shutil
 import ssl
 import subprocess
@@ -158,8 +159,9 @@ def test_a_certificate_that_the_node_trusts(
     images = images if name == "SSL_CERT_FILE" else one_of(images)
     staged(node, 1, " ".join(f"container:{uri}" for uri in images), *images.values())
     # The same server by a name that the certificate does not have.
+    mapped = str(ipaddress.ip_address("::ffff:7f00:1"))  # Python 3.13 writes it otherwise
     other = secure.url(PATH).replace("127.0.0.1", "[::ffff:7f00:1]")
-    refused(node, 2, f"container:{other}", "Forbidden", "cannot be trusted", "https://[::ffff:")
+    refused(node, 2, f"container:{other}", "Forbidden", "cannot be trusted", mapped)
 
 
 def test_authorities_are_read_once(

@@ -124,14 +124,14 @@ def test_what_is_in_it(tree: Path) -> None:
 
 
 def test_nothing_names_the_place_where_it_was_built(tree: Path, directory: Path) -> None:
-    places = (bytes(ROOT), bytes(directory), sys.prefix.encode())
-    # Not where a longer path ends in it.
-    named = re.compile(rb"(?<![\w.-])(?:" + b"|".join(map(re.escape, places)) + rb")\b")
+    places = [bytes(ROOT), bytes(directory), sys.prefix.encode()]
+    # A checkout at /hpcimg, say, has a path in which others end.
+    places = [place for place in places if place.count(b"/") > 1]
     for path in tree.rglob("*"):
         assert socket.gethostname() not in path.name
         if path.is_file() and not path.is_symlink():
             data = path.read_bytes()
-            assert named.search(data) is None, path
+            assert [place for place in places if place in data] == [], path
 
 
 @pytest.mark.skipif(images.missing() != "", reason=images.missing() or "-")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,16 @@ _UMASK = 0o022
 def missing() -> str:
     """Return a sentence that says what this host lacks for it, or an empty string."""
     return missing_commands("umoci")
+
+
+def version() -> tuple[int, ...]:
+    """Return the first two numbers of its version."""
+    said = subprocess.run(
+        ["umoci", "--version"], env={"PATH": PATH}, capture_output=True, text=True, check=True
+    )
+    found = re.match(r"umoci version (\d+)\.(\d+)", said.stdout)
+    assert found, said.stdout
+    return tuple(map(int, found.groups()))
 
 
 class Refused(Exception):
