@@ -1,10 +1,13 @@
-"""Telling whether a process is still running, across pid reuse and reboots.
+"""Telling whether a process is still running, across pid reuse and reboots; waiting for a child.
 
 Imports only posix: a waiting job uses it.
 """
 
 import posix
 
+_SLEEP_S = 60.0  # at once: select(2) does not wait for ever
+_LOOK_EVERY_S = 0.01  # for the end of a process, on kernels older than 5.3
+_PIDFD_OPEN = 434  # the system call's number, on all processors
 _boot_id = ""
 
 
@@ -37,6 +40,54 @@ def is_older(pid: int, than: int) -> bool:
     """Tell whether a running process began before another one, or in the same clock tick."""
     began, other = _start_time(pid), _start_time(than)
     return bool(began and other) and int(began) <= int(other)
+
+
+def wait(child: int, timeout_s: float) -> int | None:
+    """Return the status of a child that has ended, as waitpid(2) does; None if it has not in time.
+
+    Sleeps in the kernel, without signals.
+    """
+    import time
+
+    until = time.monotonic() + timeout_s
+    while True:
+        ended, status = posix.waitpid(child, posix.WNOHANG)
+        if ended:
+            return status
+        left = until - time.monotonic()
+        if left <= 0:
+            return None
+        _sleep(child, min(left, _SLEEP_S))
+
+
+def _sleep(child: int, limit_s: float) -> None:
+    """Sleep until it has ended, or for a moment."""
+    import select
+    import time
+
+    try:
+        ends = open_pidfd(child)
+    except OSError:
+        time.sleep(min(limit_s, _LOOK_EVERY_S))
+        return
+    try:
+        select.select([ends], [], [], limit_s)
+    finally:
+        posix.close(ends)
+
+
+def open_pidfd(pid: int) -> int:
+    """Return a descriptor of a process, readable when that has ended. Raises OSError."""
+    if hasattr(posix, "pidfd_open"):
+        return posix.pidfd_open(pid)
+    import ctypes  # a Python that was built on an old system, such as conda's
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    pidfd: int = libc.syscall(_PIDFD_OPEN, pid, 0)
+    if pidfd < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, posix.strerror(code))
+    return pidfd
 
 
 def boot_id() -> str:

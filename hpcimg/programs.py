@@ -6,12 +6,14 @@ import os
 
 TYPE_CHECKING = False  # importing typing takes longer than starting a worker
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from typing import IO, Any
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_SETSID = "/usr/bin/setsid"
 RUNTIMES = ("apptainer", "singularity")  # those that run SIF files and verify them
 _PR_SET_PDEATHSIG, _SIGKILL = 1, 9
+_MFD_CLOEXEC = 1
 _MOST_SAID = 600
 
 
@@ -28,6 +30,17 @@ def find(*names: str) -> str:
 def environment(**more: str) -> dict[str, str]:
     """Return the complete environment for a program."""
     return {"PATH": PATH, "LC_ALL": "C", **more}
+
+
+def spawn(
+    argv: list[str], environment: Mapping[str, str], file_actions: Sequence[tuple[Any, ...]]
+) -> int:
+    """Start a program in a session of its own; return its pid. The rest is as in os.posix_spawn."""
+    try:
+        return os.posix_spawn(argv[0], argv, environment, file_actions=file_actions, setsid=True)
+    except NotImplementedError:  # a Python that was built on an old system, such as conda's
+        argv = [_SETSID, *argv]
+        return os.posix_spawn(argv[0], argv, environment, file_actions=file_actions)
 
 
 def die_with_parent() -> Callable[[], None]:
@@ -61,7 +74,21 @@ def close_all_but(*keep: int) -> None:
 
 def listen() -> IO[Any]:
     """Return an in-memory file for a program's standard error."""
-    return open(os.memfd_create("words"), "w+b")
+    return open(memory_file("words"), "w+b")
+
+
+def memory_file(name: str) -> int:
+    """Return a new file in memory that is not inherited. Raises OSError."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create(name)
+    import ctypes  # a Python that was built on an old system, such as conda's
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    file: int = libc.memfd_create(name.encode(), _MFD_CLOEXEC)
+    if file < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return file
 
 
 def last_words(words: IO[Any]) -> str:

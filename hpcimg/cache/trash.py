@@ -17,6 +17,7 @@ import stat
 import sys
 import time
 
+from hpcimg import programs
 from hpcimg.cache.paths import Layout
 
 log = logging.getLogger(__name__)
@@ -81,13 +82,8 @@ def _empty_behind(layout: Layout) -> None:
     of our files open, since slurmd waits until its pipe is closed.
     """
     null = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
-    os.posix_spawn(
-        sys.executable,
-        [sys.executable, "-I", "-S", "-c", _START, _ROOT, layout.trash],
-        {"LC_ALL": "C.UTF-8"},
-        file_actions=null,
-        setsid=True,
-    )
+    argv = [sys.executable, "-I", "-S", "-c", _START, _ROOT, layout.trash]
+    programs.spawn(argv, {"LC_ALL": "C.UTF-8"}, null)
 
 
 def _empty(path: str, *, until: float, most_bytes: int | None = None) -> bool:

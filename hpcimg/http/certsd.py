@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
+from hpcimg import programs
 from hpcimg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def _text(path: str) -> str:
 
 def _load(made: ssl.SSLContext, text: str) -> None:
     """Load a certificate and its key; OpenSSL reads these only from files."""
-    file = os.memfd_create("client", os.MFD_CLOEXEC)
+    file = programs.memory_file("client")
     try:
         os.write(file, text.encode())
         # Without a password argument it would prompt on a terminal.

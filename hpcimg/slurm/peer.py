@@ -72,7 +72,7 @@ def connected_to(connection: socket.socket) -> Iterator[Peer]:
 def _open_older(pid: int) -> int:
     """Return the pidfd of a process older than this one, as the connected process must be."""
     try:
-        pidfd = os.pidfd_open(pid)
+        pidfd = processes.open_pidfd(pid)
     except OSError:
         raise _gone() from None
     if not processes.is_older(pid, os.getpid()):

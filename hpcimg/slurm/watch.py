@@ -14,7 +14,7 @@ import os
 import sys
 import time
 
-from hpcimg import programs
+from hpcimg import processes, programs
 from hpcimg.worker import starting
 
 TYPE_CHECKING = False  # importing typing takes longer than starting a worker
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _MOMENT_S = 1.0  # most hooks are done by then
 _TO_END_S = 2.0  # after SIGKILL, for a process that can be killed
+_SIGKILL = 9
 
 
 def main(hook: str, *, came: float | None = None, leader: Leader | None = None) -> int:
@@ -97,19 +98,12 @@ def within(limit_s: Callable[[], float], work: Callable[[], int]) -> int | None:
             die_with_us()
             _work(work, words.fileno())
 
-        import signal  # while the child is at work
-
-        # It need not be blocked before: what has ended by now is not slept for.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-        try:
-            status = _wait(child, _MOMENT_S)
-            if status is None:
-                status = _wait(child, limit_s())
-            if status is None:
-                os.kill(child, signal.SIGKILL)
-                _wait(child, _TO_END_S)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        status = processes.wait(child, _MOMENT_S)
+        if status is None:
+            status = processes.wait(child, limit_s())
+        if status is None:
+            os.kill(child, _SIGKILL)
+            processes.wait(child, _TO_END_S)
         words.seek(0)
         sys.stderr.write(words.read().decode(errors="replace"))
     if status is None:
@@ -132,18 +126,3 @@ def _work(work: Callable[[], int], words: int) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-
-
-def _wait(child: int, limit_s: float) -> int | None:
-    """Return the child's exit status, None if it does not end in time. SIGCHLD is blocked."""
-    import signal
-
-    until = time.monotonic() + limit_s
-    while True:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            return status
-        left = until - time.monotonic()
-        if left <= 0:
-            return None
-        signal.sigtimedwait({signal.SIGCHLD}, left)

@@ -16,8 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from hpcimg import programs
-from hpcimg.locks import load_leases
+from hpcimg import processes, programs
 from hpcimg.tier.places import Trouble
 
 _MESSAGE_MAX = 96 << 10
@@ -68,7 +67,6 @@ class Child:
             try:
                 _keep_only(theirs.fileno())
                 if uid_gid:
-                    load_leases()  # the account may not be able to read Python's files
                     _become(*uid_gid)
                 end_with_us()  # after setuid, which resets it in the kernel
                 work(Channel(theirs))
@@ -144,10 +142,8 @@ class Child:
         self._end.close()
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._pid, signal.SIGKILL)
-        late = time.monotonic() + _TO_END_S
         with contextlib.suppress(ChildProcessError):
-            while os.waitpid(self._pid, os.WNOHANG) == (0, 0) and time.monotonic() < late:
-                time.sleep(0.01)
+            processes.wait(self._pid, _TO_END_S)
 
 
 def _keep_only(end: int) -> None:
@@ -155,10 +151,7 @@ def _keep_only(end: int) -> None:
     silence = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(silence, descriptor)
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2 and int(name) != end:
-            with contextlib.suppress(OSError):
-                os.close(int(name))
+    programs.close_all_but(end)
 
 
 def _become(uid: int, gid: int) -> None:

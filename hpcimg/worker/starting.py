@@ -4,17 +4,16 @@ Loading Python modules takes a worker longer than fetching a small image. A work
 early loads them while its parent still loads its own. It has root's rights until it gets its
 order, which only its parent can send.
 
-Imports only what takes hardly any time: os, select, time and ctypes.
+Imports only what takes hardly any time: os and ctypes.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-import select
 import sys
-import time
 
+from hpcimg import processes, programs
 from hpcimg.worker import namespaces
 
 # Collecting garbage while modules are loaded finds none, and takes a tenth of the time.
@@ -28,8 +27,6 @@ _PROXIES = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
 _CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _PASSED_ON = (*_PROXIES, *(name.upper() for name in _PROXIES), *_CERTIFICATES)
 _AF_UNIX, _SOCK_STREAM, _SIGKILL = 1, 1, 9
-_SLEEP_S = 60.0  # at once: select(2) does not wait for ever
-_LOOK_EVERY_S = 0.01  # for the end of a process, on kernels older than 5.3
 _FIRST = -20  # the nice value of what goes before all others
 _OURS = os.getpriority(os.PRIO_PROCESS, 0)  # that of slurmd, in Prolog
 
@@ -55,28 +52,12 @@ class Process:
 
         Raises TimeoutError.
         """
-        until = time.monotonic() + timeout_s
-        while self.returncode is None:
-            ended, status = os.waitpid(self.pid, os.WNOHANG)
-            if ended:
-                self.returncode = os.waitstatus_to_exitcode(status)
-            elif (left := until - time.monotonic()) <= 0:
+        if self.returncode is None:
+            status = processes.wait(self.pid, timeout_s)
+            if status is None:
                 raise TimeoutError
-            else:
-                self._sleep(left)
+            self.returncode = os.waitstatus_to_exitcode(status)
         return self.returncode
-
-    def _sleep(self, limit_s: float) -> None:
-        """Sleep until it has ended, or for a moment."""
-        try:
-            ends = os.pidfd_open(self.pid)
-        except OSError:
-            time.sleep(min(limit_s, _LOOK_EVERY_S))
-            return
-        try:
-            select.select([ends], [], [], min(limit_s, _SLEEP_S))
-        finally:
-            os.close(ends)
 
     def kill(self) -> None:
         """Kill it, if it has not been waited for."""
@@ -144,19 +125,17 @@ def _start(*words: str) -> Process:
     errors, fails = os.pipe()
     try:
         with namespaces.AroundNextProcess():
-            pid = os.posix_spawn(
-                sys.executable,
+            # A session of its own, so that its children can be killed with it.
+            pid = programs.spawn(
                 [sys.executable, "-I", "-c", _PROGRAM, _ROOT, str(_OURS), *words],
                 # An account's .netrc must not be used for images that are shared.
                 {**environment, "NETRC": "/dev/null", "LC_ALL": "C.UTF-8"},
-                file_actions=[
+                [
                     (os.POSIX_SPAWN_DUP2, theirs, 0),
                     (os.POSIX_SPAWN_DUP2, says, 1),
                     (os.POSIX_SPAWN_DUP2, fails, 2),
                     *((os.POSIX_SPAWN_CLOSE, descriptor) for descriptor in _inherited()),
                 ],
-                # A session of its own, so that its children can be killed with it.
-                setsid=True,
             )
     except BaseException:
         for descriptor in (ours, said, errors):

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import posix
+import select
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcimg.processes import alive, is_older, tag
+from hpcimg import processes
+from hpcimg.processes import alive, is_older, open_pidfd, tag, wait
+from tests.parts.daemon import TIMEOUT_S
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = (
@@ -82,3 +86,46 @@ def test_which_of_two_processes_is_older() -> None:
         assert not is_older(child.pid, 1)
         child.kill()
     assert not is_older(child.pid, os.getpid())
+
+
+def no_pidfds(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: int) -> int:
+        raise OSError("a kernel before 5.3")
+
+    monkeypatch.setattr(processes, "open_pidfd", missing)
+
+
+def pidfds_by_system_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a Python that was built on an old system, such as conda's."""
+    monkeypatch.delattr(posix, "pidfd_open")
+
+
+@pytest.mark.parametrize("old", [None, no_pidfds, pidfds_by_system_call])
+def test_waiting_for_a_child(
+    old: Callable[[pytest.MonkeyPatch], None] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if old:
+        old(monkeypatch)
+    with subprocess.Popen(["sh", "-c", "read x; exit 7"], stdin=subprocess.PIPE) as child:
+        assert wait(child.pid, 0) is None
+        assert wait(child.pid, 0.05) is None
+        assert child.stdin
+        child.stdin.write(b"x\n")
+        child.stdin.flush()
+        status = wait(child.pid, TIMEOUT_S)
+        child.returncode = 7  # it has been waited for
+    assert status is not None
+    assert os.waitstatus_to_exitcode(status) == 7
+
+
+def test_a_pidfd_by_the_system_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    pidfds_by_system_call(monkeypatch)
+    with subprocess.Popen(["sleep", "60"]) as child:
+        pidfd = open_pidfd(child.pid)
+        assert not os.get_inheritable(pidfd)
+        assert not select.select([pidfd], [], [], 0)[0]
+        child.kill()
+        assert select.select([pidfd], [], [], TIMEOUT_S)[0]
+    os.close(pidfd)
+    with pytest.raises(ProcessLookupError):
+        open_pidfd(child.pid)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -85,17 +86,23 @@ def test_it_has_no_file_of_who_started_it_open(monkeypatch: pytest.MonkeyPatch) 
     started.close()
 
 
-def test_its_end_is_seen_without_pidfds(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(_: int) -> int:
-        raise OSError("a kernel before 5.3")
+@pytest.mark.parametrize("old", [False, True])
+def test_it_has_a_session_of_its_own(old: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    spawn = os.posix_spawn
 
-    monkeypatch.setattr(os, "pidfd_open", missing)
-    monkeypatch.setattr(starting, "_PROGRAM", "import os; os.read(0, 1); os._exit(7)")
+    def without_setsid(*arguments: Any, setsid: bool = False, **options: Any) -> int:
+        if setsid:
+            raise NotImplementedError("posix_spawn: setsid unavailable on this platform")
+        return spawn(*arguments, **options)
+
+    if old:
+        monkeypatch.setattr(os, "posix_spawn", without_setsid)
+    monkeypatch.setattr(starting, "_PROGRAM", "import os; os.write(1, b'on'); os.read(0, 1)")
     started = starting.take()
-    with pytest.raises(TimeoutError):
-        started.wait(0.02)
+    assert os.read(started.stdout, 2) == b"on"
+    assert os.getsid(started.pid) == started.pid
     os.write(started.socket, b"x")
-    assert started.wait(30) == 7
+    assert started.wait(30) == 0
     started.close()
 
 
