@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
-# What hpcimg and filelock change files with; of `open`, what may make one.
+# What hpcimg changes files with; of `open`, what may make one.
 CALLS = ("open", "write", "fsync", "rename", "unlink", "rmdir", "mkdir", "fchown", "utime")
 # Those besides, where a run costs little.
 MORE_CALLS = ("pwrite", "ftruncate", "fchmod", "chmod", "chown")

@@ -94,10 +94,10 @@ def test_the_epilog(node: Node, open_directory: Path) -> None:
     assert node.stage(8, " ".join(comments[:3])).code == 0
     assert node.stage(9, comments[3]).code == 0
     node.configure(SMALL)
-    evicted = 0
+    evicted = set()
     for struck in strike_each(node, KILL, "hpcimg.slurm.epilog", job=8):
         assert struck.code == KILLED
-        evicted += struck.call.startswith("rmdir") and "leases" in struck.call
+        evicted.add(len(images) - len(node.images()))
         check_images(node)
         check_staged(node, 9, images[3].read_bytes())
         # Another job wants one of those that may be half evicted.
@@ -109,4 +109,4 @@ def test_the_epilog(node: Node, open_directory: Path) -> None:
         check_images(node)
         check_no_leftovers(node)
         assert len(node.images()) <= 2
-    assert evicted
+    assert {0, 1} <= evicted
