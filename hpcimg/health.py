@@ -7,20 +7,18 @@ written and removed again.
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.util
 import os
 import time
-from collections.abc import Callable
 from typing import NamedTuple
 
 from hpcimg import acl, processes
 from hpcimg.cache import directories as cache_directories
-from hpcimg.cache import evict, filesystem, index, policy
+from hpcimg.cache import evict, filesystem, index, policy, trial
 from hpcimg.cache.paths import Layout
 from hpcimg.config import load as config
 from hpcimg.config.keys import Config
-from hpcimg.errors import CacheUnusable, HpcimgError, NodeError, from_os_error
+from hpcimg.errors import HpcimgError, from_os_error
 from hpcimg.image import verify
 from hpcimg.node import limits, verified_by
 from hpcimg.units import format_size
@@ -31,7 +29,6 @@ OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"
 PACKAGES = ("requests", "filelock", "tenacity")
 _TMPFS = frozenset({"tmpfs", "ramfs"})
 _HARD_LINKS = "/proc/sys/fs/protected_hardlinks"
-_WRITTEN = b"hpcimg" * 1000
 _CLOCK_S = 86400.0
 _NOBODY = 65534
 
@@ -76,30 +73,7 @@ def directories(layout: Layout) -> list[Finding]:
         cache_directories.check(layout)
     except HpcimgError as error:
         return [explained("directories", error)]
-    return [_written(check, *places) for check, *places in _both(layout)]
-
-
-def faulty(layout: Layout) -> bool:
-    """Tell whether one of the directories has a fault that is the node's own.
-
-    A full disk does not count: any user can cause that.
-    """
-    checks: list[Callable[[], object]] = [functools.partial(cache_directories.check, layout)]
-    checks += [functools.partial(_write, *places) for _, *places in _both(layout)]
-    for check in checks:
-        try:
-            check()
-        except NodeError:
-            return True
-        except HpcimgError:
-            continue
-    return False
-
-
-def _both(layout: Layout) -> tuple[tuple[str, str, str], ...]:
-    """Return the two checks, each with its directory and its subdirectory for unfinished files."""
-    cache, state = (layout.cache, layout.tmp), (layout.state, layout.state_tmp)
-    return ("cache", *cache), ("state", *state)
+    return [_written(check, *places) for check, *places in trial.places(layout)]
 
 
 def private(layout: Layout) -> list[Finding]:
@@ -142,43 +116,9 @@ def full(
 
 def _written(check: str, root: str, tmp: str) -> Finding:
     try:
-        return Finding(check, OK, _write(root, tmp))
+        return Finding(check, OK, trial.write(root, tmp))
     except HpcimgError as error:
         return explained(check, error)
-
-
-def _write(root: str, tmp: str) -> str:
-    """Write a file as Prolog does, read it back, and say so. Raises CacheUnusable, NoRoom."""
-    if not os.path.isdir(root):
-        return _to_be_made(root)
-    path = processes.temp_path(tmp if os.path.isdir(tmp) else root, "health")
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        try:
-            os.write(descriptor, _WRITTEN)
-            os.fsync(descriptor)
-            # Otherwise the data would come from memory, not from the disk.
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            if os.pread(descriptor, len(_WRITTEN) + 1, 0) != _WRITTEN:
-                what = f"{root} does not return what was written to it"
-                raise CacheUnusable(what, do="Check its disk.")
-        finally:
-            os.close(descriptor)
-            os.unlink(path)
-    except OSError as error:
-        raise from_os_error(error, root, cannot="be written") from error
-    return f"{root} can be written and read"
-
-
-def _to_be_made(path: str) -> str:
-    above = path
-    while not os.path.lexists(above):
-        above = os.path.dirname(above)
-    if os.path.isdir(above) and os.access(above, os.W_OK | os.X_OK):
-        return f"{path} will be created by the first job with an image"
-    raise CacheUnusable(
-        f"{path} cannot be created", why=f"{above} cannot be written", do="Make it writable."
-    )
 
 
 def _seals(layout: Layout) -> list[Finding]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import logging.handlers
 import os
 import sys
 
@@ -16,6 +15,7 @@ from hpcimg.journal import JournalHandler
 
 _SYSLOG = "/dev/log"
 _LINE_MAX = 16 << 10  # characters
+_DATED = "%(asctime)s hpcimg "
 
 
 def set_up(to: str, *, name: str, job: str = "") -> None:
@@ -25,16 +25,12 @@ def set_up(to: str, *, name: str, job: str = "") -> None:
     stages images.
     """
     who = f"{name} job {job}" if job else name
-    handler = _open(to, job)
+    handler, before = _open(to, job)
     # A line that quotes a hostile reference stays a single line.
-    handler.setFormatter(_OneLine(f"%(asctime)s hpcimg {who}: %(levelname)s: %(message)s"))
-    if isinstance(handler, JournalHandler):
-        handler.setFormatter(_OneLine(f"{who}: %(levelname)s: %(message)s"))
-    if isinstance(handler, logging.handlers.SysLogHandler):
-        handler.setFormatter(_OneLine(f"hpcimg[{os.getpid()}]: {who}: %(levelname)s: %(message)s"))
+    handler.setFormatter(_OneLine(f"{before}{who}: %(levelname)s: %(message)s"))
     root = logging.getLogger("hpcimg")
-    for before in root.handlers:
-        before.close()
+    for old in root.handlers:
+        old.close()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
     logging.raiseExceptions = False  # slurmd need not hear about a broken log
@@ -48,15 +44,19 @@ class _OneLine(logging.Formatter):
         return " | ".join(printable(line) for line in lines)
 
 
-def _open(to: str, job: str) -> logging.Handler:
+def _open(to: str, job: str) -> tuple[logging.Handler, str]:
+    """Return a handler, and how its lines begin."""
     try:
         if to == "syslog":
             with contextlib.suppress(OSError):
-                return JournalHandler(job=job)
+                return JournalHandler(job=job), ""
             os.stat(_SYSLOG)  # the handler itself would not notice until the first line
-            return logging.handlers.SysLogHandler(_SYSLOG, facility="daemon")
+            from logging.handlers import SysLogHandler  # not needed with a journal
+
+            handler = SysLogHandler(_SYSLOG, facility="daemon")
+            return handler, f"hpcimg[{os.getpid()}]: "
         if to != "stderr":
-            return logging.FileHandler(to)
+            return logging.FileHandler(to), _DATED
     except OSError:
         pass
-    return logging.StreamHandler(sys.stderr)
+    return logging.StreamHandler(sys.stderr), _DATED

@@ -13,8 +13,8 @@ import os
 import time
 from collections.abc import Iterator
 
-from hpcimg import health, journal, logs, node, processes, stage
-from hpcimg.cache import events, history, hot
+from hpcimg import journal, logs, node, processes, stage
+from hpcimg.cache import events, history, hot, trial
 from hpcimg.cache.leader import Leader, Told
 from hpcimg.cache.paths import Layout
 from hpcimg.config import files as conffiles
@@ -264,7 +264,7 @@ def _at_fault(conf: Config, error: HpcimgError) -> bool:
         return False
     if not isinstance(error, CacheUnusable):
         return False
-    return health.faulty(Layout(conf.cache_path, conf.state_path))
+    return trial.faulty(Layout(conf.cache_path, conf.state_path))
 
 
 def _fail(job: jobfiles.Job, error: HpcimgError, message: str) -> None:

@@ -10,14 +10,16 @@ import importlib.util
 import json
 import logging
 import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hpcimg.errors import HpcimgError, MissingTool, Unreachable
 from hpcimg.slurm.features import Running
 from hpcimg.slurm.planned import Planned
+
+if TYPE_CHECKING:
+    import subprocess
 
 log = logging.getLogger(__name__)
 _TIMEOUT_S = 30
@@ -65,6 +67,8 @@ def run(
     `env` is added to our environment. Raises MissingTool if it does not exist, Unreachable if it
     takes too long.
     """
+    import subprocess  # few hooks ask Slurm
+
     try:
         return subprocess.run(
             argv,
