@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -177,9 +176,13 @@ def refs_of(layout: Layout, uri: str) -> list[Ref]:
 
 
 def save_ref(layout: Layout, ref_id: str, ref: Ref) -> None:
-    """Store what a reference resolved to; readable for all, or for root if it is private."""
+    """Store what a reference resolved to; readable for all, or for root if it is private.
+
+    It is not flushed to the disk: without it, the source is asked again.
+    """
     mode = 0o600 if ref.key.startswith("u") else 0o644
-    _save(layout, layout.ref(ref_id), {"version": VERSION, **ref._asdict()}, mode)
+    fields = {"version": VERSION, **ref._asdict()}
+    _save(layout, layout.ref(ref_id), fields, mode, durable=False)
 
 
 def path_of(layout: Layout, entry: Entry) -> str:
@@ -340,6 +343,8 @@ def _remove(path: str) -> bool:
     try:
         return atomic.remove(path)
     except IsADirectoryError:  # a job's, which was not yet in its place
+        import shutil  # rarely needed
+
         shutil.rmtree(path)
         return True
 
@@ -374,7 +379,7 @@ def _old(path: str) -> bool:
 
 
 def _save(
-    layout: Layout, path: str, fields: dict[str, object], mode: int, *, durable: bool = True
+    layout: Layout, path: str, fields: dict[str, object], mode: int, *, durable: bool
 ) -> None:
     temp = processes.temp_path(layout.tmp, os.path.basename(path))
     try:
