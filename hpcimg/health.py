@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import os
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from hpcimg import acl, processes
@@ -27,6 +28,7 @@ from hpcimg.worker.seal import has_leases
 
 OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"
 PACKAGES = ("requests", "filelock", "tenacity")
+PARTS_OF_PYTHON = ("_ctypes", "_ssl")  # missing where their libraries were when it was built
 _TMPFS = frozenset({"tmpfs", "ramfs"})
 _HARD_LINKS = "/proc/sys/fs/protected_hardlinks"
 _CLOCK_S = 86400.0
@@ -199,12 +201,20 @@ def _verifier(conf: Config) -> list[Finding]:
 
 
 def _packages() -> list[Finding]:
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if not missing:
-        return [Finding("packages", OK, f"{', '.join(PACKAGES)} are installed")]
-    names = " ".join(missing)
-    do = "Install them for the Python that the hooks use, or reinstall hpcimg."
-    return [Finding("packages", PROBLEM, f"Python packages are missing: {names}", do=do)]
+    found = []
+    if names := _missing(PARTS_OF_PYTHON):
+        what = f"the Python that the hooks use was built without {names}"
+        do = "Use another one for hpcimg, such as the distribution's."
+        found.append(Finding("packages", PROBLEM, what, do=do))
+    if names := _missing(PACKAGES):
+        what = f"Python packages are missing: {names}"
+        do = "Install them for the Python that the hooks use, or reinstall hpcimg."
+        found.append(Finding("packages", PROBLEM, what, do=do))
+    return found or [Finding("packages", OK, f"{', '.join(PACKAGES)} are installed")]
+
+
+def _missing(names: Sequence[str]) -> str:
+    return " ".join(name for name in names if importlib.util.find_spec(name) is None)
 
 
 def _clock() -> Finding:

@@ -265,7 +265,7 @@ def test_no_account_to_fetch_as(node: Node) -> None:
     assert line.startswith("PROBLEM account: [stage] account: there is no account no-such-account")
 
 
-@pytest.mark.parametrize("package", health.PACKAGES)
+@pytest.mark.parametrize("package", [*health.PACKAGES, *health.PARTS_OF_PYTHON])
 def test_a_package_is_missing(node: Node, package: str, tmp_path: Path) -> None:
     finder = f"""
 import sys, importlib.machinery as machinery
