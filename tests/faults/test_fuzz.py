@@ -231,8 +231,8 @@ def test_a_configuration(text: str, memory: Path) -> None:
         return
     # What the short way and the task prolog read is what configparser reads.
     assert (loaded.cache_path, loaded.state_path) == (cache, state)
-    asked = conffiles.raw_value(files, "stage", "registries_conf")
-    assert loaded.registries_conf == (asked or conffiles.DEFAULT_REGISTRIES).replace("%n", "n1")
+    asked, node = conffiles.raw_value(files, "stage", "registries_conf"), conffiles.node_name()
+    assert loaded.registries_conf == (asked or conffiles.DEFAULT_REGISTRIES).replace("%n", node)
 
 
 @settings(MANY, max_examples=1000 if LONG else 30)
