@@ -17,7 +17,7 @@ help:
 	@echo "make demo              a throwaway Slurm, a registry, real jobs: see it work (two minutes)"
 	@echo "make test              all tests"
 	@echo "make test-kill         a thousand rounds of kill -9 at a random moment"
-	@echo "make test-long         100,000 fuzzed comments, 10,000 histories of a cache, all faults"
+	@echo "make test-long         100,000 fuzzed comments, 10,000 histories of a cache, all faults (hours)"
 	@echo "make test-peers        ten thousand random images beside umoci"
 	@echo "make test-managers     the names of images beside the workflow managers themselves"
 	@echo "make test-soak         five hundred jobs on a Slurm cluster where everything goes wrong"
