@@ -48,6 +48,8 @@ def seize(cache: str, seconds: str) -> None:
                     continue
                 if process.stat().st_uid != os.getuid() and not _has_uid(process):
                     continue
+                if not _on_this_node(process):
+                    continue
                 met.add(process.name)
                 os.kill(int(process.name), signal.SIGSTOP)
                 _steal(process, cache)
@@ -65,9 +67,22 @@ def lease(path: str) -> None:
 
 
 def _has_uid(process: Path) -> bool:
+    return str(os.getuid()) in _status(process, "Uid")
+
+
+def _on_this_node(process: Path) -> bool:
+    """Tell whether it was started by this node's slurmd: several nodes share this host."""
+    while process.name != "0":
+        argv = (process / "cmdline").read_text().split("\0")
+        if "slurmd" in argv[0] and "-N" in argv:
+            return argv[argv.index("-N") + 1] == os.environ["SLURMD_NODENAME"]
+        process = process.with_name(_status(process, "PPid")[0])
+    return False
+
+
+def _status(process: Path, field: str) -> list[str]:
     lines = (process / "status").read_text().splitlines()
-    [uids] = [line.split()[1:] for line in lines if line.startswith("Uid:")]
-    return str(os.getuid()) in uids
+    return next(line.split()[1:] for line in lines if line.startswith(f"{field}:"))
 
 
 def _steal(process: Path, cache: str) -> None:
