@@ -80,14 +80,9 @@ def open_pidfd(pid: int) -> int:
     """Return a descriptor of a process, readable when that has ended. Raises OSError."""
     if hasattr(posix, "pidfd_open"):
         return posix.pidfd_open(pid)
-    import ctypes  # a Python that was built on an old system, such as conda's
+    from hpcimg import libc  # a Python that was built on an old system, such as conda's
 
-    libc = ctypes.CDLL(None, use_errno=True)
-    pidfd: int = libc.syscall(_PIDFD_OPEN, pid, 0)
-    if pidfd < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, posix.strerror(code))
-    return pidfd
+    return libc.call("syscall", _PIDFD_OPEN, pid, 0)
 
 
 def boot_id() -> str:

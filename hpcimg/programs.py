@@ -81,14 +81,9 @@ def memory_file(name: str) -> int:
     """Return a new file in memory that is not inherited. Raises OSError."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create(name)
-    import ctypes  # a Python that was built on an old system, such as conda's
+    from hpcimg import libc  # a Python that was built on an old system, such as conda's
 
-    libc = ctypes.CDLL(None, use_errno=True)
-    file: int = libc.memfd_create(name.encode(), _MFD_CLOEXEC)
-    if file < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return file
+    return libc.call("memfd_create", name.encode(), _MFD_CLOEXEC)
 
 
 def last_words(words: IO[Any]) -> str:

@@ -13,7 +13,7 @@ import ctypes
 import os
 import sys
 
-from hpcimg import processes, programs
+from hpcimg import libc, processes, programs
 from hpcimg.worker import namespaces
 
 # Collecting garbage while modules are loaded finds none, and takes a tenth of the time.
@@ -153,10 +153,7 @@ def _socket_pair() -> tuple[int, int]:
     The module socket takes as long to import as all else here.
     """
     made = (ctypes.c_int * 2)()
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.socketpair(_AF_UNIX, _SOCK_STREAM | os.O_CLOEXEC, 0, made):
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+    libc.call("socketpair", _AF_UNIX, _SOCK_STREAM | os.O_CLOEXEC, 0, made)
     return made[0], made[1]
 
 
