@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from tests.parts.node import Node
 # As many runs as there are calls, on a machine that may be busy.
 pytestmark = pytest.mark.timeout(900)
 
+# The three changes in a row by which an image goes: every third change is one of them.
+EVICTS = re.compile("rmdir .*/leases/|unlink .*/(images|meta)/")
 KILL = ["kill"]
 KILLED = -signal.SIGKILL
 SIZE = 100_000
@@ -94,10 +97,10 @@ def test_the_epilog(node: Node, open_directory: Path) -> None:
     assert node.stage(8, " ".join(comments[:3])).code == 0
     assert node.stage(9, comments[3]).code == 0
     node.configure(SMALL)
-    evicted = set()
+    evicted = 0
     for struck in strike_each(node, KILL, "hpcimg.slurm.epilog", job=8):
         assert struck.code == KILLED
-        evicted.add(len(images) - len(node.images()))
+        evicted += bool(EVICTS.match(struck.call))
         check_images(node)
         check_staged(node, 9, images[3].read_bytes())
         # Another job wants one of those that may be half evicted.
@@ -109,4 +112,4 @@ def test_the_epilog(node: Node, open_directory: Path) -> None:
         check_images(node)
         check_no_leftovers(node)
         assert len(node.images()) <= 2
-    assert {0, 1} <= evicted
+    assert evicted
