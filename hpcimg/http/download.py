@@ -9,18 +9,17 @@ from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import NamedTuple
 
-import requests
-
 from hpcimg.errors import Damaged, TransientError, Unreachable
 from hpcimg.fetch.contract import MIRROR, Blob, Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
 from hpcimg.http import mirrors, ranges
+from hpcimg.http.connections import Response
 from hpcimg.http.retry import attempts
-from hpcimg.http.session import NUMBER, Authorization, check_status, request
+from hpcimg.http.session import NUMBER, Authorization, Session, check_status, request
 from hpcimg.http.urls import shown
 
-MakeOffer = Callable[[requests.Response, int | None], Offer]
+MakeOffer = Callable[[Response, int | None], Offer]
 _CHUNK = 1 << 18  # a broken connection loses the current chunk
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 
@@ -37,11 +36,11 @@ class Get(NamedTuple):
     headers: Mapping[str, str] | Callable[[], Mapping[str, str]] = MappingProxyType({})
     authorization: Authorization | None = None
     offer: MakeOffer | None = None
-    check: Callable[[requests.Response], None] = check_status
+    check: Callable[[Response], None] = check_status
 
 
 def download(
-    session: requests.Session,
+    session: Session,
     wanted: Get,
     sink: Sink,
     settings: Settings,
@@ -86,7 +85,7 @@ def _by_mirror(offer: MakeOffer | None) -> MakeOffer | None:
     return lambda response, total: offer(response, total)._replace(via=MIRROR)
 
 
-def _at_once(response: requests.Response) -> None:
+def _at_once(response: Response) -> None:
     """Raise the error that a mirror's refusal stands for: it is not asked again."""
     try:
         check_status(response)
@@ -96,7 +95,7 @@ def _at_once(response: requests.Response) -> None:
 
 
 def download_from(
-    session: requests.Session,
+    session: Session,
     wanted: Get,
     sink: Sink,
     settings: Settings,
@@ -121,13 +120,13 @@ def download_from(
     def given() -> Mapping[str, str]:
         return headers() if callable(headers) else headers
 
-    def get(asked: Mapping[str, str]) -> AbstractContextManager[requests.Response]:
+    def get(asked: Mapping[str, str]) -> AbstractContextManager[Response]:
         return request(session, url, settings, headers=asked, authorization=authorization)
 
     def read(begin: int, end: int) -> bytes:
         with get({**given(), **same, "Range": f"bytes={begin}-{end - 1}"}) as response:
             check(response)
-            if response.status_code != 206:
+            if response.status != 206:
                 raise Unreachable(f"{shown(url)} changed while it was read")
             _check_part(response, url, begin, same)
             return _read_all(response, end - begin, url)
@@ -139,9 +138,9 @@ def download_from(
             if sink.position and (same or fixed):
                 asked.update({} if fixed else same, Range=f"bytes={sink.position}-")
             with get(asked) as response:
-                if response.status_code == 304 and conditional:
+                if response.status == 304 and conditional:
                     return True
-                if response.status_code == 416 and sink.position:
+                if response.status == 416 and sink.position:
                     same = {}
                     sink.rewind()
                     raise Unreachable(f"{shown(url)} changed while it was read")
@@ -191,9 +190,7 @@ def _check_length(length: int, size_bytes: int | None, url: str) -> None:
         )
 
 
-def _begin(
-    response: requests.Response, sink: Sink, url: str, same: Mapping[str, str]
-) -> int | None:
+def _begin(response: Response, sink: Sink, url: str, same: Mapping[str, str]) -> int | None:
     """Set the sink to where this body begins; return the length of the whole.
 
     `same` is the condition from the first part, which identifies the file, if any.
@@ -201,7 +198,7 @@ def _begin(
     # RFC 9112, section 6.3: a length beside a transfer coding means nothing.
     chunked = "Transfer-Encoding" in response.headers
     length = "" if chunked else response.headers.get("Content-Length", "")
-    if response.status_code == 206:
+    if response.status == 206:
         try:
             return _check_part(response, url, sink.position, same)
         except Unreachable:
@@ -212,9 +209,7 @@ def _begin(
     return int(length) if NUMBER.fullmatch(length) else None
 
 
-def _check_part(
-    response: requests.Response, url: str, begin: int, same: Mapping[str, str]
-) -> int | None:
+def _check_part(response: Response, url: str, begin: int, same: Mapping[str, str]) -> int | None:
     """Return the length of the whole; check that this is the wanted part. Raises Unreachable."""
     match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
     if not match or int(match[1]) != begin:
@@ -229,7 +224,7 @@ def _check_part(
 
 
 def _read_while_fast(
-    response: requests.Response,
+    response: Response,
     sink: Sink,
     total: int | None,
     *,
@@ -242,7 +237,7 @@ def _read_while_fast(
     `total` is None if there is no other way. Raises Damaged if more than `size_bytes` arrive.
     """
     begin, began = sink.position, time.monotonic()
-    takes_ranges = response.status_code == 206 or response.headers.get("Accept-Ranges") == "bytes"
+    takes_ranges = response.status == 206 or response.headers.get("Accept-Ranges") == "bytes"
     for chunk in response.raw.stream(_CHUNK, decode_content=decode):
         if size_bytes is not None and sink.position + len(chunk) > size_bytes:
             _check_length(sink.position + len(chunk), size_bytes, url)
@@ -260,7 +255,7 @@ def _read_while_fast(
     return False
 
 
-def _read_all(response: requests.Response, length: int, url: str) -> bytes:
+def _read_all(response: Response, length: int, url: str) -> bytes:
     data = bytearray()
     for chunk in response.raw.stream(_CHUNK, decode_content=False):
         data += chunk
@@ -273,19 +268,19 @@ def _read_all(response: requests.Response, length: int, url: str) -> bytes:
     return bytes(data)
 
 
-def _is_coded(response: requests.Response, stored: Blob | None) -> bool:
+def _is_coded(response: Response, stored: Blob | None) -> bool:
     """Tell whether a body was really compressed in transit.
 
     Then it has no length; object stores that claim x-gzip for a compressed file send one.
     """
     coding = response.headers.get("Content-Encoding", "").lower()
-    if stored is None or response.status_code != 200:
+    if stored is None or response.status != 200:
         return False
     length = response.headers.get("Content-Length", "")
     return coding == "gzip" and length != str(stored.size_bytes)
 
 
-def _same(response: requests.Response) -> dict[str, str]:
+def _same(response: Response) -> dict[str, str]:
     """Return the condition for a safe resume: the rest of the same file, or all of the new one."""
     etag = response.headers.get("ETag", "")
     if etag and not etag.startswith("W/"):

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import http.client
-import http.cookiejar
-import os
 import re
 import ssl
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
+from types import MappingProxyType
 from typing import Any, Protocol
+from urllib.parse import urlencode
 
-import requests
 import urllib3
 
 from hpcimg import __version__, jsontext
 from hpcimg.errors import (
     BadReference,
-    ConfigError,
     Forbidden,
     HpcimgError,
     NotAnImage,
@@ -30,18 +28,20 @@ from hpcimg.errors import (
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
 from hpcimg.http import certsd, mirrors
-from hpcimg.http.adapter import Adapter
+from hpcimg.http.addresses import Reach
 from hpcimg.http.certsd import Certificates
-from hpcimg.http.redirects import REDIRECTS_MAX, Session, SessionWithoutRedirects
+from hpcimg.http.connections import Connections, Response
+from hpcimg.http.redirects import REDIRECTS_MAX, goal_of, location_of
 from hpcimg.http.retry import attempts
-from hpcimg.http.urls import shown
+from hpcimg.http.urls import Origin, origin, shown
 from hpcimg.http.waits import retry_after_s
 from hpcimg.units import format_duration
 
 # ASCII digits, and not so many that int() refuses them: headers may contain anything.
 NUMBER = re.compile(r"[0-9]{1,18}")
 JSON_MAX = 4 << 20  # the OCI specification's limit for manifests
-_CONNECTIONS_KEPT = 16  # beyond that they are closed after use, with a warning
+_HEADERS = {"User-Agent": f"hpcimg/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"}
+_SKIPPED_MAX = 1 << 16
 _REFUSED = frozenset({401, 403, 404, 429})
 _ANSWERED_MAX = 8  # refusals of one request: a token may be good for few requests of all threads
 # Others below 400 are redirects to nowhere, or are not answers to a GET.
@@ -56,7 +56,7 @@ class Authorization(Protocol):
     def headers(self, url: str) -> Mapping[str, str]:
         """Return the headers for a request to this address."""
 
-    def challenged(self, response: requests.Response, *, again: bool) -> bool:
+    def challenged(self, response: Response, *, again: bool) -> bool:
         """Obtain what a 401 asks for, and tell whether to retry.
 
         Also called for 403, 404 and 429, with which servers hide things from anonymous users.
@@ -64,140 +64,140 @@ class Authorization(Protocol):
         """
 
 
+class Session:
+    """The requests of one fetch, each exactly as written: a signed address stays valid.
+
+    They go only to addresses that `reach` allows. Several threads may use it: it keeps no cookies.
+    `context` is for TLS with all servers but those that have one of their `own`, by origin.
+    """
+
+    def __init__(
+        self,
+        reach: Reach,
+        *,
+        redirects: bool = True,
+        context: ssl.SSLContext | None = None,
+        own: Mapping[Origin, ssl.SSLContext] = MappingProxyType({}),
+    ) -> None:
+        """Prepare it. With `redirects` false a redirect is an answer like any other."""
+        self.reach = reach
+        self._redirects = redirects
+        self._own = {server: Connections(reach, each) for server, each in own.items()}
+        self._all = Connections(reach, context)
+        self._closing = ExitStack()
+        for connections in (self._all, *self._own.values()):
+            self._closing.callback(connections.close)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.close()
+
+    def with_certificates(self, certificates: Certificates, url: str) -> Session:
+        """Return a session for one server, at `url`, with certificates of its own.
+
+        Its authorities also apply to servers that it refers to, such as the site's token server;
+        the client certificate is used only with that server. It is closed with this one. Raises
+        ConfigError.
+        """
+        host = url.partition("//")[2]
+        shown_to_all = certificates._replace(client="")
+        made = Session(
+            self.reach,
+            redirects=self._redirects,
+            context=certsd.context(shown_to_all, host),
+            own={origin(url): certsd.context(certificates, host)},
+        )
+        return self._closing.enter_context(made)
+
+    def send(
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        post: bytes | Mapping[str, str] | None,
+        timeout: urllib3.Timeout,
+    ) -> Response:
+        """GET, or POST what is given; follow redirects of a GET. The response is open.
+
+        Raises NotFound for too many redirects, and otherwise as `Connections.exchange` and
+        `redirects.goal_of`.
+        """
+        at, asked = url, {**_HEADERS, **headers}
+        if isinstance(post, Mapping):
+            asked["Content-Type"] = "application/x-www-form-urlencoded"
+            post = urlencode(post).encode()
+        method = "GET" if post is None else "POST"
+        for _ in range(REDIRECTS_MAX + 1):
+            through = self._own.get(origin(at), self._all)
+            response = through.exchange(method, at, headers=asked, body=post, timeout=timeout)
+            # A redirect would pass on the posted data.
+            follows = self._redirects and post is None
+            location = location_of(response.status, response.headers) if follows else ""
+            if not location:
+                return response
+            with closing(response.raw):
+                _skip(response)
+            goal = goal_of(at, location)
+            if origin(goal) != origin(at):
+                asked = {name: value for name, value in asked.items() if name != "Authorization"}
+            at = goal
+        raise NotFound(
+            f"{shown(url)} leads nowhere", why=f"it redirects more than {REDIRECTS_MAX} times"
+        )
+
+
 def open_session(settings: Settings, *, redirects: bool = True) -> Session:
-    """Return a session for hpcimg: few redirects, bytes as they are stored.
-
-    It trusts the certificate authorities that the node trusts, including a site's own, rather than
-    the bundle of requests. Several threads may use it: it keeps no cookies, the only state that a
-    request would change. With `redirects` false a redirect is an answer like any other. It connects
-    only to addresses that the settings allow, or raises NotAllowed.
-    """
-    session = Session() if redirects else SessionWithoutRedirects()
-    known = ssl.get_default_verify_paths()
-    # OpenSSL reads both, requests only one: an explicit setting takes precedence over a default.
-    directory_set = "SSL_CERT_DIR" in os.environ and "SSL_CERT_FILE" not in os.environ
-    session.verify = (directory_set and known.capath) or known.cafile or known.capath or True
-    session.headers["User-Agent"] = f"hpcimg/{__version__}"
-    session.headers["Accept-Encoding"] = "identity"
-    session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
-    adapter = Adapter(settings.reach(), connections_kept=_CONNECTIONS_KEPT)
-    for scheme in ("https://", "http://"):
-        session.mount(scheme, adapter)
-    return session
-
-
-def with_certificates(
-    session: Session, settings: Settings, certificates: Certificates, url: str
-) -> Session:
-    """Return a session for one server, at `url`, with certificates of its own.
-
-    Its authorities also apply to servers that it refers to, such as the site's token server; the
-    client certificate is used only with that server. It is closed with `session`. Raises
-    ConfigError.
-    """
-    own = open_session(settings)
-    session.others.append(own)
-    shown_to_all = certificates._replace(client="")
-    for prefix, given in (("https://", shown_to_all), (f"{url}/", certificates)):
-        context = certsd.context(given, url.partition("//")[2])
-        reach = settings.reach()
-        own.mount(prefix, Adapter(reach, connections_kept=_CONNECTIONS_KEPT, context=context))
-    return own
-
-
-def trust(session: requests.Session, url: str) -> None:
-    """Allow connections to the host of an address that comes from the site."""
-    adapter = session.get_adapter("https://")
-    assert isinstance(adapter, Adapter)
-    adapter.reach.trust(url)
+    """Return a session for a fetch with these settings."""
+    return Session(settings.reach(), redirects=redirects)
 
 
 @contextmanager
 def request(
-    session: requests.Session,
+    session: Session,
     url: str,
     settings: Settings,
     *,
     headers: Mapping[str, str] | None = None,
     authorization: Authorization | None = None,
     post: bytes | Mapping[str, str] | None = None,
-) -> Iterator[requests.Response]:
+) -> Iterator[Response]:
     """GET a URL, without reading its body. Network errors are raised as Unreachable or similar.
 
     With `post`, POST that, and do not follow redirects. The caller checks the status, with
     `check_status`; with an `authorization`, refusals have been answered already.
     """
-    with _explained(shown(url)):
+    try:
         for answered in range(_ANSWERED_MAX + 1):
             asked = {**(headers or {}), **(authorization.headers(url) if authorization else {})}
-            with _send(session, url, settings, headers=asked, post=post) as response:
-                refused = response.status_code in _REFUSED and answered < _ANSWERED_MAX
+            response = _send(session, url, settings, headers=asked, post=post)
+            with closing(response.raw):
+                refused = response.status in _REFUSED and answered < _ANSWERED_MAX
                 again = answered > 0
                 if refused and authorization and authorization.challenged(response, again=again):
+                    _skip(response)
                     continue
                 yield response
                 return
-
-
-@contextmanager
-def _explained(where: str) -> Iterator[None]:
-    try:
-        yield
-    except HpcimgError:
-        raise
-    except requests.exceptions.SSLError as error:
-        cause = _innermost(error)
-        # Typical of a server that is restarting. Python before 3.11.3 takes one for the other.
-        if isinstance(cause, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
-            why = "the server ended the connection unexpectedly"
-            raise Unreachable(f"{where} could not be read", why=why) from error
-        do = (
-            "Its certificate must be signed by an authority in this node's CA bundle or, for a"
-            f" registry, in {certsd.DIRECTORIES[0]}/HOST/*.crt."
-        )
-        if "ALERT" in str(cause) and "CERTIFICATE" in str(cause):
-            do = (
-                "It requires a client certificate: administrators put NAME.cert and NAME.key"
-                f" into {certsd.DIRECTORIES[0]}/HOST/."
-            )
-        elif not isinstance(cause, ssl.SSLCertVerificationError):
-            do = "Check the address: the server does not speak TLS, or no version known here."
-        raise Forbidden(f"{where} cannot be trusted", why=_reason(error), do=do) from error
-    except requests.exceptions.TooManyRedirects as error:
-        raise NotFound(
-            f"{where} leads nowhere", why=f"it redirects more than {REDIRECTS_MAX} times"
-        ) from error
-    except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
-        raise Unreachable(f"{where} could not be read", why=_reason(error)) from error
-    except OSError as error:
-        if error.errno is not None:
-            raise  # from the sink
-        raise ConfigError(
-            f"{where} cannot be trusted",
-            why=f"the node's CA bundle cannot be read: {error}",
-            do="Correct REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE in Prolog's environment.",
-        ) from error
+    except urllib3.exceptions.HTTPError as error:
+        raise Unreachable(f"{shown(url)} could not be read", why=_reason(error)) from error
 
 
 def _send(
-    session: requests.Session,
+    session: Session,
     url: str,
     settings: Settings,
     *,
-    headers: dict[str, str],
+    headers: Mapping[str, str],
     post: bytes | Mapping[str, str] | None,
-) -> requests.Response:
+) -> Response:
+    timeout = urllib3.Timeout(connect=settings.connect_timeout_s, read=settings.stall_timeout_s)
     try:
-        return session.request(
-            "GET" if post is None else "POST",
-            url,
-            headers=headers,
-            data=post,
-            allow_redirects=post is None,  # a redirect would pass on the posted data
-            stream=True,
-            timeout=(settings.connect_timeout_s, settings.stall_timeout_s),
-        )
-    except ValueError as error:  # raised by requests for an invalid address
+        return session.send(url, headers=headers, post=post, timeout=timeout)
+    except urllib3.exceptions.SSLError as error:
+        raise _untrusted(shown(url), error) from error
+    except ValueError as error:
         raise BadReference(
             f"{shown(url)} leads to no address",
             # The error's text contains the address with its query.
@@ -206,17 +206,44 @@ def _send(
         ) from None
 
 
+def _skip(response: Response) -> None:
+    """Read a body to its end if that is near, so that the connection can be used again."""
+    with suppress(urllib3.exceptions.HTTPError):
+        response.raw.read(_SKIPPED_MAX)
+
+
+def _untrusted(where: str, error: urllib3.exceptions.SSLError) -> HpcimgError:
+    """Return the error for a TLS handshake that failed."""
+    cause = _innermost(error)
+    # Typical of a server that is restarting. Python before 3.11.3 takes one for the other.
+    if isinstance(cause, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+        why = "the server ended the connection unexpectedly"
+        return Unreachable(f"{where} could not be read", why=why)
+    do = (
+        "Its certificate must be signed by an authority in this node's CA bundle or, for a"
+        f" registry, in {certsd.DIRECTORIES[0]}/HOST/*.crt."
+    )
+    if "ALERT" in str(cause) and "CERTIFICATE" in str(cause):
+        do = (
+            "It requires a client certificate: administrators put NAME.cert and NAME.key"
+            f" into {certsd.DIRECTORIES[0]}/HOST/."
+        )
+    elif not isinstance(cause, ssl.SSLCertVerificationError):
+        do = "Check the address: the server does not speak TLS, or no version known here."
+    return Forbidden(f"{where} cannot be trusted", why=_reason(error), do=do)
+
+
 def said(status: int) -> str:
     """Return a status with its standard phrase; the server's own may say anything."""
     return f"{status} {http.client.responses.get(status, '')}".strip()
 
 
-def check_status(response: requests.Response, where: str = "") -> None:
+def check_status(response: Response, where: str = "") -> None:
     """Raise the error for a status that comes without the content, in terms that users understand.
 
     `where` is what the user wrote, for cases where the address itself means little to them.
     """
-    status = response.status_code
+    status = response.status
     where = where or shown(response.url)
     why = f"the server answered {said(status)}"
     if status in _HAS_CONTENT:
@@ -236,7 +263,7 @@ def check_status(response: requests.Response, where: str = "") -> None:
 
 
 def get_json(
-    session: requests.Session, url: str, sink: Sink, settings: Settings, *, what: str
+    session: Session, url: str, sink: Sink, settings: Settings, *, what: str
 ) -> dict[str, Any]:
     """GET a JSON object of up to 4 MiB; `what` names its subject in errors.
 
@@ -252,13 +279,13 @@ def get_json(
     return content
 
 
-def read_json(response: requests.Response, what: str) -> dict[str, Any]:
+def read_json(response: Response, what: str) -> dict[str, Any]:
     """Read the JSON object of a response. Raises the error for its status, and NotAnImage."""
     check_status(response, what)
     return parse_json(read_small(response, decode=True), what)
 
 
-def read_small(response: requests.Response, *, decode: bool) -> bytes:
+def read_small(response: Response, *, decode: bool) -> bytes:
     """Read a body of up to JSON_MAX bytes, or a few more if it is longer.
 
     With `decode` it is decompressed. Raises Unreachable through `request` if it is interrupted.
@@ -294,7 +321,7 @@ def parse_json(body: bytes, what: str) -> dict[str, Any]:
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """Return the root cause of an error that requests and urllib3 wrapped several times."""
+    """Return the root cause of an error that urllib3 wrapped several times."""
     while True:
         cause = getattr(error, "reason", None) or (error.args[0] if error.args else None)
         if not isinstance(cause, BaseException):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from urllib.parse import unquote, urljoin, urlsplit
 
-import requests
+from urllib3.util import parse_url
 
-_REWRITTEN = frozenset(' "<>\\^`{|}')  # requests writes these as %XX
+Origin = tuple[str, str, int | None]  # scheme, host and port
+_REWRITTEN = frozenset(' "<>\\^`{|}')  # urllib3 writes these as %XX
 
 
 def to_the_letter(written: str, rewritten: str) -> str:
@@ -15,10 +16,10 @@ def to_the_letter(written: str, rewritten: str) -> str:
     return written if plain and unquote(written) == unquote(rewritten) else rewritten
 
 
-def origin(url: str) -> tuple[str, str, int | None]:
-    """Return scheme, host and port: servers with the same origin may share secrets.
+def origin(url: str) -> Origin:
+    """Return the origin of an address, ("", "", None) if it is not one.
 
-    ("", "", None) if it is not an address.
+    Servers with the same origin may share secrets.
     """
     try:
         parts = urlsplit(url)
@@ -28,6 +29,12 @@ def origin(url: str) -> tuple[str, str, int | None]:
         return "", "", None
 
 
+def target(url: str) -> str:
+    """Return what a request for an address names: its path and query."""
+    parts = urlsplit(url)
+    return f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}"
+
+
 def address(said: str, *, base: str = "") -> str:
     """Return the http address in a server's answer, "" if it is invalid.
 
@@ -35,9 +42,9 @@ def address(said: str, *, base: str = "") -> str:
     """
     try:
         url = urljoin(base, said)
-        requests.Request("GET", url).prepare()
+        parse_url(url)
         (urlsplit(url).hostname or "").encode("idna")
-    except ValueError:  # requests' errors are subclasses
+    except ValueError:  # urllib3's errors are subclasses
         return ""
     scheme, host, _ = origin(url)
     return url if scheme in ("http", "https") and host else ""

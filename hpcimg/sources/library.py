@@ -12,8 +12,7 @@ from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
 from hpcimg.http import urls
 from hpcimg.http.download import Get, download
-from hpcimg.http.redirects import Session
-from hpcimg.http.session import get_json, open_session
+from hpcimg.http.session import Session, get_json, open_session
 from hpcimg.image.architecture import go_name
 from hpcimg.imagename import Name
 from hpcimg.reference import Reference

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import quote
 
-import requests
-
 from hpcimg.errors import (
     BadReference,
     Forbidden,
@@ -23,8 +21,9 @@ from hpcimg.errors import (
 from hpcimg.fetch.contract import Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
+from hpcimg.http.connections import Response
 from hpcimg.http.download import Get, download
-from hpcimg.http.session import check_status, open_session, trust
+from hpcimg.http.session import check_status, open_session
 from hpcimg.reference import Reference
 from hpcimg.sources import aws, objectnames
 
@@ -104,9 +103,9 @@ class Target(NamedTuple):
             headers = aws.signed(self.url, headers, self.keys, self.place.signed_region)
         return {**headers, "If-None-Match": validator} if validator else headers
 
-    def check(self, response: requests.Response) -> None:
+    def check(self, response: Response) -> None:
         """Raise the error that an answer stands for, by the error code in its body."""
-        status = response.status_code
+        status = response.status
         if status < 300:
             return
         body = response.raw.read(_ERROR_MAX, decode_content=False)
@@ -118,14 +117,14 @@ class Target(NamedTuple):
             raise error
         check_status(response, self.uri)
 
-    def _other_region(self, response: requests.Response, body: bytes) -> str:
+    def _other_region(self, response: Response, body: bytes) -> str:
         """Return the region that an answer refers to, "" if none or the same."""
-        if response.status_code not in (301, 307, 400):
+        if response.status not in (301, 307, 400):
             return ""
         match = _REGION_IN_BODY.search(body)
         region = response.headers.get("x-amz-bucket-region") or (match[1].decode() if match else "")
         same = self.place.region
-        if response.status_code == 400:  # only the signature was wrong
+        if response.status == 400:  # only the signature was wrong
             same = self.place.signed_region
         return region if _REGION.fullmatch(region) and region != same else ""
 
@@ -173,7 +172,8 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
     target = Target(reference.uri, parse_key(reference), place, _keys(settings))
     with open_session(settings, redirects=False) as session:
         for _ in range(2):
-            trust(session, target.url)  # the service is the site's, including bucket and region
+            # The service is the site's, including bucket and region.
+            session.reach.trust(target.url)
             try:
                 headers = functools.partial(target.headers, validator)
                 wanted = Get(target.url, headers, offer=_offer, check=target.check)
@@ -206,7 +206,7 @@ def _keys(settings: Settings) -> aws.Keys | None:
     return aws.own_keys() if settings.as_user else None
 
 
-def _offer(response: requests.Response, total: int | None) -> Offer:
+def _offer(response: Response, total: int | None) -> Offer:
     text = response.headers.get("x-amz-checksum-sha256", "")
     sha256 = ""
     if _SHA256.fullmatch(text) and response.headers.get("x-amz-checksum-type") != "COMPOSITE":

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import requests
-
 from hpcimg.fetch.contract import Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
+from hpcimg.http.connections import Response
 from hpcimg.http.download import Get, download
 from hpcimg.http.session import open_session
 from hpcimg.reference import Reference
@@ -28,7 +27,7 @@ def condition(validator: str) -> dict[str, str]:
     return {_CONDITIONS[kind]: value} if kind in _CONDITIONS else {}
 
 
-def offer(response: requests.Response, total: int | None) -> Offer:
+def offer(response: Response, total: int | None) -> Offer:
     """Make an offer from a response, by its ETag or else its date."""
     if etag := response.headers.get("ETag"):
         return Offer(f"etag {etag}", total)

@@ -17,7 +17,6 @@ import socket
 import sys
 import threading
 import traceback
-import warnings
 from collections.abc import Mapping
 from typing import NoReturn
 
@@ -55,7 +54,6 @@ _NICENESS = 10  # the node's other jobs go first
 def main() -> NoReturn:
     """Carry out one order and exit."""
     parent = _Parent()
-    _guess_no_encodings()
     with contextlib.suppress(ImportError):  # imported again later, where the error can be reported
         for word in sys.argv[3:]:
             converts = word == starting.CONVERT
@@ -88,16 +86,6 @@ def main() -> NoReturn:
         bug = Bug(f"hpcimg could not {doing} {order.uri}", why=repr(error))
         parent.fail(bug, traceback=traceback.format_exc())
     sys.exit(0)
-
-
-def _guess_no_encodings() -> None:
-    """Let requests do without the packages by which it guesses the encoding of texts.
-
-    Nothing here asks for that, and loading them takes a tenth of a worker's start.
-    """
-    for package in ("chardet", "charset_normalizer"):
-        sys.modules[package] = None  # type: ignore[assignment]  # "not installed"
-    warnings.filterwarnings("ignore", "Unable to find acceptable character detection")
 
 
 class _Work:

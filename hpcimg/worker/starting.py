@@ -128,8 +128,7 @@ def _start(*words: str) -> Process:
             # A session of its own, so that its children can be killed with it.
             pid = programs.spawn(
                 [sys.executable, "-I", "-c", _PROGRAM, _ROOT, str(_OURS), *words],
-                # An account's .netrc must not be used for images that are shared.
-                {**environment, "NETRC": "/dev/null", "LC_ALL": "C.UTF-8"},
+                {**environment, "LC_ALL": "C.UTF-8"},
                 [
                     (os.POSIX_SPAWN_DUP2, theirs, 0),
                     (os.POSIX_SPAWN_DUP2, says, 1),

@@ -167,7 +167,7 @@ def test_both_ways_killed_at_once(checkout: Path, node: Node) -> None:
 
 @pytest.mark.parametrize(
     ("module", "package"),
-    [("locks", "filelock"), ("http/retry", "tenacity"), ("http/download", "requests")],
+    [("locks", "filelock"), ("http/retry", "tenacity"), ("http/session", "urllib3")],
 )
 def test_a_package_that_is_missing(module: str, package: str, checkout: Path, node: Node) -> None:
     uri = "http://127.0.0.1:1/x.sif"

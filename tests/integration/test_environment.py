@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 from hpcimg.fetch.settings import Settings
-from hpcimg.http import adapter
+from hpcimg.http import connections
 from hpcimg.http.session import open_session, request
 from tests.integration.checks import refused, staged
 from tests.integration.conftest import MakeSif
 from tests.parts.node import Node
 from tests.parts.proxy import Proxy
 from tests.parts.publish import in_hub, in_library, in_registry, in_static_registry
+from tests.parts.webfaults import Redirect
 from tests.parts.webserver import WebServer
 
 PATH = "/x.sif"
@@ -130,6 +131,32 @@ def test_what_is_asked_without_the_proxy(
     assert [request for request in web.requests() if "Via" in request.headers] == []
 
 
+@pytest.mark.parametrize("secured", [False, True])
+def test_a_signed_address_goes_through_a_proxy_as_it_is(
+    node: NodeWithVariables,
+    web: WebServer,
+    secure: WebServer,
+    proxy: Proxy,
+    sif: bytes,
+    secured: bool,
+) -> None:
+    server, signed = secure if secured else web, "/%2fx%7e.sif?signature=a%2bb%2F"
+    certificate = str(secure.certificate)
+    node.variables = {"all_proxy": f"127.0.0.1:{proxy.port}", "REQUESTS_CA_BUNDLE": certificate}
+    server.put("/%2fx%7e.sif", sif)
+    server.script("/x.sif", [Redirect(signed)])
+    staged(node, 1, f"container:{server.url('/x.sif')}", sif)
+    request = server.requests()[-1]
+    assert f"{request.path}?{request.query}" == signed
+
+
+@pytest.mark.parametrize("proxy_url", ["nonsense://127.0.0.1", "http://us:s3cret@"])
+def test_a_proxy_that_is_none(node: NodeWithVariables, url: str, proxy_url: str) -> None:
+    node.variables = {"http_proxy": proxy_url}
+    refused(node, 1, f"container:{url}", "ConfigError", "cannot be used", "http_proxy")
+    assert "s3cret" not in node.log()
+
+
 def test_a_proxy_that_is_down(node: NodeWithVariables, url: str) -> None:
     node.configure("[stage]\ndeadline = 6s\n")
     node.variables = {"http_proxy": "http://127.0.0.1:1"}
@@ -169,12 +196,12 @@ def test_authorities_are_read_once(
 ) -> None:
     url = secure.put(PATH, sif)
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(secure.certificate))
-    read = adapter._trusting.cache_info().misses
+    read = connections._trusting.cache_info().misses
     settings = Settings(1, time.monotonic() + 30, 5.0, 5.0, networks=("127.0.0.0/8",))
     for _ in range(3):
         with open_session(settings) as session, request(session, url, settings) as response:
-            assert response.status_code == 200
-    assert adapter._trusting.cache_info().misses == read + 1
+            assert response.status == 200
+    assert connections._trusting.cache_info().misses == read + 1
 
 
 def test_a_directory_of_certificates(
@@ -192,10 +219,8 @@ def test_a_directory_counts_where_there_is_a_bundle_by_default(
     """As on RHEL and its kin, where OpenSSL has a file of its own."""
     known = ssl.get_default_verify_paths()._replace(cafile=__file__, capath=str(tmp_path))
     monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: known)
-    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         monkeypatch.delenv(name, raising=False)
-    with open_session(Settings(1, 0.0, 1.0, 1.0)) as session:
-        assert session.verify == __file__
+    assert connections._authorities() == {"ca_certs": __file__}
     monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
-    with open_session(Settings(1, 0.0, 1.0, 1.0)) as session:
-        assert session.verify == str(tmp_path)
+    assert connections._authorities() == {"ca_cert_dir": str(tmp_path)}

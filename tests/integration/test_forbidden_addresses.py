@@ -156,7 +156,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[list[str]]]:
 
 def get(url: str, given: Settings) -> int:
     with open_session(given) as session, request(session, url, given) as response:
-        return response.status_code
+        return response.status
 
 
 def test_what_was_looked_at_is_connected_to(

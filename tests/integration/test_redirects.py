@@ -7,11 +7,12 @@ import hashlib
 import time
 
 import pytest
-import requests
+import urllib3
 
 from hpcimg.errors import Damaged, Forbidden, NotFound, Unreachable, UserError
 from hpcimg.fetch.contract import Blob
 from hpcimg.fetch.settings import Settings
+from hpcimg.http.connections import Response
 from hpcimg.http.download import Get, download
 from hpcimg.http.session import check_status, open_session, request
 from tests.parts.node import LOOPBACK
@@ -33,7 +34,7 @@ def get(url: str) -> int:
     given = settings()
     with open_session(given) as session, request(session, url, given) as response:
         check_status(response)
-        return response.status_code
+        return response.status
 
 
 @pytest.mark.parametrize("goal", ["/goal%2d", "http://127.0.0.1:{port}/goal%2d"])
@@ -74,12 +75,10 @@ def test_an_address_that_is_none_is_the_servers_fault(web: WebServer, place: str
 
 
 def test_what_is_told_of_an_answer_and_of_none() -> None:
-    answer = requests.Response()
-    answer.url, answer.reason = "http://h/x", "whatever a server says"
     for status, named in ((404, "404 Not Found"), (599, "599")):
-        answer.status_code = status
+        raw = urllib3.HTTPResponse(status=status, reason="whatever a server says")
         with pytest.raises((NotFound, Unreachable)) as caught:
-            check_status(answer)
+            check_status(Response(status, raw.headers, "http://h/x", {}, raw))
         assert caught.value.why == f"the server answered {named}"
     with pytest.raises(Unreachable, match=r"read: Failed to establish a new connection: "):
         get("http://127.0.0.1:9/x")
@@ -94,7 +93,7 @@ def test_interim_responses_are_none(web: WebServer, interim: str) -> None:
     web.handle("/x", lambda _: Answer(0, body=whole.encode(), framing="raw"))
     given = settings()
     with open_session(given) as session, request(session, web.url("/x"), given) as response:
-        assert (response.status_code, response.content) == (200, b"x")
+        assert (response.status, response.raw.read()) == (200, b"x")
 
 
 def test_interim_responses_end(web: WebServer) -> None:

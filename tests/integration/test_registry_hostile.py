@@ -6,20 +6,21 @@ import hashlib
 import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from threading import Lock
 from typing import Any
 
 import pytest
+from urllib3.util import connection
 
 from hpcimg.errors import BadReference, Forbidden, NotFound, Unreachable
 from hpcimg.fetch.contract import Blob
-from hpcimg.fetch.settings import Settings
-from hpcimg.http.session import open_session
+from hpcimg.http.urls import origin
 from hpcimg.sources.oci.registry import Registry
-from tests.parts.registryclient import Connect, Target, auth_file
+from tests.parts.registryclient import Connect, Target, auth_file, connected
 from tests.parts.webanswer import Answer, Request, Resource, Stop, right_answer
-from tests.parts.webfaults import Status, Truncate
+from tests.parts.webfaults import Redirect, Status, Truncate
 from tests.parts.webserver import WebServer
 
 MANIFEST = json.dumps({"schemaVersion": 2, "layers": []}).encode()
@@ -119,10 +120,11 @@ def test_a_realm_that_is_no_name(place: Place, host: str) -> None:
 
 
 def test_no_login_in_plain_http_for_a_registry_with_tls(
-    connect: Connect, monkeypatch: pytest.MonkeyPatch
+    target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with WebServer(tls=True) as secure, WebServer() as plain:
+    with WebServer(tls=True) as secure, WebServer() as plain, ExitStack() as stack:
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(secure.certificate))
+        connect = stack.enter_context(connected(target))
         plain.handle("/token", lambda _: Answer(200, {}, b'{"token": "tok3n"}'))
         place = Place(secure, connect)
         place.wants(f'Bearer realm="{plain.url("/token")}"', "Bearer tok3n")
@@ -288,10 +290,25 @@ def test_docker_hub_has_an_address_and_a_login_of_its_own(
 
 
 def test_authorization_is_for_one_scheme_host_and_port() -> None:
-    with open_session(Settings(1, 0.0, 1, 1)) as session:
-        assert not session.should_strip_auth("http://h/a", "http://h:80/b")
-        for other in ("https://h/", "http://h:81/", "http://i/", "http://["):
-            assert session.should_strip_auth("http://h/", other)
+    assert origin("http://h/a") == origin("http://h:80/b")
+    for other in ("https://h/", "http://h:81/", "http://i/", "http://["):
+        assert origin("http://h/") != origin(other)
+
+
+def test_a_refusal_and_a_redirect_cost_no_connection(
+    place: Place, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect, made = connection.create_connection, []
+    monkeypatch.setattr(
+        connection, "create_connection", lambda *a, **k: made.append(a) or connect(*a, **k)
+    )
+    place.wants('Basic realm="x"', "Basic am86czNjcmV0")
+    place.web.script(BLOB_PATH, [Redirect(BLOB_PATH)])
+    client = place.client()
+    assert client.manifest()
+    client.download(LAYER, target.sink)
+    assert [answer.status for answer in place.web.requests()] == [401, 200, 302, 200]
+    assert len(made) == 1
 
 
 def test_no_cookie_is_kept(place: Place) -> None:

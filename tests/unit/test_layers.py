@@ -50,8 +50,8 @@ FORBIDDEN = {
 ONLY_IN = {
     "filelock": ("hpcimg.locks",),
     "tenacity": ("hpcimg.http.retry",),
-    "requests": ("hpcimg.http", "hpcimg.sources"),
-    "urllib3": ("hpcimg.http.session", "hpcimg.http.adapter"),
+    "requests": ("hpcimg.http.proxies", "hpcimg.http.connections"),
+    "urllib3": ("hpcimg.http",),
     "argparse": ("hpcimg.cli",),
     "botocore": ("hpcimg.sources.aws",),
     "libtorrent": ("hpcimg.peers.engine",),
@@ -133,7 +133,7 @@ def test_no_circles() -> None:
 
 def test_the_reading_itself() -> None:
     assert "hpcimg.cache.store" in reached("hpcimg.stage")
-    assert {"hpcimg.sources.web", "hpcimg.http.download", "requests"} <= reached(
+    assert {"hpcimg.sources.web", "hpcimg.http.download", "urllib3"} <= reached(
         "hpcimg.worker.main"
     )
     assert "hpcimg.errors" in imports()["hpcimg.locks"]

@@ -6,9 +6,10 @@ import time
 from email.utils import formatdate
 
 import pytest
-import requests
+import urllib3
 
 from hpcimg.errors import BadReference, Forbidden
+from hpcimg.http.connections import Response
 from hpcimg.reference import Reference
 from hpcimg.sources.openstack import swift
 from hpcimg.sources.openstack.keystone import find_storage
@@ -59,9 +60,8 @@ def test_what_an_etag_says(headers: dict[str, str], md5: str) -> None:
 
 @pytest.mark.parametrize(("minutes", "said"), [(0, False), (30, True), (-30, True)])
 def test_clocks_that_differ(minutes: int, said: bool) -> None:
-    response = requests.Response()
-    response.status_code = 401
-    response.headers["Date"] = formatdate(time.time() + minutes * 60, usegmt=True)
+    date = formatdate(time.time() + minutes * 60, usegmt=True)
+    response = Response(401, {"Date": date}, "https://h/v1/a/c/o", {}, urllib3.HTTPResponse())
     access = swift.Access("https://h/v1/a", "with the key", key="k")
     with pytest.raises(Forbidden) as caught:
         swift._check(response, "swift://c/o", access)

@@ -12,12 +12,11 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn
 from urllib.parse import urlencode
 
-import requests
-
 from hpcimg.errors import ANOTHER_LOGIN, Forbidden, HpcimgError, TransientError, Unreachable
 from hpcimg.fetch.settings import Settings
+from hpcimg.http.connections import Response
 from hpcimg.http.redirects import no_address
-from hpcimg.http.session import check_status, read_json, request
+from hpcimg.http.session import Session, check_status, read_json, request
 from hpcimg.http.urls import address, origin, shown
 from hpcimg.sources.oci.challenges import parse_challenges, why_not
 from hpcimg.sources.oci.credentials import Login
@@ -40,7 +39,7 @@ class RegistryAuthorization:
 
     def __init__(
         self,
-        session: requests.Session,
+        session: Session,
         base: str,
         repository: str,
         settings: Settings,
@@ -83,12 +82,12 @@ class RegistryAuthorization:
             if self._find_login() and (header := self._challenge()):
                 self._header = self._answer(header)
 
-    def check(self, response: requests.Response, where: str = "") -> None:
+    def check(self, response: Response, where: str = "") -> None:
         """Raise the error for a status, as `check_status`, noting whether a login may help."""
         try:
             check_status(response, where)
         except HpcimgError as error:
-            if response.status_code in _HIDING:
+            if response.status in _HIDING:
                 error.login = ANOTHER_LOGIN
                 if self._login:
                     error.why += f", to the login in {self._login.source}"
@@ -97,16 +96,16 @@ class RegistryAuthorization:
                 error.retry_after_s = error.retry_after_s or _SHORT_WAIT_S
             raise
 
-    def challenged(self, response: requests.Response, *, again: bool) -> bool:
+    def challenged(self, response: Response, *, again: bool) -> bool:
         """Answer a 401 with a new token, other refusals with a login if there is one.
 
         See `hpcimg.http.session.Authorization`.
         """
         if origin(response.url) != origin(self._base):
             return False  # after a redirect to another server, which must get nothing from us
-        sent = response.request.headers.get("Authorization", "")
+        sent = response.sent.get("Authorization", "")
         with self._lock:
-            if response.status_code != 401:
+            if response.status != 401:
                 # If another thread has logged in since, the answer may change.
                 return not again and (sent != self._header or self._log_in(response))
             if sent == self._header:  # otherwise another thread has got a new one since
@@ -116,7 +115,7 @@ class RegistryAuthorization:
                 self._uses = 0
         return True
 
-    def _log_in(self, response: requests.Response) -> bool:
+    def _log_in(self, response: Response) -> bool:
         """Log in at a registry that may hide images from anonymous users, or limit them."""
         if self._login or not self._find_login():
             return False
@@ -126,7 +125,7 @@ class RegistryAuthorization:
         try:
             self._header = self._answer(header)
         except Forbidden:
-            if response.status_code != 429:
+            if response.status != 429:
                 raise
             self._login = None  # it does not help, and anonymous requests may work later
             return False
@@ -175,9 +174,9 @@ class RegistryAuthorization:
             url = f"{realm}{'&' if '?' in realm else '?'}{urlencode(query)}"
             headers = {"Authorization": login.basic} if login else {}
         with request(self._session, url, self._settings, headers=headers, post=form) as answer:
-            if answer.status_code in _TOKEN_REFUSED:
-                self._refuse(f"{shown(realm)} answered {answer.status_code}")
-            if 300 <= answer.status_code < 400:
+            if answer.status in _TOKEN_REFUSED:
+                self._refuse(f"{shown(realm)} answered {answer.status}")
+            if 300 <= answer.status < 400:
                 self._refuse(
                     f"{shown(realm)} redirects to another place, and a login is not sent there"
                 )

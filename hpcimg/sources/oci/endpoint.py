@@ -19,9 +19,8 @@ from hpcimg.fetch.sink import Sink
 from hpcimg.http import certsd, mirrors
 from hpcimg.http.certsd import Certificates
 from hpcimg.http.download import Get, download_from
-from hpcimg.http.redirects import Session
 from hpcimg.http.retry import attempts
-from hpcimg.http.session import JSON_MAX, read_small, request, unpacked, with_certificates
+from hpcimg.http.session import JSON_MAX, Session, read_small, request, unpacked
 from hpcimg.http.urls import shown
 from hpcimg.sources.oci import logins, manifests
 from hpcimg.sources.oci.auth import RegistryAuthorization
@@ -57,7 +56,7 @@ class Endpoint:
         base = settings._replace(insecure=place.insecure).address(dockerhub.address(self.host))
         certificates = _certificates(place, self.host, as_user=settings.as_user)
         if any(certificates):
-            session = with_certificates(session, settings, certificates, base)
+            session = session.with_certificates(certificates, base)
         self._session = session
         self._sink = sink
         self._last = last
@@ -137,7 +136,7 @@ class Endpoint:
         with request(
             self._session, url, self._settings, headers=headers, authorization=self.authorization
         ) as response:
-            if response.status_code == 304 and "If-None-Match" in headers:
+            if response.status == 304 and "If-None-Match" in headers:
                 return None
             self.authorization.check(response, self._uri)
             body = read_small(response, decode=False)

@@ -9,7 +9,7 @@ from hpcimg.errors import HpcimgError, NodeError, TransientError
 from hpcimg.fetch.contract import MIRROR, ORIGIN, Blob, text_of
 from hpcimg.fetch.settings import Place, Settings
 from hpcimg.fetch.sink import Sink
-from hpcimg.http.redirects import Session
+from hpcimg.http.session import Session
 from hpcimg.imagename import Name
 from hpcimg.sources.oci.endpoint import Endpoint
 from hpcimg.sources.oci.manifests import Manifest

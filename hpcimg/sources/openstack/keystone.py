@@ -12,13 +12,12 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-import requests
-
 from hpcimg.errors import Forbidden, NotFound, Unreachable
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
+from hpcimg.http.connections import Response
 from hpcimg.http.retry import attempts
-from hpcimg.http.session import check_status, read_json, request, trust
+from hpcimg.http.session import Session, check_status, read_json, request
 from hpcimg.http.urls import origin
 from hpcimg.sources.openstack.openrc import Openrc
 
@@ -32,7 +31,7 @@ class Login:
     new one.
     """
 
-    def __init__(self, session: requests.Session, openrc: Openrc, settings: Settings) -> None:
+    def __init__(self, session: Session, openrc: Openrc, settings: Settings) -> None:
         """Prepare to log in with the credentials of a file."""
         self._session = session
         self._openrc = openrc
@@ -50,9 +49,9 @@ class Login:
         """Return the header with the token, for addresses of the storage only."""
         return {"X-Auth-Token": self._token} if origin(url) == origin(self.storage_url) else {}
 
-    def challenged(self, response: requests.Response, *, again: bool) -> bool:
+    def challenged(self, response: Response, *, again: bool) -> bool:
         """Get a new token, since this one has expired or was revoked."""
-        if response.status_code != 401 or again or origin(response.url) != origin(self.storage_url):
+        if response.status != 401 or again or origin(response.url) != origin(self.storage_url):
             return False
         known = self.storage_url
         self._log_in()
@@ -61,13 +60,13 @@ class Login:
 
     def _log_in(self) -> None:
         if self._openrc.site:
-            trust(self._session, self._openrc.st_auth or self._openrc.os_auth_url)
+            self._session.reach.trust(self._openrc.st_auth or self._openrc.os_auth_url)
         found = self._tempauth() if self._openrc.st_auth else self._keystone()
         self.storage_url = check_address(
             self._openrc.os_storage_url or found, "the object store's address", self._openrc
         )
         if self._openrc.site:
-            trust(self._session, self.storage_url)
+            self._session.reach.trust(self.storage_url)
 
     def _tempauth(self) -> str:
         openrc = self._openrc
@@ -98,17 +97,17 @@ class Login:
             return ""
         return find_storage(token if isinstance(token, dict) else {}, openrc, url)
 
-    def _check(self, response: requests.Response, url: str) -> None:
-        if response.status_code in (401, 403):
+    def _check(self, response: Response, url: str) -> None:
+        if response.status in (401, 403):
             raise Forbidden(
                 f"{url} refuses the credentials of {self._openrc.where}",
-                why=f"it answered {response.status_code}",
+                why=f"it answered {response.status}",
                 do="Check name, password and project there, and that they have not expired.",
             )
-        if 300 <= response.status_code < 400 or response.status_code in (404, 405):
+        if 300 <= response.status < 400 or response.status in (404, 405):
             raise NotFound(
                 f"{url} is not an identity service",
-                why=f"it answered {response.status_code}",
+                why=f"it answered {response.status}",
                 do=f"Correct the address in {self._openrc.where}.",
             )
         check_status(response, url)

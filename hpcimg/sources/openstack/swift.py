@@ -16,14 +16,13 @@ from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
-import requests
-
 from hpcimg.errors import BadReference, Damaged, Forbidden, NotFound, Unreachable, UserError
 from hpcimg.fetch.contract import Offer
 from hpcimg.fetch.settings import Settings
 from hpcimg.fetch.sink import Sink
+from hpcimg.http.connections import Response
 from hpcimg.http.download import Get, download
-from hpcimg.http.session import check_status, open_session, said, trust
+from hpcimg.http.session import Session, check_status, open_session, said
 from hpcimg.reference import Reference
 from hpcimg.sources import objectnames, web
 from hpcimg.sources.openstack import openrc
@@ -52,12 +51,12 @@ def fetch(reference: Reference, sink: Sink, *, validator: str, settings: Setting
     path = f"/{quote(container, safe='')}/{quote(name)}"
     md5 = ""
 
-    def offer(response: requests.Response, total: int | None) -> Offer:
+    def offer(response: Response, total: int | None) -> Offer:
         nonlocal md5
         md5 = content_md5(response.headers)
         return web.offer(response, total)
 
-    def check(response: requests.Response) -> None:
+    def check(response: Response) -> None:
         _check(response, reference.uri, access)
 
     with open_session(settings, redirects=False) as session:
@@ -120,11 +119,11 @@ def sign(url: str, key: str, *, expires: int) -> str:
     return "?" + urlencode({"temp_url_sig": signature, "temp_url_expires": expires})
 
 
-def _find_access(session: requests.Session, uri: str, sink: Sink, settings: Settings) -> Access:
+def _find_access(session: Session, uri: str, sink: Sink, settings: Settings) -> Access:
     """Choose the credentials and log in if necessary. Raises Forbidden if there are none."""
     said = _credentials(settings)
     if said.site:
-        trust(session, said.os_storage_url)
+        session.reach.trust(said.os_storage_url)
     if said.temp_url_key:
         storage_url = said.os_storage_url or settings.service
         storage_url = check_address(storage_url, "the address for TEMP_URL_KEY", said)
@@ -156,9 +155,9 @@ def _credentials(settings: Settings) -> Openrc:
     return openrc.parse(text, path, site=False)
 
 
-def _check(response: requests.Response, uri: str, access: Access) -> None:
+def _check(response: Response, uri: str, access: Access) -> None:
     """Raise the error for a status; see `hpcimg.http.session.check_status`."""
-    status = response.status_code
+    status = response.status
     why = f"the object store answered {said(status)}"
     if status == 404:
         raise NotFound(
@@ -185,7 +184,7 @@ def _check(response: requests.Response, uri: str, access: Access) -> None:
     check_status(response, uri)
 
 
-def _skew_s(response: requests.Response) -> float:
+def _skew_s(response: Response) -> float:
     """Return the offset between the server's clock and ours in seconds, 0 if unknown."""
     try:
         there = email.utils.parsedate_to_datetime(response.headers.get("Date", "")).timestamp()

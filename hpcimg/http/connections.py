@@ -1,4 +1,4 @@
-"""Connections of an HTTP session, restricted to allowed addresses.
+"""Connections to web servers, restricted to allowed addresses, and single exchanges over them.
 
 The address that is checked is the one that is connected to: a name may resolve to another one a
 moment later, and a redirect may lead anywhere.
@@ -6,16 +6,18 @@ moment later, and a redirect may lead anywhere.
 
 from __future__ import annotations
 
+import encodings.idna  # noqa: F401  # loaded for each name, when it may no longer be readable
 import functools
 import http.client
+import os
 import socket
 import ssl
 import threading
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-import requests
-from requests.utils import select_proxy
+from urllib3 import BaseHTTPResponse, PoolManager, Timeout
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import (
@@ -27,47 +29,85 @@ from urllib3.exceptions import (
 )
 from urllib3.util.ssl_ import create_urllib3_context
 
-from hpcimg.errors import NotAllowed
+from hpcimg.errors import ConfigError, NotAllowed
+from hpcimg.http import proxies
 from hpcimg.http.addresses import Reach
-from hpcimg.http.urls import to_the_letter
+from hpcimg.http.urls import origin, target, to_the_letter
 
+_KEPT = 16  # connections to one server; beyond that they are closed after use, with a warning
 _INTERIM_MAX = 32
+_BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _written = threading.local()  # the target of each thread's request, exactly as written
 
 
-class Adapter(requests.adapters.HTTPAdapter):
-    """An adapter for requests that connects only where `reach` allows it.
+class Response(NamedTuple):
+    """The response to a request; its body is read from `raw`.
 
-    A proxy is configured by the site and resolves names itself: then only what is written in a URL
-    can be checked.
+    `headers` knows names in any case. `url` is where it came from, and `sent` are the headers of
+    that request.
     """
 
-    def __init__(
-        self, reach: Reach, *, connections_kept: int, context: ssl.SSLContext | None = None
-    ) -> None:
-        self.reach = reach
-        self._context = context
-        super().__init__(pool_maxsize=connections_kept)
+    status: int
+    headers: Mapping[str, str]
+    url: str
+    sent: Mapping[str, str]
+    raw: BaseHTTPResponse
 
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        if self._context:
-            kwargs["ssl_context"] = self._context
-        super().init_poolmanager(*args, **kwargs)
-        # Proxies have a pool manager of their own.
-        self.poolmanager.pool_classes_by_scheme = _pools(self.reach)
 
-    def proxy_manager_for(self, proxy: Any, **kwargs: Any) -> Any:
-        if self._context:
-            kwargs["ssl_context"] = self._context
-        return super().proxy_manager_for(proxy, **kwargs)
+class Connections:
+    """Connections that lead only where `reach` allows; several threads may use them.
 
-    def send(  # type: ignore[override]
-        self, request: requests.PreparedRequest, *, proxies: Any = None, **kwargs: Any
-    ) -> requests.Response:
-        if select_proxy(request.url or "", proxies):
-            _check_written(self.reach, request.url or "")
-        _written.target = request.path_url
-        return super().send(request, proxies=proxies, **kwargs)
+    A proxy is configured by the site and resolves names itself: then only what is written in a URL
+    can be checked. Servers are verified against the certificate authorities that the node trusts,
+    including a site's own, and those of `context`, which may have a client certificate.
+    """
+
+    def __init__(self, reach: Reach, context: ssl.SSLContext | None = None) -> None:
+        self._reach = reach
+        self._options = {"cert_reqs": "CERT_REQUIRED", "ssl_context": context, **_authorities()}
+        direct = PoolManager(maxsize=_KEPT, **self._options)
+        direct.pool_classes_by_scheme = _pools(reach)
+        self._managers = {"": direct}  # by the proxy
+
+    def exchange(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        timeout: Timeout,
+    ) -> Response:
+        """Send one request; return its response, of which the body is still to be read.
+
+        Raises urllib3's errors, ValueError for an invalid address, NotAllowed and ConfigError.
+        """
+        proxy = proxies.proxy_for(url)
+        if proxy:
+            _check_written(self._reach, url)
+        if proxy not in self._managers:
+            made = proxies.manager(proxy, connections_kept=_KEPT, **self._options)
+            made.pool_classes_by_scheme = _pools(None)
+            self._managers.setdefault(proxy, made)
+        # A proxy is told the whole address, except in a tunnel.
+        _written.target = url if proxy and origin(url)[0] == "http" else target(url)
+        raw = self._managers[proxy].urlopen(
+            method,
+            url,
+            body=body,
+            headers=headers,
+            timeout=timeout,
+            retries=False,
+            redirect=False,
+            preload_content=False,
+            decode_content=False,
+        )
+        return Response(raw.status, raw.headers, url, headers, raw)
+
+    def close(self) -> None:
+        """Close the connections that are not in use."""
+        for manager in self._managers.values():
+            manager.clear()
 
 
 class _Response(http.client.HTTPResponse):
@@ -85,8 +125,8 @@ class _Response(http.client.HTTPResponse):
         raise http.client.HTTPException("too many interim responses")
 
 
-class _Checked(HTTPConnection):
-    reach: Reach
+class _Connection(HTTPConnection):
+    reach: Reach | None  # None for a connection to a proxy
     response_class = _Response
 
     def putrequest(self, method: str, url: str, *args: Any, **kwargs: Any) -> None:
@@ -94,6 +134,8 @@ class _Checked(HTTPConnection):
         super().putrequest(method, to_the_letter(_written.target, url), *args, **kwargs)
 
     def _new_conn(self) -> socket.socket:
+        if self.reach is None:
+            return super()._new_conn()
         host = self._dns_host
         error: Exception | None = None
         try:
@@ -110,14 +152,36 @@ class _Checked(HTTPConnection):
         raise error
 
 
-class _CheckedTls(_Checked, HTTPSConnection):
+class _TlsConnection(_Connection, HTTPSConnection):
     def connect(self) -> None:
         try:
             self.ssl_context = _trusting(self.ssl_context, self.ca_certs, self.ca_cert_dir)
-        except OSError as error:
+        except ssl.SSLError as error:
             raise SSLError(error) from error
-        self.ca_certs = self.ca_cert_dir = None
+        except OSError as error:
+            raise ConfigError(
+                f"{self.host} cannot be trusted",
+                why=f"the node's CA bundle cannot be read: {error}",
+                do=f"Correct {' or '.join(_BUNDLES)} in Prolog's environment.",
+            ) from error
+        if self.proxy is None:  # otherwise they also apply to TLS with the proxy
+            self.ca_certs = self.ca_cert_dir = None
         super().connect()
+
+
+def _authorities() -> dict[str, Any]:
+    """Return urllib3's option for the authorities that the node trusts."""
+    path = next((os.environ[name] for name in _BUNDLES if os.environ.get(name)), None)
+    if path is None:
+        known = ssl.get_default_verify_paths()
+        # OpenSSL reads both, urllib3 only one: an explicit setting takes precedence over a default.
+        directory_set = "SSL_CERT_DIR" in os.environ and "SSL_CERT_FILE" not in os.environ
+        path = (directory_set and known.capath) or known.cafile or known.capath
+    if path is None:
+        from requests.utils import DEFAULT_CA_BUNDLE_PATH  # the node has none
+
+        path = DEFAULT_CA_BUNDLE_PATH
+    return {"ca_cert_dir" if os.path.isdir(path) else "ca_certs": path}
 
 
 @functools.cache
@@ -134,10 +198,10 @@ def _trusting(
     return made
 
 
-def _pools(reach: Reach) -> dict[str, type[HTTPConnectionPool]]:
+def _pools(reach: Reach | None) -> dict[str, type[HTTPConnectionPool]]:
     checked = {"reach": reach}
-    plain = type("Plain", (_Checked,), checked)
-    tls = type("Tls", (_CheckedTls,), checked)
+    plain = type("Plain", (_Connection,), checked)
+    tls = type("Tls", (_TlsConnection,), checked)
     return {
         "http": type("PlainPool", (HTTPConnectionPool,), {"ConnectionCls": plain}),
         "https": type("TlsPool", (HTTPSConnectionPool,), {"ConnectionCls": tls}),
