@@ -38,10 +38,13 @@ def target(url: str) -> str:
 def address(said: str, *, base: str = "") -> str:
     """Return the http address in a server's answer, "" if it is invalid.
 
-    It may be relative to `base`.
+    It may be relative to `base`. A user name and password in it are dropped (RFC 9110, section
+    4.2.4).
     """
     try:
         url = urljoin(base, said)
+        user, at, _ = urlsplit(url).netloc.rpartition("@")
+        url = url.replace(f"{user}{at}", "", 1)
         parse_url(url)
         (urlsplit(url).hostname or "").encode("idna")
     except ValueError:  # urllib3's errors are subclasses

@@ -37,7 +37,10 @@ def get(url: str) -> int:
         return response.status
 
 
-@pytest.mark.parametrize("goal", ["/goal%2d", "http://127.0.0.1:{port}/goal%2d"])
+@pytest.mark.parametrize(
+    "goal",
+    ["/goal%2d", "http://127.0.0.1:{port}/goal%2d", "http://us:s3cret@127.0.0.1:{port}/goal%2d"],
+)
 def test_a_signed_address_stays_what_was_signed(web: WebServer, goal: str) -> None:
     web.handle("/goal%2d", lambda _: Answer(200))
     goal = goal.format(port=web.port) + SIGNED
@@ -45,6 +48,7 @@ def test_a_signed_address_stays_what_was_signed(web: WebServer, goal: str) -> No
     assert get(web.url("/from")) == 200
     assert get(web.url("/goal%2d" + SIGNED)) == 200
     assert {request.query for request in web.requests(path="/goal%2d")} == {SIGNED[1:]}
+    assert {request.headers["Authorization"] for request in web.requests()} == {None}
 
 
 def test_blanks_around_an_address_do_not_belong_to_it(web: WebServer) -> None:
