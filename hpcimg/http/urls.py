@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from urllib.parse import unquote, urljoin, urlsplit
+import string
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from urllib3.util import parse_url
 
 Origin = tuple[str, str, int | None]  # scheme, host and port
-_REWRITTEN = frozenset(' "<>\\^`{|}')  # urllib3 writes these as %XX
+_AS_WRITTEN = "".join(set(string.printable) - set(string.whitespace) - set('"<>\\^`{|}'))
 
 
 def to_the_letter(written: str, rewritten: str) -> str:
-    """Return an address as written, unless libraries have to rewrite it."""
-    plain = written.isascii() and written.isprintable() and not _REWRITTEN & set(written)
-    return written if plain and unquote(written) == unquote(rewritten) else rewritten
+    """Return an address as written, but for characters that no address has.
+
+    If a library had to do more than that, as for the dots of a path, return what it made of it.
+    """
+    quoted = quote(written, safe=_AS_WRITTEN)
+    return quoted if unquote(quoted) == unquote(rewritten) else rewritten
 
 
 def origin(url: str) -> Origin:
@@ -45,12 +49,11 @@ def address(said: str, *, base: str = "") -> str:
         url = urljoin(base, said)
         user, at, _ = urlsplit(url).netloc.rpartition("@")
         url = url.replace(f"{user}{at}", "", 1)
-        parse_url(url)
+        host = parse_url(url).host
         (urlsplit(url).hostname or "").encode("idna")
     except ValueError:  # urllib3's errors are subclasses
         return ""
-    scheme, host, _ = origin(url)
-    return url if scheme in ("http", "https") and host else ""
+    return url if origin(url)[0] in ("http", "https") and host else ""
 
 
 def shown(url: str) -> str:

@@ -51,6 +51,19 @@ def test_a_signed_address_stays_what_was_signed(web: WebServer, goal: str) -> No
     assert {request.headers["Authorization"] for request in web.requests()} == {None}
 
 
+def test_of_a_signed_address_only_what_none_may_have_is_escaped(web: WebServer) -> None:
+    web.put("/goal%2d", b"x")
+    web.script("/from", [Redirect("/goal%2d?sig=a%2bb%7e&name=x y|[1]")])
+    assert get(web.url("/from")) == 200
+    assert web.requests()[-1].query == "sig=a%2bb%7e&name=x%20y%7C[1]"
+
+
+def test_a_redirect_to_nowhere_is_no_answer(web: WebServer) -> None:
+    web.handle("/x", lambda _: Answer(302, {"Location": ""}))
+    with pytest.raises(UserError, match="the server answered 302 Found"):
+        get(web.url("/x"))
+
+
 def test_blanks_around_an_address_do_not_belong_to_it(web: WebServer) -> None:
     web.put("/goal", b"x")
     web.handle("/from", lambda _: Answer(302, {"Location": f" {web.url('/goal')} \t"}))
@@ -70,7 +83,9 @@ def test_what_comes_without_the_content_is_no_answer(web: WebServer, status: int
         get(web.url("/x"))
 
 
-@pytest.mark.parametrize("place", ["//[", "http://h:x/", "http://a..b/", "ftp://h/"])
+@pytest.mark.parametrize(
+    "place", ["//[", "http://h:x/", "http://a..b/", "ftp://h/", "http://u@\\/"]
+)
 def test_an_address_that_is_none_is_the_servers_fault(web: WebServer, place: str) -> None:
     web.handle("/from", lambda _: Answer(302, {"Location": place}))
     with pytest.raises((Unreachable, Forbidden)) as caught:
