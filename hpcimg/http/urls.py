@@ -49,11 +49,13 @@ def address(said: str, *, base: str = "") -> str:
         url = urljoin(base, said)
         user, at, _ = urlsplit(url).netloc.rpartition("@")
         url = url.replace(f"{user}{at}", "", 1)
-        host = parse_url(url).host
-        (urlsplit(url).hostname or "").encode("idna")
+        host = (urlsplit(url).hostname or "").encode("idna").decode()
+        reached = (parse_url(url).host or "").strip("[]")
     except ValueError:  # urllib3's errors are subclasses
         return ""
-    return url if origin(url)[0] in ("http", "https") and host else ""
+    # Python and urllib3 differ on a backslash: one decides who gets a login, one who is connected.
+    same = host and host == reached
+    return url if same and origin(url)[0] in ("http", "https") else ""
 
 
 def shown(url: str) -> str:
