@@ -207,9 +207,11 @@ def _send(
 
 
 def _skip(response: Response) -> None:
-    """Read a body to its end if that is near, so that the connection can be used again."""
-    with suppress(urllib3.exceptions.HTTPError):
-        response.raw.read(_SKIPPED_MAX)
+    """Read a short body to its end, so that the connection can be used again."""
+    left = response.raw.length_remaining
+    if left is not None and left <= _SKIPPED_MAX:
+        with suppress(urllib3.exceptions.HTTPError):
+            response.raw.read()
 
 
 def _untrusted(where: str, error: urllib3.exceptions.SSLError) -> HpcimgError:
