@@ -191,6 +191,16 @@ def test_a_certificate_that_the_node_trusts(
     refused(node, 2, f"container:{other}", "Forbidden", "cannot be trusted", mapped)
 
 
+@pytest.mark.parametrize("through_proxy", [False, True])
+def test_a_bundle_that_is_missing(
+    node: NodeWithVariables, secure: WebServer, proxy: Proxy, sif: bytes, through_proxy: bool
+) -> None:
+    missing = {"REQUESTS_CA_BUNDLE": "/no/such/file"}
+    node.variables = {**missing, "https_proxy": proxy.url} if through_proxy else missing
+    uri = f"container:{secure.put(PATH, sif)}"
+    refused(node, 1, uri, "ConfigError", "No such file", "REQUESTS_CA_BUNDLE")
+
+
 def test_authorities_are_read_once(
     secure: WebServer, sif: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
