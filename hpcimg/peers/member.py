@@ -58,6 +58,9 @@ class Parent(Protocol):
     def hear(self) -> tuple[protocol.Start | protocol.Answer, list[int]]:
         """Return the next message, and the file descriptors sent with it."""
 
+    def holds_more(self) -> bool:
+        """Tell whether another message was received together with the last one."""
+
     def say(self, report: protocol.Report) -> None:
         """Send a report."""
 
@@ -114,7 +117,11 @@ class _Member:
             self._transfer.end()
 
     def _hear(self) -> None:
-        message, files = self._parent.hear()
+        self._heed(*self._parent.hear())
+        while self._parent.holds_more():  # for these the socket is not readable
+            self._heed(*self._parent.hear())
+
+    def _heed(self, message: protocol.Start | protocol.Answer, files: list[int]) -> None:
         match message:
             case protocol.Advance(phase, done):
                 self._answers.leads(phase, done)

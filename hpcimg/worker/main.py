@@ -239,6 +239,10 @@ class _Parent:
         self._files = {number - 1: files for number, files in self._files.items()}
         return protocol.to_worker(line), files
 
+    def holds_more(self) -> bool:
+        """Tell whether another message was received together with the last one."""
+        return b"\n" in self._heard
+
     def fileno(self) -> int:
         """Return the socket by which it speaks."""
         return self._socket.fileno()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import hashlib
 import itertools
@@ -18,11 +19,22 @@ from pathlib import Path
 import pytest
 
 from hpcimg.errors import Bug, DeadlinePassed, Interrupted, TooLarge
-from hpcimg.fetch.contract import Blob, Fetched, Files, Gathered, Offer
+from hpcimg.fetch.contract import Blob, Declined, Fetched, Files, Gathered, Offer
 from hpcimg.fetch.settings import Settings
+from hpcimg.peers.member import _Member
 from hpcimg.reference import Reference
 from hpcimg.worker import main, monitor, namespaces, process, seal, starting
-from hpcimg.worker.protocol import Convert, Digest, DigestWanted, Fetch, Rewound, Start, encode
+from hpcimg.worker.protocol import (
+    Convert,
+    Digest,
+    DigestWanted,
+    Fetch,
+    Published,
+    Rewound,
+    Share,
+    Start,
+    encode,
+)
 from hpcimg.worker.protocol import Layer as ToConvert
 from tests.parts.daemon import TIMEOUT_S
 from tests.parts.node import ROOT
@@ -361,6 +373,36 @@ def test_messages_with_files_that_arrive_all_at_once(monkeypatch: pytest.MonkeyP
     ]  # fmt: skip
     for file in itertools.chain(*(came for _, came in heard)):
         os.close(file)
+    parent._socket.close()
+
+
+def test_a_member_of_a_swarm_hears_what_arrives_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = socket.socketpair()
+    signer, desk = socket.socketpair()
+    monkeypatch.setattr(os, "dup", lambda _: theirs.detach())
+    parent = main._Parent()
+    monkeypatch.undo()
+    share = Share("u", "w", "1", "n1", ("n1",), 1, (), str(tmp_path), 1, 1, 1, 0)
+    (tmp_path / "image").write_bytes(b"image")
+
+    async def heard() -> tuple[object, bytes]:
+        member = _Member(share, [os.dup(desk.fileno())], parent)
+        member._published = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().add_reader(parent.fileno(), member._hear)
+        async with asyncio.timeout(5):
+            told = await member._told.get()
+            file, size = await member._published
+        member._desk._socket.close()
+        with open(file, "rb") as image:
+            return told, image.read(size)
+
+    # An image that is cached is declined, and sent on in the same moment.
+    with ours, signer, desk, (tmp_path / "image").open("rb") as image:
+        message = encode(Declined()) + encode(Published(5))
+        assert socket.send_fds(ours, [message], [image.fileno()]) == len(message)
+        assert asyncio.run(heard()) == (Declined(), b"image")
     parent._socket.close()
 
 
