@@ -64,7 +64,7 @@ class Connections:
 
     def __init__(self, reach: Reach, context: ssl.SSLContext | None = None) -> None:
         self._reach = reach
-        self._options = {"cert_reqs": "CERT_REQUIRED", "ssl_context": context, **_authorities()}
+        self._options: dict[str, Any] = {"cert_reqs": "CERT_REQUIRED", "ssl_context": context}
         direct = PoolManager(maxsize=_KEPT, **self._options)
         direct.pool_classes_by_scheme = _pools(reach)
         self._managers = {"": direct}  # by the proxy
@@ -154,8 +154,9 @@ class _Connection(HTTPConnection):
 
 class _TlsConnection(_Connection, HTTPSConnection):
     def connect(self) -> None:
+        file, directory = _authorities()
         try:
-            self.ssl_context = _trusting(self.ssl_context, self.ca_certs, self.ca_cert_dir)
+            self.ssl_context = _trusting(self.ssl_context, file, directory)
         except ssl.SSLError as error:
             raise SSLError(error) from error
         except OSError as error:
@@ -164,13 +165,13 @@ class _TlsConnection(_Connection, HTTPSConnection):
                 why=f"the node's CA bundle cannot be read: {error}",
                 do=f"Correct {' or '.join(_BUNDLES)} in Prolog's environment.",
             ) from error
-        if self.proxy is None:  # otherwise they also apply to TLS with the proxy
-            self.ca_certs = self.ca_cert_dir = None
+        if self.proxy:  # TLS with the proxy has a context of its own
+            self.ca_certs, self.ca_cert_dir = file, directory
         super().connect()
 
 
-def _authorities() -> dict[str, Any]:
-    """Return urllib3's option for the authorities that the node trusts."""
+def _authorities() -> tuple[str | None, str | None]:
+    """Return the file or the directory of the authorities that the node trusts."""
     path = next((os.environ[name] for name in _BUNDLES if os.environ.get(name)), None)
     if path is None:
         known = ssl.get_default_verify_paths()
@@ -181,7 +182,7 @@ def _authorities() -> dict[str, Any]:
         from requests.utils import DEFAULT_CA_BUNDLE_PATH  # the node has none
 
         path = DEFAULT_CA_BUNDLE_PATH
-    return {"ca_cert_dir" if os.path.isdir(path) else "ca_certs": path}
+    return (None, path) if os.path.isdir(path) else (path, None)
 
 
 @functools.cache
@@ -193,8 +194,7 @@ def _trusting(
     urllib3 reads a node's authorities anew for each connection, 30 ms of processor time.
     """
     made = context or create_urllib3_context()
-    if file or directory:
-        made.load_verify_locations(file, directory)
+    made.load_verify_locations(file, directory)
     return made
 
 

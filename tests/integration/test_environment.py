@@ -231,6 +231,6 @@ def test_a_directory_counts_where_there_is_a_bundle_by_default(
     monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: known)
     for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         monkeypatch.delenv(name, raising=False)
-    assert connections._authorities() == {"ca_certs": __file__}
+    assert connections._authorities() == (__file__, None)
     monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
-    assert connections._authorities() == {"ca_cert_dir": str(tmp_path)}
+    assert connections._authorities() == (None, str(tmp_path))

@@ -178,5 +178,8 @@ def test_a_worker_loads_requests_only_behind_a_proxy(proxy: str) -> None:
     lines = [line.rpartition("|") for line in done.stderr.splitlines()]
     assert all(before.startswith("import time:") for before, _, _ in lines), done.stderr
     loaded = {name.strip() for _, _, name in lines}
+    # Modules that were looked for in vain are listed as well, packages' parts only if loaded.
+    parts = {name.partition(".")[0] for name in loaded if "." in name}
+    assert proxy or parts & {"charset_normalizer", "chardet"} == set()
     assert "hpcimg.http.download" in loaded
     assert ("requests.adapters" in loaded) is bool(proxy)
